@@ -38,10 +38,7 @@ impl NodeClock {
     }
 
     pub(super) fn set_drift(&self, now_nanos: u64, drift_ppm: i64) {
-        assert!(
-            drift_ppm.abs() <= DRIFT_PPM_MAX,
-            "a drift of {drift_ppm} millionths is beyond any clock"
-        );
+        assert!(drift_ppm.abs() <= DRIFT_PPM_MAX, "a drift of {drift_ppm} millionths is beyond any clock");
         let mut setting = lock(&self.0);
         setting.base_nanos = setting.mono_nanos(now_nanos);
         setting.since_nanos = now_nanos;
@@ -62,9 +59,7 @@ impl NodeClock {
         let ahead = u128::from(deadline.0.saturating_sub(setting.base_nanos));
         let rate = u128::from(PPM.saturating_add_signed(setting.drift_ppm));
         let elapsed = (ahead * u128::from(PPM)).div_ceil(rate);
-        setting
-            .since_nanos
-            .saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
+        setting.since_nanos.saturating_add(u64::try_from(elapsed).unwrap_or(u64::MAX))
     }
 }
 
@@ -75,8 +70,7 @@ impl Setting {
             return self.base_nanos + elapsed;
         }
         let rate = u128::from(PPM.saturating_add_signed(self.drift_ppm));
-        self.base_nanos
-            + u64::try_from(u128::from(elapsed) * rate / u128::from(PPM)).unwrap_or(u64::MAX / 2)
+        self.base_nanos + u64::try_from(u128::from(elapsed) * rate / u128::from(PPM)).unwrap_or(u64::MAX / 2)
     }
 }
 
@@ -99,12 +93,7 @@ impl Clock for SimClock {
 
     fn sleep_until(&self, deadline: MonoTime) -> BoxFuture<()> {
         let of_node = Some((self.clock.clone(), self.incarnation.clone()));
-        Box::pin(Sleep {
-            core: self.core.clone(),
-            of_node,
-            deadline,
-            timer: None,
-        })
+        Box::pin(Sleep { core: self.core.clone(), of_node, deadline, timer: None })
     }
 }
 
@@ -134,10 +123,7 @@ impl Future for Sleep {
                 if let Some(key) = old {
                     self.core.cancel(key);
                 }
-                self.timer = Some(
-                    self.core
-                        .schedule(wake_nanos, Event::Timer(context.waker().clone())),
-                );
+                self.timer = Some(self.core.schedule(wake_nanos, Event::Timer(context.waker().clone())));
             }
         }
         Poll::Pending

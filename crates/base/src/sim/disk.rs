@@ -90,10 +90,7 @@ enum Supply {
 
 impl Power {
     pub(super) fn new() -> Power {
-        Power {
-            off: AtomicBool::new(false),
-            operations_left: AtomicU64::new(0),
-        }
+        Power { off: AtomicBool::new(false), operations_left: AtomicU64::new(0) }
     }
 
     pub(super) fn cut(&self) {
@@ -192,26 +189,9 @@ struct Operation {
 }
 
 enum OperationKind {
-    Read {
-        inode: InodeRef,
-        offset: u64,
-        len: usize,
-        reply: Reply<Bytes>,
-    },
-    Write {
-        inode: InodeRef,
-        offset: u64,
-        pieces: Vec<Bytes>,
-        flush: Flush,
-        fault: Option<Fault>,
-        reply: Reply<()>,
-    },
-    Flush {
-        inode: InodeRef,
-        upto: u64,
-        fails: bool,
-        reply: Reply<()>,
-    },
+    Read { inode: InodeRef, offset: u64, len: usize, reply: Reply<Bytes> },
+    Write { inode: InodeRef, offset: u64, pieces: Vec<Bytes>, flush: Flush, fault: Option<Fault>, reply: Reply<()> },
+    Flush { inode: InodeRef, upto: u64, fails: bool, reply: Reply<()> },
 }
 
 /// What an operation has come to.
@@ -223,12 +203,7 @@ enum Outcome {
 }
 
 impl SimDisk {
-    pub(super) fn new(
-        core: &Arc<Core>,
-        node: NodeId,
-        name: &str,
-        power: Arc<Power>,
-    ) -> Arc<SimDisk> {
+    pub(super) fn new(core: &Arc<Core>, node: NodeId, name: &str, power: Arc<Power>) -> Arc<SimDisk> {
         let label = format!("disk {node} {name}");
         let state = State {
             prng: Prng::derived(core.seed, label.as_bytes()),
@@ -326,8 +301,7 @@ impl SimDisk {
     /// Changes bytes of an existing file behind the node's back, durably.
     pub fn overwrite(&self, name: &str, offset: u64, data: &[u8]) {
         let inode = self.state().current.get(name).cloned();
-        lock(&inode.unwrap_or_else(|| panic!("{name} is not on {}", self.describe())))
-            .overwrite(offset, data);
+        lock(&inode.unwrap_or_else(|| panic!("{name} is not on {}", self.describe()))).overwrite(offset, data);
     }
 
     /// Flips the bits of `mask` in one byte of a file, durably.
@@ -347,9 +321,7 @@ impl SimDisk {
             let mut places = Vec::new();
             for (name, inode) in &state.current {
                 let inode = lock(inode);
-                let inside = inode
-                    .allocated_sectors()
-                    .filter(|i| ((i * SECTOR) as u64) < inode.size_bytes());
+                let inside = inode.allocated_sectors().filter(|i| ((i * SECTOR) as u64) < inode.size_bytes());
                 places.extend(inside.map(|index| (name.clone(), index)));
             }
             if places.is_empty() {
@@ -358,9 +330,7 @@ impl SimDisk {
             let (name, index) = places.swap_remove(state.prng.below(places.len() as u64) as usize);
             let start = (index * SECTOR) as u64;
             let size_bytes = lock(&state.current[&name]).size_bytes();
-            let offset = state
-                .prng
-                .between(start, (start + SECTOR as u64).min(size_bytes) - 1);
+            let offset = state.prng.between(start, (start + SECTOR as u64).min(size_bytes) - 1);
             let mask = 1 << state.prng.below(8);
             (name, offset, mask)
         };
@@ -408,21 +378,13 @@ impl SimDisk {
         let (events, dropped) = {
             let mut state = self.state();
             let survival = Survival::draw(&mut state.prng);
-            let mut operations: Vec<Operation> =
-                std::mem::take(&mut state.in_flight).into_values().collect();
-            let events: Vec<EventKey> =
-                operations.iter().map(|operation| operation.event).collect();
+            let mut operations: Vec<Operation> = std::mem::take(&mut state.in_flight).into_values().collect();
+            let events: Vec<EventKey> = operations.iter().map(|operation| operation.event).collect();
             let mut dropped = Vec::new();
             while !operations.is_empty() {
                 let drawn = state.prng.below(operations.len() as u64) as usize;
                 let operation = operations.swap_remove(drawn);
-                if let OperationKind::Write {
-                    inode,
-                    offset,
-                    pieces,
-                    fault,
-                    ..
-                } = &operation.kind
+                if let OperationKind::Write { inode, offset, pieces, fault, .. } = &operation.kind
                     && !matches!(fault, Some(Fault::LostWrite | Fault::MisdirectedWrite))
                 {
                     let room_bytes = state.room_bytes();
@@ -461,8 +423,7 @@ impl SimDisk {
             Supply::On => Ok(false),
             Supply::Off => Err(power_is_off()),
             Supply::Failing => {
-                self.core
-                    .trace(TraceKind::Fault, u64::from(self.node.0), u64::MAX);
+                self.core.trace(TraceKind::Fault, u64::from(self.node.0), u64::MAX);
                 self.core.crash_soon(self.node);
                 Ok(true)
             }
@@ -473,11 +434,7 @@ impl SimDisk {
         if state.vanished {
             return Err(io::Error::other("the disk is gone"));
         }
-        if self.power.is_off() {
-            Err(power_is_off())
-        } else {
-            Ok(())
-        }
+        if self.power.is_off() { Err(power_is_off()) } else { Ok(()) }
     }
 
     /// Puts an operation in flight; it completes after `nanos`.
@@ -489,12 +446,8 @@ impl SimDisk {
         );
         state.operations_begun += 1;
         let number = state.operations_begun;
-        self.core
-            .trace(TraceKind::DiskStart, u64::from(self.node.0), digest);
-        let this = self
-            .this
-            .upgrade()
-            .expect("a method of a disk runs while the disk is held");
+        self.core.trace(TraceKind::DiskStart, u64::from(self.node.0), digest);
+        let this = self.this.upgrade().expect("a method of a disk runs while the disk is held");
         let event = self.core.schedule_in(nanos, Event::Disk(this, number));
         state.in_flight.insert(number, Operation { kind, event });
     }
@@ -506,8 +459,7 @@ impl SimDisk {
             let Some(operation) = state.in_flight.remove(&number) else {
                 return;
             };
-            self.core
-                .trace(TraceKind::DiskDone, u64::from(self.node.0), number);
+            self.core.trace(TraceKind::DiskDone, u64::from(self.node.0), number);
             self.perform(&mut state, operation.kind)
         };
         // Whoever asked may have gone: the operation happened all the same.
@@ -522,33 +474,14 @@ impl SimDisk {
         let gone = state.vanished.then(|| io::Error::other("the disk is gone"));
         match (kind, gone) {
             (OperationKind::Read { reply, .. }, Some(error)) => Outcome::Read(reply, Err(error)),
-            (
-                OperationKind::Write { reply, .. } | OperationKind::Flush { reply, .. },
-                Some(error),
-            ) => Outcome::Done(reply, Err(error)),
-            (
-                OperationKind::Read {
-                    inode,
-                    offset,
-                    len,
-                    reply,
-                },
-                None,
-            ) => {
+            (OperationKind::Write { reply, .. } | OperationKind::Flush { reply, .. }, Some(error)) => {
+                Outcome::Done(reply, Err(error))
+            }
+            (OperationKind::Read { inode, offset, len, reply }, None) => {
                 let result = state.read(&inode, offset, len);
                 Outcome::Read(reply, result)
             }
-            (
-                OperationKind::Write {
-                    inode,
-                    offset,
-                    pieces,
-                    flush,
-                    fault,
-                    reply,
-                },
-                None,
-            ) => {
+            (OperationKind::Write { inode, offset, pieces, flush, fault, reply }, None) => {
                 let result = state.write(&inode, offset, &pieces, fault);
                 if result.is_err() || flush == Flush::No {
                     return Outcome::Done(reply, result);
@@ -556,23 +489,12 @@ impl SimDisk {
                 self.begin_flush(state, inode, reply);
                 Outcome::Continues
             }
-            (
-                OperationKind::Flush {
-                    inode,
-                    upto,
-                    fails,
-                    reply,
-                },
-                None,
-            ) => {
+            (OperationKind::Flush { inode, upto, fails, reply }, None) => {
                 let ignore = state.ignore_flushes;
                 let mut inode = lock(&inode);
                 if fails {
                     inode.flush_failed(upto);
-                    return Outcome::Done(
-                        reply,
-                        Err(io::Error::other("injected: the flush failed")),
-                    );
+                    return Outcome::Done(reply, Err(io::Error::other("injected: the flush failed")));
                 }
                 if !ignore {
                     inode.flushed(upto);
@@ -592,17 +514,7 @@ impl SimDisk {
         let fails = state.strikes(Fault::FlushError);
         let range = state.model.flush_nanos;
         let nanos = state.latency_nanos(range, 0);
-        self.begin(
-            state,
-            OperationKind::Flush {
-                inode,
-                upto,
-                fails,
-                reply,
-            },
-            nanos,
-            upto,
-        );
+        self.begin(state, OperationKind::Flush { inode, upto, fails, reply }, nanos, upto);
     }
 
     /// A change of the directory or of a size: done at once, durable later. An error when the power fails meanwhile.
@@ -610,11 +522,7 @@ impl SimDisk {
         let mut state = self.state();
         let power_fails = self.begin_change(&state)?;
         let out = apply(&mut state)?;
-        if power_fails {
-            Err(power_is_off())
-        } else {
-            Ok(out)
-        }
+        if power_fails { Err(power_is_off()) } else { Ok(out) }
     }
 }
 
@@ -645,10 +553,7 @@ impl State {
     }
 
     fn used_bytes(&self) -> u64 {
-        self.current
-            .values()
-            .map(|inode| lock(inode).allocated_bytes())
-            .sum()
+        self.current.values().map(|inode| lock(inode).allocated_bytes()).sum()
     }
 
     fn room_bytes(&self) -> u64 {
@@ -671,20 +576,11 @@ impl State {
             return Ok(data);
         }
         let at = self.prng.below(data.len() as u64);
-        inode.overwrite(
-            offset + at,
-            &[data[at as usize] ^ (1 << self.prng.below(8))],
-        );
+        inode.overwrite(offset + at, &[data[at as usize] ^ (1 << self.prng.below(8))]);
         Ok(inode.read(offset, len))
     }
 
-    fn write(
-        &mut self,
-        inode: &InodeRef,
-        offset: u64,
-        pieces: &[Bytes],
-        fault: Option<Fault>,
-    ) -> io::Result<()> {
+    fn write(&mut self, inode: &InodeRef, offset: u64, pieces: &[Bytes], fault: Option<Fault>) -> io::Result<()> {
         let room_bytes = self.room_bytes();
         let written = match fault {
             None => lock(inode).write(offset, pieces, None, room_bytes),
@@ -723,9 +619,7 @@ impl State {
     }
 
     fn find(&self, name: &str) -> io::Result<&InodeRef> {
-        self.current
-            .get(name)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no file {name}")))
+        self.current.get(name).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("no file {name}")))
     }
 
     fn change_directory(&mut self, change: DirectoryChange) {
@@ -758,9 +652,7 @@ fn apply_change(directory: &mut BTreeMap<String, InodeRef>, change: DirectoryCha
             directory.insert(name, inode);
         }
         DirectoryChange::Renamed(from, to) => {
-            let inode = directory
-                .remove(&from)
-                .expect("a change applies to the directory it was made in");
+            let inode = directory.remove(&from).expect("a change applies to the directory it was made in");
             directory.insert(to, inode);
         }
         DirectoryChange::Removed(name) => {
@@ -771,10 +663,7 @@ fn apply_change(directory: &mut BTreeMap<String, InodeRef>, change: DirectoryCha
 
 impl Disk for SimDisk {
     fn open(&self, name: &str, mode: OpenMode, caching: Caching) -> io::Result<Arc<dyn File>> {
-        assert!(
-            !name.is_empty() && !name.contains('/'),
-            "{name:?} is not the name of a file in a flat directory"
-        );
+        assert!(!name.is_empty() && !name.contains('/'), "{name:?} is not the name of a file in a flat directory");
         let inode = match mode {
             OpenMode::Existing => {
                 let state = self.state();
@@ -783,27 +672,16 @@ impl Disk for SimDisk {
             }
             OpenMode::CreateNew => self.change(|state| {
                 if state.current.contains_key(name) {
-                    return Err(io::Error::new(
-                        io::ErrorKind::AlreadyExists,
-                        format!("{name} exists"),
-                    ));
+                    return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("{name} exists")));
                 }
                 let inode = InodeRef::default();
                 state.change_directory(DirectoryChange::Created(name.into(), inode.clone()));
                 Ok(inode)
             })?,
         };
-        let disk = self
-            .this
-            .upgrade()
-            .expect("a method of a disk runs while the disk is held");
+        let disk = self.this.upgrade().expect("a method of a disk runs while the disk is held");
         let opened_at = self.state().crashes;
-        Ok(Arc::new(SimFile {
-            disk,
-            inode,
-            opened_at,
-            caching,
-        }))
+        Ok(Arc::new(SimFile { disk, inode, opened_at, caching }))
     }
 
     fn list(&self) -> io::Result<Vec<FileEntry>> {
@@ -841,9 +719,7 @@ impl Disk for SimDisk {
             return Err(power_is_off());
         }
         if state.strikes(Fault::FlushError) {
-            return Err(io::Error::other(
-                "injected: the flush of the directory failed",
-            ));
+            return Err(io::Error::other("injected: the flush of the directory failed"));
         }
         if !state.ignore_directory_flushes {
             state.pending.clear();
@@ -856,28 +732,19 @@ impl Disk for SimDisk {
         let state = self.state();
         self.check_readable(&state)?;
         let available_bytes = state.capacity_bytes.saturating_sub(state.used_bytes());
-        Ok(DiskSpace {
-            total_bytes: state.capacity_bytes,
-            available_bytes,
-        })
+        Ok(DiskSpace { total_bytes: state.capacity_bytes, available_bytes })
     }
 
     fn lock(&self) -> io::Result<Box<dyn Send + Sync>> {
         let mut state = self.state();
         self.check_readable(&state)?;
         if state.lock_holder.is_some() {
-            return Err(io::Error::new(
-                io::ErrorKind::WouldBlock,
-                "another engine holds the lock of this disk",
-            ));
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, "another engine holds the lock of this disk"));
         }
         state.operations_begun += 1;
         let ticket = state.operations_begun;
         state.lock_holder = Some(ticket);
-        let disk = self
-            .this
-            .upgrade()
-            .expect("a method of a disk runs while the disk is held");
+        let disk = self.this.upgrade().expect("a method of a disk runs while the disk is held");
         Ok(Box::new(LockGuard { disk, ticket }))
     }
 
@@ -925,29 +792,15 @@ impl SimFile {
         }
     }
 
-    fn begin_read(
-        &self,
-        offset: u64,
-        len: usize,
-        reply: Reply<Bytes>,
-    ) -> Result<(), (Reply<Bytes>, io::Error)> {
+    fn begin_read(&self, offset: u64, len: usize, reply: Reply<Bytes>) -> Result<(), (Reply<Bytes>, io::Error)> {
         let mut state = self.disk.state();
-        if let Err(error) = self
-            .check_fresh(&state)
-            .and_then(|()| self.disk.check_readable(&state))
-        {
+        if let Err(error) = self.check_fresh(&state).and_then(|()| self.disk.check_readable(&state)) {
             return Err((reply, error));
         }
         let range = state.model.read_nanos;
         let nanos = state.latency_nanos(range, len);
-        let kind = OperationKind::Read {
-            inode: self.inode.clone(),
-            offset,
-            len,
-            reply,
-        };
-        self.disk
-            .begin(&mut state, kind, nanos, fold(offset, len as u64));
+        let kind = OperationKind::Read { inode: self.inode.clone(), offset, len, reply };
+        self.disk.begin(&mut state, kind, nanos, fold(offset, len as u64));
         Ok(())
     }
 
@@ -959,47 +812,28 @@ impl SimFile {
         reply: Reply<()>,
     ) -> Result<(), (Reply<()>, io::Error)> {
         let mut state = self.disk.state();
-        if let Err(error) = self
-            .check_fresh(&state)
-            .and_then(|()| self.disk.begin_change(&state))
-        {
+        if let Err(error) = self.check_fresh(&state).and_then(|()| self.disk.begin_change(&state)) {
             return Err((reply, error));
         }
         let len: usize = pieces.iter().map(Bytes::len).sum();
         state.counts.writes += 1;
         state.counts.written_bytes += len as u64;
         let faults = [Fault::WriteError, Fault::LostWrite, Fault::MisdirectedWrite];
-        let fault = faults
-            .into_iter()
-            .filter(|fault| state.strikes(*fault))
-            .last();
+        let fault = faults.into_iter().filter(|fault| state.strikes(*fault)).last();
         if let Some(fault) = fault {
-            self.disk
-                .core
-                .trace(TraceKind::Fault, u64::from(self.disk.node.0), fault as u64);
+            self.disk.core.trace(TraceKind::Fault, u64::from(self.disk.node.0), fault as u64);
         }
         let range = state.model.write_nanos;
         let nanos = state.latency_nanos(range, len);
-        let digest = pieces
-            .iter()
-            .fold(offset, |hash, piece| digest(hash, piece));
-        let kind = OperationKind::Write {
-            inode: self.inode.clone(),
-            offset,
-            pieces,
-            flush,
-            fault,
-            reply,
-        };
+        let digest = pieces.iter().fold(offset, |hash, piece| digest(hash, piece));
+        let kind = OperationKind::Write { inode: self.inode.clone(), offset, pieces, flush, fault, reply };
         self.disk.begin(&mut state, kind, nanos, digest);
         Ok(())
     }
 }
 
 async fn answer<T>(receiver: oneshot::Receiver<io::Result<T>>) -> io::Result<T> {
-    receiver
-        .await
-        .unwrap_or_else(|_| Err(io::Error::other("the node crashed during the operation")))
+    receiver.await.unwrap_or_else(|_| Err(io::Error::other("the node crashed during the operation")))
 }
 
 impl File for SimFile {

@@ -155,17 +155,12 @@ enum Step {
 
 /// A panic while a lock was held ends the simulation anyway; the state is only looked at to report and to drop it.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 impl Core {
     pub(super) fn new(seed: u64) -> Arc<Core> {
-        let ready = Ready {
-            tasks: Vec::new(),
-            prng: Prng::derived(seed, b"schedule"),
-        };
+        let ready = Ready { tasks: Vec::new(), prng: Prng::derived(seed, b"schedule") };
         let mut world = World {
             nodes: Vec::new(),
             node_slots: BTreeMap::new(),
@@ -247,29 +242,13 @@ impl Core {
             return;
         }
         let index = world.free.pop().unwrap_or_else(|| {
-            world.tasks.push(TaskSlot {
-                use_count: 0,
-                task: None,
-            });
-            u32::try_from(world.tasks.len() - 1)
-                .expect("tasks fit the memory, so their number fits 32 bits")
+            world.tasks.push(TaskSlot { use_count: 0, task: None });
+            u32::try_from(world.tasks.len() - 1).expect("tasks fit the memory, so their number fits 32 bits")
         });
         let task_slot = &mut world.tasks[index as usize];
-        let id = TaskId {
-            slot: index,
-            use_count: task_slot.use_count,
-        };
-        let waker = Arc::new(TaskWaker {
-            id,
-            queued: AtomicBool::new(false),
-            queue: self.ready.clone(),
-        });
-        task_slot.task = Some(Task {
-            node: slot,
-            name,
-            waker: waker.clone(),
-            future: Some(future),
-        });
+        let id = TaskId { slot: index, use_count: task_slot.use_count };
+        let waker = Arc::new(TaskWaker { id, queued: AtomicBool::new(false), queue: self.ready.clone() });
+        task_slot.task = Some(Task { node: slot, name, waker: waker.clone(), future: Some(future) });
         drop(world);
         waker.wake();
     }
@@ -278,11 +257,7 @@ impl Core {
     pub(super) fn block_on<F: Future>(self: &Arc<Core>, future: F) -> F::Output {
         let mut future = pin!(future);
         let id = self.enter_main();
-        let waker = Arc::new(TaskWaker {
-            id,
-            queued: AtomicBool::new(false),
-            queue: self.ready.clone(),
-        });
+        let waker = Arc::new(TaskWaker { id, queued: AtomicBool::new(false), queue: self.ready.clone() });
         waker.wake_by_ref();
         let std_waker = Waker::from(waker.clone());
         let mut context = Context::from_waker(&std_waker);
@@ -291,11 +266,7 @@ impl Core {
                 Step::Worked => {}
                 Step::Main => {
                     waker.queued.store(false, Ordering::Relaxed);
-                    let note = PanicNote {
-                        core: self,
-                        what: "the future of block_on",
-                        node: None,
-                    };
+                    let note = PanicNote { core: self, what: "the future of block_on", node: None };
                     let polled = future.as_mut().poll(&mut context);
                     drop(note);
                     if let Poll::Ready(output) = polled {
@@ -325,16 +296,10 @@ impl Core {
 
     fn enter_main(&self) -> TaskId {
         let mut world = self.world();
-        assert!(
-            !world.main.driven,
-            "the simulation is driven already: await inside of block_on, do not nest it"
-        );
+        assert!(!world.main.driven, "the simulation is driven already: await inside of block_on, do not nest it");
         world.main.driven = true;
         world.main.count += 1;
-        TaskId {
-            slot: MAIN_SLOT,
-            use_count: world.main.count,
-        }
+        TaskId { slot: MAIN_SLOT, use_count: world.main.count }
     }
 
     fn step(self: &Arc<Core>, until_nanos: u64) -> Step {
@@ -349,11 +314,7 @@ impl Core {
                 return Step::Worked;
             }
             // A future that block_on has finished with may still be woken.
-            return if id.use_count == self.world().main.count {
-                Step::Main
-            } else {
-                Step::Worked
-            };
+            return if id.use_count == self.world().main.count { Step::Main } else { Step::Worked };
         }
         let (key, event) = {
             let mut world = self.world();
@@ -374,9 +335,7 @@ impl Core {
             }
             Event::Disk(disk, operation) => disk.complete(operation),
             Event::Deliver(packet) => self.net_deliver(*packet),
-            Event::CallDeadline(call) => {
-                self.net_finish(call, Err(crate::env::NetError::DeadlineExceeded))
-            }
+            Event::CallDeadline(call) => self.net_finish(call, Err(crate::env::NetError::DeadlineExceeded)),
             Event::CallFailed(call, error) => self.net_finish(call, Err(error)),
         }
         Step::Worked
@@ -397,25 +356,13 @@ impl Core {
                 return;
             }
             task.waker.queued.store(false, Ordering::Relaxed);
-            let future = task
-                .future
-                .take()
-                .expect("a task is polled by one call at a time");
+            let future = task.future.take().expect("a task is polled by one call at a time");
             let out = (future, task.waker.clone(), task.name, node.id);
-            world.trace.push(
-                self.now_nanos(),
-                TraceKind::Task,
-                u64::from(id.slot),
-                u64::from(id.use_count),
-            );
+            world.trace.push(self.now_nanos(), TraceKind::Task, u64::from(id.slot), u64::from(id.use_count));
             world.count_event(self.seed);
             out
         };
-        let note = PanicNote {
-            core: self,
-            what: name,
-            node: Some(node),
-        };
+        let note = PanicNote { core: self, what: name, node: Some(node) };
         let waker = Waker::from(waker);
         let polled = future.as_mut().poll(&mut Context::from_waker(&waker));
         let mut world = self.world();
@@ -445,12 +392,7 @@ impl Core {
             let slot = world.slot_of(node);
             world.failing.retain(|failing| *failing != node);
             let number = world.nodes[slot].starts;
-            world.trace.push(
-                self.now_nanos(),
-                TraceKind::Crash,
-                u64::from(node.0),
-                number,
-            );
+            world.trace.push(self.now_nanos(), TraceKind::Crash, u64::from(node.0), number);
             let entry = &mut world.nodes[slot];
             entry.parked.clear();
             entry.paused = false;
@@ -489,11 +431,7 @@ impl Core {
     }
 
     /// Makes the node in `slot` run, when it does not, with the environment that `build` makes for the new incarnation.
-    pub(super) fn start(
-        &self,
-        node: NodeId,
-        build: impl FnOnce(&Arc<Incarnation>, &Arc<NodeClock>) -> Env,
-    ) -> Env {
+    pub(super) fn start(&self, node: NodeId, build: impl FnOnce(&Arc<Incarnation>, &Arc<NodeClock>) -> Env) -> Env {
         let mut world = self.world();
         let slot = world.slot_of(node);
         if let Some((_, env)) = &world.nodes[slot].running {
@@ -503,21 +441,11 @@ impl Core {
         let entry = &mut world.nodes[slot];
         entry.starts += 1;
         entry.clock.start(self.now_nanos(), base_nanos);
-        let incarnation = Arc::new(Incarnation {
-            node,
-            slot,
-            number: entry.starts,
-            alive: AtomicBool::new(true),
-        });
+        let incarnation = Arc::new(Incarnation { node, slot, number: entry.starts, alive: AtomicBool::new(true) });
         let env = build(&incarnation, &entry.clock);
         entry.running = Some((incarnation, env.clone()));
         let number = entry.starts;
-        world.trace.push(
-            self.now_nanos(),
-            TraceKind::Start,
-            u64::from(node.0),
-            number,
-        );
+        world.trace.push(self.now_nanos(), TraceKind::Start, u64::from(node.0), number);
         env
     }
 
@@ -556,11 +484,7 @@ impl ReadyQueue {
         let ready = &mut *ready;
         match ready.tasks.len() {
             0 | 1 => ready.tasks.pop(),
-            many => Some(
-                ready
-                    .tasks
-                    .swap_remove(ready.prng.below(many as u64) as usize),
-            ),
+            many => Some(ready.tasks.swap_remove(ready.prng.below(many as u64) as usize)),
         }
     }
 }
@@ -597,11 +521,7 @@ impl World {
     fn take_tasks(&mut self, slot: Option<usize>) -> Vec<Task> {
         let mut taken = Vec::new();
         for index in 0..self.tasks.len() {
-            if self.tasks[index]
-                .task
-                .as_ref()
-                .is_some_and(|task| slot.is_none_or(|slot| task.node == slot))
-            {
+            if self.tasks[index].task.as_ref().is_some_and(|task| slot.is_none_or(|slot| task.node == slot)) {
                 taken.extend(self.free_slot(index));
             }
         }
@@ -622,18 +542,10 @@ impl World {
                 }
             })
             .collect();
-        let paused: Vec<String> = self
-            .nodes
-            .iter()
-            .filter(|node| node.paused)
-            .map(|node| node.id.to_string())
-            .collect();
+        let paused: Vec<String> =
+            self.nodes.iter().filter(|node| node.paused).map(|node| node.id.to_string()).collect();
         let shown = names[..names.len().min(SHOWN_MAX)].join(", ");
-        format!(
-            "{} tasks wait [{shown}], paused nodes [{}]",
-            names.len(),
-            paused.join(", ")
-        )
+        format!("{} tasks wait [{shown}], paused nodes [{}]", names.len(), paused.join(", "))
     }
 }
 

@@ -68,32 +68,17 @@ pub(super) struct Survival {
 }
 
 impl Survival {
-    pub(super) const ALL: Survival = Survival {
-        keep_ppm: PPM,
-        torn_ppm: 0,
-    };
-    pub(super) const NOTHING: Survival = Survival {
-        keep_ppm: 0,
-        torn_ppm: 0,
-    };
+    pub(super) const ALL: Survival = Survival { keep_ppm: PPM, torn_ppm: 0 };
+    pub(super) const NOTHING: Survival = Survival { keep_ppm: 0, torn_ppm: 0 };
 
     pub(super) fn draw(prng: &mut Prng) -> Survival {
         let torn_ppm = PPM / 8;
         match prng.below(8) {
             0 => Survival::ALL,
             1 | 2 => Survival::NOTHING,
-            3 => Survival {
-                keep_ppm: PPM / 10,
-                torn_ppm,
-            },
-            4 => Survival {
-                keep_ppm: PPM * 9 / 10,
-                torn_ppm,
-            },
-            _ => Survival {
-                keep_ppm: PPM / 2,
-                torn_ppm,
-            },
+            3 => Survival { keep_ppm: PPM / 10, torn_ppm },
+            4 => Survival { keep_ppm: PPM * 9 / 10, torn_ppm },
+            _ => Survival { keep_ppm: PPM / 2, torn_ppm },
         }
     }
 
@@ -150,17 +135,10 @@ impl Inode {
     ) -> Result<(), NoRoom> {
         let len: usize = pieces.iter().map(Bytes::len).sum();
         let end = offset + len as u64;
-        assert!(
-            end <= FILE_SIZE_MAX,
-            "a simulated file ends at {FILE_SIZE_MAX} bytes, this write at {end}"
-        );
+        assert!(end <= FILE_SIZE_MAX, "a simulated file ends at {FILE_SIZE_MAX} bytes, this write at {end}");
         self.changes += 1;
         let mut room = room_bytes / SECTOR as u64;
-        let mut source = Source {
-            pieces,
-            piece: 0,
-            within: 0,
-        };
+        let mut source = Source { pieces, piece: 0, within: 0 };
         let mut at = offset as usize;
         while (at as u64) < end {
             let index = at / SECTOR;
@@ -184,10 +162,7 @@ impl Inode {
     }
 
     pub(super) fn set_size(&mut self, size_bytes: u64) {
-        assert!(
-            size_bytes <= FILE_SIZE_MAX,
-            "a simulated file ends at {FILE_SIZE_MAX} bytes"
-        );
+        assert!(size_bytes <= FILE_SIZE_MAX, "a simulated file ends at {FILE_SIZE_MAX} bytes");
         self.changes += 1;
         if size_bytes >= self.size_bytes {
             self.grow_to(size_bytes);
@@ -210,17 +185,11 @@ impl Inode {
         let abandoned = self.abandoned_upto;
         // Only a change that came after a failed flush makes its sector durable, and then as a whole.
         let covered = |changes: &mut dyn Iterator<Item = u64>| {
-            let (count, last) = changes
-                .take_while(|c| *c <= upto)
-                .fold((0, 0), |(n, _), c| (n + 1, c));
+            let (count, last) = changes.take_while(|c| *c <= upto).fold((0, 0), |(n, _), c| (n + 1, c));
             if last > abandoned { count } else { 0 }
         };
         self.unflushed.retain(|_, versions| {
-            let count = covered(
-                &mut std::iter::once(&versions.first)
-                    .chain(&versions.rest)
-                    .map(|undo| undo.change),
-            );
+            let count = covered(&mut std::iter::once(&versions.first).chain(&versions.rest).map(|undo| undo.change));
             versions.drop_oldest(count)
         });
         let count = covered(&mut self.size_undo.iter().map(|undo| undo.change));
@@ -237,14 +206,8 @@ impl Inode {
         let sizes = self.size_undo.len();
         let kept = survival.version(prng, 0, sizes);
         // File systems truncate atomically: the sectors cut off come back exactly when the old size does.
-        let undone_from = self.size_undo[kept..]
-            .iter()
-            .find(|undo| undo.by_truncation)
-            .map_or(u64::MAX, |u| u.change);
-        let size_bytes = self
-            .size_undo
-            .get(kept)
-            .map_or(self.size_bytes, |undo| undo.before_bytes);
+        let undone_from = self.size_undo[kept..].iter().find(|undo| undo.by_truncation).map_or(u64::MAX, |u| u.change);
+        let size_bytes = self.size_undo.get(kept).map_or(self.size_bytes, |undo| undo.before_bytes);
         for (index, versions) in std::mem::take(&mut self.unflushed) {
             let current = self.sectors[index].take();
             let survivor = versions.survivor(current, undone_from, prng, survival);
@@ -272,9 +235,7 @@ impl Inode {
         while at < end {
             let (index, within) = (at / SECTOR, at % SECTOR);
             let count = (SECTOR - within).min(end - at);
-            let mut contents = self
-                .sector(index)
-                .map_or(ZEROES.to_vec(), |old| old.to_vec());
+            let mut contents = self.sector(index).map_or(ZEROES.to_vec(), |old| old.to_vec());
             let from = at - offset as usize;
             contents[within..within + count].copy_from_slice(&data[from..from + count]);
             if self.put(index, Some(contents.into())).is_none() {
@@ -288,11 +249,7 @@ impl Inode {
 
     /// The numbers of the sectors that hold something.
     pub(super) fn allocated_sectors(&self) -> impl Iterator<Item = usize> + '_ {
-        self.sectors
-            .iter()
-            .enumerate()
-            .filter(|(_, sector)| sector.is_some())
-            .map(|(index, _)| index)
+        self.sectors.iter().enumerate().filter(|(_, sector)| sector.is_some()).map(|(index, _)| index)
     }
 
     /// The same contents, all durable.
@@ -317,24 +274,14 @@ impl Inode {
             (false, true) => self.allocated -= 1,
             _ => {}
         }
-        let undo = Undo {
-            change: self.changes,
-            before,
-            by_truncation,
-        };
+        let undo = Undo { change: self.changes, before, by_truncation };
         match self.unflushed.entry(index) {
             std::collections::btree_map::Entry::Vacant(entry) => {
-                entry.insert(Versions {
-                    first: undo,
-                    rest: Vec::new(),
-                });
+                entry.insert(Versions { first: undo, rest: Vec::new() });
             }
             std::collections::btree_map::Entry::Occupied(mut entry) => {
                 let versions = entry.get_mut();
-                if by_truncation
-                    || versions.rest.len() + 1 < VERSIONS_MAX
-                    || self.abandoned_upto > 0
-                {
+                if by_truncation || versions.rest.len() + 1 < VERSIONS_MAX || self.abandoned_upto > 0 {
                     versions.rest.push(undo);
                 }
             }
@@ -357,11 +304,7 @@ impl Inode {
 
     fn note_size(&mut self, by_truncation: bool) {
         if by_truncation || self.size_undo.len() < VERSIONS_MAX || self.abandoned_upto > 0 {
-            self.size_undo.push(SizeUndo {
-                change: self.changes,
-                before_bytes: self.size_bytes,
-                by_truncation,
-            });
+            self.size_undo.push(SizeUndo { change: self.changes, before_bytes: self.size_bytes, by_truncation });
         }
     }
 
@@ -378,11 +321,7 @@ impl Inode {
             out.push((end / SECTOR, Some(contents.into())));
         }
         let after = end.div_ceil(SECTOR)..self.sectors.len();
-        out.extend(
-            after
-                .filter(|index| self.sectors[*index].is_some())
-                .map(|index| (index, None)),
-        );
+        out.extend(after.filter(|index| self.sectors[*index].is_some()).map(|index| (index, None)));
         out
     }
 }
@@ -404,13 +343,7 @@ impl Versions {
 
     /// What the sector holds after a crash, where truncations from the change `undone_from` on did not happen and
     /// earlier ones did.
-    fn survivor(
-        self,
-        current: Sector,
-        undone_from: u64,
-        prng: &mut Prng,
-        survival: Survival,
-    ) -> Sector {
+    fn survivor(self, current: Sector, undone_from: u64, prng: &mut Prng, survival: Survival) -> Sector {
         let mut low = 0;
         let mut contents = Vec::with_capacity(self.rest.len() + 2);
         let mut high = None;
@@ -429,11 +362,7 @@ impl Versions {
             return contents.swap_remove(version);
         }
         let other = low + prng.below((high - low + 1) as u64) as usize;
-        Some(torn(
-            contents[version].as_deref(),
-            contents[other].as_deref(),
-            prng,
-        ))
+        Some(torn(contents[version].as_deref(), contents[other].as_deref(), prng))
     }
 }
 

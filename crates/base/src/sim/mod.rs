@@ -68,9 +68,7 @@ pub struct Sim(SimHandle);
 
 impl Sim {
     pub fn new(seed: u64) -> Sim {
-        Sim(SimHandle {
-            core: Core::new(seed),
-        })
+        Sim(SimHandle { core: Core::new(seed) })
     }
 }
 
@@ -131,12 +129,7 @@ impl SimHandle {
     /// Waits for simulated time, by no node's clock.
     pub fn sleep(&self, duration: Duration) -> BoxFuture<()> {
         let deadline = self.now() + duration;
-        Box::pin(Sleep {
-            core: self.core.clone(),
-            of_node: None,
-            deadline,
-            timer: None,
-        })
+        Box::pin(Sleep { core: self.core.clone(), of_node: None, deadline, timer: None })
     }
 
     /// Starts a task that belongs to no node: a workload, a nemesis.
@@ -145,10 +138,7 @@ impl SimHandle {
     }
 
     pub fn node(&self, node: NodeId) -> SimNode {
-        SimNode {
-            sim: self.clone(),
-            id: node,
-        }
+        SimNode { sim: self.clone(), id: node }
     }
 
     /// The environment of `node`, which is started by this if it does not run.
@@ -165,15 +155,8 @@ impl SimHandle {
                     incarnation: incarnation.clone(),
                 }),
                 random: Arc::new(SimRandom(Mutex::new(random))),
-                spawner: Arc::new(SimSpawner {
-                    core: core.clone(),
-                    incarnation: incarnation.clone(),
-                }),
-                net: Arc::new(SimNet {
-                    core,
-                    clock,
-                    incarnation,
-                }),
+                spawner: Arc::new(SimSpawner { core: core.clone(), incarnation: incarnation.clone() }),
+                net: Arc::new(SimNet { core, clock, incarnation }),
             }
         })
     }
@@ -184,11 +167,7 @@ impl SimHandle {
         let slot = world.slot_of(node);
         let entry = &mut world.nodes[slot];
         let power = entry.power.clone();
-        entry
-            .disks
-            .entry(name.into())
-            .or_insert_with(|| SimDisk::new(&self.core, node, name, power))
-            .clone()
+        entry.disks.entry(name.into()).or_insert_with(|| SimDisk::new(&self.core, node, name, power)).clone()
     }
 
     /// Takes the power from a node: its tasks end, its disks lose what was not flushed.
@@ -216,9 +195,7 @@ impl SimHandle {
     pub fn set_drift(&self, node: NodeId, drift_ppm: i64) {
         let mut world = self.core.world();
         let slot = world.slot_of(node);
-        world.nodes[slot]
-            .clock
-            .set_drift(self.core.now_nanos(), drift_ppm);
+        world.nodes[slot].clock.set_drift(self.core.now_nanos(), drift_ppm);
     }
 
     /// Moves the node's wall clock, forth or back.
@@ -246,10 +223,7 @@ impl SimHandle {
     pub fn partition(&self, groups: &[&[NodeId]]) {
         for (index, group) in groups.iter().enumerate() {
             for other in groups.iter().skip(index + 1) {
-                for (a, b) in group
-                    .iter()
-                    .flat_map(|a| other.iter().map(move |b| (*a, *b)))
-                {
+                for (a, b) in group.iter().flat_map(|a| other.iter().map(move |b| (*a, *b))) {
                     self.cut(a, b);
                     self.cut(b, a);
                 }
@@ -368,7 +342,6 @@ struct SimSpawner {
 
 impl Spawn for SimSpawner {
     fn spawn(&self, name: &'static str, task: BoxFuture<()>) {
-        self.core
-            .spawn(self.incarnation.slot, Some(&self.incarnation), name, task);
+        self.core.spawn(self.incarnation.slot, Some(&self.incarnation), name, task);
     }
 }

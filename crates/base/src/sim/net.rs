@@ -113,10 +113,7 @@ enum PacketKind {
 impl Packet {
     fn digest(&self) -> u64 {
         let head = digest(self.channel as u64, &self.frame.head);
-        self.frame
-            .bulk
-            .iter()
-            .fold(head, |hash, piece| digest(hash, piece))
+        self.frame.bulk.iter().fold(head, |hash, piece| digest(hash, piece))
     }
 
     fn link(&self) -> u64 {
@@ -154,8 +151,7 @@ impl NetState {
 
     fn delay_nanos(&mut self, bulk_bytes: u64) -> u64 {
         let (low, high) = self.model.latency_nanos;
-        let mut nanos =
-            self.prng.between(low, high) + bulk_bytes * self.model.per_mib_nanos / crate::MIB;
+        let mut nanos = self.prng.between(low, high) + bulk_bytes * self.model.per_mib_nanos / crate::MIB;
         if self.prng.chance(self.model.tail_ppm) {
             nanos += self.prng.between(0, self.model.tail_nanos);
         }
@@ -191,12 +187,7 @@ impl Core {
     pub(super) fn net_forget(&self, node: NodeId) -> impl Sized + use<> {
         let mut net = lock(&self.net);
         let listener = net.listeners.remove(&node).map(|listener| listener.handler);
-        let gone: Vec<u64> = net
-            .calls
-            .iter()
-            .filter(|(_, call)| call.caller.node == node)
-            .map(|(id, _)| *id)
-            .collect();
+        let gone: Vec<u64> = net.calls.iter().filter(|(_, call)| call.caller.node == node).map(|(id, _)| *id).collect();
         let calls: Vec<Call> = gone.iter().filter_map(|id| net.calls.remove(id)).collect();
         drop(net);
         for call in &calls {
@@ -231,14 +222,7 @@ impl Core {
             net.calls_begun += 1;
             let id = net.calls_begun;
             let deadline = self.schedule(deadline_nanos, Event::CallDeadline(id));
-            net.calls.insert(
-                id,
-                Call {
-                    caller: caller.incarnation.clone(),
-                    reply,
-                    deadline,
-                },
-            );
+            net.calls.insert(id, Call { caller: caller.incarnation.clone(), reply, deadline });
             id
         };
         packet.kind = PacketKind::Request(id);
@@ -285,11 +269,7 @@ impl Core {
     pub(super) fn net_deliver(self: &Arc<Core>, packet: Packet) {
         let to_self = packet.from == packet.to;
         let mut net = lock(&self.net);
-        if let Some(link) = net
-            .links
-            .get_mut(&(packet.from, packet.to))
-            .filter(|_| !to_self)
-        {
+        if let Some(link) = net.links.get_mut(&(packet.from, packet.to)).filter(|_| !to_self) {
             if link.hung && link.held.len() < QUEUE_MAX {
                 link.held.push(packet);
                 return;
@@ -304,19 +284,12 @@ impl Core {
             // An answer to an earlier incarnation finds no call: those were forgotten at the crash.
             return self.net_finish(id, Ok(packet.frame));
         }
-        let listener = net
-            .listeners
-            .get(&packet.to)
-            .filter(|listener| listener.incarnation.number == packet.to_start);
+        let listener = net.listeners.get(&packet.to).filter(|listener| listener.incarnation.number == packet.to_start);
         let Some(listener) = listener else {
             return self.net_fail(
                 &mut net,
                 &packet,
-                if packet.to_start == 0 {
-                    NetError::NotSent
-                } else {
-                    NetError::Broken
-                },
+                if packet.to_start == 0 { NetError::NotSent } else { NetError::Broken },
             );
         };
         let (incarnation, handler) = (listener.incarnation.clone(), listener.handler.clone());
@@ -330,17 +303,10 @@ impl Core {
         };
         let task = async move {
             let guard = guard;
-            let answer = handler
-                .handle(packet.from, packet.channel, packet.frame)
-                .await;
+            let answer = handler.handle(packet.from, packet.channel, packet.frame).await;
             guard.send(answer);
         };
-        self.spawn(
-            incarnation.slot,
-            Some(&incarnation),
-            "answer a message",
-            Box::pin(task),
-        );
+        self.spawn(incarnation.slot, Some(&incarnation), "answer a message", Box::pin(task));
     }
 
     /// A lost packet: its connection breaks, which the caller may see, or the caller waits until its deadline.
@@ -355,10 +321,7 @@ impl Core {
         if let PacketKind::Request(id) = packet.kind
             && net.prng.chance(PPM / 4)
         {
-            self.schedule_in(
-                CONNECT_TIMEOUT_NANOS,
-                Event::CallFailed(id, NetError::NotSent),
-            );
+            self.schedule_in(CONNECT_TIMEOUT_NANOS, Event::CallFailed(id, NetError::NotSent));
         }
     }
 
@@ -374,10 +337,7 @@ impl Core {
     fn running_start(&self, node: NodeId) -> Option<u64> {
         let world = self.world();
         let slot = *world.node_slots.get(&node)?;
-        world.nodes[slot]
-            .running
-            .as_ref()
-            .map(|(incarnation, _)| incarnation.number)
+        world.nodes[slot].running.as_ref().map(|(incarnation, _)| incarnation.number)
     }
 }
 
@@ -402,14 +362,7 @@ impl AnswerGuard {
             return None;
         };
         let kind = PacketKind::Answer(id);
-        Some(Packet {
-            from: self.from,
-            to: self.to,
-            to_start: 0,
-            channel: self.channel,
-            frame,
-            kind,
-        })
+        Some(Packet { from: self.from, to: self.to, to_start: 0, channel: self.channel, frame, kind })
     }
 }
 
@@ -433,28 +386,14 @@ pub(super) struct SimNet {
 
 impl SimNet {
     fn packet(&self, to: NodeId, channel: Channel, frame: Frame) -> Packet {
-        Packet {
-            from: self.incarnation.node,
-            to,
-            to_start: 0,
-            channel,
-            frame,
-            kind: PacketKind::OneWay,
-        }
+        Packet { from: self.incarnation.node, to, to_start: 0, channel, frame, kind: PacketKind::OneWay }
     }
 }
 
 impl Net for SimNet {
-    fn call(
-        &self,
-        to: NodeId,
-        channel: Channel,
-        request: Frame,
-        deadline: MonoTime,
-    ) -> BoxFuture<CallResult> {
+    fn call(&self, to: NodeId, channel: Channel, request: Frame, deadline: MonoTime) -> BoxFuture<CallResult> {
         let (reply, receiver) = oneshot::channel();
-        self.core
-            .net_call(self, self.packet(to, channel, request), deadline, reply);
+        self.core.net_call(self, self.packet(to, channel, request), deadline, reply);
         // Without an answer the caller's node has crashed.
         Box::pin(async move { receiver.await.unwrap_or(Err(NetError::Broken)) })
     }
@@ -469,13 +408,8 @@ impl Net for SimNet {
         if !self.incarnation.is_alive() {
             return;
         }
-        let listener = Listener {
-            incarnation: self.incarnation.clone(),
-            handler,
-        };
-        let before = lock(&self.core.net)
-            .listeners
-            .insert(self.incarnation.node, listener);
+        let listener = Listener { incarnation: self.incarnation.clone(), handler };
+        let before = lock(&self.core.net).listeners.insert(self.incarnation.node, listener);
         assert!(before.is_none(), "a node sets its handler once, at start");
     }
 }

@@ -54,9 +54,7 @@ fn flushed_data_survives_and_unflushed_data_may_not() {
         let sim = Sim::new(seed);
         let disk = sim.disk(NODE, "d");
         sim.block_on(async {
-            let file = disk
-                .open("f", OpenMode::CreateNew, Caching::Direct)
-                .unwrap();
+            let file = disk.open("f", OpenMode::CreateNew, Caching::Direct).unwrap();
             file.write_at(0, block(1, 2), Flush::Yes).await.unwrap();
             disk.flush_directory().unwrap();
             file.write_at(8192, block(2, 2), Flush::No).await.unwrap();

@@ -43,17 +43,9 @@ pub(super) struct Trace {
 
 impl Trace {
     pub(super) fn push(&mut self, now_nanos: u64, kind: TraceKind, a: u64, b: u64) {
-        self.hash = fold(
-            fold(fold(self.hash, now_nanos ^ ((kind as u64) << 56)), a),
-            b,
-        );
+        self.hash = fold(fold(fold(self.hash, now_nanos ^ ((kind as u64) << 56)), a), b);
         if let Some(recorded) = &mut self.recorded {
-            recorded.push(TraceEvent {
-                at: MonoTime(now_nanos),
-                kind,
-                a,
-                b,
-            });
+            recorded.push(TraceEvent { at: MonoTime(now_nanos), kind, a, b });
         }
     }
 
