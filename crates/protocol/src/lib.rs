@@ -1,1 +1,7 @@
-//! Placeholder until its first code arrives.
+//! Pure distributed decisions: message or tick in; state, messages and writes out.
+//!
+//! Knows: Raft (behind a narrow surface), placement. Never knows: I/O, async, what a command means.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod placement;
+pub mod raft;

@@ -1,0 +1,305 @@
+//! Rows and commands of the cluster map. Protocol Buffers wire format; field numbers are never reused.
+
+use bytes::Bytes;
+
+use crate::object::command::{SlotRef, Versioning};
+
+/// A node as the map knows it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct NodeRow {
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    /// What is below is fenced.
+    #[prost(uint32, tag = "2")]
+    pub generation_floor: u32,
+    /// The generation that the node last announced.
+    #[prost(uint32, tag = "3")]
+    pub generation: u32,
+    #[prost(enumeration = "NodeState", tag = "4")]
+    pub state: i32,
+    /// `region=r,zone=z,rack=k`; may be empty.
+    #[prost(string, tag = "5")]
+    pub locality: String,
+    /// HOST:PORT of the cluster port.
+    #[prost(string, tag = "6")]
+    pub address: String,
+    #[prost(uint32, tag = "7")]
+    pub feature_level_max: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, prost::Enumeration)]
+#[repr(i32)]
+pub enum NodeState {
+    Up = 0,
+    Down = 1,
+    Lost = 2,
+    Draining = 3,
+    Removed = 4,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct DiskRow {
+    /// 16 bytes, big-endian.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: Bytes,
+    #[prost(uint32, tag = "2")]
+    pub node: u32,
+    #[prost(uint64, tag = "3")]
+    pub capacity_bytes: u64,
+    #[prost(enumeration = "DiskState", tag = "4")]
+    pub state: i32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, prost::Enumeration)]
+#[repr(i32)]
+pub enum DiskState {
+    Up = 0,
+    Failed = 1,
+    Removed = 2,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PoolRow {
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// `replicate(n)`: the copies that the policy asks for.
+    #[prost(uint32, tag = "3")]
+    pub copies: u32,
+    /// The copies that there are disks for now; raised by itself, never lowered by itself.
+    #[prost(uint32, tag = "4")]
+    pub copies_effective: u32,
+    /// Length of a placement group's prefix in bits.
+    #[prost(uint32, tag = "5")]
+    pub pg_bits: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PgRow {
+    #[prost(uint32, tag = "1")]
+    pub pool: u32,
+    #[prost(uint32, tag = "2")]
+    pub prefix: u32,
+    #[prost(uint32, tag = "3")]
+    pub epoch: u32,
+    #[prost(bool, tag = "4")]
+    pub closed: bool,
+    /// Disk ids (16 bytes each) in order.
+    #[prost(bytes = "bytes", repeated, tag = "5")]
+    pub members: Vec<Bytes>,
+    /// While closed: the members before the move.
+    #[prost(bytes = "bytes", repeated, tag = "6")]
+    pub members_before: Vec<Bytes>,
+}
+
+/// An entry of the shard directory: a hint; the shard owns the truth.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ShardRow {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub range_start: Bytes,
+    #[prost(bytes = "bytes", tag = "3")]
+    pub range_end: Bytes,
+    #[prost(uint64, tag = "4")]
+    pub range_epoch: u64,
+    /// Where its replicas are.
+    #[prost(uint32, repeated, tag = "5")]
+    pub nodes: Vec<u32>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct BucketEntry {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// Access key of the owner.
+    #[prost(string, tag = "3")]
+    pub owner: String,
+    #[prost(uint64, tag = "4")]
+    pub created_ms: u64,
+    #[prost(enumeration = "Versioning", tag = "5")]
+    pub versioning: i32,
+    #[prost(uint32, tag = "6")]
+    pub pool: u32,
+    #[prost(enumeration = "Acknowledgement", tag = "7")]
+    pub acknowledgement: i32,
+    #[prost(enumeration = "BucketState", tag = "8")]
+    pub state: i32,
+    #[prost(uint64, tag = "9")]
+    pub settings_version: u64,
+    #[prost(string, tag = "10")]
+    pub region: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, prost::Enumeration)]
+#[repr(i32)]
+pub enum Acknowledgement {
+    All = 0,
+    Majority = 1,
+}
+
+/// A bucket exists for clients only while `Active`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, prost::Enumeration)]
+#[repr(i32)]
+pub enum BucketState {
+    /// Named in group 0, not yet applied by every range.
+    Creating = 0,
+    Active = 1,
+    Deleting = 2,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct KeyRow {
+    #[prost(string, tag = "1")]
+    pub access_key: String,
+    #[prost(string, tag = "2")]
+    pub secret_key: String,
+    /// The name the operator gave it.
+    #[prost(string, tag = "3")]
+    pub name: String,
+    #[prost(uint64, tag = "4")]
+    pub created_ms: u64,
+    #[prost(bool, tag = "5")]
+    pub root: bool,
+}
+
+/// One entry of group 0's log.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MapEntry {
+    #[prost(message, optional, tag = "1")]
+    pub slot: Option<SlotRef>,
+    #[prost(oneof = "MapCommand", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22")]
+    pub command: Option<MapCommand>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum MapCommand {
+    /// First entry of the log: cluster id, region, feature level.
+    #[prost(message, tag = "10")]
+    InitCluster(InitCluster),
+    /// Adds or updates a node. Generations and floors never fall.
+    #[prost(message, tag = "11")]
+    SetNode(NodeRow),
+    #[prost(message, tag = "12")]
+    SetDisk(DiskRow),
+    #[prost(message, tag = "13")]
+    SetPool(PoolRow),
+    /// Refused when its epoch is not above the row's.
+    #[prost(message, tag = "14")]
+    SetPgs(PgRows),
+    #[prost(message, tag = "15")]
+    SetShard(ShardRow),
+    /// Allots the id. Refused with `BucketExists` when the name is taken.
+    #[prost(message, tag = "16")]
+    CreateBucket(BucketEntry),
+    /// Replaces settings and state of an existing bucket by id; raises its settings_version.
+    #[prost(message, tag = "17")]
+    SetBucket(BucketEntry),
+    #[prost(message, tag = "18")]
+    RemoveBucket(BucketId),
+    #[prost(message, tag = "19")]
+    CreateKey(KeyRow),
+    #[prost(message, tag = "20")]
+    DeleteKey(KeyName),
+    #[prost(message, tag = "21")]
+    CloseSession(crate::object::command::CloseSession),
+    #[prost(message, tag = "22")]
+    SetFeatureLevel(FeatureLevel),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct InitCluster {
+    /// 16 bytes, big-endian.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub cluster: Bytes,
+    #[prost(string, tag = "2")]
+    pub region: String,
+    #[prost(uint32, tag = "3")]
+    pub feature_level: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PgRows {
+    #[prost(message, repeated, tag = "1")]
+    pub rows: Vec<PgRow>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct BucketId {
+    #[prost(uint64, tag = "1")]
+    pub id: u64,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct KeyName {
+    /// Access key or operator's name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct FeatureLevel {
+    #[prost(uint32, tag = "1")]
+    pub level: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct MapReply {
+    #[prost(enumeration = "MapOutcome", tag = "1")]
+    pub outcome: i32,
+    #[prost(string, tag = "2")]
+    pub detail: String,
+    /// The map version after the command.
+    #[prost(uint64, tag = "3")]
+    pub version: u64,
+    /// The id that was allotted, if any.
+    #[prost(uint64, tag = "4")]
+    pub id: u64,
+    /// The bucket that exists already (`BucketExists`).
+    #[prost(message, optional, tag = "5")]
+    pub bucket: Option<BucketEntry>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, prost::Enumeration)]
+#[repr(i32)]
+pub enum MapOutcome {
+    Done = 0,
+    BucketExists = 1,
+    NotFound = 2,
+    /// An older epoch, generation or settings version than the row's.
+    Stale = 3,
+    Invalid = 4,
+    SessionClosed = 5,
+    KeyExists = 6,
+    TooMany = 7,
+}
+
+/// The whole map as clients cache it. Secrets travel only when asked for by a node of the cluster.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ClusterMap {
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub cluster: Bytes,
+    #[prost(string, tag = "3")]
+    pub region: String,
+    #[prost(uint32, tag = "4")]
+    pub feature_level: u32,
+    #[prost(message, repeated, tag = "5")]
+    pub nodes: Vec<NodeRow>,
+    #[prost(message, repeated, tag = "6")]
+    pub disks: Vec<DiskRow>,
+    #[prost(message, repeated, tag = "7")]
+    pub pools: Vec<PoolRow>,
+    #[prost(message, repeated, tag = "8")]
+    pub pgs: Vec<PgRow>,
+    #[prost(message, repeated, tag = "9")]
+    pub shards: Vec<ShardRow>,
+    #[prost(message, repeated, tag = "10")]
+    pub buckets: Vec<BucketEntry>,
+    #[prost(message, repeated, tag = "11")]
+    pub keys: Vec<KeyRow>,
+}
