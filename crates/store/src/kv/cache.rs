@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn stays_within_its_bound_and_prefers_what_is_used() {
-        let cache = BlockCache::new(SHARDS * 64 << 10);
+        let cache = BlockCache::new((SHARDS * 64) << 10);
         let hot = (0, 0);
         let content = Bytes::from(vec![1; 1000]);
         cache.insert(hot, &content);
@@ -145,8 +145,8 @@ mod tests {
                 assert_eq!(found, (offset / 2).to_le_bytes().repeat(100));
             }
         }
-        assert!(cache.bytes() <= (SHARDS * 64 << 10) as u64);
-        assert!(cache.bytes() >= (SHARDS * 60 << 10) as u64);
+        assert!(cache.bytes() <= ((SHARDS * 64) << 10) as u64);
+        assert!(cache.bytes() >= ((SHARDS * 60) << 10) as u64);
         cache.insert((2, 0), &Bytes::from(vec![0; 40 << 10]));
         assert_eq!(cache.get((2, 0)), None);
         cache.clear();

@@ -159,7 +159,7 @@ impl LevelCursor {
 /// One input of a merge.
 pub(super) enum Source {
     Memory(MemCursor),
-    Level(LevelCursor),
+    Level(Box<LevelCursor>),
 }
 
 impl Source {

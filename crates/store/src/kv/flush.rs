@@ -144,7 +144,8 @@ impl Inner {
         };
         let replaced = manifest.replace(&*self.files.disk, self.files.disk_seed).await;
         // Whether the new manifest is the durable one is unknown after an error, even if the disk is merely full.
-        replaced.map_err(|error| self.files.stop(format!("the manifest in {}: {error}", self.files.disk.describe())))?;
+        replaced
+            .map_err(|error| self.files.stop(format!("the manifest in {}: {error}", self.files.disk.describe())))?;
         *sequence += 1;
         self.manifest_bytes.store(manifest.file_bytes(), Ordering::Relaxed);
         self.change_view(|view| View {

@@ -104,10 +104,7 @@ pub(super) async fn read(disk: &dyn Disk, disk_seed: u128) -> Result<Found, KvEr
         .map_err(|error| damaged(format!("{FILE_NAME} in {} cannot be read: {error}", disk.describe())))?;
     let Some(contents) = contents else { return Ok(Found::Nothing) };
     decode(&contents, disk_seed).map_err(|what| match what {
-        Unreadable::Damaged(what) => damaged(format!(
-            "{FILE_NAME} in {}: {what}; {ADVICE}",
-            disk.describe()
-        )),
+        Unreadable::Damaged(what) => damaged(format!("{FILE_NAME} in {}: {what}; {ADVICE}", disk.describe())),
         Unreadable::Foreign(what) => KvError::Io(format!("{FILE_NAME} in {} {what}", disk.describe())),
     })
 }
@@ -167,7 +164,8 @@ fn decode_copy(contents: &[u8], disk_seed: u128) -> Result<Manifest, Unreadable>
         return Err(Unreadable::Foreign(what));
     }
     if version != VERSION {
-        let what = format!("has format {version}, and this henge knows format {VERSION}: start the version that wrote it");
+        let what =
+            format!("has format {version}, and this henge knows format {VERSION}: start the version that wrote it");
         return Err(Unreadable::Foreign(what));
     }
     let body = &copy[HEADER_BYTES..HEADER_BYTES + body_len];

@@ -64,10 +64,6 @@ impl Memtable {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.read().map.is_empty()
-    }
-
     /// Applies a transaction; readers see all of it or nothing. One writer at a time, else the order is any.
     pub(super) fn commit(&self, changes: Vec<Change>) {
         // Checksums of large values take a while, so they are made before the lock is taken.

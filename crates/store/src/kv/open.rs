@@ -9,7 +9,7 @@ use super::KvError;
 use super::lsm::{Counters, Inner, KvOptions, KvReport, View};
 use super::manifest::{self, Found, LEVELS, Manifest};
 use super::memtable::Memtable;
-use super::run::{FILE_PREFIX, Files, Run};
+use super::run::{FILE_PREFIX, Files, Run, RunMeta};
 use super::tree::Tree;
 use super::verify::Damage;
 
@@ -32,7 +32,7 @@ pub(super) async fn open(
     manifest.next_run_id = manifest.next_run_id.max(highest_id.map_or(0, |id| id.saturating_add(1)));
 
     let files = Arc::new(Files::new(disk, disk_seed, options.cache_bytes));
-    let open_runs = |level: &Vec<_>| level.iter().map(|meta| Run::open(meta.clone(), &files)).collect();
+    let open_runs = |level: &Vec<RunMeta>| level.iter().map(|meta| Run::open(meta.clone(), &files)).collect();
     let tree = Tree::new(manifest.levels.iter().map(open_runs).collect());
     report.runs = tree.runs().count();
     report.damages = tree.runs().filter_map(|run| run.whole_damage()).filter_map(Damage::of).collect();
@@ -71,11 +71,7 @@ fn list(disk: &dyn Disk) -> Result<Vec<String>, KvError> {
     Ok(entries.into_iter().map(|entry| entry.name).filter(|name| name.starts_with(PREFIX)).collect())
 }
 
-async fn find_manifest(
-    disk: &dyn Disk,
-    disk_seed: u128,
-    names: &[String],
-) -> Result<(Manifest, KvReport), KvError> {
+async fn find_manifest(disk: &dyn Disk, disk_seed: u128, names: &[String]) -> Result<(Manifest, KvReport), KvError> {
     match manifest::read(disk, disk_seed).await? {
         Found::Manifest { manifest, copy_damage } => {
             let transactions = manifest.transactions;
@@ -97,7 +93,7 @@ async fn find_manifest(
 
 /// A manifest that verifies was written by this code, yet nothing read from a disk may end in a failed assertion.
 fn check_order(manifest: &Manifest) -> Result<(), KvError> {
-    let rising = |runs: &Vec<super::run::RunMeta>| runs.windows(2).all(|pair| pair[0].last < pair[1].first);
+    let rising = |runs: &Vec<RunMeta>| runs.windows(2).all(|pair| pair[0].last < pair[1].first);
     if manifest.levels[1..].iter().all(rising) {
         return Ok(());
     }

@@ -86,10 +86,10 @@ impl Tree {
     /// Cursors at `from` over all runs that may hold keys of `from..to`, newest first.
     pub(super) fn sources(&self, from: &[u8], to: &[u8], out: &mut Vec<Source>) {
         for run in self.level(0).iter().filter(|run| run.meta.overlaps(from, to)) {
-            out.push(Source::Level(LevelCursor::new(Arc::from([run.clone()]), from)));
+            out.push(Source::Level(Box::new(LevelCursor::new(Arc::from([run.clone()]), from))));
         }
         for runs in self.levels[1..].iter().filter(|runs| runs.iter().any(|run| run.meta.overlaps(from, to))) {
-            out.push(Source::Level(LevelCursor::new(runs.clone(), from)));
+            out.push(Source::Level(Box::new(LevelCursor::new(runs.clone(), from))));
         }
     }
 
@@ -113,7 +113,11 @@ impl Tree {
         }
         let outputs_stay = |run: &Arc<Run>| !gone(run) || job.moves;
         for (at, runs) in levels.iter_mut().enumerate() {
-            if at == job.level { runs.retain(outputs_stay) } else { runs.retain(|run| !gone(run)) }
+            if at == job.level {
+                runs.retain(outputs_stay)
+            } else {
+                runs.retain(|run| !gone(run))
+            }
             if at > 0 {
                 runs.sort_by(|a, b| a.meta.first.cmp(&b.meta.first));
             }
