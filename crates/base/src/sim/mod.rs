@@ -14,7 +14,8 @@
 //! its node, may drift by a percent at most, and never goes back while the node runs. A wall clock may jump.
 //!
 //! **Nodes** crash at any await (their tasks are dropped), or within a disk operation. A paused node computes nothing;
-//! its I/O and the messages to it go on. A crashed node starts anew when its environment is asked for.
+//! its I/O and the messages to it go on. A killed node loses its tasks but its disks lose nothing yet. A node that was
+//! crashed or killed starts anew when its environment is asked for.
 //!
 //! **Disks.** What a disk may do:
 //! - complete operations that are in flight together in any order; a write takes effect when it completes;
@@ -175,7 +176,28 @@ impl SimHandle {
         self.core.crash(node);
     }
 
-    /// Whether the node has been started and not crashed since.
+    /// Kills the node's process and nothing else: what it wrote stays visible, and what it did not flush may still be
+    /// lost at a later crash.
+    pub fn kill(&self, node: NodeId) {
+        self.core.kill(node);
+    }
+
+    /// Waits until the node does not run.
+    pub fn stopped(&self, node: NodeId) -> BoxFuture<()> {
+        let (sender, receiver) = oneshot::channel();
+        let mut world = self.core.world();
+        let slot = world.slot_of(node);
+        let entry = &mut world.nodes[slot];
+        if entry.running.is_some() {
+            entry.watchers.push(sender);
+        }
+        Box::pin(async move {
+            // Nothing is ever sent: the sender is dropped when the node stops.
+            let _ = receiver.await;
+        })
+    }
+
+    /// Whether the node has been started and has not stopped since.
     pub fn is_running(&self, node: NodeId) -> bool {
         let mut world = self.core.world();
         let slot = world.slot_of(node);
@@ -312,6 +334,14 @@ impl SimNode {
 
     pub fn crash(&self) {
         self.sim.crash(self.id);
+    }
+
+    pub fn kill(&self) {
+        self.sim.kill(self.id);
+    }
+
+    pub fn stopped(&self) -> BoxFuture<()> {
+        self.sim.stopped(self.id)
     }
 
     pub fn is_running(&self) -> bool {
