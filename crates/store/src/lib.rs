@@ -4,4 +4,6 @@
 //! Knows: how bytes stay on one disk and how damage is told from a crash. Never knows: the network, replicas, what a
 //! chunk means.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod kv;
