@@ -6,7 +6,8 @@ use base::ids::{GROUP_ZERO, GroupId, MapVersion, NodeId, Session};
 use bytes::Bytes;
 use meta::map::command::{MapCommand, MapEntry, MapOutcome, MapReply};
 use meta::object::command::{
-    CloseSession, InitShard, Reason, Refused, RetireGarbage, ShardAnswer, ShardCommand, ShardEntry, ShardFound, ShardOutcome, ShardQuery, ShardRead,
+    CloseSession, InitShard, Reason, Refused, RetireGarbage, ShardAnswer, ShardCommand, ShardEntry, ShardFound,
+    ShardOutcome, ShardQuery, ShardRead,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -99,7 +99,8 @@ impl Machine {
 }
 
 fn apply_one(overlay: &mut Overlay<'_>, group: GroupId, entry: &Entry) -> Result<Reply, ViewError> {
-    let undecodable = |why: String| ViewError::Io(format!("entry {} of group {group} cannot be applied: {why}", entry.index));
+    let undecodable =
+        |why: String| ViewError::Io(format!("entry {} of group {group} cannot be applied: {why}", entry.index));
     if entry.data[0] != ENTRY_COMMAND {
         return Err(undecodable(format!("it is of kind {}, which this version does not know", entry.data[0])));
     }

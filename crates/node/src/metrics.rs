@@ -68,7 +68,12 @@ fn register_status(registry: &mut Registry, status: &Status) {
     gauge(registry, "verdict", "0 safe, 1 at risk, 2 unavailable, 3 lost", verdict);
     gauge(registry, "map_version", "Version of the cluster map", status.epoch as i64);
     gauge(registry, "chunks", "Chunks stored", status.chunks.total as i64);
-    gauge(registry, "chunks_degraded", "Chunks with fewer copies than their pool asks for", status.chunks.degraded as i64);
+    gauge(
+        registry,
+        "chunks_degraded",
+        "Chunks with fewer copies than their pool asks for",
+        status.chunks.degraded as i64,
+    );
     gauge(registry, "chunks_corrupt", "Copies found damaged", status.chunks.corrupt as i64);
     gauge(registry, "chunks_lost", "Chunks without a good copy", status.chunks.lost as i64);
     let (capacity, used) = (DiskGauge::default(), DiskGauge::default());

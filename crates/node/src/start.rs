@@ -3,7 +3,9 @@
 use base::Env;
 use base::buffer::BLOCK;
 use base::env::Disk;
-use base::ids::{ClusterId, DiskId, GROUP_ZERO, Generation, GroupId, LogIndex, NodeId, PeerId, PgId, PoolId, Session, Term};
+use base::ids::{
+    ClusterId, DiskId, GROUP_ZERO, Generation, GroupId, LogIndex, NodeId, PeerId, PgId, PoolId, Session, Term,
+};
 use bytes::Bytes;
 use client::{Client, ClientConfig, KeyRow, MapView};
 use meta::group::{self, FEATURE_LEVEL};
@@ -161,7 +163,8 @@ impl Node {
 
     /// Serves reads and writes now.
     pub fn ready(&self) -> bool {
-        let groups_ready = self.service.groups.values().all(|group| group.failed().is_none() && group.leader().is_some());
+        let groups_ready =
+            self.service.groups.values().all(|group| group.failed().is_none() && group.leader().is_some());
         groups_ready && !*self.stop.borrow()
     }
 
@@ -189,9 +192,9 @@ fn lock_home(config: &Config) -> Result<Box<dyn Send + Sync>, StartError> {
     config.data.lock().map_err(|error| {
         let place = config.data.describe();
         match error.kind() {
-            std::io::ErrorKind::WouldBlock => {
-                StartError(format!("{place} is in use by another henge process: stop that one first, or use another --data"))
-            }
+            std::io::ErrorKind::WouldBlock => StartError(format!(
+                "{place} is in use by another henge process: stop that one first, or use another --data"
+            )),
             _ => StartError(format!("{place} cannot be locked: {error}")),
         }
     })
@@ -260,11 +263,8 @@ async fn open_disk(
             ));
         }
         None => {
-            let fresh = DiskIdentity {
-                cluster: identity.cluster,
-                disk: DiskId::random(&*env.random),
-                node: identity.node,
-            };
+            let fresh =
+                DiskIdentity { cluster: identity.cluster, disk: DiskId::random(&*env.random), node: identity.node };
             Engine::format(env, spec.disk.clone(), &fresh, options.clone()).await.map_err(|e| refuse(e.to_string()))?;
             fresh.disk
         }
@@ -446,11 +446,7 @@ async fn announce_disks(node: NodeId, disks: &Disks, client: &Client) -> Result<
 }
 
 async fn set_up_pool(node: NodeId, disks: &Disks, client: &Client) -> Result<(), StartError> {
-    let candidate = |disk: &NodeDisk| Candidate {
-        disk: disk.id,
-        node,
-        capacity_bytes: disk.usage().capacity_bytes,
-    };
+    let candidate = |disk: &NodeDisk| Candidate { disk: disk.id, node, capacity_bytes: disk.usage().capacity_bytes };
     let candidates: Vec<Candidate> = disks.all.iter().filter(|disk| disk.engine.is_ok()).map(candidate).collect();
     let row = |prefix: u32| {
         let group = PgId { pool: FIRST_POOL, bits: FIRST_PG_BITS, prefix };
@@ -481,12 +477,8 @@ async fn set_up_shard(node: NodeId, client: &Client) -> Result<(), StartError> {
     const FIRST_RANGE_EPOCH: u64 = 1;
     let init = InitShard { range_epoch: FIRST_RANGE_EPOCH, feature_level: FEATURE_LEVEL, ..InitShard::default() };
     client.init_shard(FIRST_SHARD, init).await?;
-    let row = ShardRow {
-        group: FIRST_SHARD.0,
-        range_epoch: FIRST_RANGE_EPOCH,
-        nodes: vec![node.0],
-        ..ShardRow::default()
-    };
+    let row =
+        ShardRow { group: FIRST_SHARD.0, range_epoch: FIRST_RANGE_EPOCH, nodes: vec![node.0], ..ShardRow::default() };
     client.change_map_checked(MapCommand::SetShard(row)).await?;
     Ok(())
 }

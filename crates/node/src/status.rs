@@ -182,7 +182,8 @@ fn count_chunks(service: &Service, findings: &mut Findings) -> ChunkCounts {
                     }
                 }
                 DamagedWhat::Raft(group) => {
-                    findings.add(Verdict::Unavailable, format!("the log of group {group} is damaged: {}", record.detail));
+                    findings
+                        .add(Verdict::Unavailable, format!("the log of group {group} is damaged: {}", record.detail));
                 }
                 DamagedWhat::MissingVolume => {
                     findings.add(Verdict::Lost, format!("a volume is missing: {}", record.detail));
