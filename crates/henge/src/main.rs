@@ -9,18 +9,23 @@
 mod admin;
 mod admin_commands;
 mod basic_auth;
+mod bench;
 mod cli;
 mod cluster_file;
 mod credentials;
+mod demo;
+mod dev;
 mod env;
 mod failure;
 mod http_client;
 mod listener;
 mod private_file;
+mod processes;
 mod report;
 mod s3_client;
 mod scratch;
 mod server;
+mod signals;
 mod target;
 mod units;
 
@@ -47,6 +52,9 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Status(args) => on_runtime(admin_commands::status(args)),
         Command::Key(args) => on_runtime(admin_commands::key(args.action)),
         Command::Bucket(args) => on_runtime(admin_commands::bucket(args.action)),
+        Command::Dev(args) => on_runtime(dev::run(args)),
+        Command::Demo(args) => on_runtime(demo::run(args)),
+        Command::Bench(args) => on_runtime(bench::run(args)),
         _ => Err(Failure("later".into())),
     }
 }

@@ -49,11 +49,13 @@ pub enum Payload {
     Unsigned,
 }
 
-/// The path of an object, and the part of a query that names an upload, as they go over the wire.
+/// What a request is about, as it goes over the wire.
 struct Target {
     path: String,
     /// Sorted `name=value` pairs, encoded.
     query: String,
+    /// Value of the `Range` header.
+    range: Option<String>,
 }
 
 impl S3Client {
@@ -90,6 +92,13 @@ impl S3Client {
             Err(S3Error::Refused { status: 404, message }) if message.contains("NoSuchKey") => Ok(None),
             outcome => outcome.map(|answer| Some(answer.body)),
         }
+    }
+
+    /// `len` bytes (at least 1) of an object from `offset` on.
+    pub async fn get_range(&self, bucket: &str, key: &str, offset: u64, len: u64) -> Result<Bytes, S3Error> {
+        let mut target = object_target(bucket, key, "");
+        target.range = Some(format!("bytes={offset}-{}", offset + len - 1));
+        self.call(Method::GET, target, Bytes::new(), Payload::Signed).await.map(|answer| answer.body)
     }
 
     pub async fn delete(&self, bucket: &str, key: &str) -> Result<(), S3Error> {
@@ -190,9 +199,11 @@ impl S3Client {
             self.credentials.access_key
         );
         let uri = if target.query.is_empty() { target.path.clone() } else { format!("{}?{}", target.path, target.query) };
-        Request::builder()
-            .method(method)
-            .uri(uri)
+        let mut request = Request::builder().method(method).uri(uri);
+        if let Some(range) = &target.range {
+            request = request.header("range", range);
+        }
+        request
             .header("host", host)
             .header("x-amz-content-sha256", payload_hash)
             .header("x-amz-date", &time.full)
@@ -218,11 +229,11 @@ impl S3Client {
 }
 
 fn bucket_target(bucket: &str, query: &str) -> Target {
-    Target { path: format!("/{}", encode(bucket, b"")), query: query.to_owned() }
+    Target { path: format!("/{}", encode(bucket, b"")), query: query.to_owned(), range: None }
 }
 
 fn object_target(bucket: &str, key: &str, query: &str) -> Target {
-    Target { path: format!("/{}/{}", encode(bucket, b""), encode(key, b"/")), query: query.to_owned() }
+    Target { path: format!("/{}/{}", encode(bucket, b""), encode(key, b"/")), query: query.to_owned(), range: None }
 }
 
 /// Percent-encodes all but the unreserved characters of RFC 3986 and those in `also_plain`.
@@ -317,7 +328,7 @@ mod tests {
     /// "GET Bucket (List Objects)" of Amazon's examples for Signature Version 4.
     #[test]
     fn signs_the_published_example() {
-        let target = Target { path: "/".into(), query: "max-keys=2&prefix=J".into() };
+        let target = Target { path: "/".into(), query: "max-keys=2&prefix=J".into(), range: None };
         let time = Timestamp::new(1_369_353_600);
         let request = example_client().sign(Method::GET, &target, Bytes::new(), Payload::Signed, &time);
         let authorization = request.headers()["authorization"].to_str().unwrap();

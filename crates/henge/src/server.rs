@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 
@@ -21,6 +20,7 @@ use crate::env::{FIRST_NODE, RealDisk, real_env};
 use crate::failure::{Context, Failure};
 use crate::listener;
 use crate::report::Report;
+use crate::signals::Signals;
 
 /// Runs the node until it is told to stop.
 pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
@@ -52,12 +52,12 @@ pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     let s3_task = tokio::spawn(serve_s3(ports.s3, tls, Arc::clone(&node), args.clone(), stopping));
     announce(addresses, https, origin, &root, &data, &args.region);
 
-    wait_for_signal().await?;
+    let mut signals = Signals::new()?;
+    signals.next().await;
     println!("stopping: finishing requests (a second signal ends at once)");
-    tokio::spawn(async {
-        if wait_for_signal().await.is_ok() {
-            std::process::exit(1);
-        }
+    tokio::spawn(async move {
+        signals.next().await;
+        std::process::exit(1);
     });
     stop.send_replace(true);
     let (s3_end, admin_end) = tokio::join!(s3_task, admin_task);
@@ -125,17 +125,6 @@ impl AdminNode for Shown {
     fn client(&self) -> client::Client {
         self.0.client()
     }
-}
-
-async fn wait_for_signal() -> Result<(), Failure> {
-    let mut terminate = signal(SignalKind::terminate()).context(|| "SIGTERM cannot be handled".into())?;
-    let mut interrupt = signal(SignalKind::interrupt()).context(|| "SIGINT cannot be handled".into())?;
-    tokio::select! {
-        biased;
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
 }
 
 fn disk_args(args: &ServerArgs, data: &Path) -> Result<Vec<DiskArg>, Failure> {
