@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::executor::{Core, Event, EventKey, lock};
 use super::inode::{Inode, SECTOR, Survival};
 use super::prng::{PPM, Prng};
-use super::trace::{TraceKind, digest, fold};
+use super::trace::{TraceKind, digest_pieces, fold};
 use crate::buffer::BLOCK;
 use crate::env::{Caching, Disk, DiskSpace, File, FileEntry, Flush, IoFuture, OpenMode};
 use crate::ids::NodeId;
@@ -825,7 +825,7 @@ impl SimFile {
         }
         let range = state.model.write_nanos;
         let nanos = state.latency_nanos(range, len);
-        let digest = pieces.iter().fold(offset, |hash, piece| digest(hash, piece));
+        let digest = digest_pieces(offset, &pieces);
         let kind = OperationKind::Write { inode: self.inode.clone(), offset, pieces, flush, fault, reply };
         self.disk.begin(&mut state, kind, nanos, digest);
         Ok(())
