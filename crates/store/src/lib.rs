@@ -5,7 +5,6 @@
 //! chunk means.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-<<<<<<< HEAD
 mod bulk;
 mod committer;
 mod engine;
@@ -14,10 +13,6 @@ pub mod format;
 mod identity;
 mod index;
 mod inner;
-=======
-#![cfg_attr(test, allow(clippy::unwrap_used))]
-
->>>>>>> main
 pub mod kv;
 mod queue;
 mod raft_log;
