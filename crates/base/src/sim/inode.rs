@@ -205,6 +205,9 @@ impl Inode {
 
     /// Power is lost: any subset of what was not flushed survives, in any order, sectors torn between atoms.
     pub(super) fn crash(&mut self, prng: &mut Prng, survival: Survival) {
+        if self.unflushed.is_empty() && self.size_undo.is_empty() {
+            return;
+        }
         let sizes = self.size_undo.len();
         let kept = survival.version(prng, 0, sizes);
         // File systems truncate atomically: the sectors cut off come back exactly when the old size does.

@@ -33,6 +33,27 @@
 //! **Network.** Messages have delays of their own, hence overtake each other; may be lost, with or without an error;
 //! may arrive twice; wait while a link hangs; vanish in a cut one. A message is never changed, never reaches a later
 //! incarnation than the one it was sent to, and what a node sends to itself arrives at once.
+//!
+//! ```
+//! use base::env::{Caching, Disk, Flush, OpenMode};
+//! use base::{ids::NodeId, sim::Sim};
+//!
+//! for seed in 0..100 {
+//!     let sim = Sim::new(seed);
+//!     let (node, disk) = (sim.node(NodeId(1)), sim.disk(NodeId(1), "disk"));
+//!     disk.crash_after_ops(seed % 4 + 1); // create, flush of the directory, write, flush
+//!     let on_node = disk.clone();
+//!     let stored = sim.block_on(node.run(async move {
+//!         let file = on_node.open("f", OpenMode::CreateNew, Caching::Direct)?;
+//!         on_node.flush_directory()?;
+//!         file.write_at(0, vec![vec![7; 4096].into()], Flush::Yes).await
+//!     }));
+//!     node.crash();
+//!     let env = node.env(); // the node starts anew
+//!     sim.block_on(env.sleep(std::time::Duration::from_secs(1)));
+//!     assert!(!matches!(stored, Ok(Ok(()))) || disk.contents("f") == Some(vec![7; 4096]));
+//! }
+//! ```
 
 mod clock;
 mod disk;
@@ -174,6 +195,14 @@ impl SimHandle {
     /// Takes the power from a node: its tasks end, its disks lose what was not flushed.
     pub fn crash(&self, node: NodeId) {
         self.core.crash(node);
+    }
+
+    /// Takes the power from all nodes.
+    pub fn crash_all(&self) {
+        let nodes: Vec<NodeId> = self.core.world().node_slots.keys().copied().collect();
+        for node in nodes {
+            self.crash(node);
+        }
     }
 
     /// Kills the node's process and nothing else: what it wrote stays visible, and what it did not flush may still be

@@ -176,6 +176,23 @@ fn a_crash_drops_the_tasks_of_its_node_alone() {
 }
 
 #[test]
+fn a_power_cut_takes_all_nodes() {
+    let sim = Sim::new(1);
+    let (one, other) = (spawn_counter(&sim.env(NODE)), spawn_counter(&sim.env(OTHER)));
+    sim.crash_all();
+    assert!(!sim.is_running(NODE) && !sim.is_running(OTHER));
+    assert_eq!((Arc::strong_count(&one), Arc::strong_count(&other)), (1, 1));
+}
+
+#[test]
+fn simulations_may_run_on_many_threads_one_on_each() {
+    fn movable<T: Send>(value: T) -> T {
+        value
+    }
+    drop(movable(Sim::new(1)));
+}
+
+#[test]
 fn a_node_may_be_crashed_from_within() {
     let sim = Sim::new(1);
     let (env, handle) = (sim.env(NODE), SimHandle::clone(&sim));

@@ -78,6 +78,21 @@ fn a_flush_covers_all_earlier_writes() {
 }
 
 #[test]
+fn a_flush_does_not_cover_what_completes_after_it_began() {
+    let mut lost = 0;
+    for seed in 0..SEEDS {
+        let (sim, disk, file) = with_file(seed);
+        disk.set_model(DiskModel { flush_nanos: (1_000_000_000, 1_000_000_000), ..DiskModel::default() });
+        let flush = file.flush();
+        sim.block_on(file.write_at(0, block(2, 1), Flush::No)).unwrap();
+        sim.block_on(flush).unwrap();
+        sim.crash(NODE);
+        lost += u64::from(blocks_of(&disk, "f")[0] == 1);
+    }
+    assert!(lost > 50 && lost < SEEDS, "{lost}");
+}
+
+#[test]
 fn an_overwritten_sector_goes_back_to_any_version_since_the_flush() {
     let mut outcomes = BTreeSet::new();
     for seed in 0..SEEDS {
