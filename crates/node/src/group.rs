@@ -264,7 +264,7 @@ impl Driver {
             hard_state: unwritten.hard_state.map(encode_hard_state),
             entries: unwritten.entries.into_iter().map(entry_out).collect(),
             trim_to: unwritten.trim,
-            base: None,
+            reset: None,
         };
         let (done, written) = oneshot::channel();
         let (engine, number) = (self.engine.clone(), unwritten.number);

@@ -25,7 +25,7 @@ use crate::group::{self as driver, GroupHandle, decode_hard_state};
 use crate::home::{self, Generations, HomeError, NodeIdentity};
 use crate::machine::{KvView, Machine, change_out, decode_configuration, encode_configuration};
 use crate::metrics::{self, Counters};
-use crate::service::Service;
+use crate::service::{Front, Service};
 use crate::status::{self, Status};
 use crate::workers;
 
@@ -104,21 +104,21 @@ impl Node {
         let session = Session { node: identity.node, generation: generations.current };
 
         let disks = Arc::new(open_disks(&config, &identity).await?);
-        let kv = open_key_value(&config, &disks).await?;
-        let groups = open_groups(&env, &identity, disks.metadata(), &kv).await?;
+        let (kv, metadata_damage) = open_key_value(&config, &identity, &disks).await?;
+        let (groups, map) = open_groups(&env, &identity, disks.metadata(), &kv).await?;
 
-        let map = groups.1;
         let counters = Arc::new(Counters::default());
         let service = Arc::new(Service {
             node: identity.node,
             disks: disks.clone(),
-            groups: groups.0,
+            groups,
             kv: kv.clone(),
             map: map.clone(),
             counters,
+            metadata_damage,
             view: RwLock::new(Arc::new(MapView::default())),
         });
-        env.net.serve(Arc::new(service.clone()));
+        env.net.serve(Arc::new(Front(service.clone())));
         let client = Client::new(ClientConfig {
             env: env.clone(),
             session,
@@ -265,7 +265,7 @@ async fn open_disk(
         None => {
             let fresh =
                 DiskIdentity { cluster: identity.cluster, disk: DiskId::random(&*env.random), node: identity.node };
-            Engine::format(env, spec.disk.clone(), &fresh, options.clone()).await.map_err(|e| refuse(e.to_string()))?;
+            Engine::format(env, spec.disk.clone(), &fresh, &options).await.map_err(|e| refuse(e.to_string()))?;
             fresh.disk
         }
     };
@@ -284,15 +284,28 @@ async fn open_disk(
 }
 
 /// The key-value store lies on the metadata disk, beside the Raft logs that it depends on.
-async fn open_key_value(config: &Config, disks: &Disks) -> Result<Arc<LsmKv>, StartError> {
+async fn open_key_value(
+    config: &Config,
+    identity: &NodeIdentity,
+    disks: &Disks,
+) -> Result<(Arc<LsmKv>, Vec<String>), StartError> {
     let spec = &config.disks[0];
     let seed = disks.metadata().identity().disk.0;
     let opened = LsmKv::open(&config.env, spec.disk.clone(), seed, KvOptions::default()).await;
     let (kv, report) = opened.map_err(|error| StartError(format!("disk {}: {error}", spec.label)))?;
-    if let Some(damage) = report.damage() {
-        tracing::error!("disk {}: damage found at start: {damage}", spec.label);
+    if report.created && identity.set_up {
+        return Err(StartError(format!(
+            "disk {}: the key-value store with this node's metadata is missing; with one copy nothing can replace it: \
+             bring back the disk's earlier state, or start anew with an empty --data",
+            spec.label
+        )));
     }
-    Ok(kv)
+    let damages: Vec<String> =
+        report.damages.iter().map(|damage| format!("key-value store on disk {}: {damage:?}", spec.label)).collect();
+    for damage in &damages {
+        tracing::error!("{damage}");
+    }
+    Ok((kv, damages))
 }
 
 type Groups = (BTreeMap<GroupId, GroupHandle>, watch::Receiver<Arc<meta::map::command::ClusterMap>>);
@@ -341,7 +354,7 @@ async fn create_group(engine: &Engine, kv: &Arc<dyn Kv>, id: GroupId) -> Result<
         hard_state: Some(Bytes::from_static(&[0; 16])),
         entries: Vec::new(),
         trim_to: None,
-        base: None,
+        reset: None,
     };
     engine.raft_write(base).await.map_err(|error| failed(error.to_string()))?;
     let log = engine.raft_load(id).await.map_err(|error| failed(error.to_string()))?;
