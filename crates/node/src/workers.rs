@@ -17,10 +17,10 @@ use crate::machine::KvView;
 use crate::service::Service;
 
 /// Unflushed state or log that makes a flush worth its writing.
-const FLUSH_BYTES: u64 = 32 * MIB;
+pub const FLUSH_BYTES: u64 = 32 * MIB;
 const FLUSH_CHECK: Duration = Duration::from_millis(200);
 /// How long a reader may still need chunks that were deleted: liveness only.
-const GARBAGE_GRACE: Duration = Duration::from_secs(15);
+pub const GARBAGE_GRACE: Duration = Duration::from_secs(15);
 const GARBAGE_CHECK: Duration = Duration::from_millis(500);
 /// A session lives for a day at most.
 const RENEW_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
@@ -34,7 +34,7 @@ const SWEEP_ROWS: usize = 1000;
 const _: () = assert!(FLUSH_BYTES < GIB / 8, "replay after a crash stays short");
 
 /// Flushes the key-value store when enough has gathered, then lets the logs forget what is durable.
-pub async fn flush_key_value(env: Env, service: Arc<Service>, mut stop: watch::Receiver<bool>) {
+pub async fn flush_key_value(env: Env, service: Arc<Service>, flush_bytes: u64, mut stop: watch::Receiver<bool>) {
     loop {
         tokio::select! {
             biased;
@@ -42,7 +42,7 @@ pub async fn flush_key_value(env: Env, service: Arc<Service>, mut stop: watch::R
             () = env.sleep(FLUSH_CHECK) => {}
         }
         let log_bytes: u64 = service.groups.values().map(|group| group.log_bytes()).sum();
-        if service.kv.unflushed_bytes() >= FLUSH_BYTES || log_bytes >= 2 * FLUSH_BYTES {
+        if service.kv.unflushed_bytes() >= flush_bytes || log_bytes >= 2 * flush_bytes {
             flush_now(&service).await;
         }
     }
@@ -84,7 +84,13 @@ pub async fn renew_session(env: Env, client: Client, clock: Arc<GenerationClock>
 }
 
 /// Writes tombstones for the chunks in the garbage queues of all shards, then retires the rows.
-pub async fn collect_garbage(env: Env, service: Arc<Service>, client: Client, mut stop: watch::Receiver<bool>) {
+pub async fn collect_garbage(
+    env: Env,
+    service: Arc<Service>,
+    client: Client,
+    grace: Duration,
+    mut stop: watch::Receiver<bool>,
+) {
     let shards: Vec<GroupId> = service.groups.keys().copied().filter(|id| id.0 != 0).collect();
     let mut seen: Vec<VecDeque<(MonoTime, u64)>> = vec![VecDeque::new(); shards.len()];
     loop {
@@ -94,7 +100,7 @@ pub async fn collect_garbage(env: Env, service: Arc<Service>, client: Client, mu
             () = env.sleep(GARBAGE_CHECK) => {}
         }
         for (group, seen) in shards.iter().zip(&mut seen) {
-            let grace = if service.disks.short_of_space() { Duration::ZERO } else { GARBAGE_GRACE };
+            let grace = if service.disks.short_of_space() { Duration::ZERO } else { grace };
             let due = due_sequence(&env, &service, *group, seen, grace);
             if let Err(error) = collect_until(&service, &client, *group, due).await {
                 tracing::warn!("garbage of group {group} waits: {error}");
