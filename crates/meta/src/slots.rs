@@ -35,13 +35,13 @@ struct FloorRow {
     floor: u32,
 }
 
-/// What the slot table says about a command.
+/// What the slot table says about a command whose replies are `R`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum Standing<R> {
     /// Not executed yet.
     Fresh,
-    /// Executed before: its encoded reply.
-    Repeat(Bytes),
+    /// Executed before, with this reply.
+    Repeat(R),
     /// A later command was executed in this slot.
     Fenced,
     /// The session is below the floor.
@@ -60,7 +60,11 @@ fn slot_key(group: GroupId, slot: &SlotRef) -> Key {
 }
 
 /// Where a command with this slot stands. `None` (an internal command) is always fresh.
-pub fn standing(view: &dyn View, group: GroupId, slot: Option<&SlotRef>) -> Result<Standing, ViewError> {
+pub fn standing<R: Message + Default>(
+    view: &dyn View,
+    group: GroupId,
+    slot: Option<&SlotRef>,
+) -> Result<Standing<R>, ViewError> {
     let Some(slot) = slot else {
         return Ok(Standing::Fresh);
     };
@@ -70,12 +74,15 @@ pub fn standing(view: &dyn View, group: GroupId, slot: Option<&SlotRef>) -> Resu
     if is_closed(view, group, session_of(slot))? {
         return Ok(Standing::Closed);
     }
-    let Some(row) = read_row::<SlotRow>(view, &slot_key(group, slot))? else {
+    let key = slot_key(group, slot);
+    let Some(row) = read_row::<SlotRow>(view, &key)? else {
         return Ok(Standing::Fresh);
     };
     Ok(match slot.sequence.cmp(&row.sequence) {
         std::cmp::Ordering::Greater => Standing::Fresh,
-        std::cmp::Ordering::Equal => Standing::Repeat(row.reply),
+        std::cmp::Ordering::Equal => {
+            Standing::Repeat(R::decode(row.reply).map_err(|error| ViewError::bad_row(&key.encode(), error))?)
+        }
         std::cmp::Ordering::Less => Standing::Fenced,
     })
 }

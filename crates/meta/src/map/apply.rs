@@ -65,10 +65,7 @@ pub fn apply(view: &dyn View, _index: LogIndex, entry: MapEntry) -> Result<(Chan
     let state: MapState = read_row(view, &Key::MapState)?.unwrap_or_default();
     let refusal = match standing(view, slot.as_ref())? {
         Standing::Fresh => None,
-        Standing::Repeat(reply) => {
-            let reply = MapReply::decode(reply).map_err(|error| ViewError::Io(format!("a kept reply: {error}")))?;
-            return Ok((Changes::default(), reply));
-        }
+        Standing::Repeat(reply) => return Ok((Changes::default(), reply)),
         Standing::Fenced => Some(Halt::refused(MapOutcome::Stale, "a later command was executed in this slot")),
         Standing::Closed => Some(Halt::refused(MapOutcome::SessionClosed, "the session is below the floor")),
         Standing::Invalid => Some(Halt::refused(MapOutcome::Invalid, "slots are 0..256, sequences start at 1")),
@@ -88,7 +85,7 @@ pub fn apply(view: &dyn View, _index: LogIndex, entry: MapEntry) -> Result<(Chan
 
 /// The slot table's word, and the node's: a generation below the node's floor is fenced even before its session has
 /// been closed here.
-fn standing(view: &dyn View, slot: Option<&SlotRef>) -> Result<Standing, ViewError> {
+fn standing(view: &dyn View, slot: Option<&SlotRef>) -> Result<Standing<MapReply>, ViewError> {
     if let Some(slot) = slot {
         let node: Option<NodeRow> = read_row(view, &Key::Node { id: NodeId(slot.node) })?;
         if node.is_some_and(|node| slot.generation < node.generation_floor) {

@@ -9,7 +9,7 @@ use super::command::{
     ShardOutcome, ShardReply,
 };
 use super::garbage::Dropped;
-use super::{ATTRIBUTES_LEN_MAX, CHUNKS_MAX, INLINE_BYTES_MAX, RETIRE_MAX};
+use super::{ATTRIBUTES_LEN_MAX, CHUNKS_MAX, ETAG_LEN_MAX, INLINE_BYTES_MAX, RETIRE_MAX};
 use crate::chunks::{self, ChunkRef};
 use crate::group::{self, FEATURE_LEVEL, GroupState};
 use crate::keys::{Key, OBJECT_KEY_LEN_MAX};
@@ -27,10 +27,7 @@ pub fn apply(
     let slot = entry.slot;
     match slots::standing(view, group, slot.as_ref())? {
         Standing::Fresh => {}
-        Standing::Repeat(reply) => {
-            let reply = ShardReply::decode(reply).map_err(|error| ViewError::Io(format!("a kept reply: {error}")))?;
-            return Ok((Changes::default(), reply));
-        }
+        Standing::Repeat(reply) => return Ok((Changes::default(), reply)),
         Standing::Fenced => return Ok(unrecorded(Reason::StaleSequence, "a later command was executed in this slot")),
         Standing::Closed => return Ok(unrecorded(Reason::SessionClosed, "the session is below the floor")),
         Standing::Invalid => return Ok(unrecorded(Reason::Invalid, "slots are 0..256, sequences start at 1")),
@@ -267,8 +264,17 @@ pub(super) fn done() -> ShardOutcome {
 }
 
 pub(super) fn check_attributes(attributes: &Attributes) -> Result<(), Halt> {
+    check_etag(&attributes.etag)?;
     if attributes.encoded_len() > ATTRIBUTES_LEN_MAX {
         return refuse(Reason::Invalid, format!("attributes are longer than {ATTRIBUTES_LEN_MAX} bytes"));
+    }
+    Ok(())
+}
+
+/// ETags go into replies, which the slot table keeps: they are short.
+pub(super) fn check_etag(etag: &str) -> Result<(), Halt> {
+    if etag.len() > ETAG_LEN_MAX {
+        return refuse(Reason::Invalid, format!("an ETag is longer than {ETAG_LEN_MAX} bytes"));
     }
     Ok(())
 }

@@ -12,10 +12,11 @@ use crate::view::{Changes, ViewError};
 
 /// A row takes what a command drops until it is this long, so that a large object becomes few rows.
 const GARBAGE_ROW_BYTES: usize = 16_384 * ChunkRef::LEN;
-/// Rows of one command: its log index, shifted by this, numbers them. Below it lie at least the 10,000 parts of an
-/// upload, each of which may fill a row of its own.
-const ROWS_BITS: u32 = 14;
-const _: () = assert!(1 << ROWS_BITS > super::PART_NUMBER_MAX as u64 + 1);
+/// Rows of one command: its log index, shifted by this, numbers them. A command drops at most the parts of two uploads
+/// (those that Complete does not name, and those of the object that it replaces) or one step of `DropBucket`; each part
+/// may fill a row of its own.
+const ROWS_BITS: u32 = 16;
+const _: () = assert!(1 << ROWS_BITS > 4 * super::PART_NUMBER_MAX as u64);
 
 /// What one command has dropped so far. All of it is of one bucket.
 #[derive(Debug, Default)]

@@ -24,6 +24,8 @@ pub const INLINE_BYTES_MAX: usize = 256 << 10;
 pub const CHUNKS_MAX: usize = 65_536;
 /// Bytes of encoded attributes.
 pub const ATTRIBUTES_LEN_MAX: usize = 64 << 10;
+/// Bytes of an ETag (without quotes).
+pub const ETAG_LEN_MAX: usize = 256;
 /// Part numbers are 1..=this, as in S3.
 pub const PART_NUMBER_MAX: u32 = 10_000;
 /// Every part but the last of a completed upload has at least this size, as in S3.

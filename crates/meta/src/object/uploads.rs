@@ -5,7 +5,7 @@ use base::ids::BucketId;
 use bytes::Bytes;
 use prost::Message;
 
-use super::apply::{Halt, Step, check_attributes, done, random_id, refuse};
+use super::apply::{Halt, Step, check_attributes, check_etag, done, random_id, refuse};
 use super::command::{
     AbortUpload, Body, Checksum, CompleteUpload, CreateUpload, NamedPart, ObjectVersion, Part, PartSize, PutPart,
     Reason, ShardOutcome, Upload, Written,
@@ -74,7 +74,8 @@ impl Step<'_> {
             checksums: put.checksums,
             modified_ms: put.modified_ms,
         };
-        if row.etag.len() + row.checksums.iter().map(Message::encoded_len).sum::<usize>() > ATTRIBUTES_LEN_MAX {
+        check_etag(&row.etag)?;
+        if row.checksums.iter().map(Message::encoded_len).sum::<usize>() > ATTRIBUTES_LEN_MAX {
             return refuse(Reason::Invalid, "the part's attributes are too long");
         }
         self.changes.put(key.encode(), Bytes::from(row.encode_to_vec()));
