@@ -172,7 +172,7 @@ impl Output<'_> {
         }
         let writer = self.writer.as_mut().expect("set above");
         writer.add(key, cell);
-        if !writer.entries().is_multiple_of(SPILL_ROWS as u64) && !cell.is_large() {
+        if !writer.entries().is_multiple_of(SPILL_ROWS) && !cell.is_large() {
             return Ok(());
         }
         self.unpaced_bytes += writer.spill().await.map_err(GivenUp::Write)?;

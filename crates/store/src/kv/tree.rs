@@ -12,6 +12,8 @@
 //! 3. Level 0 is crowded with runs of all sizes: the newer half of them, the smaller ones, become one.
 //! 4. A deeper level is over its size: its run that overlaps the fewest bytes of the next level, for its own size,
 //!    goes down. If it overlaps none, it moves without being rewritten.
+//! 5. Deletions are a quarter of all rows below level 0: the runs in which they are most go down, until they meet
+//!    what they delete, so that space comes back although a deletion is small.
 
 use std::sync::Arc;
 
@@ -24,6 +26,8 @@ use super::{KvError, KvOptions};
 
 /// How many times the mean of its neighbours a run's size may be to count as similar.
 const SIMILAR: u64 = 3;
+/// Which part of all rows may be deletions: one in so many.
+const DELETIONS_SHARE: u64 = 4;
 /// How many bytes of level 1 may be rewritten for one of level 0.
 const REWRITE_MAX: u64 = 4;
 
@@ -144,7 +148,21 @@ impl Tree {
 
     /// The next merge, if one is due. Runs known to be damaged take no part.
     pub(super) fn next_job(&self, options: &KvOptions) -> Option<Job> {
-        self.level0_job(options).or_else(|| (1..LEVELS - 1).find_map(|level| self.level_job(level, options)))
+        let too_large = |level: &usize| bytes(self.level(*level)) > options.level_bytes_max(*level);
+        self.level0_job(options)
+            .or_else(|| (1..LEVELS - 1).filter(too_large).find_map(|level| self.level_job(level, |_| true)))
+            .or_else(|| self.deletions_job())
+    }
+
+    fn deletions_job(&self) -> Option<Job> {
+        let many = |deletions: u64, entries: u64| deletions.saturating_mul(DELETIONS_SHARE) > entries;
+        let below: Vec<&Arc<Run>> = self.levels[1..].iter().flat_map(|runs| runs.iter()).collect();
+        let deletions = below.iter().map(|run| run.meta.deletions).sum();
+        if !many(deletions, below.iter().map(|run| run.meta.entries).sum()) {
+            return None;
+        }
+        let has_many = |run: &Run| many(run.meta.deletions, run.meta.entries);
+        (1..LEVELS - 1).find_map(|level| self.level_job(level, has_many))
     }
 
     fn level0_job(&self, options: &KvOptions) -> Option<Job> {
@@ -168,15 +186,14 @@ impl Tree {
         Some(Job { inputs, level: 1, moves: false })
     }
 
-    fn level_job(&self, level: usize, options: &KvOptions) -> Option<Job> {
+    /// Takes the run of `level` down that costs least, among those that are `eligible`.
+    fn level_job(&self, level: usize, eligible: impl Fn(&Run) -> bool) -> Option<Job> {
         let runs = self.level(level);
-        if bytes(runs) <= options.level_bytes_max(level) {
-            return None;
-        }
         // Overlapped bytes per 1,024 own bytes; the smallest key decides between equals.
         let cost = |run: &Arc<Run>, below: &[Arc<Run>]| bytes(below).saturating_mul(1024) / run.meta.size_bytes.max(1);
         let (_, run, below) = runs
             .iter()
+            .filter(|run| eligible(run))
             .map(|run| (run, self.overlapped(level + 1, std::slice::from_ref(run))))
             .filter(|(run, below)| !run.is_damaged() && !below.iter().any(|run| run.is_damaged()))
             .map(|(run, below)| (cost(run, &below), run, below))

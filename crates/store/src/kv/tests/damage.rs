@@ -1,5 +1,6 @@
 //! Flipped bits, missing files, foreign files: never a panic, never a wrong row, always a name for what is lost.
 
+use base::env::{Caching, Disk, OpenMode};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -110,4 +111,90 @@ fn every_flipped_byte_is_harmless_or_named() {
     assert_eq!(check_reads(&kv, &rows), 0);
     let verification = machine.sim.block_on(kv.verify(None));
     assert_eq!((verification.damages, verification.harmless), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn a_missing_run_is_damage_of_its_rows_alone() {
+    let (machine, rows) = filled(2);
+    let mut unreadable = 0;
+    for file in machine.disk.files().into_iter().filter(|name| name.starts_with("kv-run")) {
+        let contents = machine.disk.contents(&file).unwrap();
+        machine.disk.remove(&file).unwrap();
+        let (kv, report) = machine.open_read_only().unwrap();
+        assert_eq!(report.damages.len(), 1, "{report:?}");
+        assert!(report.damages[0].detail.contains(&file));
+        // Newer versions elsewhere hide some of its rows.
+        unreadable += check_reads(&kv, &rows);
+        let verification = machine.sim.block_on(kv.verify(None));
+        assert_eq!(verification.damages, report.damages);
+        machine.disk.open(&file, OpenMode::CreateNew, Caching::Buffered).unwrap();
+        machine.disk.overwrite(&file, 0, &contents);
+    }
+    assert!(unreadable >= 150, "{unreadable}");
+}
+
+#[test]
+fn a_lost_manifest_is_an_error_that_says_what_to_do() {
+    let (machine, _) = filled(3);
+    let contents = machine.disk.contents("kv-manifest").unwrap();
+    let half = contents.len() as u64 / 2;
+    for offset in (0..half).step_by(97) {
+        machine.disk.flip("kv-manifest", offset, 1);
+        machine.disk.flip("kv-manifest", half + offset, 1);
+        let error = machine.open_read_only().map(|_| ()).unwrap_err();
+        assert!(matches!(error, KvError::Damaged { .. }));
+        assert!(error.to_string().contains("refilled from its peers"), "{error}");
+        machine.disk.flip("kv-manifest", offset, 1);
+        machine.disk.flip("kv-manifest", half + offset, 1);
+    }
+    machine.disk.remove("kv-manifest").unwrap();
+    let error = machine.open_read_only().map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("is missing"), "{error}");
+}
+
+#[test]
+fn a_damaged_copy_of_the_manifest_is_written_anew() {
+    let (machine, rows) = filled(4);
+    machine.disk.flip("kv-manifest", 100, 4);
+    let (kv, report) = machine.open();
+    assert!(report.manifest_copy_damage.is_some());
+    machine.sim.block_on(kv.close());
+    let (kv, report) = machine.open();
+    assert_eq!(report.manifest_copy_damage, None);
+    assert_eq!(check_reads(&kv, &rows), 0);
+}
+
+#[test]
+fn compaction_leaves_damaged_runs_alone_and_writing_goes_on() {
+    for seed in 0..20 {
+        let (machine, mut rows) = filled(seed);
+        let files: Vec<String> = machine.disk.files().into_iter().filter(|name| name.starts_with("kv-run")).collect();
+        machine.disk.flip(&files[seed as usize % files.len()], 10 + seed, 0x80);
+        let (kv, _) = machine.open();
+        for round in 0..30 {
+            let key = Bytes::from(format!("bucket/{:03}", round * 5));
+            let value = Bytes::from(format!("new {round}"));
+            rows.insert(key.clone(), value.clone());
+            kv.commit(vec![Change::Put { key, value }]).unwrap();
+            machine.sim.block_on(kv.flush()).unwrap();
+        }
+        machine.sim.run_for(std::time::Duration::from_secs(5));
+        kv.clear_cache();
+        check_reads(&kv, &rows);
+        let verification = machine.sim.block_on(kv.verify(None));
+        assert!(!verification.damages.is_empty(), "damage is not compacted away");
+    }
+}
+
+#[test]
+fn two_levels_swapped_or_a_stale_file_do_not_verify() {
+    let (machine, rows) = filled(5);
+    let files: Vec<String> = machine.disk.files().into_iter().filter(|name| name.starts_with("kv-run")).collect();
+    let contents: Vec<Vec<u8>> = files.iter().map(|file| machine.disk.contents(file).unwrap()).collect();
+    // A misdirected write: the start of one run lands on another.
+    let len = contents[0].len().min(contents[1].len()).min(512);
+    machine.disk.overwrite(&files[0], 0, &contents[1][..len]);
+    let (kv, _) = machine.open_read_only().unwrap();
+    check_reads(&kv, &rows);
+    assert!(!machine.sim.block_on(kv.verify(None)).damages.is_empty());
 }
