@@ -61,6 +61,7 @@ impl Inner {
 
     /// Does the next job. Returns whether to look for another one.
     async fn compact_one(&self) -> bool {
+        let _merging = self.merging.lock().await;
         let tree = self.view().tree.clone();
         let Some(job) = tree.next_job(&self.options) else { return false };
         if self.is_closed() || self.files.check_writing().is_err() {

@@ -131,6 +131,17 @@ impl Tree {
         tree
     }
 
+    /// This tree with some runs replaced, each by one with a part of its rows or by none.
+    pub(super) fn with_exchanged(&self, exchanges: &[(Arc<Run>, Option<Arc<Run>>)]) -> Tree {
+        let exchanged = |run: &Arc<Run>| match exchanges.iter().find(|(old, _)| Arc::ptr_eq(old, run)) {
+            Some((_, new)) => new.clone(),
+            None => Some(run.clone()),
+        };
+        let tree = Tree::new(self.levels().map(|runs| runs.iter().filter_map(exchanged).collect()).collect());
+        tree.assert_ordered();
+        tree
+    }
+
     /// The runs of each level below 0 rise and do not overlap.
     fn assert_ordered(&self) {
         for runs in &self.levels[1..] {

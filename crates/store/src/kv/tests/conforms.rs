@@ -108,8 +108,16 @@ fn memory_conforms() {
 
 #[test]
 fn lsm_conforms() {
-    for seed in 0..20 {
-        conformance::run(&mut LsmHarness { machine: Machine::new(seed, small()), kv: None }, 1_000);
+    for seed in 0..12 {
+        // Few or many, small or large runs and levels, so that each kind of merge happens.
+        let options = KvOptions {
+            block_bytes: [64, 256, 4096][seed as usize % 3],
+            run_bytes: [600, 4096, 1 << 20][seed as usize / 2 % 3],
+            l0_runs: 2 + seed as usize % 3,
+            level1_bytes: [1000, 8 << 10, 64 << 10][seed as usize / 3 % 3],
+            ..small()
+        };
+        conformance::run(&mut LsmHarness { machine: Machine::new(seed, options), kv: None }, 1_000);
     }
 }
 

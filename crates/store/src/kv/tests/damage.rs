@@ -3,9 +3,14 @@
 use base::env::{Caching, Disk, OpenMode};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::{Machine, small};
-use crate::kv::{Change, Kv, KvError, KvRead, LsmKv, Row};
+use crate::kv::block::Cell;
+use crate::kv::filter;
+use crate::kv::run::{Files, Run};
+use crate::kv::run_writer::RunWriter;
+use crate::kv::{Change, Damage, Kv, KvError, KvRead, LsmKv, Row};
 
 type Rows = BTreeMap<Bytes, Bytes>;
 
@@ -78,15 +83,15 @@ fn check_reads(kv: &LsmKv, rows: &Rows) -> usize {
 }
 
 #[test]
-fn every_flipped_byte_is_harmless_or_named() {
+fn a_flipped_bit_anywhere_is_harmless_or_named() {
     let (machine, rows) = filled(1);
     let files: Vec<String> = machine.disk.files();
     assert!(files.len() > 3, "{files:?}");
     let (mut named, mut harmless) = (0, 0);
     for (turn, file) in files.iter().enumerate() {
         let size = machine.disk.contents(file).unwrap().len() as u64;
-        // Every byte of runs; of the manifest, whose padding is large, every seventh.
-        for offset in (0..size).step_by(if file.starts_with("kv-run") { 1 } else { 7 }) {
+        // Every third byte of runs, so some of every field; of the manifest, whose padding is large, every ninth.
+        for offset in (0..size).step_by(if file.starts_with("kv-run") { 3 } else { 9 }) {
             let mask = 1 << ((offset + turn as u64) % 8);
             machine.disk.flip(file, offset, mask);
             let (kv, report) = machine.open_read_only().expect("one flip leaves one sound copy of the manifest");
@@ -106,7 +111,7 @@ fn every_flipped_byte_is_harmless_or_named() {
             machine.disk.flip(file, offset, mask);
         }
     }
-    assert!(named > 1000 && harmless > 100, "{named} named, {harmless} harmless");
+    assert!(named > 300 && harmless > 30, "{named} named, {harmless} harmless");
     let (kv, _) = machine.open_read_only().unwrap();
     assert_eq!(check_reads(&kv, &rows), 0);
     let verification = machine.sim.block_on(kv.verify(None));
@@ -197,4 +202,70 @@ fn two_levels_swapped_or_a_stale_file_do_not_verify() {
     let (kv, _) = machine.open_read_only().unwrap();
     check_reads(&kv, &rows);
     assert!(!machine.sim.block_on(kv.verify(None)).damages.is_empty());
+}
+
+#[test]
+fn an_erased_range_is_sound_and_can_be_filled_again() {
+    for seed in 0..12 {
+        let (machine, mut rows) = filled(seed);
+        let files: Vec<String> = machine.disk.files().into_iter().filter(|name| name.starts_with("kv-run")).collect();
+        let file = &files[seed as usize % files.len()];
+        if seed % 4 == 3 {
+            machine.disk.remove(file).unwrap();
+        } else {
+            machine.disk.flip(file, 20 + 40 * seed, 1);
+        }
+        let (kv, _) = machine.open();
+        let verification = machine.sim.block_on(kv.verify(None));
+        assert!(!verification.damages.is_empty());
+        let snapshot = kv.snapshot();
+        kv.commit(vec![Change::Put { key: Bytes::from_static(b"bucket/0500"), value: Bytes::new() }]).unwrap();
+        rows.insert(Bytes::from_static(b"bucket/0500"), Bytes::new());
+        for Damage { first, last, .. } in &verification.damages {
+            let behind = [&last[..], b"\0"].concat();
+            if first < last {
+                assert!(machine.sim.block_on(kv.erase(first, last)).is_err(), "the last row stays hidden");
+            }
+            machine.sim.block_on(kv.erase(first, &behind)).unwrap();
+            rows.retain(|key, _| !(first..=last).contains(&key));
+            assert_eq!(kv.scan(first, &behind, 10).unwrap(), []);
+        }
+        assert_eq!(check_reads(&kv, &rows), 0);
+        assert_eq!(machine.sim.block_on(kv.verify(None)).damages, []);
+        // What a snapshot read before, it still reads.
+        assert!(snapshot.scan(b"", b"z", usize::MAX).is_err());
+        drop((kv, snapshot));
+        machine.node.crash();
+        let (kv, report) = machine.open();
+        assert_eq!(report.damages, []);
+        assert_eq!(check_reads(&kv, &rows), 0);
+        for round in 0..20 {
+            let key = Bytes::from(format!("bucket/{:03}", round * 7));
+            rows.insert(key.clone(), Bytes::from_static(b"anew"));
+            kv.commit(vec![Change::Put { key, value: Bytes::from_static(b"anew") }]).unwrap();
+            machine.sim.block_on(kv.flush()).unwrap();
+        }
+        machine.sim.run_for(std::time::Duration::from_secs(5));
+        assert_eq!(kv.stats().compaction_trouble, None);
+        assert_eq!(check_reads(&kv, &rows), 0);
+    }
+}
+
+/// A value's own checksum is made at its commit and never again: a value that changed in memory is not laundered.
+#[test]
+fn a_value_that_changed_before_it_was_written_is_found() {
+    let machine = Machine::new(6, small());
+    let (kv, _) = machine.open();
+    let files = Arc::new(Files::new(machine.disk.clone(), super::DISK_SEED, 0));
+    let mut writer = RunWriter::create(&files, 7, 7, 4096).unwrap();
+    let changed =
+        Cell { crc: Cell::put(b"b", Bytes::from_static(b"right")).crc, value: Some(Bytes::from_static(b"wrong")) };
+    writer.add(b"a", &Cell::put(b"a", Bytes::from_static(b"1")));
+    writer.add(b"b", &changed);
+    writer.add(b"c", &Cell::put(b"c", Bytes::from_static(b"3")));
+    let run = Run::open(machine.sim.block_on(writer.finish()).unwrap(), &files);
+    assert_eq!(run.get(b"a", filter::hash(b"a")).unwrap().unwrap().value.unwrap(), "1");
+    let error = run.get(b"b", filter::hash(b"b")).unwrap_err();
+    assert!(matches!(error, KvError::Damaged { first, last, .. } if first == "b" && last == "b"));
+    drop(kv);
 }
