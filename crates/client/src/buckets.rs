@@ -2,7 +2,7 @@
 
 use base::ids::{BucketId, GroupId};
 use meta::map::command::{BucketEntry, BucketId as BucketRefInMap, BucketState, MapCommand, MapOutcome};
-use meta::object::command::{BucketRef, BucketRow, ShardCommand, Versioning};
+use meta::object::command::{BucketRef, BucketRow, Done, ShardCommand, ShardOutcome, Versioning};
 
 use crate::call::Client;
 use crate::error::Error;
@@ -70,6 +70,7 @@ impl Client {
             versioning: entry.versioning,
             frozen: false,
             settings_version: entry.settings_version,
+            ..BucketRow::default()
         };
         for (group, epoch) in self.groups_of(BucketId(entry.id)) {
             self.change_shard(group, epoch, ShardCommand::SetBucket(row.clone())).await?;
@@ -102,7 +103,9 @@ impl Client {
             return Err(Error::Invalid(reply.detail));
         }
         for (group, epoch) in &groups {
-            self.change_shard(*group, *epoch, ShardCommand::DropBucket(bucket.clone())).await?;
+            // Uploads in progress go a bounded number at a time.
+            let drop = || self.change_shard(*group, *epoch, ShardCommand::DropBucket(bucket.clone()));
+            while drop().await? == ShardOutcome::Done(Done { more: true }) {}
         }
         Ok(())
     }

@@ -4,9 +4,10 @@ use base::Env;
 use base::env::{Channel, MonoTime, NetError, RandomExt};
 use base::ids::{GROUP_ZERO, GroupId, MapVersion, NodeId, Session};
 use bytes::Bytes;
-use meta::map::command::{MapCommand, MapEntry, MapReply};
+use meta::map::command::{MapCommand, MapEntry, MapOutcome, MapReply};
 use meta::object::command::{
-    Reason, Refused, ShardAnswer, ShardCommand, ShardEntry, ShardFound, ShardOutcome, ShardQuery, ShardRead,
+    CloseSession, InitShard, Reason, Refused, RetireGarbage, ShardAnswer, ShardCommand, ShardEntry, ShardFound,
+    ShardOutcome, ShardQuery, ShardRead,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -120,7 +121,7 @@ impl Client {
     }
 
     /// Keeps the newer of two maps.
-    fn learn_map(&self, map: meta::map::command::ClusterMap) -> Arc<MapView> {
+    pub fn learn_map(&self, map: meta::map::command::ClusterMap) -> Arc<MapView> {
         let mut held = self.shared.map.write().unwrap_or_else(PoisonError::into_inner);
         if MapVersion(map.version) >= held.version() {
             *held = Arc::new(MapView::new(map));
@@ -139,6 +140,34 @@ impl Client {
             }
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// As a change of the map whose refusal is an error.
+    pub async fn change_map_checked(&self, command: MapCommand) -> Result<MapReply, Error> {
+        let reply = self.change_map(command).await?;
+        match reply.outcome() {
+            MapOutcome::Done => Ok(reply),
+            outcome => Err(Error::Invalid(format!("{outcome:?}: {}", reply.detail))),
+        }
+    }
+
+    /// Gives a new shard its range.
+    pub async fn init_shard(&self, group: GroupId, init: InitShard) -> Result<(), Error> {
+        self.change_shard(group, 0, ShardCommand::InitShard(init)).await.map(|_| ())
+    }
+
+    /// The chunks of these garbage rows have tombstones now.
+    pub async fn retire_garbage(&self, group: GroupId, sequences: Vec<u64>) -> Result<(), Error> {
+        self.change_shard(group, 0, ShardCommand::RetireGarbage(RetireGarbage { sequences })).await.map(|_| ())
+    }
+
+    /// From here on, `group` refuses what earlier sessions of `floor.node` still have under way.
+    pub async fn close_sessions(&self, group: GroupId, floor: Session) -> Result<(), Error> {
+        let close = CloseSession { node: floor.node.0, floor: floor.generation.0 };
+        if group == GROUP_ZERO {
+            return self.change_map_checked(MapCommand::CloseSession(close)).await.map(|_| ());
+        }
+        self.change_shard(group, 0, ShardCommand::CloseSession(close)).await.map(|_| ())
     }
 
     /// Changes a shard, once, whatever is lost on the way. A refusal is an error.
@@ -283,7 +312,7 @@ impl Client {
     fn leader_guess(&self, group: GroupId, attempt: usize) -> NodeId {
         let leaders = self.shared.leaders.lock().unwrap_or_else(PoisonError::into_inner);
         match leaders.get(&group) {
-            Some(leader) if attempt % 2 == 0 => *leader,
+            Some(leader) if attempt.is_multiple_of(2) => *leader,
             _ => self.shared.contacts[attempt % self.shared.contacts.len()],
         }
     }

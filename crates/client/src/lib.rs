@@ -21,7 +21,7 @@ mod write;
 pub use buckets::BucketInfo;
 pub use call::{Client, ClientConfig};
 pub use error::Error;
-pub use map::MapView;
+pub use map::{MapView, Member, Placement, disk_id};
 /// The words of the object shard that gateways need.
 pub use meta::map::command::KeyRow;
 pub use meta::object::command::{

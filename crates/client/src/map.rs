@@ -34,7 +34,7 @@ pub struct Placement {
     pub members_before: Vec<Member>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Member {
     pub disk: DiskId,
     pub node: NodeId,

@@ -90,6 +90,7 @@ impl Client {
             delimiter: request.delimiter,
             after: request.after,
             limit: request.limit,
+            ..ListObjects::default()
         };
         match self.read_key(bucket, b"", ShardRead::ListObjects(read)).await? {
             ShardFound::Objects(page) => Ok(page),
@@ -105,6 +106,7 @@ impl Client {
             key_marker: request.key_marker,
             version_marker: request.version_marker,
             limit: request.limit,
+            ..ListVersions::default()
         };
         match self.read_key(bucket, b"", ShardRead::ListVersions(read)).await? {
             ShardFound::Versions(page) => Ok(page),
@@ -155,6 +157,7 @@ impl Client {
             key_marker: request.key_marker,
             upload_marker: request.upload_marker,
             limit: request.limit,
+            ..ListUploads::default()
         };
         match self.read_key(bucket, b"", ShardRead::ListUploads(read)).await? {
             ShardFound::Uploads(page) => Ok(page),

@@ -32,12 +32,15 @@ pub struct ObjectReader {
     spans: VecDeque<(u32, Range<u64>)>,
     part_bodies: BTreeMap<u32, Body>,
     pieces: VecDeque<Piece>,
-    in_flight: FuturesOrdered<BoxFuture<Result<(Piece, Vec<Bytes>), Error>>>,
+    in_flight: FuturesOrdered<BoxFuture<Fetched>>,
     /// Checksum over the chunk that is being delivered, when it is delivered whole.
     running: Option<Crc64>,
     ready: VecDeque<Bytes>,
     failed: bool,
 }
+
+/// A piece with its bytes.
+type Fetched = Result<(Piece, Vec<Bytes>), Error>;
 
 /// A run of bytes that is asked for at once.
 enum Piece {

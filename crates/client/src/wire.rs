@@ -25,6 +25,7 @@ pub struct Request {
 }
 
 #[derive(Clone, PartialEq, prost::Oneof)]
+#[expect(clippy::large_enum_variant, reason = "one request lives at a time; boxing would allocate for each")]
 pub enum Ask {
     #[prost(message, tag = "10")]
     GetMap(GetMap),

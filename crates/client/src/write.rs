@@ -13,7 +13,7 @@ use meta::map::command::Acknowledgement;
 use meta::object::command::{
     Attributes, Body, Checksum, Part, Precondition, PutObject, PutPart, ShardCommand, ShardOutcome, Written,
 };
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use tokio::sync::oneshot;
 
 use crate::buckets::BucketInfo;
@@ -30,6 +30,8 @@ pub const INLINE_BYTES_MAX: u64 = KIB;
 const PIECES_BYTES_MAX: usize = 256 << 10;
 /// Chunks of one object that are being stored while more bytes arrive.
 const STORES_IN_FLIGHT_MAX: usize = 3;
+/// Chunks named in one delete request.
+const DELETES_MAX: usize = 1024;
 /// Placement groups that are tried for one chunk.
 const STORE_ATTEMPTS_MAX: usize = 8;
 
@@ -363,6 +365,31 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// Writes tombstones on every member that is in service, and fails unless a majority of each group has them.
+    pub async fn bury_chunks(&self, ids: &[ChunkId]) -> Result<(), Error> {
+        let map = self.map();
+        let mut by_disk: BTreeMap<Member, Vec<u8>> = BTreeMap::new();
+        for id in ids {
+            let Some(placement) = map.placement(*id) else { continue };
+            let members = placement.members.iter().chain(&placement.members_before);
+            for member in members.filter(|member| member.usable) {
+                by_disk.entry(*member).or_default().extend_from_slice(&id.to_bytes());
+            }
+            let usable = placement.members.iter().filter(|member| member.usable).count();
+            if usable <= placement.members.len() / 2 {
+                return Err(Error::Unavailable(format!("chunk {id} has no majority of its disks in service")));
+            }
+        }
+        for (member, ids) in by_disk {
+            for ids in ids.chunks(DELETES_MAX * ChunkId::LEN) {
+                let disk = Bytes::copy_from_slice(&member.disk.0.to_be_bytes());
+                let ask = Ask::DeleteChunks(DeleteChunks { disk, ids: Bytes::copy_from_slice(ids) });
+                self.ask_node(member.node, ask, Vec::new()).await.map_err(|(_, why)| Error::Unavailable(why))?;
+            }
+        }
+        Ok(())
     }
 
     fn delete_copies(&self, id: ChunkId, placement: &Placement) {

@@ -67,7 +67,7 @@ impl Setting {
     fn mono_nanos(&self, now_nanos: u64) -> u64 {
         let elapsed = now_nanos.saturating_sub(self.since_nanos);
         if self.drift_ppm == 0 {
-            return self.base_nanos + elapsed;
+            return self.base_nanos.saturating_add(elapsed);
         }
         let rate = u128::from(PPM.saturating_add_signed(self.drift_ppm));
         self.base_nanos + u64::try_from(u128::from(elapsed) * rate / u128::from(PPM)).unwrap_or(u64::MAX / 2)

@@ -10,6 +10,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Wake, Waker};
+use tokio::sync::oneshot;
 
 use super::clock::NodeClock;
 use super::disk::{Power, SimDisk};
@@ -24,6 +25,9 @@ pub(super) const HOST: usize = 0;
 
 /// How many events a simulation may have unless told otherwise: more is taken for a live lock.
 pub(super) const EVENTS_MAX_DEFAULT: u64 = 200_000_000;
+
+/// Time ends here, in nanoseconds: what is scheduled later (a deadline that never comes) never happens.
+const TIME_MAX_NANOS: u64 = 1 << 62;
 
 /// Slot number that stands for the future of `block_on`.
 const MAIN_SLOT: u32 = u32::MAX;
@@ -80,6 +84,8 @@ pub(super) struct Node {
     pub(super) clock: Arc<NodeClock>,
     pub(super) disks: BTreeMap<String, Arc<SimDisk>>,
     pub(super) power: Arc<Power>,
+    /// Dropped when the node stops, which tells those who wait for that.
+    pub(super) watchers: Vec<oneshot::Sender<()>>,
     paused: bool,
     /// Tasks that became ready while the node was paused.
     parked: Vec<TaskId>,
@@ -319,7 +325,7 @@ impl Core {
         let (key, event) = {
             let mut world = self.world();
             match world.events.first_entry() {
-                Some(first) if first.key().0 <= until_nanos => {
+                Some(first) if first.key().0 <= until_nanos.min(TIME_MAX_NANOS) => {
                     let (key, event) = first.remove_entry();
                     world.count_event(self.seed);
                     (key, event)
@@ -387,7 +393,16 @@ impl Core {
 
     /// Ends the node's run: disks lose what they may lose, tasks are dropped, nothing of it is heard of again.
     pub(super) fn crash(self: &Arc<Core>, node: NodeId) {
-        let (tasks, disks, power, run) = {
+        self.stop(node, SimDisk::crash);
+    }
+
+    /// As `crash`, but only the process dies and the operating system goes on.
+    pub(super) fn kill(self: &Arc<Core>, node: NodeId) {
+        self.stop(node, SimDisk::kill);
+    }
+
+    fn stop(self: &Arc<Core>, node: NodeId, stop_disk: impl Fn(&SimDisk)) {
+        let (tasks, disks, power, run, watchers) = {
             let mut world = self.world();
             let slot = world.slot_of(node);
             world.failing.retain(|failing| *failing != node);
@@ -397,9 +412,10 @@ impl Core {
             entry.parked.clear();
             entry.paused = false;
             let run = entry.running.take();
+            let watchers = std::mem::take(&mut entry.watchers);
             let disks: Vec<Arc<SimDisk>> = entry.disks.values().cloned().collect();
             let power = entry.power.clone();
-            (world.take_tasks(Some(slot)), disks, power, run)
+            (world.take_tasks(Some(slot)), disks, power, run, watchers)
         };
         if let Some((incarnation, _)) = &run {
             incarnation.alive.store(false, Ordering::Relaxed);
@@ -407,11 +423,11 @@ impl Core {
         // Destructors do not run on a machine that lost its power: whatever they try on a disk must fail.
         power.cut();
         for disk in disks {
-            disk.crash();
+            stop_disk(&disk);
         }
         let handler = self.net_forget(node);
         drop(tasks);
-        drop((handler, run));
+        drop((handler, run, watchers));
         power.restore();
     }
 
@@ -558,6 +574,7 @@ impl Node {
             clock: Arc::new(NodeClock::default()),
             disks: BTreeMap::new(),
             power: Arc::new(Power::new()),
+            watchers: Vec::new(),
             paused: false,
             parked: Vec::new(),
         }

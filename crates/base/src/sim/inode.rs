@@ -26,7 +26,7 @@ static ZEROES: [u8; SECTOR] = [0; SECTOR];
 
 type Sector = Option<Arc<[u8]>>;
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Inode {
     size_bytes: u64,
     /// `None` is a hole and reads as zeroes. May be shorter than the size says.
@@ -42,11 +42,13 @@ pub(super) struct Inode {
 }
 
 /// What a sector held before each of its unflushed changes, oldest first. The common case has one and no allocation.
+#[derive(Clone)]
 struct Versions {
     first: Undo,
     rest: Vec<Undo>,
 }
 
+#[derive(Clone)]
 struct Undo {
     change: u64,
     before: Sector,
@@ -203,6 +205,9 @@ impl Inode {
 
     /// Power is lost: any subset of what was not flushed survives, in any order, sectors torn between atoms.
     pub(super) fn crash(&mut self, prng: &mut Prng, survival: Survival) {
+        if self.unflushed.is_empty() && self.size_undo.is_empty() {
+            return;
+        }
         let sizes = self.size_undo.len();
         let kept = survival.version(prng, 0, sizes);
         // File systems truncate atomically: the sectors cut off come back exactly when the old size does.
@@ -250,16 +255,6 @@ impl Inode {
     /// The numbers of the sectors that hold something.
     pub(super) fn allocated_sectors(&self) -> impl Iterator<Item = usize> + '_ {
         self.sectors.iter().enumerate().filter(|(_, sector)| sector.is_some()).map(|(index, _)| index)
-    }
-
-    /// The same contents, all durable.
-    pub(super) fn copy(&self) -> Inode {
-        Inode {
-            size_bytes: self.size_bytes,
-            sectors: self.sectors.clone(),
-            allocated: self.allocated,
-            ..Inode::default()
-        }
     }
 
     fn sector(&self, index: usize) -> Option<&Arc<[u8]>> {
@@ -413,5 +408,103 @@ impl Source<'_> {
             }
         }
         Arc::from(&scratch[..])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ATOMS: usize = 48;
+
+    /// For each atom of a file what it may hold after a crash, oldest first; the last is what it holds now.
+    struct Model {
+        allowed: Vec<Vec<u8>>,
+    }
+
+    /// Random writes, flushes that cover what came before they began, crashes: whatever the crash
+    /// leaves was written since the last flush that covered it, or by that flush.
+    #[test]
+    fn a_crash_leaves_only_what_the_contract_allows() {
+        let mut kept_old = 0;
+        for seed in 0..2000 {
+            let mut prng = Prng::new(seed);
+            let mut inode = Inode::default();
+            inode.write(0, &[vec![0; ATOMS * ATOM].into()], None, u64::MAX).unwrap();
+            inode.flushed(inode.flush_point());
+            let mut model = Model { allowed: vec![vec![0]; ATOMS] };
+            let mut began = None;
+            for value in 1..=prng.between(1, 60) as u8 {
+                match prng.below(10) {
+                    0 => began = Some((inode.flush_point(), model.allowed.clone())),
+                    1 => {
+                        if let Some((upto, before)) = began.take() {
+                            inode.flushed(upto);
+                            model.flushed(&before);
+                        }
+                    }
+                    _ => {
+                        let first = prng.below(ATOMS as u64) as usize;
+                        let count = prng.between(1, 20).min((ATOMS - first) as u64) as usize;
+                        let data = vec![value; count * ATOM];
+                        let cut = prng.below(data.len() as u64) as usize;
+                        let pieces = [data[..cut].to_vec().into(), data[cut..].to_vec().into()];
+                        inode.write((first * ATOM) as u64, &pieces, None, u64::MAX).unwrap();
+                        model.allowed[first..first + count].iter_mut().for_each(|atom| atom.push(value));
+                    }
+                }
+                assert_eq!(atoms(&inode), model.allowed.iter().map(|a| a[a.len() - 1]).collect::<Vec<u8>>());
+            }
+            let survival = Survival::draw(&mut prng);
+            inode.crash(&mut prng, survival);
+            for (left, allowed) in atoms(&inode).into_iter().zip(&model.allowed) {
+                assert!(allowed.contains(&left), "seed {seed}: {left} is none of {allowed:?}");
+                kept_old += u32::from(left != allowed[allowed.len() - 1]);
+            }
+        }
+        assert!(kept_old > 1000, "crashes do take back what they may: {kept_old}");
+    }
+
+    impl Model {
+        /// A flush has completed that began when `before` was allowed: the newest value of that time is the oldest now.
+        fn flushed(&mut self, before: &[Vec<u8>]) {
+            for (allowed, before) in self.allowed.iter_mut().zip(before) {
+                let durable = before[before.len() - 1];
+                let position = allowed.iter().rposition(|value| *value == durable);
+                if let Some(position) = position {
+                    allowed.drain(..position);
+                }
+            }
+        }
+    }
+
+    fn atoms(inode: &Inode) -> Vec<u8> {
+        inode.read(0, ATOMS * ATOM).chunks(ATOM).map(|atom| atom[0]).collect()
+    }
+
+    #[test]
+    fn allocation_is_counted() {
+        let mut inode = Inode::default();
+        inode.write(4096, &[vec![1; 8192].into()], None, u64::MAX).unwrap();
+        assert_eq!((inode.allocated_bytes(), inode.size_bytes()), (8192, 12288));
+        inode.write(8192, &[vec![1; 8192].into()], None, 4096).unwrap();
+        assert!(inode.write(0, &[vec![1; 1].into()], None, 4095).is_err());
+        inode.set_size(5000);
+        assert_eq!(inode.allocated_bytes(), 4096);
+        inode.crash(&mut Prng::new(1), Survival::NOTHING);
+        assert_eq!((inode.allocated_bytes(), inode.size_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_failed_flush_is_not_made_good_by_the_next() {
+        let mut inode = Inode::default();
+        inode.write(0, &[vec![1; 8192].into()], None, u64::MAX).unwrap();
+        inode.flushed(inode.flush_point());
+        inode.write(0, &[vec![2; 8192].into()], None, u64::MAX).unwrap();
+        inode.flush_failed(inode.flush_point());
+        inode.write(4096, &[vec![3; 4096].into()], None, u64::MAX).unwrap();
+        inode.flushed(inode.flush_point());
+        inode.crash(&mut Prng::new(1), Survival::NOTHING);
+        assert_eq!((inode.read(0, 1)[0], inode.read(4096, 1)[0]), (1, 3));
     }
 }

@@ -14,7 +14,8 @@
 //! its node, may drift by a percent at most, and never goes back while the node runs. A wall clock may jump.
 //!
 //! **Nodes** crash at any await (their tasks are dropped), or within a disk operation. A paused node computes nothing;
-//! its I/O and the messages to it go on. A crashed node starts anew when its environment is asked for.
+//! its I/O and the messages to it go on. A killed node loses its tasks but its disks lose nothing yet. A node that was
+//! crashed or killed starts anew when its environment is asked for.
 //!
 //! **Disks.** What a disk may do:
 //! - complete operations that are in flight together in any order; a write takes effect when it completes;
@@ -32,6 +33,27 @@
 //! **Network.** Messages have delays of their own, hence overtake each other; may be lost, with or without an error;
 //! may arrive twice; wait while a link hangs; vanish in a cut one. A message is never changed, never reaches a later
 //! incarnation than the one it was sent to, and what a node sends to itself arrives at once.
+//!
+//! ```
+//! use base::env::{Caching, Disk, Flush, OpenMode};
+//! use base::{ids::NodeId, sim::Sim};
+//!
+//! for seed in 0..100 {
+//!     let sim = Sim::new(seed);
+//!     let (node, disk) = (sim.node(NodeId(1)), sim.disk(NodeId(1), "disk"));
+//!     disk.crash_after_ops(seed % 4 + 1); // create, flush of the directory, write, flush
+//!     let on_node = disk.clone();
+//!     let stored = sim.block_on(node.run(async move {
+//!         let file = on_node.open("f", OpenMode::CreateNew, Caching::Direct)?;
+//!         on_node.flush_directory()?;
+//!         file.write_at(0, vec![vec![7; 4096].into()], Flush::Yes).await
+//!     }));
+//!     node.crash();
+//!     let env = node.env(); // the node starts anew
+//!     sim.block_on(env.sleep(std::time::Duration::from_secs(1)));
+//!     assert!(!matches!(stored, Ok(Ok(()))) || disk.contents("f") == Some(vec![7; 4096]));
+//! }
+//! ```
 
 mod clock;
 mod disk;
@@ -175,7 +197,36 @@ impl SimHandle {
         self.core.crash(node);
     }
 
-    /// Whether the node has been started and not crashed since.
+    /// Takes the power from all nodes.
+    pub fn crash_all(&self) {
+        let nodes: Vec<NodeId> = self.core.world().node_slots.keys().copied().collect();
+        for node in nodes {
+            self.crash(node);
+        }
+    }
+
+    /// Kills the node's process and nothing else: what it wrote stays visible, and what it did not flush may still be
+    /// lost at a later crash.
+    pub fn kill(&self, node: NodeId) {
+        self.core.kill(node);
+    }
+
+    /// Waits until the node does not run.
+    pub fn stopped(&self, node: NodeId) -> BoxFuture<()> {
+        let (sender, receiver) = oneshot::channel();
+        let mut world = self.core.world();
+        let slot = world.slot_of(node);
+        let entry = &mut world.nodes[slot];
+        if entry.running.is_some() {
+            entry.watchers.push(sender);
+        }
+        Box::pin(async move {
+            // Nothing is ever sent: the sender is dropped when the node stops.
+            let _ = receiver.await;
+        })
+    }
+
+    /// Whether the node has been started and has not stopped since.
     pub fn is_running(&self, node: NodeId) -> bool {
         let mut world = self.core.world();
         let slot = world.slot_of(node);
@@ -312,6 +363,14 @@ impl SimNode {
 
     pub fn crash(&self) {
         self.sim.crash(self.id);
+    }
+
+    pub fn kill(&self) {
+        self.sim.kill(self.id);
+    }
+
+    pub fn stopped(&self) -> BoxFuture<()> {
+        self.sim.stopped(self.id)
     }
 
     pub fn is_running(&self) -> bool {

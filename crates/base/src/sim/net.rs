@@ -1,6 +1,9 @@
 //! The message network of a simulation: whole messages, each with a delay of its own, so that they overtake each
 //! other; links that lose, repeat, hold back or swallow. What a node says to itself arrives at once and always.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -286,11 +289,10 @@ impl Core {
         }
         let listener = net.listeners.get(&packet.to).filter(|listener| listener.incarnation.number == packet.to_start);
         let Some(listener) = listener else {
-            return self.net_fail(
-                &mut net,
-                &packet,
-                if packet.to_start == 0 { NetError::NotSent } else { NetError::Broken },
-            );
+            // Whoever runs and does not listen refuses the connection; whoever has gone broke it.
+            let refused = self.running_start(packet.to) == Some(packet.to_start);
+            let error = if refused { NetError::NotSent } else { NetError::Broken };
+            return self.net_fail(&mut net, &packet, error);
         };
         let (incarnation, handler) = (listener.incarnation.clone(), listener.handler.clone());
         drop(net);
