@@ -3,6 +3,8 @@
 //!
 //! Knows: what a henge id is and how bytes are verified. Never knows: storage formats, clusters, protocols.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod buffer;
 pub mod checksum;
 pub mod codec;

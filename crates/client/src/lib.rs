@@ -2,18 +2,32 @@
 //!
 //! Knows: how bytes are cut into chunks, where the map says they belong, how to fan out, verify and retry. Never
 //! knows: local disks, gateways, outside protocols.
+//!
+//! The path of a PUT: [`Client::write`] -> `write.rs` (chunks, placement group, stores in parallel) ->
+//! [`ObjectWriter::finish`] -> `call.rs` (slot, leader, retries) -> the shard.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod api;
+mod buckets;
+mod call;
 mod error;
+mod keys;
+mod map;
+mod objects;
+mod read;
+mod slots;
+pub mod wire;
+mod write;
 
-pub use api::{
-    BucketInfo, Client, DeleteRequest, FinishPart, FinishPut, ListObjectsRequest, ListUploadsRequest,
-    ListVersionsRequest, ObjectReader, ObjectWriter, PartSource,
-};
+pub use buckets::BucketInfo;
+pub use call::{Client, ClientConfig};
 pub use error::Error;
+pub use map::{MapView, Member, Placement, disk_id};
 /// The words of the object shard that gateways need.
+pub use meta::map::command::KeyRow;
 pub use meta::object::command::{
     Attributes, Body, Checksum, CreateUpload, Deleted, Header, NamedPart, ObjectPage, ObjectVersion, Part, PartPage,
     PartSize, Precondition, Upload, UploadPage, Versioning, Written,
 };
-pub use meta::map::command::KeyRow;
+pub use objects::{CompleteRequest, DeleteRequest, ListObjectsRequest, ListUploadsRequest, ListVersionsRequest};
+pub use read::ObjectReader;
+pub use write::{FinishPart, FinishPut, ObjectWriter};

@@ -1,1 +1,18 @@
-//! Placeholder until its first code arrives.
+//! One server: its disks, its Raft groups, what it answers to clients, and its background workers.
+//!
+//! Knows: how decisions of `protocol` and states of `meta` are carried out on the disks of `store`. Never knows:
+//! gateways, command lines, the real clock or file system.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod disks;
+mod group;
+mod home;
+mod machine;
+mod metrics;
+mod service;
+mod start;
+mod status;
+mod workers;
+
+pub use start::{Config, DiskSpec, Node, StartError, Tuning};
+pub use status::{ChunkCounts, DiskStatus, GroupStatus, NodeStatus, RepairStatus, Status, Verdict};

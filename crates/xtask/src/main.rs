@@ -1,1 +1,77 @@
-fn main() {}
+//! `cargo xtask test` and `cargo xtask check`: everything that the gate runs, as one command.
+//!
+//! Knows: which checks exist. Never knows: how the product works; it starts cargo and counts.
+
+mod graph;
+mod run;
+
+use run::{Counts, step};
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  test    all tests, then 60 s of simulation from fresh seeds; needs only Rust and a C compiler
+  check   test, and: format, clippy with warnings denied, documentation, the crate graph,
+          cargo deny where it is installed
+  lint    only the fast half of check: format, clippy, the crate graph
+
+The last line is `henge: N passed, N failed, N skipped`.";
+
+/// Seconds of wall-clock time that `test` gives to the simulator after its fixed seeds.
+const SIMULATION_SECONDS: &str = "60";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut counts = Counts::default();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["test"] => test(&mut counts),
+        ["lint"] => lint(&mut counts),
+        ["check"] => {
+            lint(&mut counts);
+            test(&mut counts);
+            documentation(&mut counts);
+            deny(&mut counts);
+        }
+        [] | ["help" | "-h" | "--help"] => {
+            println!("{USAGE}");
+            return ExitCode::SUCCESS;
+        }
+        other => {
+            eprintln!("xtask: unknown command `{}`\n\n{USAGE}", other.join(" "));
+            return ExitCode::FAILURE;
+        }
+    }
+    println!("henge: {} passed, {} failed, {} skipped", counts.passed, counts.failed, counts.skipped);
+    if counts.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn test(counts: &mut Counts) {
+    run::tests(counts);
+    step(
+        counts,
+        "simulation",
+        "cargo",
+        &["run", "--quiet", "--package", "sim", "--bin", "simulate", "--", "--seconds", SIMULATION_SECONDS],
+    );
+}
+
+fn lint(counts: &mut Counts) {
+    step(counts, "format", "cargo", &["fmt", "--all", "--check"]);
+    step(counts, "clippy", "cargo", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "--deny", "warnings"]);
+    graph::check(counts);
+}
+
+fn documentation(counts: &mut Counts) {
+    // Warnings (broken links above all) are denied through the workspace's lints for rustdoc.
+    step(counts, "documentation", "cargo", &["doc", "--quiet", "--workspace", "--no-deps"]);
+}
+
+fn deny(counts: &mut Counts) {
+    if run::exists("cargo-deny") {
+        step(counts, "deny", "cargo", &["deny", "check", "bans", "licenses", "sources"]);
+    } else {
+        println!("== deny: skipped, because cargo-deny is not installed (cargo install cargo-deny --locked)");
+        counts.skipped += 1;
+    }
+}

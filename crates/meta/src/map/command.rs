@@ -151,7 +151,9 @@ pub enum BucketState {
     Deleting = 2,
 }
 
+/// A key pair of S3. Its `Debug` does not show the secret.
 #[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
 pub struct KeyRow {
     #[prost(string, tag = "1")]
     pub access_key: String,
@@ -164,6 +166,17 @@ pub struct KeyRow {
     pub created_ms: u64,
     #[prost(bool, tag = "5")]
     pub root: bool,
+}
+
+impl std::fmt::Debug for KeyRow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KeyRow")
+            .field("access_key", &self.access_key)
+            .field("name", &self.name)
+            .field("created_ms", &self.created_ms)
+            .field("root", &self.root)
+            .finish_non_exhaustive()
+    }
 }
 
 /// One entry of group 0's log.
@@ -180,14 +193,15 @@ pub enum MapCommand {
     /// First entry of the log: cluster id, region, feature level.
     #[prost(message, tag = "10")]
     InitCluster(InitCluster),
-    /// Adds or updates a node. Generations and floors never fall.
+    /// Adds or updates a node. Id 0: allots one. An older generation than the row's is `Stale`; a lower floor leaves
+    /// the row's; `Removed` is final.
     #[prost(message, tag = "11")]
     SetNode(NodeRow),
     #[prost(message, tag = "12")]
     SetDisk(DiskRow),
     #[prost(message, tag = "13")]
     SetPool(PoolRow),
-    /// Refused when its epoch is not above the row's.
+    /// All rows or none: refused when the epoch of one is not above its row's.
     #[prost(message, tag = "14")]
     SetPgs(PgRows),
     #[prost(message, tag = "15")]
@@ -195,7 +209,8 @@ pub enum MapCommand {
     /// Allots the id. Refused with `BucketExists` when the name is taken.
     #[prost(message, tag = "16")]
     CreateBucket(BucketEntry),
-    /// Replaces settings and state of an existing bucket by id; raises its settings_version.
+    /// Replaces versioning, pool, acknowledgement and state of an existing bucket by id; raises its settings_version
+    /// when something changed. A settings_version other than 0 and the row's is `Stale`.
     #[prost(message, tag = "17")]
     SetBucket(BucketEntry),
     #[prost(message, tag = "18")]
@@ -258,7 +273,7 @@ pub struct MapReply {
     /// The id that was allotted, if any.
     #[prost(uint64, tag = "4")]
     pub id: u64,
-    /// The bucket that exists already (`BucketExists`).
+    /// The bucket that exists already (`BucketExists`), or the bucket's row after `CreateBucket` and `SetBucket`.
     #[prost(message, optional, tag = "5")]
     pub bucket: Option<BucketEntry>,
 }

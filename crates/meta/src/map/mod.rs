@@ -1,3 +1,25 @@
 //! The cluster map: the state machine of group 0.
+//!
+//! `apply` is the write path: it reads the rows that a command names, never the whole map. `rows` turns rows into a
+//! [`command::ClusterMap`], whole once ([`load`]) and then change by change ([`absorb`]).
 
+mod apply;
 pub mod command;
+mod rows;
+
+pub use apply::apply;
+pub use rows::{absorb, load};
+
+/// Bounds of the map. A command above one is refused with `TooMany`.
+pub const NODES_MAX: u64 = 10_000;
+pub const DISKS_MAX: u64 = 100_000;
+pub const PGS_MAX: u64 = 1 << 18;
+pub const SHARDS_MAX: u64 = 100_000;
+pub const BUCKETS_MAX: u64 = 100_000;
+pub const ACCESS_KEYS_MAX: u64 = 10_000;
+/// Copies of a pool, and members of a placement group.
+pub const COPIES_MAX: usize = 16;
+/// Bits of a placement group's prefix.
+pub const PG_BITS_MAX: u32 = 16;
+/// Bytes of names, addresses and localities.
+pub const TEXT_LEN_MAX: usize = 1024;

@@ -27,7 +27,7 @@ pub struct ShardEntry {
     /// The range epoch that the sender believes in; checked in apply. 0: not checked (internal commands).
     #[prost(uint64, tag = "2")]
     pub range_epoch: u64,
-    #[prost(oneof = "ShardCommand", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21")]
+    #[prost(oneof = "ShardCommand", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22")]
     pub command: Option<ShardCommand>,
 }
 
@@ -38,10 +38,13 @@ pub enum ShardCommand {
     /// Creates or replaces the shard's copy of a bucket's settings.
     #[prost(message, tag = "11")]
     SetBucket(BucketRow),
-    /// Freezes the bucket's ranges, then answers `BucketNotEmpty` (and thaws) or leaves it frozen: the caller then
-    /// removes the bucket from group 0 and sends `DropBucket`.
+    /// Answers `BucketNotEmpty` and changes nothing, or freezes the bucket here: the caller then removes the bucket
+    /// from group 0 and sends `DropBucket`. Uploads in progress do not count as content. To thaw (another range was
+    /// not empty), send `SetBucket` with a higher settings version.
     #[prost(message, tag = "12")]
     FreezeBucket(BucketRef),
+    /// Removes what is left of a frozen, empty bucket: uploads in progress are aborted, a bounded number in one step.
+    /// While the answer is `Done { more: true }`, send it again (under a new sequence).
     #[prost(message, tag = "13")]
     DropBucket(BucketRef),
     #[prost(message, tag = "14")]
@@ -62,11 +65,15 @@ pub enum ShardCommand {
     /// From here on, entries of `node`'s sessions below `floor` are refused.
     #[prost(message, tag = "21")]
     CloseSession(CloseSession),
+    /// Raises the level of behaviour that apply follows. Never falls.
+    #[prost(message, tag = "22")]
+    SetFeatureLevel(SetFeatureLevel),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct InitShard {
-    /// First and last (exclusive, empty = unbounded) key of the shard's range in the space (bucket, key).
+    /// First and last (exclusive, empty = unbounded) point of the shard's range in the space (bucket, key), as
+    /// [`crate::keys::range_point`] writes it.
     #[prost(bytes = "bytes", tag = "1")]
     pub range_start: Bytes,
     #[prost(bytes = "bytes", tag = "2")]
@@ -75,6 +82,16 @@ pub struct InitShard {
     pub range_epoch: u64,
     #[prost(uint32, tag = "4")]
     pub feature_level: u32,
+    /// Added to the Raft index to make version orders: above every order that a key of this range ever had in another
+    /// group, so that orders rise when a range moves. 0 for a new range.
+    #[prost(uint64, tag = "5")]
+    pub order_base: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct SetFeatureLevel {
+    #[prost(uint32, tag = "1")]
+    pub level: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, prost::Enumeration)]
@@ -94,9 +111,13 @@ pub struct BucketRow {
     pub versioning: i32,
     #[prost(bool, tag = "3")]
     pub frozen: bool,
-    /// Raised by each change of the settings in group 0; an older one never replaces a newer one.
+    /// Raised by each change of the settings in group 0; only a higher one replaces the row (and may thaw it).
     #[prost(uint64, tag = "4")]
     pub settings_version: u64,
+    /// The bucket was dropped. The row stays for ever (ids are never reused), so that a late `SetBucket` cannot make
+    /// a dropped bucket writable again. Never set by senders.
+    #[prost(bool, tag = "8")]
+    pub dropped: bool,
     // 5 object lock default, 6 fence policy, 7 quota: reserved for later.
 }
 
@@ -133,7 +154,7 @@ pub struct Precondition {
 pub struct Body {
     #[prost(uint64, tag = "1")]
     pub size: u64,
-    /// A small object rides here.
+    /// A small object rides here: at most [`crate::object::INLINE_BYTES_MAX`] bytes.
     #[prost(bytes = "bytes", optional, tag = "2")]
     pub inline: Option<Bytes>,
     /// Packed references ([`crate::chunks`]), in order.
@@ -211,7 +232,8 @@ pub struct PutObject {
     /// The gateway's wall clock, for LastModified only.
     #[prost(uint64, tag = "6")]
     pub modified_ms: u64,
-    /// 16 random bytes, used as the version id when the bucket is versioned.
+    /// 16 random bytes. In a versioned bucket apply makes the version id of them: their first 8 are replaced by the
+    /// version's order, so that a version is found by its id without an index. `Written::version` has the result.
     #[prost(bytes = "bytes", tag = "7")]
     pub version_id: Bytes,
 }
@@ -229,7 +251,7 @@ pub struct DeleteObject {
     pub precondition: Option<Precondition>,
     #[prost(uint64, tag = "5")]
     pub modified_ms: u64,
-    /// 16 random bytes for the delete marker's version id.
+    /// 16 random bytes for the delete marker's version id (made as `PutObject::version_id`).
     #[prost(bytes = "bytes", tag = "6")]
     pub marker_id: Bytes,
 }
@@ -291,9 +313,8 @@ pub struct NamedPart {
     pub checksums: Vec<Checksum>,
 }
 
-/// Apply checks parts (order, existence, ETags, minimum size), computes the multipart ETag from the part rows and
-/// keeps `checksums` as given (the gateway computed or verified them against `ListParts`). Completing again what was
-/// completed with the same parts answers the same.
+/// Apply checks parts (order, existence, ETags, minimum size), and keeps `etag` and `checksums` as given (the gateway computed or verified them against `ListParts`). Completing again what was
+/// completed with the same ETag answers the same while that version exists.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CompleteUpload {
     #[prost(uint64, tag = "1")]
@@ -332,7 +353,7 @@ pub struct AbortUpload {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct RetireGarbage {
-    /// Sequence numbers of garbage rows.
+    /// Sequence numbers of garbage rows, at most [`crate::object::RETIRE_MAX`].
     #[prost(uint64, repeated, tag = "1")]
     pub sequences: Vec<u64>,
 }
@@ -365,7 +386,11 @@ pub enum ShardOutcome {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
-pub struct Done {}
+pub struct Done {
+    /// The command did a bounded step of its work: send it again.
+    #[prost(bool, tag = "1")]
+    pub more: bool,
+}
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Written {
@@ -480,6 +505,9 @@ pub struct ListObjects {
     pub after: Bytes,
     #[prost(uint32, tag = "5")]
     pub limit: u32,
+    /// Where the scan goes on (`ObjectPage::resume`): a key, inclusive. `after` holds besides it. Empty: at `after`.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub from: Bytes,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -497,6 +525,9 @@ pub struct ListVersions {
     pub version_marker: Option<Bytes>,
     #[prost(uint32, tag = "6")]
     pub limit: u32,
+    /// As in [`ListObjects`].
+    #[prost(bytes = "bytes", tag = "7")]
+    pub from: Bytes,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -509,7 +540,8 @@ pub struct GetUpload {
     pub upload: Bytes,
 }
 
-/// Also reads the part rows of a completed object (its `Body::upload`).
+/// Also reads the part rows of a completed object (its `Body::upload`): whether an upload is still in progress is
+/// asked with [`GetUpload`].
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ListParts {
     #[prost(uint64, tag = "1")]
@@ -538,6 +570,9 @@ pub struct ListUploads {
     pub upload_marker: Bytes,
     #[prost(uint32, tag = "6")]
     pub limit: u32,
+    /// As in [`ListObjects`].
+    #[prost(bytes = "bytes", tag = "7")]
+    pub from: Bytes,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -550,7 +585,7 @@ pub struct ListGarbage {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ShardAnswer {
-    #[prost(oneof = "ShardFound", tags = "1, 2, 3, 4, 5, 6, 7")]
+    #[prost(oneof = "ShardFound", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
     pub found: Option<ShardFound>,
 }
 
@@ -570,6 +605,8 @@ pub enum ShardFound {
     Uploads(UploadPage),
     #[prost(message, tag = "7")]
     Parts(PartPage),
+    #[prost(message, tag = "8")]
+    Garbage(GarbagePage),
 }
 
 /// A version row with its key. Also the value that is stored (then `key` is empty: it is in the row's key).
@@ -594,6 +631,10 @@ pub struct ObjectVersion {
     /// Upload id of the multipart upload that made it (16 bytes), else empty: makes Complete idempotent.
     #[prost(bytes = "bytes", tag = "8")]
     pub from_upload: Bytes,
+    /// In storage only: this row is no version but says at which order the null version of its key is (a suspended
+    /// bucket). It lies at order 0, the oldest place.
+    #[prost(uint64, tag = "9")]
+    pub null_order: u64,
 }
 
 /// In listings, `body` has only its size, and `attributes` only ETag and checksums.
@@ -610,6 +651,11 @@ pub struct ObjectPage {
     pub next_after: Bytes,
     #[prost(bytes = "bytes", optional, tag = "5")]
     pub next_version: Option<Bytes>,
+    /// Not empty: the page ended before its limit because this shard's range or the work allowed for one query ended.
+    /// The client (not the user) goes on at once: the same query with `from` set to this, `after` (or the markers)
+    /// set to what was returned last, if anything was, and the limit less what was returned.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub resume: Bytes,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -642,6 +688,9 @@ pub struct UploadPage {
     pub next_key: Bytes,
     #[prost(bytes = "bytes", tag = "5")]
     pub next_upload: Bytes,
+    /// As in [`ObjectPage`].
+    #[prost(bytes = "bytes", tag = "6")]
+    pub resume: Bytes,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -662,6 +711,15 @@ pub struct Part {
 pub struct PartPage {
     #[prost(message, repeated, tag = "1")]
     pub parts: Vec<Part>,
+    #[prost(bool, tag = "2")]
+    pub truncated: bool,
+}
+
+/// The oldest garbage rows after `ListGarbage::after`, in order. May be shorter than the limit when the rows are long.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct GarbagePage {
+    #[prost(message, repeated, tag = "1")]
+    pub rows: Vec<Garbage>,
     #[prost(bool, tag = "2")]
     pub truncated: bool,
 }

@@ -5,6 +5,30 @@
 //! was committed before a completed flush is durable; transactions after it may vanish, but only from the end. Raft's
 //! log is the durability of what is not flushed yet.
 
+mod block;
+mod cache;
+mod compact;
+pub mod conformance;
+mod cursor;
+mod filter;
+mod flush;
+mod lsm;
+mod manifest;
+mod memory;
+mod memtable;
+mod open;
+mod run;
+mod run_writer;
+mod tree;
+mod verify;
+
+#[cfg(test)]
+mod tests;
+
+pub use lsm::{KvOptions, KvReport, KvStats, LsmKv};
+pub use memory::MemKv;
+pub use verify::{Damage, Verification};
+
 use base::env::BoxFuture;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -19,6 +43,18 @@ pub const VALUE_LEN_MAX: usize = 8 << 20;
 pub enum Change {
     Put { key: Bytes, value: Bytes },
     Delete { key: Bytes },
+}
+
+impl Change {
+    /// Whoever builds transactions keeps their bounds; to break them is a bug that must not reach a disk.
+    fn assert_bounds(&self) {
+        let (key, value_len) = match self {
+            Change::Put { key, value } => (key, value.len()),
+            Change::Delete { key } => (key, 0),
+        };
+        assert!(key.len() <= KEY_LEN_MAX, "a key has at most KEY_LEN_MAX bytes");
+        assert!(value_len <= VALUE_LEN_MAX, "a value has at most VALUE_LEN_MAX bytes");
+    }
 }
 
 /// A row of a scan.

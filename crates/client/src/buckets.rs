@@ -1,0 +1,168 @@
+//! Buckets: named in group 0, their settings replicated into every shard that holds a part of them.
+
+use base::ids::{BucketId, GroupId};
+use meta::map::command::{BucketEntry, BucketId as BucketRefInMap, BucketState, MapCommand, MapOutcome};
+use meta::object::command::{BucketRef, BucketRow, Done, ShardCommand, ShardOutcome, Versioning};
+
+use crate::call::Client;
+use crate::error::Error;
+
+/// The pool that buckets live in until a user may choose.
+const DEFAULT_POOL: u32 = 1;
+
+/// A bucket as gateways see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BucketInfo {
+    pub id: u64,
+    pub name: String,
+    /// Access key of the owner.
+    pub owner: String,
+    pub created_ms: u64,
+    pub region: String,
+    pub versioning: Versioning,
+}
+
+impl Client {
+    /// Creates a bucket owned by `owner`. `BucketExists` names the present owner.
+    pub async fn create_bucket(&self, name: &str, owner: &str) -> Result<BucketInfo, Error> {
+        let entry = BucketEntry {
+            name: name.to_string(),
+            owner: owner.to_string(),
+            created_ms: self.wall_ms(),
+            pool: DEFAULT_POOL,
+            state: BucketState::Creating as i32,
+            region: self.region(),
+            ..BucketEntry::default()
+        };
+        let reply = self.change_map(MapCommand::CreateBucket(entry)).await?;
+        match reply.outcome() {
+            MapOutcome::Done => {}
+            MapOutcome::BucketExists => {
+                let found = reply.bucket.unwrap_or_default();
+                if found.state() != BucketState::Creating || found.owner != owner {
+                    return Err(Error::BucketExists { owner: found.owner });
+                }
+                // An earlier try got only half way: go on with it.
+            }
+            _ => return Err(Error::Invalid(reply.detail)),
+        }
+        let map = self.refresh_map().await?;
+        let entry = map.bucket(name).cloned().ok_or(Error::NoSuchBucket)?;
+        self.activate(entry).await
+    }
+
+    /// Brings the settings to every shard, then makes the bucket visible.
+    async fn activate(&self, mut entry: BucketEntry) -> Result<BucketInfo, Error> {
+        self.spread_settings(&entry).await?;
+        entry.state = BucketState::Active as i32;
+        let reply = self.change_map(MapCommand::SetBucket(entry.clone())).await?;
+        match reply.outcome() {
+            MapOutcome::Done => Ok(info(&entry)),
+            // Somebody else finished the creation in between.
+            MapOutcome::Stale => self.bucket(&entry.name).await,
+            _ => Err(Error::NoSuchBucket),
+        }
+    }
+
+    async fn spread_settings(&self, entry: &BucketEntry) -> Result<(), Error> {
+        let row = BucketRow {
+            bucket: entry.id,
+            versioning: entry.versioning,
+            frozen: false,
+            settings_version: entry.settings_version,
+            ..BucketRow::default()
+        };
+        for (group, epoch) in self.groups_of(BucketId(entry.id)) {
+            self.change_shard(group, epoch, ShardCommand::SetBucket(row.clone())).await?;
+        }
+        Ok(())
+    }
+
+    /// Every shard that may hold rows of the bucket.
+    fn groups_of(&self, bucket: BucketId) -> Vec<(GroupId, u64)> {
+        let first = bucket.0.to_be_bytes();
+        let after = (bucket.0 + 1).to_be_bytes();
+        let map = self.map();
+        let overlaps =
+            |start: &[u8], end: &[u8]| start < after.as_slice() && (end.is_empty() || end > first.as_slice());
+        let rows = map.map.shards.iter().filter(|row| overlaps(&row.range_start, &row.range_end));
+        rows.map(|row| (GroupId(row.group), row.range_epoch)).collect()
+    }
+
+    /// Deletes an empty bucket. The shards decide: a frozen, empty range takes no more writes.
+    pub async fn delete_bucket(&self, name: &str) -> Result<(), Error> {
+        let map = self.refresh_map().await?;
+        let entry = map.bucket(name).cloned().ok_or(Error::NoSuchBucket)?;
+        let groups = self.groups_of(BucketId(entry.id));
+        let bucket = BucketRef { bucket: entry.id };
+        for (group, epoch) in &groups {
+            self.change_shard(*group, *epoch, ShardCommand::FreezeBucket(bucket.clone())).await?;
+        }
+        let reply = self.change_map(MapCommand::RemoveBucket(BucketRefInMap { id: entry.id })).await?;
+        if !matches!(reply.outcome(), MapOutcome::Done | MapOutcome::NotFound) {
+            return Err(Error::Invalid(reply.detail));
+        }
+        for (group, epoch) in &groups {
+            // Uploads in progress go a bounded number at a time.
+            let drop = || self.change_shard(*group, *epoch, ShardCommand::DropBucket(bucket.clone()));
+            while drop().await? == ShardOutcome::Done(Done { more: true }) {}
+        }
+        Ok(())
+    }
+
+    /// Finishes creations that a crash left half way, so that no name is taken by a bucket that nobody sees.
+    pub async fn finish_buckets(&self) -> Result<(), Error> {
+        let map = self.refresh_map().await?;
+        for entry in map.map.buckets.iter().filter(|entry| entry.state() == BucketState::Creating) {
+            self.activate(entry.clone()).await?;
+        }
+        Ok(())
+    }
+
+    /// The bucket as the map names it; a name that is not in the cached map is looked for in a fresh one.
+    pub async fn bucket(&self, name: &str) -> Result<BucketInfo, Error> {
+        if let Some(entry) = self.map().active_bucket(name) {
+            return Ok(info(entry));
+        }
+        let map = self.refresh_map().await?;
+        map.active_bucket(name).map(info).ok_or(Error::NoSuchBucket)
+    }
+
+    /// Sorted by name.
+    pub async fn list_buckets(&self) -> Result<Vec<BucketInfo>, Error> {
+        let map = self.refresh_map().await?;
+        let active = map.map.buckets.iter().filter(|entry| entry.state() == BucketState::Active);
+        let mut buckets: Vec<BucketInfo> = active.map(info).collect();
+        buckets.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(buckets)
+    }
+
+    /// Enabled or suspended; once enabled, versioning is never off again.
+    pub async fn set_versioning(&self, name: &str, versioning: Versioning) -> Result<(), Error> {
+        if versioning == Versioning::Off {
+            return Err(Error::Invalid("versioning can be enabled or suspended, not switched off".into()));
+        }
+        let map = self.refresh_map().await?;
+        let mut entry = map.active_bucket(name).cloned().ok_or(Error::NoSuchBucket)?;
+        entry.versioning = versioning as i32;
+        let reply = self.change_map(MapCommand::SetBucket(entry)).await?;
+        match reply.outcome() {
+            MapOutcome::Done => {}
+            MapOutcome::Stale => return Err(Error::Unavailable("the bucket's settings were changed meanwhile".into())),
+            _ => return Err(Error::NoSuchBucket),
+        }
+        let entry = self.map().active_bucket(name).cloned().ok_or(Error::NoSuchBucket)?;
+        self.spread_settings(&entry).await
+    }
+}
+
+fn info(entry: &BucketEntry) -> BucketInfo {
+    BucketInfo {
+        id: entry.id,
+        name: entry.name.clone(),
+        owner: entry.owner.clone(),
+        created_ms: entry.created_ms,
+        region: entry.region.clone(),
+        versioning: entry.versioning(),
+    }
+}

@@ -1,0 +1,62 @@
+//! Access keys.
+
+use base::env::RandomExt;
+use meta::map::command::{KeyName, KeyRow, MapCommand, MapOutcome};
+
+use crate::call::Client;
+use crate::error::Error;
+
+/// Characters of generated credentials: unambiguous in shells and URLs.
+const ACCESS_ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+const SECRET_ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+
+impl Client {
+    /// The key with its secret, or `None`. An unknown key is looked for in a fresh map.
+    pub async fn access_key(&self, access_key: &str) -> Result<Option<KeyRow>, Error> {
+        if let Some(row) = self.map().key(access_key) {
+            return Ok(Some(row.clone()));
+        }
+        Ok(self.refresh_map().await?.key(access_key).cloned())
+    }
+
+    /// Makes an access key with random credentials.
+    pub async fn create_access_key(&self, name: &str) -> Result<KeyRow, Error> {
+        let row = KeyRow {
+            access_key: format!("HENGE{}", self.random_text(ACCESS_ALPHABET, 15)),
+            secret_key: self.random_text(SECRET_ALPHABET, 40),
+            name: name.to_string(),
+            created_ms: self.wall_ms(),
+            root: false,
+        };
+        self.insert_access_key(row).await
+    }
+
+    /// Adds a key with given credentials.
+    pub async fn insert_access_key(&self, row: KeyRow) -> Result<KeyRow, Error> {
+        let reply = self.change_map(MapCommand::CreateKey(row.clone())).await?;
+        match reply.outcome() {
+            MapOutcome::Done => Ok(row),
+            MapOutcome::KeyExists => Err(Error::KeyExists),
+            _ => Err(Error::Invalid(reply.detail)),
+        }
+    }
+
+    /// By access key or by the name that the operator gave.
+    pub async fn delete_access_key(&self, name: &str) -> Result<(), Error> {
+        let reply = self.change_map(MapCommand::DeleteKey(KeyName { name: name.to_string() })).await?;
+        match reply.outcome() {
+            MapOutcome::Done => Ok(()),
+            MapOutcome::NotFound => Err(Error::NoSuchAccessKey),
+            _ => Err(Error::Invalid(reply.detail)),
+        }
+    }
+
+    pub async fn list_access_keys(&self) -> Result<Vec<KeyRow>, Error> {
+        Ok(self.refresh_map().await?.map.keys.clone())
+    }
+
+    fn random_text(&self, alphabet: &[u8], length: usize) -> String {
+        let random = &self.shared.env.random;
+        (0..length).map(|_| alphabet[random.below(alphabet.len() as u64) as usize] as char).collect()
+    }
+}

@@ -1,0 +1,315 @@
+//! Bytes on their way out: read ahead a little, verified piece by piece, from whichever copy verifies.
+
+use base::checksum::{Crc64, crc32c};
+use base::env::BoxFuture;
+use base::ids::ChunkId;
+use bytes::Bytes;
+use futures_util::stream::{FuturesOrdered, StreamExt};
+use meta::chunks::{self, ChunkRef};
+use meta::object::command::{Body, ObjectVersion, PartSize};
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+
+use crate::buckets::BucketInfo;
+use crate::call::{Backoff, Client};
+use crate::error::Error;
+use crate::map::Member;
+use crate::wire::{Ask, Failure, GetChunk};
+
+/// Bytes asked for at once.
+const PIECE_BYTES_MAX: u32 = 1 << 20;
+/// Pieces of one reader under way: bounds its memory to 4 MiB.
+const PIECES_IN_FLIGHT_MAX: usize = 4;
+/// Part rows fetched at once.
+const PART_PAGE: u32 = 64;
+
+/// Verified pieces, in order. After an error nothing more comes.
+pub struct ObjectReader {
+    client: Client,
+    bucket: BucketInfo,
+    object: ObjectVersion,
+    /// Parts (or the one body) not yet cut into pieces: number (0: the object's own body) and range within it.
+    spans: VecDeque<(u32, Range<u64>)>,
+    part_bodies: BTreeMap<u32, Body>,
+    pieces: VecDeque<Piece>,
+    in_flight: FuturesOrdered<BoxFuture<Fetched>>,
+    /// Checksum over the chunk that is being delivered, when it is delivered whole.
+    running: Option<Crc64>,
+    ready: VecDeque<Bytes>,
+    failed: bool,
+}
+
+/// A piece with its bytes.
+type Fetched = Result<(Piece, Vec<Bytes>), Error>;
+
+/// A run of bytes that is asked for at once.
+enum Piece {
+    Inline(Bytes),
+    Chunk { chunk: ChunkRef, range: Range<u32>, whole: bool },
+}
+
+impl Client {
+    /// Reads `range` (cut to the object's size) of what `head` answered: never a mix of versions.
+    pub fn read(&self, bucket: &BucketInfo, object: &ObjectVersion, range: Range<u64>) -> ObjectReader {
+        let body = object.body.clone().unwrap_or_default();
+        let range = range.start.min(body.size)..range.end.min(body.size);
+        let spans = if body.upload.is_empty() { VecDeque::from([(0, range)]) } else { part_spans(&body.parts, &range) };
+        let part_bodies = if body.upload.is_empty() { BTreeMap::from([(0, body)]) } else { BTreeMap::new() };
+        ObjectReader {
+            client: self.clone(),
+            bucket: bucket.clone(),
+            object: object.clone(),
+            spans,
+            part_bodies,
+            pieces: VecDeque::new(),
+            in_flight: FuturesOrdered::new(),
+            running: None,
+            ready: VecDeque::new(),
+            failed: false,
+        }
+    }
+}
+
+impl ObjectReader {
+    /// The next verified piece; `None` at the end.
+    pub async fn next(&mut self) -> Option<Result<Bytes, Error>> {
+        if self.failed {
+            return None;
+        }
+        let result = self.advance().await;
+        self.failed = result.is_err();
+        result.transpose()
+    }
+
+    async fn advance(&mut self) -> Result<Option<Bytes>, Error> {
+        loop {
+            if let Some(bytes) = self.ready.pop_front() {
+                return Ok(Some(bytes));
+            }
+            while self.in_flight.len() < PIECES_IN_FLIGHT_MAX {
+                let Some(piece) = self.next_piece().await? else { break };
+                let (client, key) = (self.client.clone(), self.object.key.clone());
+                self.in_flight.push_back(Box::pin(async move {
+                    let bytes = match &piece {
+                        Piece::Inline(bytes) => vec![bytes.clone()],
+                        Piece::Chunk { chunk, range, .. } => client.read_chunk(chunk, range.clone(), &key).await?,
+                    };
+                    Ok((piece, bytes))
+                }));
+            }
+            match self.in_flight.next().await {
+                None => return Ok(None),
+                Some(result) => {
+                    let (piece, bytes) = result?;
+                    self.verify(&piece, &bytes)?;
+                    self.ready.extend(bytes.into_iter().filter(|bytes| !bytes.is_empty()));
+                }
+            }
+        }
+    }
+
+    async fn next_piece(&mut self) -> Result<Option<Piece>, Error> {
+        while self.pieces.is_empty() {
+            let Some((number, range)) = self.spans.pop_front() else { return Ok(None) };
+            let body = self.body_of(number).await?;
+            self.pieces = cut(&body, range).map_err(|why| self.damaged(&why))?;
+        }
+        Ok(self.pieces.pop_front())
+    }
+
+    /// The body of a part (0: of the object), fetched with the parts that follow it.
+    async fn body_of(&mut self, number: u32) -> Result<Body, Error> {
+        if let Some(body) = self.part_bodies.remove(&number) {
+            return Ok(body);
+        }
+        let upload = self.object.body.as_ref().map(|body| body.upload.clone()).unwrap_or_default();
+        let (bucket, key) = (self.bucket.clone(), self.object.key.clone());
+        let page = match self.client.list_parts(&bucket, &key, &upload, number - 1, PART_PAGE).await {
+            // The object was overwritten or deleted since; what is left of the old version cannot be found any more.
+            Err(Error::NoSuchUpload) => {
+                return Err(Error::Unavailable("the object was replaced while it was read".into()));
+            }
+            other => other?,
+        };
+        self.part_bodies = page.parts.into_iter().filter_map(|part| Some((part.number, part.body?))).collect();
+        self.part_bodies.remove(&number).ok_or_else(|| self.damaged(&format!("part {number} is missing")))
+    }
+
+    /// The last line of defence: the disk has verified its blocks; this compares with what the writer computed.
+    fn verify(&mut self, piece: &Piece, bytes: &[Bytes]) -> Result<(), Error> {
+        let Piece::Chunk { chunk, range, whole } = piece else { return Ok(()) };
+        let len: usize = bytes.iter().map(Bytes::len).sum();
+        if len != range.len() {
+            return Err(self.damaged(&format!("chunk {}: {len} bytes came instead of {}", chunk.id, range.len())));
+        }
+        if !whole {
+            return Ok(());
+        }
+        let running = self.running.get_or_insert_with(Crc64::new);
+        bytes.iter().for_each(|piece| running.update(piece));
+        if range.end == chunk.len {
+            let crc64 = self.running.take().map(Crc64::finish);
+            if crc64 != Some(chunk.crc64) {
+                return Err(self.damaged(&format!("chunk {} does not match the checksum of its writer", chunk.id)));
+            }
+        }
+        Ok(())
+    }
+
+    fn damaged(&self, why: &str) -> Error {
+        Error::Damaged(format!("{}/{}: {why}", self.bucket.name, self.object.key.escape_ascii()))
+    }
+}
+
+impl Client {
+    /// A range of a chunk from the first copy that has it and verifies.
+    async fn read_chunk(&self, chunk: &ChunkRef, range: Range<u32>, key: &Bytes) -> Result<Vec<Bytes>, Error> {
+        let mut backoff = Backoff::for_operation(&self.shared.env);
+        loop {
+            let mut definite = true;
+            let mut why = String::from("the map names no disk for it");
+            for member in self.holders(chunk.id) {
+                match self.read_copy(&member, chunk.id, &range).await {
+                    Ok(bytes) => return Ok(bytes),
+                    Err((failure, detail)) => {
+                        if failure == Failure::Deleted {
+                            // Deletion is decided by the shard and final: the object was replaced while it was read.
+                            let gone = format!("{} was replaced or deleted while it was read", key.escape_ascii());
+                            return Err(Error::Unavailable(gone));
+                        }
+                        definite &= matches!(failure, Failure::NotFound | Failure::Damaged);
+                        why = detail;
+                    }
+                }
+            }
+            let lost = format!("{}: chunk {} cannot be read from any copy: {why}", key.escape_ascii(), chunk.id);
+            if definite {
+                return Err(Error::Damaged(lost));
+            }
+            if !backoff.wait(&self.shared.env).await {
+                return Err(Error::Unavailable(lost));
+            }
+            self.refresh_map().await?;
+        }
+    }
+
+    /// Members that should hold a chunk: those in service first, the new before the old, the own node before others.
+    fn holders(&self, id: ChunkId) -> Vec<Member> {
+        let Some(placement) = self.map().placement(id) else { return Vec::new() };
+        let mut members: Vec<Member> = placement.members.into_iter().chain(placement.members_before).collect();
+        members.sort_by_key(|member| (!member.usable, member.node != self.session().node));
+        members
+    }
+
+    async fn read_copy(
+        &self,
+        member: &Member,
+        id: ChunkId,
+        range: &Range<u32>,
+    ) -> Result<Vec<Bytes>, (Failure, String)> {
+        let ask = Ask::GetChunk(GetChunk {
+            disk: Bytes::copy_from_slice(&member.disk.0.to_be_bytes()),
+            id: Bytes::copy_from_slice(&id.to_bytes()),
+            start: range.start,
+            end: range.end,
+        });
+        self.ask_node(member.node, ask, Vec::new()).await.map(|(_, bulk)| bulk)
+    }
+}
+
+/// The parts that a range touches, with the range within each.
+fn part_spans(parts: &[PartSize], range: &Range<u64>) -> VecDeque<(u32, Range<u64>)> {
+    let mut spans = VecDeque::new();
+    let mut start = 0;
+    for part in parts {
+        let end = start + part.size;
+        let (from, to) = (range.start.max(start), range.end.min(end));
+        if from < to {
+            spans.push_back((part.number, from - start..to - start));
+        }
+        start = end;
+    }
+    spans
+}
+
+/// Cuts a range of one body into pieces. Refuses a body that contradicts itself.
+fn cut(body: &Body, range: Range<u64>) -> Result<VecDeque<Piece>, String> {
+    if let Some(inline) = &body.inline {
+        if crc32c(&[], inline) != body.inline_crc32c {
+            return Err("the bytes in the metadata do not match the checksum of their writer".into());
+        }
+        if range.end > inline.len() as u64 {
+            return Err(format!("{} bytes lie in the metadata instead of {}", inline.len(), body.size));
+        }
+        return Ok(VecDeque::from([Piece::Inline(inline.slice(range.start as usize..range.end as usize))]));
+    }
+    let mut pieces = VecDeque::new();
+    let mut start = 0;
+    for chunk in chunks::unpack(&body.chunks).map_err(|error| format!("list of chunks: {error}"))? {
+        let end = start + u64::from(chunk.len);
+        let (from, to) = (range.start.max(start), range.end.min(end));
+        if from < to {
+            cut_chunk(chunk, (from - start) as u32..(to - start) as u32, &mut pieces);
+        }
+        start = end;
+    }
+    if start != body.size {
+        return Err(format!("its chunks have {start} bytes instead of {}", body.size));
+    }
+    Ok(pieces)
+}
+
+fn cut_chunk(chunk: ChunkRef, range: Range<u32>, pieces: &mut VecDeque<Piece>) {
+    let whole = range == (0..chunk.len);
+    let mut start = range.start;
+    while start < range.end {
+        let end = range.end.min((start / PIECE_BYTES_MAX + 1) * PIECE_BYTES_MAX);
+        pieces.push_back(Piece::Chunk { chunk, range: start..end, whole });
+        start = end;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reference(counter: u32, len: u32) -> ChunkRef {
+        let mut id = ChunkId::from_u128(0);
+        id.counter = counter;
+        ChunkRef { id, len, crc64: 0 }
+    }
+
+    #[test]
+    fn a_range_is_cut_at_chunks_and_pieces() {
+        let chunks = [reference(1, 4 << 20), reference(2, 10)];
+        let body = Body { size: (4 << 20) + 10, chunks: chunks::pack(&chunks), ..Body::default() };
+        let pieces = cut(&body, (1 << 20) - 1..(4 << 20) + 5).unwrap();
+        let ranges: Vec<(u32, Range<u32>)> = pieces
+            .iter()
+            .map(|piece| match piece {
+                Piece::Chunk { chunk, range, .. } => (chunk.id.counter, range.clone()),
+                Piece::Inline(_) => unreachable!("nothing is inline here"),
+            })
+            .collect();
+        let mib = 1 << 20;
+        assert_eq!(
+            ranges,
+            vec![(1, mib - 1..mib), (1, mib..2 * mib), (1, 2 * mib..3 * mib), (1, 3 * mib..4 * mib), (2, 0..5)]
+        );
+    }
+
+    #[test]
+    fn a_body_that_contradicts_itself_is_refused() {
+        let short = Body { size: 11, chunks: chunks::pack(&[reference(1, 10)]), ..Body::default() };
+        assert!(cut(&short, 0..11).is_err());
+        let inline = Body { size: 3, inline: Some(Bytes::from_static(b"abc")), inline_crc32c: 1, ..Body::default() };
+        assert!(cut(&inline, 0..3).is_err());
+    }
+
+    #[test]
+    fn a_range_finds_its_parts() {
+        let parts = [PartSize { number: 2, size: 10 }, PartSize { number: 7, size: 5 }];
+        assert_eq!(part_spans(&parts, &(9..12)), VecDeque::from([(2, 9..10), (7, 0..2)]));
+        assert_eq!(part_spans(&parts, &(0..0)), VecDeque::new());
+    }
+}

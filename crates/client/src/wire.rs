@@ -1,0 +1,202 @@
+//! What travels between nodes: one request, one answer. The head is Protocol Buffers; bulk bytes ride beside it in the
+//! frame, uncopied. Field numbers are never reused.
+
+use base::env::Frame;
+use bytes::Bytes;
+use meta::map::command::{ClusterMap, MapEntry, MapReply};
+use meta::object::command::{ShardAnswer, ShardEntry, ShardQuery, ShardReply};
+use prost::Message;
+
+/// Largest encoded head in bytes that a node accepts.
+pub const HEAD_BYTES_MAX: usize = 16 << 20;
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Request {
+    /// Session of the sender; a node below its floor is answered `StaleGeneration`.
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+    #[prost(uint32, tag = "2")]
+    pub generation: u32,
+    /// Newest map that the sender knows.
+    #[prost(uint64, tag = "3")]
+    pub map_version: u64,
+    #[prost(oneof = "Ask", tags = "10, 11, 12, 13, 14, 15, 16")]
+    pub ask: Option<Ask>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+#[expect(clippy::large_enum_variant, reason = "one request lives at a time; boxing would allocate for each")]
+pub enum Ask {
+    #[prost(message, tag = "10")]
+    GetMap(GetMap),
+    #[prost(message, tag = "11")]
+    ProposeMap(MapEntry),
+    #[prost(message, tag = "12")]
+    ProposeShard(ProposeShard),
+    #[prost(message, tag = "13")]
+    QueryShard(QueryShard),
+    #[prost(message, tag = "14")]
+    PutChunk(PutChunk),
+    #[prost(message, tag = "15")]
+    GetChunk(GetChunk),
+    #[prost(message, tag = "16")]
+    DeleteChunks(DeleteChunks),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct GetMap {
+    /// Confirmed by a quorum, not only what the replica has applied.
+    #[prost(bool, tag = "1")]
+    pub linearizable: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ProposeShard {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    #[prost(message, optional, tag = "2")]
+    pub entry: Option<ShardEntry>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct QueryShard {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    #[prost(message, optional, tag = "2")]
+    pub query: Option<ShardQuery>,
+}
+
+/// The payload is the frame's bulk.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PutChunk {
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub disk: Bytes,
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub id: Bytes,
+    #[prost(uint64, tag = "3")]
+    pub owner: u64,
+    #[prost(uint32, tag = "4")]
+    pub epoch: u32,
+    #[prost(fixed64, tag = "5")]
+    pub crc64: u64,
+}
+
+/// Answered with the bytes of the range as the frame's bulk.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct GetChunk {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub disk: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub id: Bytes,
+    #[prost(uint32, tag = "3")]
+    pub start: u32,
+    #[prost(uint32, tag = "4")]
+    pub end: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct DeleteChunks {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub disk: Bytes,
+    /// 16 bytes each.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub ids: Bytes,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Answer {
+    /// Newest map that the answering node knows.
+    #[prost(uint64, tag = "1")]
+    pub map_version: u64,
+    #[prost(oneof = "Told", tags = "10, 11, 12, 13, 14, 15")]
+    pub told: Option<Told>,
+}
+
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub enum Told {
+    #[prost(message, tag = "10")]
+    Failed(Failed),
+    #[prost(message, tag = "11")]
+    Map(ClusterMap),
+    #[prost(message, tag = "12")]
+    MapReply(MapReply),
+    #[prost(message, tag = "13")]
+    ShardReply(ShardReply),
+    #[prost(message, tag = "14")]
+    ShardAnswer(ShardAnswer),
+    /// A chunk request was carried out.
+    #[prost(message, tag = "15")]
+    Chunk(ChunkDone),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct ChunkDone {
+    /// Of a store: the placement epoch under which it counts.
+    #[prost(uint32, tag = "1")]
+    pub epoch: u32,
+}
+
+/// The node did not carry out the request.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Failed {
+    #[prost(enumeration = "Failure", tag = "1")]
+    pub failure: i32,
+    #[prost(string, tag = "2")]
+    pub detail: String,
+    /// For `NotLeader`: who leads, 0 when unknown.
+    #[prost(uint32, tag = "3")]
+    pub leader: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, prost::Enumeration)]
+#[repr(i32)]
+pub enum Failure {
+    /// Malformed, or of a newer version.
+    Invalid = 0,
+    /// Nothing was done; another node leads.
+    NotLeader = 1,
+    /// Nothing was done; later it may be.
+    Busy = 2,
+    /// A proposal may or may not be committed later.
+    Unknown = 3,
+    /// Nothing was done: the disk takes no more data.
+    Full = 4,
+    NotFound = 5,
+    /// The chunk has a tombstone.
+    Deleted = 6,
+    Damaged = 7,
+    /// The same chunk id is stored with other bytes.
+    Conflict = 8,
+    /// The sender's placement epoch is not the group's.
+    StalePlacement = 9,
+    /// The sender's generation is below its floor.
+    StaleGeneration = 10,
+    /// The disk has failed, or the node does not have it.
+    NoDisk = 11,
+}
+
+impl Answer {
+    pub fn failed(failure: Failure, detail: impl Into<String>) -> Answer {
+        let failed = Failed { failure: failure as i32, detail: detail.into(), leader: 0 };
+        Answer { map_version: 0, told: Some(Told::Failed(failed)) }
+    }
+
+    pub fn of(told: Told) -> Answer {
+        Answer { map_version: 0, told: Some(told) }
+    }
+}
+
+/// A message and bulk bytes as a frame.
+pub fn frame(head: &impl Message, bulk: Vec<Bytes>) -> Frame {
+    Frame { head: head.encode_to_vec().into(), bulk }
+}
+
+/// The head of a frame. Refuses what is too long or malformed.
+pub fn head<M: Message + Default>(frame: &Frame) -> Result<M, String> {
+    if frame.head.len() > HEAD_BYTES_MAX {
+        return Err(format!("a head of {} bytes is longer than the {HEAD_BYTES_MAX} allowed", frame.head.len()));
+    }
+    M::decode(frame.head.clone()).map_err(|error| format!("malformed message: {error}"))
+}

@@ -1,0 +1,498 @@
+//! One entry of group 0's log.
+
+use base::ids::{BucketId, GROUP_ZERO, Generation, GroupId, LogIndex, NodeId};
+use bytes::Bytes;
+use prost::Message;
+
+use super::command::{
+    Acknowledgement, BucketEntry, BucketId as BucketIdMessage, BucketState, ClusterMap, DiskRow, DiskState,
+    InitCluster, KeyName, KeyRow, MapCommand, MapEntry, MapOutcome, MapReply, NodeRow, NodeState, PgRow, PgRows,
+    PoolRow, ShardRow,
+};
+use super::{
+    ACCESS_KEYS_MAX, BUCKETS_MAX, COPIES_MAX, DISKS_MAX, NODES_MAX, PG_BITS_MAX, PGS_MAX, SHARDS_MAX, TEXT_LEN_MAX,
+};
+use crate::group::{decode_row, read_row};
+use crate::keys::{self, Key};
+use crate::object::command::{CloseSession, SlotRef, Versioning};
+use crate::slots::{self, Standing};
+use crate::view::{Changes, View, ViewError};
+
+/// What the map keeps about itself: one row, written by every effective change.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct MapState {
+    #[prost(uint64, tag = "1")]
+    pub version: u64,
+    /// Empty before `InitCluster`.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub cluster: Bytes,
+    #[prost(string, tag = "3")]
+    pub region: String,
+    #[prost(uint32, tag = "4")]
+    pub feature_level: u32,
+    /// The highest ids ever allotted: they are never allotted again.
+    #[prost(uint64, tag = "5")]
+    pub bucket_id_last: u64,
+    #[prost(uint32, tag = "6")]
+    pub node_id_last: u32,
+    #[prost(uint64, tag = "7")]
+    pub nodes: u64,
+    #[prost(uint64, tag = "8")]
+    pub disks: u64,
+    #[prost(uint64, tag = "9")]
+    pub pgs: u64,
+    #[prost(uint64, tag = "10")]
+    pub shards: u64,
+    #[prost(uint64, tag = "11")]
+    pub buckets: u64,
+    #[prost(uint64, tag = "12")]
+    pub access_keys: u64,
+}
+
+impl MapState {
+    pub fn fill(self, map: &mut ClusterMap) {
+        map.version = self.version;
+        map.cluster = self.cluster;
+        map.region = self.region;
+        map.feature_level = self.feature_level;
+    }
+}
+
+/// Applies the entry at `index` of group 0's log. Pure, as [`crate::object::apply`]. The map's version rises by one
+/// with every effective change; what changes nothing (also a refusal) leaves it.
+pub fn apply(view: &dyn View, _index: LogIndex, entry: MapEntry) -> Result<(Changes, MapReply), ViewError> {
+    let slot = entry.slot;
+    let state: MapState = read_row(view, &Key::MapState)?.unwrap_or_default();
+    let refusal = match standing(view, slot.as_ref())? {
+        Standing::Fresh => None,
+        Standing::Repeat(reply) => return Ok((Changes::default(), reply)),
+        Standing::Fenced => Some(Halt::refused(MapOutcome::Stale, "a later command was executed in this slot")),
+        Standing::Closed => Some(Halt::refused(MapOutcome::SessionClosed, "the session is below the floor")),
+        Standing::Invalid => Some(Halt::refused(MapOutcome::Invalid, "slots are 0..256, sequences start at 1")),
+    };
+    if let Some(halt) = refusal {
+        return Ok((Changes::default(), halt.into_reply(state.version)?));
+    }
+    let version_before = state.version;
+    let mut step = Step { view, state, changes: Changes::default(), is_effective: false };
+    let (mut changes, reply) = match step.execute(entry.command) {
+        Ok(reply) => step.finish(reply),
+        Err(halt) => (Changes::default(), halt.into_reply(version_before)?),
+    };
+    slots::record(&mut changes, GROUP_ZERO, slot.as_ref(), &reply);
+    Ok((changes, reply))
+}
+
+/// The slot table's word, and the node's: a generation below the node's floor is fenced even before its session has
+/// been closed here.
+fn standing(view: &dyn View, slot: Option<&SlotRef>) -> Result<Standing<MapReply>, ViewError> {
+    if let Some(slot) = slot {
+        let node: Option<NodeRow> = read_row(view, &Key::Node { id: NodeId(slot.node) })?;
+        if node.is_some_and(|node| slot.generation < node.generation_floor) {
+            return Ok(Standing::Closed);
+        }
+    }
+    slots::standing(view, GROUP_ZERO, slot)
+}
+
+enum Halt {
+    Refused(Box<MapReply>),
+    View(ViewError),
+}
+
+impl Halt {
+    fn refused(outcome: MapOutcome, detail: impl Into<String>) -> Halt {
+        Halt::Refused(Box::new(MapReply { outcome: outcome as i32, detail: detail.into(), ..MapReply::default() }))
+    }
+
+    fn into_reply(self, version: u64) -> Result<MapReply, ViewError> {
+        match self {
+            Halt::Refused(reply) => Ok(MapReply { version, ..*reply }),
+            Halt::View(error) => Err(error),
+        }
+    }
+}
+
+impl From<ViewError> for Halt {
+    fn from(error: ViewError) -> Halt {
+        Halt::View(error)
+    }
+}
+
+fn refuse<T>(outcome: MapOutcome, detail: impl Into<String>) -> Result<T, Halt> {
+    Err(Halt::refused(outcome, detail))
+}
+
+fn require(condition: bool, detail: &str) -> Result<(), Halt> {
+    if condition { Ok(()) } else { refuse(MapOutcome::Invalid, detail) }
+}
+
+struct Step<'v> {
+    view: &'v dyn View,
+    state: MapState,
+    changes: Changes,
+    is_effective: bool,
+}
+
+impl Step<'_> {
+    fn execute(&mut self, command: Option<MapCommand>) -> Result<MapReply, Halt> {
+        let Some(command) = command else {
+            return refuse(MapOutcome::Invalid, "an unknown command, perhaps of a newer version");
+        };
+        if let MapCommand::InitCluster(init) = command {
+            return self.init_cluster(init);
+        }
+        require(!self.state.cluster.is_empty(), "the cluster has not been initialised")?;
+        match command {
+            MapCommand::InitCluster(_) => unreachable!("handled above"),
+            MapCommand::SetNode(row) => self.set_node(row),
+            MapCommand::SetDisk(row) => self.set_disk(row),
+            MapCommand::SetPool(row) => self.set_pool(row),
+            MapCommand::SetPgs(rows) => self.set_pgs(rows),
+            MapCommand::SetShard(row) => self.set_shard(row),
+            MapCommand::CreateBucket(entry) => self.create_bucket(entry),
+            MapCommand::SetBucket(entry) => self.set_bucket(entry),
+            MapCommand::RemoveBucket(id) => self.remove_bucket(id),
+            MapCommand::CreateKey(row) => self.create_key(row),
+            MapCommand::DeleteKey(name) => self.delete_key(name),
+            MapCommand::CloseSession(close) => self.close_session(close),
+            MapCommand::SetFeatureLevel(level) => self.set_feature_level(level.level),
+        }
+    }
+
+    fn finish(mut self, mut reply: MapReply) -> (Changes, MapReply) {
+        if self.is_effective {
+            self.state.version += 1;
+            self.changes.put(Key::MapState.encode(), encode(&self.state));
+        }
+        reply.version = self.state.version;
+        (self.changes, reply)
+    }
+
+    fn read<M: Message + Default>(&self, key: &Key) -> Result<Option<M>, Halt> {
+        Ok(read_row(self.view, key)?)
+    }
+
+    /// Writes a row when it differs from the one before.
+    fn put<M: Message + PartialEq>(&mut self, key: &Key, row: &M, before: Option<&M>) {
+        if before != Some(row) {
+            self.changes.put(key.encode(), encode(row));
+            self.is_effective = true;
+        }
+    }
+
+    fn init_cluster(&mut self, init: InitCluster) -> Result<MapReply, Halt> {
+        require(init.cluster.len() == 16, "a cluster id has 16 bytes")?;
+        check_text(&init.region)?;
+        require(init.feature_level > 0, "feature levels start at 1")?;
+        if !self.state.cluster.is_empty() {
+            require(self.state.cluster == init.cluster, "this is another cluster; two clusters never merge")?;
+            return Ok(MapReply::default());
+        }
+        self.state.cluster = init.cluster;
+        self.state.region = init.region;
+        self.state.feature_level = init.feature_level;
+        self.is_effective = true;
+        Ok(MapReply::default())
+    }
+
+    fn set_node(&mut self, mut row: NodeRow) -> Result<MapReply, Halt> {
+        check_text(&row.locality)?;
+        check_text(&row.address)?;
+        require(NodeState::try_from(row.state).is_ok(), "the node's state is not known")?;
+        let is_allotted = row.id == 0;
+        if is_allotted {
+            let Some(id) = self.state.node_id_last.checked_add(1) else {
+                return refuse(MapOutcome::TooMany, "no node id is left");
+            };
+            row.id = id;
+        }
+        let key = Key::Node { id: NodeId(row.id) };
+        let before: Option<NodeRow> = self.read(&key)?;
+        match &before {
+            Some(before) => {
+                row.generation_floor = row.generation_floor.max(before.generation_floor);
+                // A fenced node comes back under a new generation only.
+                let is_fenced = row.generation < row.generation_floor && row.state == NodeState::Up as i32;
+                if row.generation < before.generation || is_fenced {
+                    let detail = format!("generation {} is fenced or older than {}", row.generation, before.generation);
+                    return refuse(MapOutcome::Stale, detail);
+                }
+                let was_removed = before.state == NodeState::Removed as i32;
+                require(!was_removed || row.state == before.state, "a removed node does not come back")?;
+            }
+            None => count_up(&mut self.state.nodes, NODES_MAX, "nodes")?,
+        }
+        self.state.node_id_last = self.state.node_id_last.max(row.id);
+        self.put(&key, &row, before.as_ref());
+        Ok(MapReply { id: u64::from(row.id), ..MapReply::default() })
+    }
+
+    fn set_disk(&mut self, row: DiskRow) -> Result<MapReply, Halt> {
+        let id = id_u128(&row.id)?;
+        require(DiskState::try_from(row.state).is_ok(), "the disk's state is not known")?;
+        if self.read::<NodeRow>(&Key::Node { id: NodeId(row.node) })?.is_none() {
+            return refuse(MapOutcome::NotFound, format!("node {}", row.node));
+        }
+        let key = Key::Disk { id };
+        let before: Option<DiskRow> = self.read(&key)?;
+        match &before {
+            Some(before) => {
+                let was_removed = before.state == DiskState::Removed as i32;
+                require(!was_removed || row.state == before.state, "a removed disk does not come back")?;
+            }
+            None => count_up(&mut self.state.disks, DISKS_MAX, "disks")?,
+        }
+        self.put(&key, &row, before.as_ref());
+        Ok(MapReply::default())
+    }
+
+    fn set_pool(&mut self, row: PoolRow) -> Result<MapReply, Halt> {
+        check_text(&row.name)?;
+        let Ok(id) = u8::try_from(row.id) else {
+            return refuse(MapOutcome::Invalid, "pool ids are 0..=255");
+        };
+        let copies = 1..=COPIES_MAX as u32;
+        require(copies.contains(&row.copies) && copies.contains(&row.copies_effective), "a pool has 1 to 16 copies")?;
+        require(row.copies_effective <= row.copies, "more copies are in effect than the policy asks for")?;
+        require(row.pg_bits <= PG_BITS_MAX, "too many placement groups")?;
+        let key = Key::Pool { id };
+        let before: Option<PoolRow> = self.read(&key)?;
+        let bits_before = before.as_ref().map_or(0, |before| before.pg_bits);
+        require(row.pg_bits >= bits_before, "placement groups are split, never merged")?;
+        self.put(&key, &row, before.as_ref());
+        Ok(MapReply::default())
+    }
+
+    fn set_pgs(&mut self, rows: PgRows) -> Result<MapReply, Halt> {
+        // One command carries no more rows than the map may hold.
+        for (number, row) in rows.rows.iter().enumerate() {
+            let in_order = number == 0 || {
+                let last = &rows.rows[number - 1];
+                (last.pool, last.prefix) < (row.pool, row.prefix)
+            };
+            require(in_order, "placement groups come in order, each once")?;
+            self.set_pg(row)?;
+        }
+        Ok(MapReply::default())
+    }
+
+    fn set_pg(&mut self, row: &PgRow) -> Result<(), Halt> {
+        let pool_id = u8::try_from(row.pool).unwrap_or(0);
+        let pool: Option<PoolRow> = self.read(&Key::Pool { id: pool_id })?;
+        let Some(pool) = pool.filter(|pool| pool.id == row.pool) else {
+            return refuse(MapOutcome::NotFound, format!("pool {}", row.pool));
+        };
+        require(row.prefix >> pool.pg_bits == 0, "the pool has no such placement group")?;
+        self.check_members(&row.members)?;
+        self.check_members(&row.members_before)?;
+        require(!row.members.is_empty(), "a placement group has members")?;
+        let key = Key::Pg { pool: pool_id, prefix: row.prefix };
+        let before: Option<PgRow> = self.read(&key)?;
+        match &before {
+            Some(before) if row.epoch <= before.epoch => {
+                return refuse(
+                    MapOutcome::Stale,
+                    format!("placement group {}.{:x} is at epoch {}", row.pool, row.prefix, before.epoch),
+                );
+            }
+            Some(_) => {}
+            None => count_up(&mut self.state.pgs, PGS_MAX, "placement groups")?,
+        }
+        self.put(&key, row, before.as_ref());
+        Ok(())
+    }
+
+    fn check_members(&self, members: &[Bytes]) -> Result<(), Halt> {
+        require(members.len() <= COPIES_MAX, "a placement group has at most 16 members")?;
+        for (number, member) in members.iter().enumerate() {
+            require(!members[..number].contains(member), "a member is named twice")?;
+            let id = id_u128(member)?;
+            if self.view.get(&Key::Disk { id }.encode())?.is_none() {
+                return refuse(MapOutcome::NotFound, format!("disk {}", base::ids::DiskId(id)));
+            }
+        }
+        Ok(())
+    }
+
+    fn set_shard(&mut self, row: ShardRow) -> Result<MapReply, Halt> {
+        require(row.group != GROUP_ZERO.0, "group 0 is the map itself")?;
+        require(row.nodes.len() <= COPIES_MAX, "a shard has at most 16 replicas")?;
+        require(row.range_start.len().max(row.range_end.len()) <= 8 + keys::OBJECT_KEY_LEN_MAX, "a bound is too long")?;
+        let key = Key::Shard { group: GroupId(row.group) };
+        let before: Option<ShardRow> = self.read(&key)?;
+        match &before {
+            Some(before) if row.range_epoch < before.range_epoch => {
+                return refuse(
+                    MapOutcome::Stale,
+                    format!("shard {} is at range epoch {}", row.group, before.range_epoch),
+                );
+            }
+            Some(_) => {}
+            None => count_up(&mut self.state.shards, SHARDS_MAX, "shards")?,
+        }
+        self.put(&key, &row, before.as_ref());
+        Ok(MapReply::default())
+    }
+
+    fn create_bucket(&mut self, mut entry: BucketEntry) -> Result<MapReply, Halt> {
+        check_bucket(&entry)?;
+        require(!entry.name.is_empty(), "a bucket has a name")?;
+        check_text(&entry.owner)?;
+        check_text(&entry.region)?;
+        let name_key = bucket_name_key(&entry);
+        if let Some(taken) = self.read::<BucketIdMessage>(&name_key)? {
+            let bucket = self.read(&Key::BucketEntry { id: BucketId(taken.id) })?;
+            let outcome = MapOutcome::BucketExists as i32;
+            return Err(Halt::Refused(Box::new(MapReply { outcome, bucket, ..MapReply::default() })));
+        }
+        count_up(&mut self.state.buckets, BUCKETS_MAX, "buckets")?;
+        self.state.bucket_id_last += 1;
+        entry.id = self.state.bucket_id_last;
+        entry.settings_version = 1;
+        self.put(&Key::BucketEntry { id: BucketId(entry.id) }, &entry, None);
+        self.put(&name_key, &BucketIdMessage { id: entry.id }, None);
+        Ok(MapReply { id: entry.id, bucket: Some(entry), ..MapReply::default() })
+    }
+
+    fn set_bucket(&mut self, entry: BucketEntry) -> Result<MapReply, Halt> {
+        check_bucket(&entry)?;
+        let key = Key::BucketEntry { id: BucketId(entry.id) };
+        let Some(before) = self.read::<BucketEntry>(&key)? else {
+            return refuse(MapOutcome::NotFound, format!("bucket {}", entry.id));
+        };
+        if entry.settings_version != 0 && entry.settings_version != before.settings_version {
+            let detail = format!("the bucket's settings are at version {}", before.settings_version);
+            return refuse(MapOutcome::Stale, detail);
+        }
+        require(entry.name.is_empty() || entry.name == before.name, "a bucket keeps its name")?;
+        let switched_off = entry.versioning == Versioning::Off as i32 && before.versioning != Versioning::Off as i32;
+        require(!switched_off, "versioning can be suspended, not switched off")?;
+        let mut after = BucketEntry {
+            versioning: entry.versioning,
+            pool: entry.pool,
+            acknowledgement: entry.acknowledgement,
+            state: entry.state,
+            ..before.clone()
+        };
+        if after != before {
+            after.settings_version += 1;
+        }
+        self.put(&key, &after, Some(&before));
+        Ok(MapReply { id: after.id, bucket: Some(after), ..MapReply::default() })
+    }
+
+    fn remove_bucket(&mut self, id: BucketIdMessage) -> Result<MapReply, Halt> {
+        let key = Key::BucketEntry { id: BucketId(id.id) };
+        let Some(entry) = self.read::<BucketEntry>(&key)? else {
+            return refuse(MapOutcome::NotFound, format!("bucket {}", id.id));
+        };
+        self.changes.delete(key.encode());
+        self.changes.delete(bucket_name_key(&entry).encode());
+        self.state.buckets -= 1;
+        self.is_effective = true;
+        Ok(MapReply { id: id.id, ..MapReply::default() })
+    }
+
+    fn create_key(&mut self, row: KeyRow) -> Result<MapReply, Halt> {
+        check_text(&row.access_key)?;
+        check_text(&row.secret_key)?;
+        check_text(&row.name)?;
+        require(!row.access_key.is_empty() && !row.secret_key.is_empty(), "an access key has an id and a secret")?;
+        let key = access_key(&row.access_key);
+        let name_key = access_key_name(&row.name);
+        let is_taken =
+            self.read::<KeyRow>(&key)?.is_some() || !row.name.is_empty() && self.read::<KeyName>(&name_key)?.is_some();
+        if is_taken {
+            return refuse(MapOutcome::KeyExists, row.access_key);
+        }
+        count_up(&mut self.state.access_keys, ACCESS_KEYS_MAX, "access keys")?;
+        self.put(&key, &row, None);
+        if !row.name.is_empty() {
+            self.put(&name_key, &KeyName { name: row.access_key }, None);
+        }
+        Ok(MapReply::default())
+    }
+
+    fn delete_key(&mut self, name: KeyName) -> Result<MapReply, Halt> {
+        let by_name = self.read::<KeyName>(&access_key_name(&name.name))?;
+        let key = access_key(&by_name.unwrap_or(name.clone()).name);
+        let row = match self.read::<KeyRow>(&key)? {
+            Some(row) => row,
+            None => return refuse(MapOutcome::NotFound, name.name),
+        };
+        require(!row.root, "the root key cannot be deleted")?;
+        self.changes.delete(key.encode());
+        if !row.name.is_empty() {
+            self.changes.delete(access_key_name(&row.name).encode());
+        }
+        self.state.access_keys -= 1;
+        self.is_effective = true;
+        Ok(MapReply::default())
+    }
+
+    fn close_session(&mut self, close: CloseSession) -> Result<MapReply, Halt> {
+        slots::close(self.view, GROUP_ZERO, NodeId(close.node), Generation(close.floor), &mut self.changes)?;
+        Ok(MapReply::default())
+    }
+
+    fn set_feature_level(&mut self, level: u32) -> Result<MapReply, Halt> {
+        if level < self.state.feature_level {
+            return refuse(MapOutcome::Stale, format!("the feature level is {}", self.state.feature_level));
+        }
+        let (from, to) = keys::node_rows();
+        for (key, value) in self.view.scan(&from, &to, NODES_MAX as usize)? {
+            let node = decode_row::<NodeRow>(&key, Some(value))?.unwrap_or_default();
+            let follows = node.state == NodeState::Removed as i32 || node.feature_level_max >= level;
+            require(follows, &format!("node {} does not support feature level {level}", node.id))?;
+        }
+        if level > self.state.feature_level {
+            self.state.feature_level = level;
+            self.is_effective = true;
+        }
+        Ok(MapReply::default())
+    }
+}
+
+fn encode(row: &impl Message) -> Bytes {
+    Bytes::from(row.encode_to_vec())
+}
+
+fn count_up(count: &mut u64, max: u64, what: &str) -> Result<(), Halt> {
+    if *count >= max {
+        return refuse(MapOutcome::TooMany, format!("the map holds at most {max} {what}"));
+    }
+    *count += 1;
+    Ok(())
+}
+
+fn check_text(text: &str) -> Result<(), Halt> {
+    require(text.len() <= TEXT_LEN_MAX, "a name or address is too long")
+}
+
+fn check_bucket(entry: &BucketEntry) -> Result<(), Halt> {
+    let is_known = Versioning::try_from(entry.versioning).is_ok()
+        && Acknowledgement::try_from(entry.acknowledgement).is_ok()
+        && BucketState::try_from(entry.state).is_ok();
+    require(is_known, "a setting of the bucket is not known")?;
+    check_text(&entry.name)
+}
+
+fn id_u128(raw: &[u8]) -> Result<u128, Halt> {
+    match <[u8; 16]>::try_from(raw) {
+        Ok(id) => Ok(u128::from_be_bytes(id)),
+        Err(_) => refuse(MapOutcome::Invalid, "a disk id has 16 bytes"),
+    }
+}
+
+fn bucket_name_key(entry: &BucketEntry) -> Key {
+    Key::BucketName { name: Bytes::copy_from_slice(entry.name.as_bytes()) }
+}
+
+fn access_key(access_key: &str) -> Key {
+    Key::AccessKey { access_key: Bytes::copy_from_slice(access_key.as_bytes()) }
+}
+
+fn access_key_name(name: &str) -> Key {
+    Key::AccessKeyName { name: Bytes::copy_from_slice(name.as_bytes()) }
+}

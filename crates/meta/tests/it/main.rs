@@ -1,0 +1,11 @@
+//! The state machines from outside: apply and query as a driver calls them.
+#![allow(clippy::unwrap_used)]
+
+mod cost;
+mod map;
+mod model;
+mod random_bytes;
+mod semantics;
+mod sessions;
+mod shard;
+mod uploads;

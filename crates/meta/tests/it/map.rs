@@ -1,0 +1,247 @@
+//! The cluster map.
+
+use std::collections::BTreeMap;
+
+use base::ids::LogIndex;
+use bytes::Bytes;
+use meta::map::command::*;
+use meta::map::{absorb, apply, load};
+use meta::object::command::{CloseSession, SlotRef, Versioning};
+use meta::view::commit;
+
+use crate::shard::{random, text};
+
+pub struct Map {
+    pub rows: BTreeMap<Bytes, Bytes>,
+    index: u64,
+    /// Followed change by change.
+    followed: ClusterMap,
+}
+
+impl Map {
+    /// A cluster of one node with one disk, one pool and two placement groups.
+    pub fn initialised() -> Map {
+        let mut map = Map { rows: BTreeMap::new(), index: 0, followed: ClusterMap::default() };
+        for command in commands().into_iter().take(5) {
+            assert_eq!(map.run(command).outcome(), MapOutcome::Done);
+        }
+        map
+    }
+
+    pub fn entry(&mut self, entry: MapEntry) -> MapReply {
+        self.index += 1;
+        let before = self.followed.clone();
+        let (changes, reply) = apply(&self.rows, LogIndex(self.index), entry.clone()).unwrap();
+        for change in &changes.0 {
+            absorb(&mut self.followed, change).unwrap();
+        }
+        commit(&mut self.rows, changes);
+        let loaded = load(&self.rows).unwrap();
+        assert_eq!(self.followed, loaded, "following the changes is reading all rows");
+        // A reply that is given again names the version of its time.
+        assert!(reply.version <= loaded.version);
+        let is_same = before == ClusterMap { version: before.version, ..loaded.clone() };
+        assert_eq!(
+            loaded.version,
+            before.version + u64::from(!is_same),
+            "the version counts effective changes: {entry:?}"
+        );
+        reply
+    }
+
+    fn run(&mut self, command: MapCommand) -> MapReply {
+        self.entry(MapEntry { slot: None, command: Some(command) })
+    }
+
+    #[track_caller]
+    fn expect(&mut self, command: MapCommand, outcome: MapOutcome) -> MapReply {
+        let reply = self.run(command);
+        assert_eq!(reply.outcome(), outcome, "{}", reply.detail);
+        reply
+    }
+}
+
+fn node(id: u32, generation: u32) -> NodeRow {
+    NodeRow { id, generation, generation_floor: 0, address: "h:1".into(), feature_level_max: 2, ..NodeRow::default() }
+}
+
+fn bucket(name: &str) -> BucketEntry {
+    BucketEntry { name: name.into(), owner: "o".into(), pool: 1, ..BucketEntry::default() }
+}
+
+fn pg(prefix: u32, epoch: u32) -> PgRow {
+    PgRow { pool: 1, prefix, epoch, members: vec![random(5)], ..PgRow::default() }
+}
+
+fn key(access_key: &str, name: &str) -> KeyRow {
+    KeyRow { access_key: access_key.into(), secret_key: "top-secret".into(), name: name.into(), ..KeyRow::default() }
+}
+
+/// One of each, in an order in which all succeed.
+pub fn commands() -> Vec<MapCommand> {
+    vec![
+        MapCommand::InitCluster(InitCluster { cluster: random(1), region: "r".into(), feature_level: 1 }),
+        MapCommand::SetNode(node(1, 1)),
+        MapCommand::SetDisk(DiskRow { id: random(5), node: 1, capacity_bytes: 9, state: 0 }),
+        MapCommand::SetPool(PoolRow { id: 1, name: "p".into(), copies: 3, copies_effective: 1, pg_bits: 1 }),
+        MapCommand::SetPgs(PgRows { rows: vec![pg(0, 1), pg(1, 1)] }),
+        MapCommand::SetShard(ShardRow { group: 1, range_epoch: 1, nodes: vec![1], ..ShardRow::default() }),
+        MapCommand::CreateBucket(bucket("b")),
+        MapCommand::SetBucket(BucketEntry { id: 1, state: 1, ..bucket("b") }),
+        MapCommand::RemoveBucket(BucketId { id: 1 }),
+        MapCommand::CreateKey(key("AK", "n")),
+        MapCommand::DeleteKey(KeyName { name: "n".into() }),
+        MapCommand::CloseSession(CloseSession { node: 1, floor: 1 }),
+        MapCommand::SetFeatureLevel(FeatureLevel { level: 2 }),
+    ]
+}
+
+#[test]
+fn one_of_each_is_done() {
+    let mut map = Map::initialised();
+    for command in commands().into_iter().skip(5) {
+        map.expect(command, MapOutcome::Done);
+    }
+}
+
+#[test]
+fn nothing_happens_before_the_cluster_is_named_and_it_is_named_once() {
+    let mut map = Map { rows: BTreeMap::new(), index: 0, followed: ClusterMap::default() };
+    map.expect(MapCommand::SetNode(node(1, 1)), MapOutcome::Invalid);
+    let init = |id| MapCommand::InitCluster(InitCluster { cluster: random(id), region: "r".into(), feature_level: 1 });
+    map.expect(init(1), MapOutcome::Done);
+    map.expect(init(1), MapOutcome::Done);
+    map.expect(init(2), MapOutcome::Invalid);
+}
+
+#[test]
+fn bucket_names_are_unique_and_ids_are_never_used_again() {
+    let mut map = Map::initialised();
+    let first = map.expect(MapCommand::CreateBucket(bucket("b")), MapOutcome::Done);
+    let taken = map.expect(MapCommand::CreateBucket(bucket("b")), MapOutcome::BucketExists);
+    assert_eq!(taken.bucket.unwrap().id, first.id);
+    map.expect(MapCommand::RemoveBucket(BucketId { id: first.id }), MapOutcome::Done);
+    map.expect(MapCommand::RemoveBucket(BucketId { id: first.id }), MapOutcome::NotFound);
+    let second = map.expect(MapCommand::CreateBucket(bucket("b")), MapOutcome::Done);
+    assert_eq!(second.id, first.id + 1);
+    map.expect(MapCommand::CreateBucket(bucket("")), MapOutcome::Invalid);
+}
+
+#[test]
+fn settings_versions_rise_and_stale_settings_are_refused() {
+    let mut map = Map::initialised();
+    let created = map.expect(MapCommand::CreateBucket(bucket("b")), MapOutcome::Done).bucket.unwrap();
+    assert_eq!(created.settings_version, 1);
+    let enabled = BucketEntry { versioning: Versioning::Enabled as i32, ..created.clone() };
+    let reply = map.expect(MapCommand::SetBucket(enabled.clone()), MapOutcome::Done);
+    assert_eq!(reply.bucket.as_ref().unwrap().settings_version, 2);
+    map.expect(MapCommand::SetBucket(enabled), MapOutcome::Stale);
+    // The same again changes nothing.
+    let same = map.expect(MapCommand::SetBucket(reply.bucket.unwrap()), MapOutcome::Done);
+    assert_eq!(same.bucket.as_ref().unwrap().settings_version, 2);
+    let off = BucketEntry { settings_version: 0, versioning: 0, ..created.clone() };
+    map.expect(MapCommand::SetBucket(off), MapOutcome::Invalid);
+    let renamed = BucketEntry { settings_version: 0, name: "c".into(), ..same.bucket.unwrap() };
+    map.expect(MapCommand::SetBucket(renamed), MapOutcome::Invalid);
+    map.expect(MapCommand::SetBucket(BucketEntry { id: 77, ..created }), MapOutcome::NotFound);
+}
+
+#[test]
+fn generations_and_floors_never_fall() {
+    let mut map = Map::initialised();
+    map.expect(MapCommand::SetNode(node(1, 5)), MapOutcome::Done);
+    map.expect(MapCommand::SetNode(node(1, 4)), MapOutcome::Stale);
+    let fenced = NodeRow { generation_floor: 6, state: NodeState::Down as i32, ..node(1, 5) };
+    map.expect(MapCommand::SetNode(fenced.clone()), MapOutcome::Done);
+    // The zombie may not declare itself up again; its next life may.
+    map.expect(MapCommand::SetNode(node(1, 5)), MapOutcome::Stale);
+    map.expect(MapCommand::SetNode(node(1, 6)), MapOutcome::Done);
+    assert_eq!(load(&map.rows).unwrap().nodes[0].generation_floor, 6);
+    map.expect(MapCommand::SetNode(NodeRow { state: NodeState::Removed as i32, ..node(1, 6) }), MapOutcome::Done);
+    map.expect(MapCommand::SetNode(node(1, 7)), MapOutcome::Invalid);
+    let allotted = map.expect(MapCommand::SetNode(node(0, 1)), MapOutcome::Done);
+    assert_eq!(allotted.id, 2);
+}
+
+#[test]
+fn a_fenced_generation_cannot_change_the_map() {
+    let mut map = Map::initialised();
+    map.expect(MapCommand::SetNode(NodeRow { generation_floor: 3, ..node(1, 3) }), MapOutcome::Done);
+    let entry = |generation| MapEntry {
+        slot: Some(SlotRef { node: 1, generation, slot: 0, sequence: 1 }),
+        command: Some(MapCommand::CreateBucket(bucket("b"))),
+    };
+    assert_eq!(map.entry(entry(2)).outcome(), MapOutcome::SessionClosed);
+    let done = map.entry(entry(3));
+    assert_eq!(done.outcome(), MapOutcome::Done);
+    // A retry is answered as before, not with BucketExists.
+    assert_eq!(map.entry(entry(3)).id, done.id);
+    map.expect(MapCommand::CloseSession(CloseSession { node: 1, floor: 4 }), MapOutcome::Done);
+    assert_eq!(map.entry(entry(3)).outcome(), MapOutcome::SessionClosed);
+}
+
+#[test]
+fn placement_groups_change_only_under_a_higher_epoch_all_or_none() {
+    let mut map = Map::initialised();
+    let set = |rows| MapCommand::SetPgs(PgRows { rows });
+    map.expect(set(vec![pg(0, 2), pg(1, 1)]), MapOutcome::Stale);
+    assert_eq!(load(&map.rows).unwrap().pgs[0].epoch, 1);
+    map.expect(set(vec![pg(0, 2), pg(1, 2)]), MapOutcome::Done);
+    map.expect(set(vec![pg(1, 3), pg(0, 3)]), MapOutcome::Invalid);
+    map.expect(set(vec![pg(2, 1)]), MapOutcome::Invalid);
+    map.expect(set(vec![PgRow { pool: 9, ..pg(0, 5) }]), MapOutcome::NotFound);
+    map.expect(set(vec![PgRow { members: vec![random(6)], ..pg(0, 5) }]), MapOutcome::NotFound);
+    map.expect(set(vec![PgRow { members: vec![random(5), random(5)], ..pg(0, 5) }]), MapOutcome::Invalid);
+    map.expect(set(vec![PgRow { members: vec![], ..pg(0, 5) }]), MapOutcome::Invalid);
+}
+
+#[test]
+fn keys_are_unique_by_access_key_and_name_and_the_root_stays() {
+    let mut map = Map::initialised();
+    map.expect(MapCommand::CreateKey(KeyRow { root: true, ..key("ROOT", "root") }), MapOutcome::Done);
+    map.expect(MapCommand::CreateKey(key("A", "one")), MapOutcome::Done);
+    map.expect(MapCommand::CreateKey(key("A", "two")), MapOutcome::KeyExists);
+    map.expect(MapCommand::CreateKey(key("B", "one")), MapOutcome::KeyExists);
+    let delete = |name: &str| MapCommand::DeleteKey(KeyName { name: name.into() });
+    map.expect(delete("root"), MapOutcome::Invalid);
+    map.expect(delete("one"), MapOutcome::Done);
+    map.expect(delete("A"), MapOutcome::NotFound);
+    map.expect(MapCommand::CreateKey(key("A", "one")), MapOutcome::Done);
+    map.expect(delete("A"), MapOutcome::Done);
+    assert_eq!(load(&map.rows).unwrap().keys.len(), 1);
+}
+
+#[test]
+fn counts_are_bounded() {
+    let mut map = Map::initialised();
+    for number in 0..10_000 {
+        // Not through `entry`, which reads the whole map each time.
+        let command = Some(MapCommand::CreateKey(key(&format!("K{number}"), "")));
+        let (changes, _) = apply(&map.rows, LogIndex(9), MapEntry { slot: None, command }).unwrap();
+        commit(&mut map.rows, changes);
+    }
+    map.followed = load(&map.rows).unwrap();
+    map.expect(MapCommand::CreateKey(key("one more", "")), MapOutcome::TooMany);
+    map.expect(MapCommand::DeleteKey(KeyName { name: "K7".into() }), MapOutcome::Done);
+    map.expect(MapCommand::CreateKey(key("one more", "")), MapOutcome::Done);
+}
+
+#[test]
+fn the_feature_level_waits_for_every_node_and_never_falls() {
+    let mut map = Map::initialised();
+    map.expect(MapCommand::SetNode(NodeRow { feature_level_max: 1, ..node(2, 1) }), MapOutcome::Done);
+    let level = |level| MapCommand::SetFeatureLevel(FeatureLevel { level });
+    map.expect(level(2), MapOutcome::Invalid);
+    let removed = NodeRow { feature_level_max: 1, state: NodeState::Removed as i32, ..node(2, 1) };
+    map.expect(MapCommand::SetNode(removed), MapOutcome::Done);
+    map.expect(level(2), MapOutcome::Done);
+    map.expect(level(1), MapOutcome::Stale);
+}
+
+#[test]
+fn secrets_are_not_shown_for_debugging() {
+    let map = ClusterMap { keys: vec![key("AK", "n")], ..ClusterMap::default() };
+    let shown = format!("{map:?} {:?}", MapCommand::CreateKey(key("AK", "n")));
+    assert!(shown.contains("AK") && !shown.contains("top-secret"));
+    assert_eq!(text("x").len(), 1);
+}

@@ -1,0 +1,240 @@
+//! What a node answers to clients and other nodes: decodes a request, hands it to the group or disk it is for.
+
+use base::env::{BoxFuture, Channel, Frame, Handler};
+use base::ids::{ChunkId, DiskId, GROUP_ZERO, GroupId, NodeId, OwnerId, PgEpoch};
+use bytes::Bytes;
+use client::MapView;
+use client::wire::{self, Answer, Ask, ChunkDone, Failed, Failure, Request, Told};
+use meta::map::command::ClusterMap;
+use meta::object::command::{Reason, Refused, ShardAnswer, ShardFound};
+use meta::view::ViewError;
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+use store::kv::Kv;
+use store::{Engine, NewChunk, StoreError};
+use tokio::sync::watch;
+
+use crate::disks::Disks;
+use crate::group::{GroupError, GroupHandle};
+use crate::machine::{Command, KvView, Reply};
+use crate::metrics::Counters;
+
+/// Chunks named in one delete request.
+const DELETES_MAX: usize = 4096;
+
+/// Everything that requests are answered from.
+pub struct Service {
+    pub node: NodeId,
+    pub disks: Arc<Disks>,
+    pub groups: BTreeMap<GroupId, GroupHandle>,
+    pub kv: Arc<dyn Kv>,
+    pub map: watch::Receiver<Arc<ClusterMap>>,
+    pub counters: Arc<Counters>,
+    /// What opening the key-value store found: whole sentences.
+    pub metadata_damage: Vec<String>,
+    /// The map decoded for look-ups, as of the version it carries.
+    pub view: RwLock<Arc<MapView>>,
+}
+
+/// The service as the network calls it.
+pub struct Front(pub Arc<Service>);
+
+impl Handler for Front {
+    fn handle(&self, _from: NodeId, _channel: Channel, request: Frame) -> BoxFuture<Frame> {
+        let service = self.0.clone();
+        Box::pin(async move {
+            let (mut answer, bulk) = match wire::head::<Request>(&request) {
+                Ok(head) => service.answer(head, request.bulk).await,
+                Err(why) => (Answer::failed(Failure::Invalid, why), Vec::new()),
+            };
+            answer.map_version = service.map.borrow().version;
+            wire::frame(&answer, bulk)
+        })
+    }
+}
+
+type Answered = (Answer, Vec<Bytes>);
+
+impl Service {
+    async fn answer(&self, request: Request, bulk: Vec<Bytes>) -> Answered {
+        if let Err(answer) = self.check_generation(&request) {
+            return (answer, Vec::new());
+        }
+        let Some(ask) = request.ask else {
+            return (Answer::failed(Failure::Invalid, "a request of a newer version"), Vec::new());
+        };
+        match ask {
+            Ask::GetMap(get) => (self.get_map(get.linearizable).await, Vec::new()),
+            Ask::ProposeMap(entry) => (self.propose(GROUP_ZERO, Command::Map(entry)).await, Vec::new()),
+            Ask::ProposeShard(propose) => {
+                let command = Command::Shard(propose.entry.unwrap_or_default());
+                (self.propose(GroupId(propose.group), command).await, Vec::new())
+            }
+            Ask::QueryShard(query) => {
+                (self.query(GroupId(query.group), query.query.unwrap_or_default()).await, Vec::new())
+            }
+            Ask::PutChunk(put) => (self.put_chunk(put, bulk).await, Vec::new()),
+            Ask::GetChunk(get) => self.get_chunk(get).await,
+            Ask::DeleteChunks(delete) => (self.delete_chunks(delete).await, Vec::new()),
+        }
+    }
+
+    /// The zombie learns its fate from this answer.
+    fn check_generation(&self, request: &Request) -> Result<(), Answer> {
+        let map = self.map.borrow();
+        let floor = map.nodes.iter().find(|row| row.id == request.node).map_or(0, |row| row.generation_floor);
+        if request.generation < floor {
+            let why = format!("generation {} of node {} is below its floor {floor}", request.generation, request.node);
+            return Err(Answer::failed(Failure::StaleGeneration, why));
+        }
+        Ok(())
+    }
+
+    fn group(&self, id: GroupId) -> Result<&GroupHandle, Answer> {
+        self.groups.get(&id).ok_or_else(|| Answer::failed(Failure::NotLeader, format!("no replica of group {id} here")))
+    }
+
+    async fn get_map(&self, linearizable: bool) -> Answer {
+        if linearizable {
+            let group = match self.group(GROUP_ZERO) {
+                Ok(group) => group,
+                Err(answer) => return answer,
+            };
+            if let Err(error) = group.barrier().await {
+                return group_failure(error);
+            }
+        }
+        Answer::of(Told::Map(ClusterMap::clone(&self.map.borrow())))
+    }
+
+    async fn propose(&self, id: GroupId, command: Command) -> Answer {
+        let group = match self.group(id) {
+            Ok(group) => group,
+            Err(answer) => return answer,
+        };
+        match group.propose(command).await {
+            Ok(Reply::Map(reply)) => Answer::of(Told::MapReply(reply)),
+            Ok(Reply::Shard(reply)) => Answer::of(Told::ShardReply(reply)),
+            Err(error) => group_failure(error),
+        }
+    }
+
+    async fn query(&self, id: GroupId, query: meta::object::command::ShardQuery) -> Answer {
+        let group = match self.group(id) {
+            Ok(group) => group,
+            Err(answer) => return answer,
+        };
+        if let Err(error) = group.barrier().await {
+            return group_failure(error);
+        }
+        match meta::object::query(&KvView::of(&self.kv), id, query) {
+            Ok(answer) => Answer::of(Told::ShardAnswer(answer)),
+            Err(error @ ViewError::Damaged { .. }) => {
+                self.counters.damaged_rows.inc();
+                tracing::error!("{error}");
+                let refused = Refused { reason: Reason::Damaged as i32, detail: error.to_string() };
+                Answer::of(Told::ShardAnswer(ShardAnswer { found: Some(ShardFound::Refused(refused)) }))
+            }
+            Err(error) => Answer::failed(Failure::Busy, error.to_string()),
+        }
+    }
+
+    async fn put_chunk(&self, put: wire::PutChunk, bulk: Vec<Bytes>) -> Answer {
+        let (engine, id) = match (self.engine(&put.disk), chunk_id(&put.id)) {
+            (Ok(engine), Some(id)) => (engine, id),
+            (Err(answer), _) => return answer,
+            (_, None) => return Answer::failed(Failure::Invalid, "a chunk id has 16 bytes"),
+        };
+        let current = self.placement_epoch(id);
+        if current != Some(PgEpoch(put.epoch)) {
+            let why = format!("chunk {id} was placed under epoch {}, here it is {current:?}", put.epoch);
+            return Answer::failed(Failure::StalePlacement, why);
+        }
+        let chunk =
+            NewChunk { id, owner: OwnerId(put.owner), epoch: PgEpoch(put.epoch), crc64: put.crc64, payload: bulk };
+        match engine.put(chunk).await {
+            Ok(_) => Answer::of(Told::Chunk(ChunkDone { epoch: put.epoch })),
+            Err(error) => store_failure(id, &error),
+        }
+    }
+
+    async fn get_chunk(&self, get: wire::GetChunk) -> Answered {
+        let (engine, id) = match (self.engine(&get.disk), chunk_id(&get.id)) {
+            (Ok(engine), Some(id)) => (engine, id),
+            (Err(answer), _) => return (answer, Vec::new()),
+            (_, None) => return (Answer::failed(Failure::Invalid, "a chunk id has 16 bytes"), Vec::new()),
+        };
+        match engine.get(id, get.start..get.end).await {
+            Ok(data) => (Answer::of(Told::Chunk(ChunkDone { epoch: data.stat.epoch.0 })), data.pieces),
+            Err(error) => (store_failure(id, &error), Vec::new()),
+        }
+    }
+
+    async fn delete_chunks(&self, delete: wire::DeleteChunks) -> Answer {
+        let engine = match self.engine(&delete.disk) {
+            Ok(engine) => engine,
+            Err(answer) => return answer,
+        };
+        if !delete.ids.len().is_multiple_of(ChunkId::LEN) || delete.ids.len() > DELETES_MAX * ChunkId::LEN {
+            return Answer::failed(Failure::Invalid, "chunk ids have 16 bytes each, at most 4096 at once");
+        }
+        let ids: Vec<ChunkId> = delete.ids.chunks_exact(ChunkId::LEN).filter_map(chunk_id).collect();
+        match engine.delete(ids).await {
+            Ok(()) => Answer::of(Told::Chunk(ChunkDone { epoch: 0 })),
+            Err(error) => Answer::failed(Failure::Busy, error.to_string()),
+        }
+    }
+
+    fn engine(&self, raw: &[u8]) -> Result<&Engine, Answer> {
+        let id = raw.try_into().map(|raw| DiskId(u128::from_be_bytes(raw)));
+        let id = id.map_err(|_| Answer::failed(Failure::Invalid, "a disk id has 16 bytes"))?;
+        self.disks.engine(id).map_err(|why| Answer::failed(Failure::NoDisk, why))
+    }
+
+    fn placement_epoch(&self, id: ChunkId) -> Option<PgEpoch> {
+        let placement = self.view().placement(id)?;
+        (!placement.closed).then_some(placement.epoch)
+    }
+
+    /// The newest map, decoded once per version.
+    fn view(&self) -> Arc<MapView> {
+        let held = self.view.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if held.version().0 == self.map.borrow().version {
+            return held;
+        }
+        let fresh = Arc::new(MapView::new(ClusterMap::clone(&self.map.borrow())));
+        *self.view.write().unwrap_or_else(PoisonError::into_inner) = fresh.clone();
+        fresh
+    }
+}
+
+fn chunk_id(raw: &[u8]) -> Option<ChunkId> {
+    Some(ChunkId::from_bytes(raw.try_into().ok()?))
+}
+
+fn group_failure(error: GroupError) -> Answer {
+    match error {
+        GroupError::NotLeader(leader) => {
+            // With one node a peer's number is its node's.
+            let leader = leader.map_or(0, |peer| peer.0 as u32);
+            let failed = Failed { failure: Failure::NotLeader as i32, detail: String::new(), leader };
+            Answer::of(Told::Failed(failed))
+        }
+        GroupError::Busy(why) => Answer::failed(Failure::Busy, why),
+        GroupError::Unknown(why) => Answer::failed(Failure::Unknown, why),
+        GroupError::Failed(why) => Answer::failed(Failure::Damaged, why),
+    }
+}
+
+fn store_failure(id: ChunkId, error: &StoreError) -> Answer {
+    let failure = match error {
+        StoreError::NotFound => Failure::NotFound,
+        StoreError::Deleted => Failure::Deleted,
+        StoreError::Damaged(_) => Failure::Damaged,
+        StoreError::Conflict => Failure::Conflict,
+        StoreError::BadPayload | StoreError::Invalid(_) => Failure::Invalid,
+        StoreError::Full => Failure::Full,
+        _ => Failure::Busy,
+    };
+    Answer::failed(failure, format!("chunk {id}: {error}"))
+}

@@ -1,0 +1,256 @@
+//! What a node does in the background: flushes of the key-value store and trimming of logs, deletion of what no key
+//! names any more, removal of what was stored and never committed.
+
+use base::Env;
+use base::env::MonoTime;
+use base::ids::{ChunkId, Generation, GroupId, PoolId, Session};
+use base::{GIB, MIB};
+use client::{Client, Error};
+use meta::object::command::{ListGarbage, ShardFound, ShardQuery, ShardRead};
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+use crate::home::{GenerationClock, Generations};
+use crate::machine::KvView;
+use crate::service::Service;
+
+/// Unflushed state or log that makes a flush worth its writing.
+pub const FLUSH_BYTES: u64 = 32 * MIB;
+const FLUSH_CHECK: Duration = Duration::from_millis(200);
+/// How long a reader may still need chunks that were deleted: liveness only.
+pub const GARBAGE_GRACE: Duration = Duration::from_secs(15);
+const GARBAGE_CHECK: Duration = Duration::from_millis(500);
+/// A session lives for a day at most.
+const RENEW_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+const RENEW_CHECK: Duration = Duration::from_secs(60);
+/// Garbage rows handled at once.
+const GARBAGE_ROWS_MAX: u32 = 128;
+/// Chunks compared with the metadata in one pass of the orphan sweep: bounds its memory to about 64 MiB.
+const SWEEP_CHUNKS_MAX: usize = 1 << 20;
+const SWEEP_ROWS: usize = 1000;
+
+const _: () = assert!(FLUSH_BYTES < GIB / 8, "replay after a crash stays short");
+
+/// Flushes the key-value store when enough has gathered, then lets the logs forget what is durable.
+pub async fn flush_key_value(env: Env, service: Arc<Service>, flush_bytes: u64, mut stop: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = env.sleep(FLUSH_CHECK) => {}
+        }
+        let log_bytes: u64 = service.groups.values().map(|group| group.log_bytes()).sum();
+        if service.kv.unflushed_bytes() >= flush_bytes || log_bytes >= 2 * flush_bytes {
+            flush_now(&service).await;
+        }
+    }
+}
+
+/// One flush. The applied indexes are read before it: everything up to them is then durable.
+pub async fn flush_now(service: &Service) {
+    let applied: Vec<_> = service.groups.values().map(|group| (group.clone(), group.applied())).collect();
+    if let Err(error) = service.kv.flush().await {
+        tracing::error!("the key-value store cannot be flushed: {error}");
+        return;
+    }
+    service.counters.kv_flushes.inc();
+    for (group, index) in applied {
+        group.trim(index).await;
+    }
+}
+
+/// Raises the generation once a day, and before a session runs out of chunk numbers.
+pub async fn renew_session(env: Env, client: Client, clock: Arc<GenerationClock>, mut stop: watch::Receiver<bool>) {
+    let mut renewed = env.now();
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = env.sleep(RENEW_CHECK) => {}
+        }
+        if env.now().since(renewed) < RENEW_AFTER && client.chunks_named() < u32::MAX / 2 {
+            continue;
+        }
+        match clock.raise().await {
+            Ok(generation) => {
+                client.renew_session(Session { generation, ..client.session() });
+                renewed = env.now();
+            }
+            Err(error) => tracing::error!("the generation cannot be raised: {error}"),
+        }
+    }
+}
+
+/// Writes tombstones for the chunks in the garbage queues of all shards, then retires the rows.
+pub async fn collect_garbage(
+    env: Env,
+    service: Arc<Service>,
+    client: Client,
+    grace: Duration,
+    mut stop: watch::Receiver<bool>,
+) {
+    let shards: Vec<GroupId> = service.groups.keys().copied().filter(|id| id.0 != 0).collect();
+    let mut seen: Vec<VecDeque<(MonoTime, u64)>> = vec![VecDeque::new(); shards.len()];
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = env.sleep(GARBAGE_CHECK) => {}
+        }
+        for (group, seen) in shards.iter().zip(&mut seen) {
+            let grace = if service.disks.short_of_space() { Duration::ZERO } else { grace };
+            let due = due_sequence(&env, &service, *group, seen, grace);
+            if let Err(error) = collect_until(&service, &client, *group, due).await {
+                tracing::warn!("garbage of group {group} waits: {error}");
+            }
+        }
+    }
+}
+
+/// The newest sequence that has been garbage for at least `grace`.
+fn due_sequence(
+    env: &Env,
+    service: &Service,
+    group: GroupId,
+    seen: &mut VecDeque<(MonoTime, u64)>,
+    grace: Duration,
+) -> u64 {
+    const SEEN_MAX: usize = 256;
+    // Sequences are log positions: whatever is garbage now has one up to the applied index.
+    let newest = service.groups[&group].applied().0;
+    if seen.back().is_none_or(|(_, last)| *last < newest) && seen.len() < SEEN_MAX {
+        seen.push_back((env.now(), newest));
+    }
+    let mut due = 0;
+    while let Some((since, sequence)) = seen.front().copied() {
+        if env.now().since(since) < grace {
+            break;
+        }
+        due = sequence;
+        seen.pop_front();
+    }
+    due
+}
+
+async fn collect_until(service: &Service, client: &Client, group: GroupId, due: u64) -> Result<(), Error> {
+    let mut after = 0;
+    while after < due {
+        let read = ShardRead::ListGarbage(ListGarbage { after, limit: GARBAGE_ROWS_MAX });
+        let query = ShardQuery { range_epoch: 0, read: Some(read) };
+        let answer = meta::object::query(&KvView::of(&service.kv), group, query);
+        let found = answer.map_err(|error| Error::Damaged(error.to_string()))?.found;
+        let Some(ShardFound::Garbage(page)) = found else { return Ok(()) };
+        let rows: Vec<_> = page.rows.into_iter().take_while(|row| row.sequence <= due).collect();
+        let Some(last) = rows.last() else { return Ok(()) };
+        after = last.sequence;
+        let mut chunks = Vec::new();
+        for row in &rows {
+            let unpacked = meta::chunks::unpack(&row.chunks).map_err(|error| Error::Damaged(error.to_string()))?;
+            chunks.extend(unpacked.into_iter().map(|chunk| chunk.id));
+        }
+        client.bury_chunks(&chunks).await?;
+        service.counters.garbage_chunks.inc_by(chunks.len() as u64);
+        client.retire_garbage(group, rows.iter().map(|row| row.sequence).collect()).await?;
+    }
+    Ok(())
+}
+
+/// After a start: nobody can commit chunks of this node's earlier lives any more, so what no key names of them goes.
+pub async fn sweep_orphans(env: Env, service: Arc<Service>, client: Client, clock: Arc<GenerationClock>) {
+    let generations = clock.now().await;
+    match sweep(&env, &service, &client, generations).await {
+        Ok(removed) => {
+            if removed > 0 {
+                tracing::info!("removed {removed} chunks that were stored and never committed");
+            }
+            service.counters.orphan_chunks.inc_by(removed);
+            if let Err(error) = clock.record_sweep(generations.current).await {
+                tracing::warn!("the sweep cannot be recorded and will be repeated: {error}");
+            }
+        }
+        Err(error) => tracing::warn!("orphans are not removed now: {error}"),
+    }
+}
+
+async fn sweep(env: &Env, service: &Service, client: &Client, generations: Generations) -> Result<u64, Error> {
+    let floor = Session { node: service.node, generation: generations.current };
+    for group in service.groups.keys() {
+        client.close_sessions(*group, floor).await?;
+    }
+    let mut removed = 0;
+    for engine in service.disks.engines() {
+        let mut after = None;
+        loop {
+            let (mut orphans, next) = candidates(engine, floor, generations.swept, after);
+            // Taken after the sessions were closed: every commit that can ever name a candidate is in it.
+            forget_named(env, service, &mut orphans).await?;
+            let orphans: Vec<ChunkId> = orphans.into_iter().collect();
+            removed += orphans.len() as u64;
+            for ids in orphans.chunks(GARBAGE_ROWS_MAX as usize) {
+                engine.delete(ids.to_vec()).await.map_err(|error| Error::Unavailable(error.to_string()))?;
+            }
+            after = next;
+            if after.is_none() {
+                break;
+            }
+        }
+    }
+    Ok(removed)
+}
+
+/// Chunks on this disk that an earlier life of this node wrote; and where to go on.
+fn candidates(
+    engine: &store::Engine,
+    floor: Session,
+    swept: Generation,
+    mut after: Option<ChunkId>,
+) -> (BTreeSet<ChunkId>, Option<ChunkId>) {
+    const PAGE: usize = 4096;
+    let mut found = BTreeSet::new();
+    loop {
+        let pool = after.map_or(PoolId(1), |id: ChunkId| id.pool);
+        let page = engine.inventory(after, pool, 0..=u32::MAX >> 8, PAGE);
+        let ours = |id: &ChunkId| {
+            id.session.node == floor.node && id.session.generation < floor.generation && id.session.generation >= swept
+        };
+        found.extend(page.iter().map(|stat| stat.id).filter(ours));
+        match page.last() {
+            Some(last) if page.len() == PAGE => after = Some(last.id),
+            _ => return (found, None),
+        }
+        if found.len() >= SWEEP_CHUNKS_MAX {
+            return (found, after);
+        }
+    }
+}
+
+/// Strikes out what any row names. A damaged row may name anything: then nothing is removed.
+async fn forget_named(env: &Env, service: &Service, orphans: &mut BTreeSet<ChunkId>) -> Result<(), Error> {
+    if orphans.is_empty() {
+        return Ok(());
+    }
+    let damaged = |error: meta::view::ViewError| Error::Damaged(error.to_string());
+    let snapshot = service.kv.snapshot();
+    let view = KvView::over(&*snapshot);
+    for group in service.groups.keys().copied() {
+        let state = meta::group::load(&view, group).map_err(damaged)?;
+        for (start, end) in meta::group::row_ranges(group, &state) {
+            let mut from = start;
+            loop {
+                let rows = meta::view::View::scan(&view, &from, &end, SWEEP_ROWS).map_err(damaged)?;
+                for (key, value) in &rows {
+                    for named in meta::object::references(key, value).map_err(damaged)? {
+                        orphans.remove(&named.chunk.id);
+                    }
+                }
+                let Some((last, _)) = rows.last() else { break };
+                from = [last.as_ref(), &[0]].concat().into();
+                // A long scan must not starve the requests that share this thread.
+                env.sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+    Ok(())
+}

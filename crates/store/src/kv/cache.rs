@@ -1,0 +1,155 @@
+//! A bounded cache of verified blocks, shared by all runs of one store. Second-chance replacement (Corbató's clock)
+//! in shards, so that readers on many threads rarely wait for each other.
+
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+const SHARDS: usize = 16;
+/// Bytes a block takes beside its content, roughly.
+const BLOCK_OVERHEAD_BYTES: usize = 128;
+
+/// Where a block stands: run id and offset in bytes. Run ids are never reused, so an entry is never stale.
+pub(super) type BlockAddress = (u64, u64);
+
+pub(super) struct BlockCache {
+    shards: Vec<Mutex<Shard>>,
+    shard_bytes_max: usize,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+#[derive(Default)]
+struct Shard {
+    places: BTreeMap<BlockAddress, usize>,
+    slots: Vec<Slot>,
+    hand: usize,
+    bytes: usize,
+}
+
+struct Slot {
+    address: BlockAddress,
+    content: Bytes,
+    /// Asked for since the hand came by.
+    used: bool,
+}
+
+impl BlockCache {
+    pub(super) fn new(bytes_max: usize) -> BlockCache {
+        BlockCache {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            shard_bytes_max: bytes_max / SHARDS,
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn get(&self, address: BlockAddress) -> Option<Bytes> {
+        let mut shard = self.shard(address).lock().expect("nothing panics while a shard is locked");
+        let shard = &mut *shard;
+        let found = shard.places.get(&address).map(|place| {
+            let slot = &mut shard.slots[*place];
+            slot.used = true;
+            slot.content.clone()
+        });
+        let counter = if found.is_some() { &self.hits } else { &self.misses };
+        counter.fetch_add(1, Ordering::Relaxed);
+        found
+    }
+
+    /// Keeps a block, at the cost of others. A block that would take a large part of its shard is not kept.
+    pub(super) fn insert(&self, address: BlockAddress, content: &Bytes) {
+        let cost = cost(content);
+        if cost > self.shard_bytes_max / 4 {
+            return;
+        }
+        let mut shard = self.shard(address).lock().expect("nothing panics while a shard is locked");
+        if shard.places.contains_key(&address) {
+            return;
+        }
+        while shard.bytes + cost > self.shard_bytes_max {
+            shard.evict_one();
+        }
+        shard.bytes += cost;
+        let place = shard.slots.len();
+        shard.places.insert(address, place);
+        shard.slots.push(Slot { address, content: content.clone(), used: false });
+    }
+
+    pub(super) fn clear(&self) {
+        for shard in &self.shards {
+            *shard.lock().expect("nothing panics while a shard is locked") = Shard::default();
+        }
+    }
+
+    /// Bytes held now.
+    pub(super) fn bytes(&self) -> u64 {
+        let bytes = |shard: &Mutex<Shard>| shard.lock().expect("nothing panics while a shard is locked").bytes as u64;
+        self.shards.iter().map(bytes).sum()
+    }
+
+    pub(super) fn hits(&self) -> u64 {
+        self.hits.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn misses(&self) -> u64 {
+        self.misses.load(Ordering::Relaxed)
+    }
+
+    fn shard(&self, address: BlockAddress) -> &Mutex<Shard> {
+        let mixed = (address.0.rotate_left(32) ^ address.1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        &self.shards[(mixed >> 60) as usize % SHARDS]
+    }
+}
+
+impl Shard {
+    /// Advances the hand to a block that was not asked for since the last round, and drops it. Ends within two
+    /// rounds. The shard must not be empty.
+    fn evict_one(&mut self) {
+        loop {
+            self.hand = if self.hand + 1 >= self.slots.len() { 0 } else { self.hand + 1 };
+            let slot = &mut self.slots[self.hand];
+            if std::mem::take(&mut slot.used) {
+                continue;
+            }
+            let gone = self.slots.swap_remove(self.hand);
+            self.places.remove(&gone.address);
+            self.bytes -= cost(&gone.content);
+            if let Some(moved) = self.slots.get(self.hand) {
+                self.places.insert(moved.address, self.hand);
+            }
+            return;
+        }
+    }
+}
+
+fn cost(content: &Bytes) -> usize {
+    content.len() + BLOCK_OVERHEAD_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stays_within_its_bound_and_prefers_what_is_used() {
+        let cache = BlockCache::new((SHARDS * 64) << 10);
+        let hot = (0, 0);
+        let content = Bytes::from(vec![1; 1000]);
+        cache.insert(hot, &content);
+        for offset in 1..10_000 {
+            assert_eq!(cache.get(hot), Some(content.clone()));
+            cache.insert((1, offset), &Bytes::from(offset.to_le_bytes().repeat(100)));
+            if let Some(found) = cache.get((1, offset / 2)) {
+                assert_eq!(found, (offset / 2).to_le_bytes().repeat(100));
+            }
+        }
+        assert!(cache.bytes() <= ((SHARDS * 64) << 10) as u64);
+        assert!(cache.bytes() >= ((SHARDS * 60) << 10) as u64);
+        cache.insert((2, 0), &Bytes::from(vec![0; 40 << 10]));
+        assert_eq!(cache.get((2, 0)), None);
+        cache.clear();
+        assert_eq!(cache.get(hot), None);
+    }
+}
