@@ -19,6 +19,8 @@ use crate::machine::{Command, Machine, Reply};
 const TICK: Duration = Duration::from_millis(100);
 /// Requests waiting for the driver; senders wait when it is full.
 const MAILBOX_MAX: usize = 1024;
+/// State that may wait for a flush; beyond it new commands are refused until the disk has caught up.
+const UNFLUSHED_BYTES_MAX: u64 = 256 << 20;
 /// Requests taken in one round.
 const ROUND_MAX: usize = 256;
 
@@ -212,6 +214,10 @@ impl Driver {
             let _ = reply.send(Err(GroupError::Failed(why)));
             return;
         }
+        if self.machine.unflushed_bytes() > UNFLUSHED_BYTES_MAX {
+            let _ = reply.send(Err(GroupError::Busy("the key-value store is behind with its flushes".into())));
+            return;
+        }
         match self.raft.propose(command.encode()) {
             Ok((index, term)) => {
                 self.proposals.insert(index, (term, reply));
@@ -264,7 +270,7 @@ impl Driver {
             hard_state: unwritten.hard_state.map(encode_hard_state),
             entries: unwritten.entries.into_iter().map(entry_out).collect(),
             trim_to: unwritten.trim,
-            base: None,
+            reset: None,
         };
         let (done, written) = oneshot::channel();
         let (engine, number) = (self.engine.clone(), unwritten.number);

@@ -30,13 +30,18 @@ pub struct Service {
     pub kv: Arc<dyn Kv>,
     pub map: watch::Receiver<Arc<ClusterMap>>,
     pub counters: Arc<Counters>,
+    /// What opening the key-value store found: whole sentences.
+    pub metadata_damage: Vec<String>,
     /// The map decoded for look-ups, as of the version it carries.
     pub view: RwLock<Arc<MapView>>,
 }
 
-impl Handler for Arc<Service> {
+/// The service as the network calls it.
+pub struct Front(pub Arc<Service>);
+
+impl Handler for Front {
     fn handle(&self, _from: NodeId, _channel: Channel, request: Frame) -> BoxFuture<Frame> {
-        let service = self.clone();
+        let service = self.0.clone();
         Box::pin(async move {
             let (mut answer, bulk) = match wire::head::<Request>(&request) {
                 Ok(head) => service.answer(head, request.bulk).await,

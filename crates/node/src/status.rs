@@ -110,6 +110,9 @@ pub fn collect(service: &Service) -> Status {
             ),
         );
     }
+    for damage in &service.metadata_damage {
+        findings.add(Verdict::Lost, format!("{damage}; `henge fsck` names what it held"));
+    }
     let groups = groups(service, &mut findings);
     let nodes = map.nodes.iter().map(|row| NodeStatus {
         id: row.id,

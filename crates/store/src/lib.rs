@@ -3,7 +3,31 @@
 //!
 //! Knows: how bytes stay on one disk and how damage is told from a crash. Never knows: the network, replicas, what a
 //! chunk means.
-
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod bulk;
+mod committer;
+mod engine;
+mod errors;
+pub mod format;
+mod identity;
+mod index;
+mod inner;
 pub mod kv;
+mod queue;
+mod raft_log;
+mod read;
+mod recovery;
+mod report;
+mod round;
+mod scan;
+mod space;
+mod state;
+mod volume_file;
+
+pub use engine::{Engine, LOG_START, NewChunk, PutOutcome, RAFT_WRITE_ENTRIES_MAX, RAFT_WRITE_LEN_MAX, SMALL_LEN_MAX};
+pub use errors::StoreError;
+pub use identity::DiskIdentity;
+pub use inner::{EngineOptions, TombstoneRule};
+pub use raft_log::{RaftEntry, RaftLog, RaftWrite};
+pub use report::*;

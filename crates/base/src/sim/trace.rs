@@ -80,6 +80,15 @@ pub(super) fn digest(mut hash: u64, data: &[u8]) -> u64 {
     hash
 }
 
+/// As [`digest`], of data in pieces. How it is cut does not matter: that may follow where an allocator put it.
+pub(super) fn digest_pieces(hash: u64, pieces: &[bytes::Bytes]) -> u64 {
+    const END_LEN: usize = 64;
+    let len: usize = pieces.iter().map(|piece| piece.len()).sum();
+    let head: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter()).take(END_LEN).copied().collect();
+    let tail: Vec<u8> = pieces.iter().rev().flat_map(|piece| piece.iter().rev()).take(END_LEN).copied().collect();
+    digest(digest(fold(hash, len as u64), &head), &tail)
+}
+
 fn word(piece: &[u8]) -> u64 {
     let mut bytes = [0; 8];
     bytes[..piece.len()].copy_from_slice(piece);

@@ -10,7 +10,7 @@ use super::{Fault, OperationKind, Reply, SimDisk, State};
 use crate::buffer::BLOCK;
 use crate::env::{Caching, File, Flush, IoFuture};
 use crate::sim::executor::lock;
-use crate::sim::trace::{TraceKind, digest, fold};
+use crate::sim::trace::{TraceKind, digest_pieces, fold};
 
 /// An open file. Of no use after a crash of its disk, like everything else that the process held.
 pub(super) struct SimFile {
@@ -70,7 +70,7 @@ impl SimFile {
         }
         let range = state.model.write_nanos;
         let nanos = state.latency_nanos(range, len);
-        let digest = pieces.iter().fold(offset, |hash, piece| digest(hash, piece));
+        let digest = digest_pieces(offset, &pieces);
         let kind = OperationKind::Write { inode: self.inode.clone(), offset, pieces, flush, fault, reply };
         self.disk.begin(&mut state, kind, nanos, digest);
         Ok(())

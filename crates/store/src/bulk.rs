@@ -1,0 +1,317 @@
+//! Large payloads: written straight from the caller's buffers into a bulk volume, several at a time; flushed
+//! together; then named by locators in the journal.
+
+use base::CHUNK_SIZE_MAX;
+use base::buffer::{AlignedBuf, BLOCK, is_aligned};
+use base::checksum::{Crc32c, crc32c};
+use base::codec::Writer;
+use bytes::Bytes;
+use std::sync::{Arc, Mutex};
+use tokio::sync::{Notify, Semaphore, oneshot};
+
+use crate::errors::StoreError;
+use crate::format::Seed;
+use crate::format::batch::RecordIn;
+use crate::format::record::{self, CRC_BLOCK, Kind, Locator, RecordHeader};
+use crate::format::volume::VolumeKind;
+use crate::index::{VolumeNumber, bulk_len};
+use crate::inner::{Inner, count};
+use crate::queue::{Outcome, Place, Request};
+use crate::volume_file::VolumeFile;
+
+/// Large payloads in flight at once.
+const SLOTS: usize = 8;
+const _: () = assert!(
+    record::HEADER_LEN + record::table_len(CHUNK_SIZE_MAX) <= BLOCK,
+    "the block checksums of the largest chunk fit into its header block"
+);
+
+type Answer = Result<Outcome, StoreError>;
+
+struct Finished {
+    file: Arc<VolumeFile>,
+    request: Request,
+    reply: oneshot::Sender<Answer>,
+    background: bool,
+}
+
+pub struct Bulk {
+    slots: Arc<Semaphore>,
+    active: tokio::sync::Mutex<Option<VolumeNumber>>,
+    finished: Mutex<Vec<Finished>>,
+    wake: Notify,
+}
+
+/// A large chunk on its way to the disk.
+pub struct LargeChunk {
+    /// Of kind `Locator`.
+    pub header: RecordHeader,
+    pub len: u32,
+    pub payload: Vec<Bytes>,
+    pub moved_from: Option<Place>,
+}
+
+impl Bulk {
+    pub fn new() -> Bulk {
+        Bulk {
+            slots: Arc::new(Semaphore::new(SLOTS)),
+            active: tokio::sync::Mutex::new(None),
+            finished: Mutex::default(),
+            wake: Notify::new(),
+        }
+    }
+
+    /// The bulk volume to go on with after a restart.
+    pub async fn resume(&self, number: Option<VolumeNumber>) {
+        *self.active.lock().await = number;
+    }
+}
+
+/// Stores a large chunk. Once begun it runs to its end, also when the caller goes away.
+pub async fn store(inner: &Arc<Inner>, chunk: LargeChunk, background: bool) -> Answer {
+    let slot = inner.bulk.slots.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+    let (reply, answer) = oneshot::channel();
+    let task_inner = inner.clone();
+    inner.env.spawn("store bulk write", async move {
+        write(&task_inner, chunk, reply, background).await;
+        drop(slot);
+    });
+    answer.await.map_err(|_| StoreError::Closed)?
+}
+
+async fn write(inner: &Arc<Inner>, chunk: LargeChunk, reply: oneshot::Sender<Answer>, background: bool) {
+    let written = match allocate(inner, chunk.len).await {
+        Ok((number, file, offset)) => place(inner, chunk, number, &file, offset).await.map(|request| (file, request)),
+        Err(error) => Err(error),
+    };
+    match written {
+        Ok((file, request)) => {
+            let mut finished = inner.bulk.finished.lock().expect("no one panics while holding the list");
+            finished.push(Finished { file, request, reply, background });
+            drop(finished);
+            inner.bulk.wake.notify_one();
+        }
+        Err(error) => drop(reply.send(Err(error))),
+    }
+}
+
+/// Gives the chunk its own place in the active bulk volume, or in a new one.
+async fn allocate(inner: &Arc<Inner>, len: u32) -> Result<(VolumeNumber, Arc<VolumeFile>, u64), StoreError> {
+    let mut active = inner.bulk.active.lock().await;
+    let need = bulk_len(len);
+    if let Some(number) = *active {
+        let mut shared = inner.shared();
+        let file = shared.files.get(&number).cloned();
+        if let (Some(file), Some(volume)) = (file, shared.state.volumes.get_mut(&number)) {
+            if volume.end + need <= inner.volume_size {
+                let offset = volume.end;
+                volume.end += need;
+                volume.pending += 1;
+                return Ok((number, file, offset));
+            }
+            volume.sealed = true;
+        }
+        *active = None;
+    }
+    let (number, file) = inner.create_volume(VolumeKind::Bulk)?;
+    let mut shared = inner.shared();
+    let volume = shared.state.volumes.get_mut(&number).expect("just made, and not sealed");
+    volume.end = need;
+    volume.pending = 1;
+    *active = Some(number);
+    Ok((number, file, 0))
+}
+
+/// Writes header block and payload; the locator that will make them a chunk.
+async fn place(
+    inner: &Inner,
+    chunk: LargeChunk,
+    number: VolumeNumber,
+    file: &VolumeFile,
+    offset: u64,
+) -> Result<Request, StoreError> {
+    let (pieces, copied) = aligned(&chunk.payload);
+    count(&inner.counters.copied_bytes, copied);
+    let payload_header = RecordHeader { kind: Kind::Chunk, payload_len: chunk.len, ..chunk.header };
+    let (block, header_crc) = header_block(file.seed, offset, payload_header, &pieces);
+    let mut out = vec![block];
+    out.extend(pieces);
+    let written = file.place(offset, out).await;
+    if let Err(error) = written {
+        if let Some(volume) = inner.shared().state.volumes.get_mut(&number) {
+            volume.pending -= 1;
+        }
+        return Err(inner.write_failed("writing a bulk volume", &error));
+    }
+    count(&inner.counters.bulk_bytes, bulk_len(chunk.len));
+    let locator = Locator { incarnation: u64::from(number), offset, len: chunk.len, header_crc };
+    let record = RecordIn::new(chunk.header, locator.encode());
+    let (len, crc64) = (chunk.len, chunk.header.check);
+    Ok(Request::Store { record, len, crc64, moved_from: chunk.moved_from, bulk: Some(number) })
+}
+
+/// The payload in pieces that direct I/O takes, padded with zeroes to whole blocks; and how many bytes were copied.
+fn aligned(payload: &[Bytes]) -> (Vec<Bytes>, u64) {
+    let len: usize = payload.iter().map(Bytes::len).sum();
+    // All but the end in place: whole blocks of the last piece, and the rest padded.
+    let whole = payload.split_last().filter(|(last, others)| {
+        (last.as_ptr() as usize).is_multiple_of(BLOCK) && others.iter().all(|piece| is_aligned(piece))
+    });
+    if let Some((last, others)) = whole {
+        let kept = last.len() - last.len() % BLOCK;
+        let mut pieces = others.to_vec();
+        if kept > 0 {
+            pieces.push(last.slice(..kept));
+        }
+        let rest = &last[kept..];
+        if !rest.is_empty() {
+            let mut buffer = AlignedBuf::with_capacity(rest.len());
+            buffer.fill_from(rest);
+            pieces.push(buffer.freeze_padded());
+        }
+        return (pieces, rest.len() as u64);
+    }
+    let mut buffer = AlignedBuf::with_capacity(len);
+    for piece in payload {
+        buffer.fill_from(piece);
+    }
+    (vec![buffer.freeze_padded()], len as u64)
+}
+
+/// The block in front of a large payload: record header, block checksums, zeroes. Each block checksum covers the
+/// padding, too; `table_crc` covers everything behind the header.
+fn header_block(seed: Seed, offset: u64, header: RecordHeader, pieces: &[Bytes]) -> (Bytes, u32) {
+    let mut block = vec![0; BLOCK];
+    let table = table_of_pieces(seed, &header.id, pieces);
+    block[record::HEADER_LEN..record::HEADER_LEN + table.len()].copy_from_slice(&table);
+    let table_crc = crc32c(&[], &block[record::HEADER_LEN..]);
+    let encoded = RecordHeader { table_crc, ..header }.encode(seed, offset);
+    block[..record::HEADER_LEN].copy_from_slice(&encoded);
+    let header_crc = u32::from_le_bytes([encoded[60], encoded[61], encoded[62], encoded[63]]);
+    let mut buffer = AlignedBuf::with_capacity(BLOCK);
+    buffer.fill_from(&block);
+    (buffer.freeze(), header_crc)
+}
+
+/// The block checksums of a payload in pieces.
+fn table_of_pieces(seed: Seed, id: &[u8; 16], pieces: &[Bytes]) -> Vec<u8> {
+    let mut table = Vec::with_capacity(BLOCK);
+    let (mut number, mut filled) = (0, 0);
+    let mut crc = Crc32c::new(&seed.block(id, number));
+    for piece in pieces {
+        let mut rest = piece.as_ref();
+        while !rest.is_empty() {
+            let (part, after) = rest.split_at(rest.len().min(CRC_BLOCK - filled));
+            crc.update(part);
+            filled += part.len();
+            rest = after;
+            if filled == CRC_BLOCK {
+                (number, filled) = (number + 1, 0);
+                let done = std::mem::replace(&mut crc, Crc32c::new(&seed.block(id, number)));
+                table.put_u32(done.finish());
+            }
+        }
+    }
+    if filled > 0 {
+        table.put_u32(crc.finish());
+    }
+    table
+}
+
+/// Flushes what was written and hands the locators to the committer. A journal round never waits for this.
+pub async fn run_flusher(inner: Arc<Inner>) {
+    let mut shutdown = inner.shutdown.subscribe();
+    loop {
+        let finished = std::mem::take(&mut *inner.bulk.finished.lock().expect("no one panics while holding the list"));
+        if finished.is_empty() {
+            tokio::select! {
+                biased;
+                () = inner.bulk.wake.notified() => continue,
+                _ = shutdown.wait_for(|closed| *closed) => break,
+            }
+        }
+        let flushed = flush_all(&inner, &finished).await;
+        for one in finished {
+            hand_over(&inner, one, flushed.clone()).await;
+        }
+    }
+    // The last one who may bring locators.
+    inner.queue.close();
+}
+
+/// Waits until no payload is in flight; none can be begun after.
+pub async fn drain(inner: &Inner) {
+    let all = inner.bulk.slots.acquire_many(SLOTS as u32).await;
+    inner.bulk.slots.close();
+    drop(all);
+}
+
+async fn flush_all(inner: &Inner, finished: &[Finished]) -> Result<(), StoreError> {
+    let mut flushed: Vec<&Arc<VolumeFile>> = Vec::new();
+    for one in finished {
+        if flushed.iter().any(|file| file.name == one.file.name) {
+            continue;
+        }
+        count(&inner.counters.flushes, 1);
+        // No room at a flush means that written bytes are gone: as final as any other failure.
+        let done = one.file.file.flush().await;
+        done.map_err(|error| inner.poison(format!("flushing {}: {error}", one.file.name)))?;
+        flushed.push(&one.file);
+    }
+    Ok(())
+}
+
+async fn hand_over(inner: &Inner, one: Finished, flushed: Result<(), StoreError>) {
+    let queued = match flushed {
+        Ok(()) => inner.queue.push(one.request, one.background).await,
+        Err(error) => Err(error),
+    };
+    match queued {
+        Ok(pending) => {
+            let reply = one.reply;
+            inner.env.spawn("store bulk answer", async move {
+                let answer = pending.await.unwrap_or(Err(StoreError::Closed));
+                let _ = reply.send(answer);
+            });
+        }
+        Err(error) => {
+            let _ = one.reply.send(Err(error));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base::ids::DiskId;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_table_does_not_depend_on_how_the_payload_is_cut(
+            lens in proptest::collection::vec(0usize..40_000, 1..6), incarnation: u64,
+        ) {
+            let seed = Seed { disk: DiskId(3), incarnation };
+            let whole: Vec<u8> = (0..lens.iter().sum::<usize>()).map(|i| (i * 31 % 251) as u8).collect();
+            let mut rest = Bytes::from(whole.clone());
+            let pieces: Vec<_> = lens.iter().map(|len| rest.split_to(*len)).collect();
+            let expected = record::block_table(seed, &[5; 16], &whole);
+            prop_assert_eq!(table_of_pieces(seed, &[5; 16], &pieces), expected);
+            let (padded, _) = aligned(&pieces);
+            let joined = padded.concat();
+            prop_assert!(padded.iter().all(|piece| is_aligned(piece)));
+            prop_assert_eq!(joined.len(), whole.len().next_multiple_of(BLOCK).max(if whole.is_empty() { 0 } else { BLOCK }));
+            prop_assert_eq!(&joined[..whole.len()], whole.as_slice());
+        }
+    }
+
+    #[test]
+    fn aligned_payloads_are_not_copied() {
+        let mut buffer = AlignedBuf::zeroed(1 << 20);
+        buffer.as_mut_slice().fill(7);
+        let payload = buffer.freeze();
+        assert_eq!(aligned(&[payload.clone()]).1, 0);
+        assert_eq!(aligned(&[payload.slice(..payload.len() - 100)]).1, 4096 - 100);
+        assert_eq!(aligned(&[payload.slice(1..)]).1, payload.len() as u64 - 1);
+    }
+}

@@ -1,0 +1,259 @@
+//! The committer: the one task that writes journal volumes and changes the state.
+//!
+//! ```text
+//! drain the queue -> compose records -> write batch + flush -> apply -> answer everybody
+//! ```
+//!
+//! There is no timer on this path: a round starts as soon as the one before is durable, with whatever waits by then.
+//! When nothing waits, a closing batch follows, so that the last round, too, is covered by a later `durable_upto`.
+
+use base::buffer::BLOCK;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::errors::StoreError;
+use crate::format::Seed;
+use crate::format::batch::{self, Encoded, Position, RecordIn};
+use crate::format::raft::encode_raft_list;
+use crate::format::record::{self, Kind, RecordHeader};
+use crate::format::volume::{END_OPEN, ListedVolume, VolumeKind, VolumeList};
+use crate::index::VolumeNumber;
+use crate::inner::{Inner, Spare, count};
+use crate::queue::{ROUND_COST_MAX, Request, Waiting};
+use crate::round::{Round, compose};
+use crate::volume_file::VolumeFile;
+
+/// How long the queue must be empty before a closing batch is written; well within the 100 ms that are promised.
+const CLOSING_DELAY: Duration = Duration::from_millis(50);
+/// Kept free at a volume's end: one closing batch and the seal.
+const TAIL_LEN: u64 = 2 * BLOCK as u64;
+
+/// Where a journal volume was left: what the next one names as its predecessor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Cut {
+    pub incarnation: u64,
+    pub end: u64,
+    pub checksum: u32,
+}
+
+pub struct Committer {
+    inner: Arc<Inner>,
+    number: VolumeNumber,
+    file: Arc<VolumeFile>,
+    position: Position,
+    follows: Cut,
+    /// The list of live volumes is not durable in this volume yet.
+    needs_list: bool,
+    /// The last batch held records and no later one vouches for it.
+    uncovered: bool,
+}
+
+impl Committer {
+    /// Starts a new journal volume that follows `cut`. Returns once its first batch is durable.
+    pub async fn start(inner: Arc<Inner>, cut: Cut) -> Result<Committer, StoreError> {
+        let (number, file) = inner.create_volume(VolumeKind::Journal)?;
+        inner.shared().journal = number;
+        let mut committer = Committer {
+            inner,
+            number,
+            file,
+            position: first_position(),
+            follows: cut,
+            needs_list: true,
+            uncovered: false,
+        };
+        committer.write_list().await?;
+        Ok(committer)
+    }
+
+    /// Serves the queue until it is closed and empty.
+    pub async fn run(mut self) {
+        let cost_max = ROUND_COST_MAX.min(self.inner.volume_size as usize / 4);
+        loop {
+            let requests = self.inner.queue.take(cost_max);
+            if !requests.is_empty() {
+                self.round(requests).await;
+            } else if self.inner.queue.is_closed() {
+                break;
+            } else if self.uncovered && self.inner.broken().is_none() {
+                let waited = self.inner.env.timeout(CLOSING_DELAY, self.inner.queue.wake.notified()).await;
+                if waited.is_none() {
+                    self.closing_batch().await;
+                }
+            } else {
+                self.inner.queue.wake.notified().await;
+            }
+        }
+        if self.uncovered && self.inner.broken().is_none() {
+            self.closing_batch().await;
+        }
+    }
+
+    async fn round(&mut self, requests: Vec<Waiting>) {
+        if let Some(broken) = self.inner.broken() {
+            return self.refuse(requests, &broken);
+        }
+        let round = compose(&self.inner.shared().state, requests);
+        count(&self.inner.counters.conflicts, round.conflicts);
+        match self.write_round(&round.records).await {
+            Ok(written) => self.finish(round, written),
+            Err(error) => {
+                let refused = round.answers.into_iter().map(|(waiting, _)| waiting).collect();
+                self.refuse(refused, &error);
+            }
+        }
+    }
+
+    fn refuse(&self, requests: Vec<Waiting>, error: &StoreError) {
+        for waiting in requests {
+            self.settle(&waiting);
+            waiting.answer(Err(error.clone()));
+        }
+    }
+
+    /// A bulk payload is no longer in flight once its locator's fate is known.
+    fn settle(&self, waiting: &Waiting) {
+        if let Request::Store { bulk: Some(number), .. } = &waiting.request
+            && let Some(volume) = self.inner.shared().state.volumes.get_mut(number)
+        {
+            volume.pending -= 1;
+        }
+    }
+
+    /// Makes the records durable. `None` when there was nothing to write.
+    async fn write_round(&mut self, records: &[RecordIn]) -> Result<Option<Encoded>, StoreError> {
+        if records.is_empty() {
+            return Ok(None);
+        }
+        let len = batch::batch_len(records.iter().map(RecordIn::cost).sum()) as u64;
+        if self.position.offset + len + TAIL_LEN > self.inner.volume_size {
+            self.rotate().await?;
+        }
+        if self.needs_list {
+            self.write_list().await?;
+        }
+        let written = self.write(records).await?;
+        self.uncovered = true;
+        count(&self.inner.counters.batches, 1);
+        count(&self.inner.counters.records, records.len() as u64);
+        Ok(Some(written))
+    }
+
+    fn finish(&self, round: Round, written: Option<Encoded>) {
+        let mut shared = self.inner.shared();
+        if let Some(written) = &written {
+            let start = written.header.position.offset;
+            for (header, offset) in &written.records {
+                let payload_at = (offset - start) as usize + record::HEADER_LEN + header.table_len();
+                let payload = &written.bytes[payload_at..payload_at + header.payload_len as usize];
+                shared.state.apply(self.number, *offset, header, payload);
+            }
+        }
+        for (volume, tombstones) in &round.dropped {
+            for id in tombstones {
+                shared.state.forget_tombstone(*id, *volume);
+            }
+            shared.state.dropped.retain(|dropped| dropped != volume);
+        }
+        drop(shared);
+        let mut freed = !round.dropped.is_empty();
+        for (waiting, answer) in round.answers {
+            freed |= matches!(waiting.request, Request::Delete { .. });
+            self.settle(&waiting);
+            waiting.answer(answer);
+        }
+        if freed {
+            self.inner.compaction_wake.notify_one();
+        }
+    }
+
+    /// One batch: written, flushed, and chained.
+    async fn write(&mut self, records: &[RecordIn]) -> Result<Encoded, StoreError> {
+        let seed = Seed { disk: self.inner.identity.disk, incarnation: u64::from(self.number) };
+        let encoded = batch::encode(seed, self.position, records);
+        let appended = self.file.append(self.position.offset, encoded.bytes.clone()).await;
+        count(&self.inner.counters.flushes, 1);
+        // A batch that failed for lack of room was promised to nobody: the next one takes its place.
+        appended.map_err(|error| self.inner.write_failed("writing the journal", &error))?;
+        count(&self.inner.counters.journal_bytes, encoded.bytes.len() as u64);
+        let raft_records = encoded.records.iter().filter(|(header, _)| header.kind.is_raft()).count() as u32;
+        self.position = Position {
+            sequence: self.position.sequence + 1,
+            offset: encoded.header.end(),
+            durable_upto: encoded.header.end(),
+            predecessor: encoded.header.checksum,
+            raft_count: self.position.raft_count.wrapping_add(raft_records),
+        };
+        let mut shared = self.inner.shared();
+        if let Some(volume) = shared.state.volumes.get_mut(&self.number) {
+            volume.end = self.position.offset;
+        }
+        drop(shared);
+        self.inner.ahead_wake.notify_one();
+        Ok(encoded)
+    }
+
+    async fn closing_batch(&mut self) {
+        self.uncovered = false;
+        if self.write(&[]).await.is_ok() {
+            count(&self.inner.counters.closing_batches, 1);
+        }
+    }
+
+    /// Seals the volume and goes on in a new one. The new file exists before the seal names it.
+    async fn rotate(&mut self) -> Result<(), StoreError> {
+        let (number, file) = self.inner.create_volume(VolumeKind::Journal)?;
+        let seal = RecordIn::bare(RecordHeader::volume(Kind::Seal, u64::from(number)));
+        let sealed = self.write(&[seal]).await;
+        if let Err(error) = sealed {
+            let mut shared = self.inner.shared();
+            shared.state.volumes.remove(&number);
+            shared.files.remove(&number);
+            shared.spare.push(Spare { name: file.name, size_bytes: file.written_end() });
+            return Err(error);
+        }
+        self.follows =
+            Cut { incarnation: u64::from(self.number), end: self.position.offset, checksum: self.position.predecessor };
+        let mut shared = self.inner.shared();
+        if let Some(volume) = shared.state.volumes.get_mut(&self.number) {
+            volume.sealed = true;
+        }
+        shared.journal = number;
+        drop(shared);
+        (self.number, self.file, self.position, self.needs_list) = (number, file, first_position(), true);
+        self.inner.compaction_wake.notify_one();
+        Ok(())
+    }
+
+    /// The first batch of a volume: all live volumes, all groups.
+    async fn write_list(&mut self) -> Result<(), StoreError> {
+        let records = {
+            let shared = self.inner.shared();
+            let listed = shared.state.volumes.iter().filter(|(number, _)| **number != self.number);
+            let volumes = listed.map(|(number, volume)| ListedVolume {
+                kind: volume.kind,
+                incarnation: u64::from(*number),
+                end: if volume.kind == VolumeKind::Bulk { END_OPEN } else { volume.end },
+            });
+            let list = VolumeList {
+                follows_incarnation: self.follows.incarnation,
+                follows_end: self.follows.end,
+                follows_checksum: self.follows.checksum,
+                next_incarnation: shared.state.next_incarnation,
+                volumes: volumes.collect(),
+            };
+            let groups: Vec<_> = shared.state.raft.iter().map(|(group, log)| log.listed(*group)).collect();
+            [
+                RecordIn::new(RecordHeader::volume(Kind::VolumeList, u64::from(self.number)), list.encode()),
+                RecordIn::new(RecordHeader::volume(Kind::RaftList, u64::from(self.number)), encode_raft_list(&groups)),
+            ]
+        };
+        self.write(&records).await?;
+        self.needs_list = false;
+        Ok(())
+    }
+}
+
+fn first_position() -> Position {
+    Position { sequence: 0, offset: 0, durable_upto: 0, predecessor: 0, raft_count: 0 }
+}

@@ -1,0 +1,455 @@
+//! Batches: what one round of the committer writes to a journal volume.
+//!
+//! header (64 bytes) | records | zeroes | directory (24 bytes a record) | copy of the header (64 bytes)
+//!
+//! The directory names every record, so that one whose own header is damaged is still known by id; the copy of the
+//! header lets recovery find a batch whose first block is damaged. The body checksum covers everything between the
+//! two headers, zeroes included.
+
+use base::buffer::{AlignedBuf, BLOCK};
+use base::checksum::crc32c;
+use base::codec::{DecodeError, Reader, Writer};
+use bytes::Bytes;
+use std::ops::Range;
+
+use super::record::{self, CRC_BLOCK, Kind, RecordHeader};
+use super::{FORMAT_VERSION, Seed};
+
+/// Length of a batch header, and of its copy at the end, in bytes.
+pub const HEADER_LEN: usize = 64;
+/// Length of a directory line in bytes.
+pub const DIRECTORY_LINE_LEN: usize = 24;
+/// Longest batch in bytes: one largest record with everything around it.
+pub const BATCH_LEN_MAX: usize = record::PAYLOAD_MAX + (1 << 20);
+
+const MAGIC: u32 = u32::from_le_bytes(*b"HBAT");
+
+/// Where a batch stands in its volume's chain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Position {
+    pub sequence: u64,
+    /// Of the batch in the volume, in bytes.
+    pub offset: u64,
+    /// Every byte of the volume below this was on stable storage when the batch was composed.
+    pub durable_upto: u64,
+    /// Header checksum of the batch before, 0 for the first.
+    pub predecessor: u32,
+    /// Raft records in this volume before this batch (modulo 2^32): says whether an unreadable stretch held any.
+    pub raft_count: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct BatchHeader {
+    pub incarnation: u64,
+    pub position: Position,
+    /// Of the whole batch in bytes, a multiple of 4 KiB.
+    pub len: u32,
+    pub count: u32,
+    /// End of the last record, in bytes from the start of the batch.
+    pub records_end: u32,
+    pub body_crc: u32,
+    pub directory_crc: u32,
+    /// This header's own checksum: what the next batch names as its predecessor.
+    pub checksum: u32,
+}
+
+impl BatchHeader {
+    fn encode(&self, seed: Seed) -> [u8; HEADER_LEN] {
+        let mut out = Vec::with_capacity(HEADER_LEN);
+        out.put_u32(MAGIC);
+        out.put_u16(FORMAT_VERSION);
+        out.put_u16(0);
+        out.put_u64(self.incarnation);
+        out.put_u64(self.position.sequence);
+        out.put_u32((self.position.offset / BLOCK as u64) as u32);
+        out.put_u32((self.position.durable_upto / BLOCK as u64) as u32);
+        out.put_u32(self.position.predecessor);
+        out.put_u32(self.len);
+        out.put_u32(self.count);
+        out.put_u32(self.records_end);
+        out.put_u32(self.body_crc);
+        out.put_u32(self.directory_crc);
+        out.put_u32(self.position.raft_count);
+        let crc = crc32c(&seed.header(self.position.offset), &out);
+        out.put_u32(crc);
+        let mut header = [0; HEADER_LEN];
+        header.copy_from_slice(&out);
+        header
+    }
+
+    /// Decodes and verifies a header, or its copy, of the batch that starts at byte `offset` of the volume.
+    pub fn decode(data: &[u8], seed: Seed, offset: u64) -> Result<BatchHeader, DecodeError> {
+        let mut reader = Reader::new(data);
+        let covered = Reader::new(data).take(HEADER_LEN - 4, "batch header")?;
+        if reader.u32("batch magic")? != MAGIC {
+            return Err(reader.error("batch magic"));
+        }
+        let version = reader.u16("batch version")?;
+        let flags = reader.u16("batch flags")?;
+        let incarnation = reader.u64("incarnation")?;
+        let sequence = reader.u64("sequence")?;
+        let at_block = reader.u32("batch offset")?;
+        let durable_block = reader.u32("durable offset")?;
+        let predecessor = reader.u32("predecessor")?;
+        let len = reader.u32("batch length")?;
+        let count = reader.u32("record count")?;
+        let records_end = reader.u32("records end")?;
+        let body_crc = reader.u32("body checksum")?;
+        let directory_crc = reader.u32("directory checksum")?;
+        let raft_count = reader.u32("raft count")?;
+        let checksum = reader.u32("batch header checksum")?;
+        if incarnation != seed.incarnation || u64::from(at_block) * BLOCK as u64 != offset {
+            return Err(reader.error("batch of another place"));
+        }
+        if checksum != crc32c(&seed.header(offset), covered) {
+            return Err(reader.error("batch header checksum"));
+        }
+        let directory_len = (count as usize).saturating_mul(DIRECTORY_LINE_LEN);
+        let least = (records_end as usize).saturating_add(directory_len).saturating_add(HEADER_LEN);
+        let lengths_fit = (records_end as usize) >= HEADER_LEN
+            && least <= len as usize
+            && (len as usize).is_multiple_of(BLOCK)
+            && len as usize <= BATCH_LEN_MAX;
+        if version != FORMAT_VERSION || flags != 0 || !lengths_fit || durable_block > at_block {
+            return Err(reader.error("batch header field"));
+        }
+        let durable_upto = u64::from(durable_block) * BLOCK as u64;
+        let position = Position { sequence, offset, durable_upto, predecessor, raft_count };
+        Ok(BatchHeader { incarnation, position, len, count, records_end, body_crc, directory_crc, checksum })
+    }
+
+    /// The header copy in the last bytes of `block`, the last block of some batch that ends at byte `end`.
+    pub fn decode_copy(block: &[u8], seed: Seed, end: u64) -> Result<BatchHeader, DecodeError> {
+        let whole = Reader::new(block);
+        if block.len() < HEADER_LEN {
+            return Err(whole.error("batch header copy"));
+        }
+        let copy = &block[block.len() - HEADER_LEN..];
+        let mut reader = Reader::new(copy);
+        if reader.u32("batch magic")? != MAGIC {
+            return Err(reader.error("batch magic"));
+        }
+        reader.take(20, "batch header")?;
+        let offset = u64::from(reader.u32("batch offset")?) * BLOCK as u64;
+        let header = BatchHeader::decode(copy, seed, offset)?;
+        if offset + u64::from(header.len) != end {
+            return Err(reader.error("batch end"));
+        }
+        Ok(header)
+    }
+
+    pub fn end(&self) -> u64 {
+        self.position.offset + u64::from(self.len)
+    }
+}
+
+/// A record on its way into a batch.
+#[derive(Clone, Debug)]
+pub struct RecordIn {
+    /// `payload_len` and `table_crc` are filled in by the encoder.
+    pub header: RecordHeader,
+    pub payload: Vec<Bytes>,
+}
+
+impl RecordIn {
+    pub fn new(header: RecordHeader, payload: impl Into<Bytes>) -> RecordIn {
+        RecordIn { header, payload: vec![payload.into()] }
+    }
+
+    pub fn bare(header: RecordHeader) -> RecordIn {
+        RecordIn { header, payload: Vec::new() }
+    }
+
+    pub fn payload_len(&self) -> usize {
+        self.payload.iter().map(Bytes::len).sum()
+    }
+
+    /// Bytes that this record adds to a batch.
+    pub fn cost(&self) -> usize {
+        record::record_len(self.payload_len()) + DIRECTORY_LINE_LEN
+    }
+}
+
+/// Length in bytes of a batch whose records cost `cost` together.
+pub const fn batch_len(cost: usize) -> usize {
+    (2 * HEADER_LEN + cost).next_multiple_of(BLOCK)
+}
+
+/// A batch, ready to be written at `header.position.offset`.
+pub struct Encoded {
+    pub header: BatchHeader,
+    pub bytes: Bytes,
+    /// Of each record: its header as written and its offset in the volume.
+    pub records: Vec<(RecordHeader, u64)>,
+}
+
+/// Lays the records out behind each other. Payloads are copied once, into the buffer that is written.
+pub fn encode(seed: Seed, position: Position, records: &[RecordIn]) -> Encoded {
+    let len = batch_len(records.iter().map(RecordIn::cost).sum());
+    assert!(len <= BATCH_LEN_MAX, "the committer bounds its rounds");
+    assert!(position.offset.is_multiple_of(BLOCK as u64) && position.durable_upto <= position.offset);
+    let mut buffer = AlignedBuf::zeroed(len);
+    let out = buffer.as_mut_slice();
+    let mut directory = Vec::with_capacity(records.len() * DIRECTORY_LINE_LEN);
+    let mut written = Vec::with_capacity(records.len());
+    let mut at = HEADER_LEN;
+    for record in records {
+        let header = encode_record(seed, position.offset, out, at, record);
+        directory.put_u8(header.kind as u8);
+        directory.put_bytes(&[0; 3]);
+        directory.put_u32(at as u32);
+        directory.put_bytes(&header.id);
+        written.push((header, position.offset + at as u64));
+        at += record::record_len(header.payload_len as usize);
+    }
+    let copy_at = len - HEADER_LEN;
+    let directory_at = copy_at - directory.len();
+    assert!(at <= directory_at, "batch_len counts every part");
+    out[directory_at..copy_at].copy_from_slice(&directory);
+    let mut header = BatchHeader {
+        incarnation: seed.incarnation,
+        position,
+        len: len as u32,
+        count: records.len() as u32,
+        records_end: at as u32,
+        body_crc: crc32c(&[], &out[HEADER_LEN..copy_at]),
+        directory_crc: crc32c(&[], &directory),
+        checksum: 0,
+    };
+    let bytes = header.encode(seed);
+    header.checksum = u32::from_le_bytes([bytes[60], bytes[61], bytes[62], bytes[63]]);
+    out[..HEADER_LEN].copy_from_slice(&bytes);
+    out[copy_at..].copy_from_slice(&bytes);
+    Encoded { header, bytes: buffer.freeze(), records: written }
+}
+
+fn encode_record(seed: Seed, batch_offset: u64, out: &mut [u8], at: usize, record: &RecordIn) -> RecordHeader {
+    let payload_len = record.payload_len();
+    assert!(payload_len <= record::PAYLOAD_MAX, "requests are checked before they are queued");
+    let table_at = at + record::HEADER_LEN;
+    let payload_at = table_at + record::table_len(payload_len);
+    let mut to = payload_at;
+    for piece in &record.payload {
+        out[to..to + piece.len()].copy_from_slice(piece);
+        to += piece.len();
+    }
+    let mut header = RecordHeader { payload_len: payload_len as u32, ..record.header };
+    let mut table = Vec::with_capacity(record::table_len(payload_len));
+    for (number, block) in out[payload_at..to].chunks(CRC_BLOCK).enumerate() {
+        table.put_u32(crc32c(&seed.block(&header.id, number as u32), block));
+    }
+    header.table_crc = crc32c(&[], &table);
+    out[table_at..payload_at].copy_from_slice(&table);
+    out[at..table_at].copy_from_slice(&header.encode(seed, batch_offset + at as u64));
+    header
+}
+
+/// A record found in a batch.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Parsed {
+    pub kind: Kind,
+    pub id: [u8; 16],
+    /// Of the record in the volume, in bytes.
+    pub offset: u64,
+    /// The header and where in the batch its payload lies; the reason when the record does not verify.
+    pub content: Result<(RecordHeader, Range<usize>), String>,
+}
+
+/// What a batch holds, damaged or not.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Contents {
+    pub records: Vec<Parsed>,
+    /// Everything between the two headers verified.
+    pub intact: bool,
+    /// Parts of the volume (in bytes) where records were that nobody can name any more.
+    pub unknown: Option<Range<u64>>,
+}
+
+/// Takes a batch apart whose header verified. `data` is the whole batch.
+pub fn parse(data: &[u8], header: &BatchHeader, seed: Seed) -> Contents {
+    let len = header.len as usize;
+    assert!(data.len() == len, "the caller reads the whole batch");
+    let copy_at = len - HEADER_LEN;
+    let intact = crc32c(&[], &data[HEADER_LEN..copy_at]) == header.body_crc;
+    let directory = &data[copy_at - header.count as usize * DIRECTORY_LINE_LEN..copy_at];
+    if crc32c(&[], directory) != header.directory_crc {
+        return walk(data, header, seed);
+    }
+    let mut records = Vec::with_capacity(header.count as usize);
+    for line in directory.chunks_exact(DIRECTORY_LINE_LEN) {
+        records.push(parse_line(data, header, seed, line, intact));
+    }
+    if records.iter().any(Option::is_none) {
+        return walk(data, header, seed);
+    }
+    Contents { records: records.into_iter().flatten().collect(), intact, unknown: None }
+}
+
+/// The record of a directory line. `None` when the line makes no sense, which a verified directory never has.
+fn parse_line(data: &[u8], header: &BatchHeader, seed: Seed, line: &[u8], intact: bool) -> Option<Parsed> {
+    let mut reader = Reader::new(line);
+    let kind = Kind::from_u8(reader.u8("kind").ok()?)?;
+    reader.take(3, "zeroes").ok()?;
+    let at = reader.u32("position").ok()? as usize;
+    let id: [u8; 16] = reader.array("id").ok()?;
+    let offset = header.position.offset + at as u64;
+    let record = data.get(at..header.records_end as usize)?;
+    let content = content_of(record, seed, offset, at, intact).and_then(|(found, payload)| {
+        if found.kind == kind && found.id == id {
+            Ok((found, payload))
+        } else {
+            Err("record differs from its line".into())
+        }
+    });
+    Some(Parsed { kind, id, offset, content })
+}
+
+fn content_of(
+    record: &[u8],
+    seed: Seed,
+    offset: u64,
+    at: usize,
+    intact: bool,
+) -> Result<(RecordHeader, Range<usize>), String> {
+    let found = if intact {
+        RecordHeader::decode(record, seed, offset).map_err(|error| error.to_string())?
+    } else {
+        record::verify_record(record, seed, offset).map_err(|error| error.to_string())?.0
+    };
+    let payload_at = at + record::HEADER_LEN + found.table_len();
+    let payload = payload_at..payload_at + found.payload_len as usize;
+    if payload.end > at + record.len() { Err("payload length".into()) } else { Ok((found, payload)) }
+}
+
+/// Goes from record to record by their own headers, for a batch whose directory is damaged.
+fn walk(data: &[u8], header: &BatchHeader, seed: Seed) -> Contents {
+    let mut records = Vec::new();
+    let mut at = HEADER_LEN;
+    let end = header.records_end as usize;
+    while at < end && records.len() < header.count as usize {
+        let offset = header.position.offset + at as u64;
+        let Ok(found) = RecordHeader::decode(&data[at..end], seed, offset) else {
+            let unknown = Some(offset..header.position.offset + end as u64);
+            return Contents { records, intact: false, unknown };
+        };
+        let content = content_of(&data[at..end], seed, offset, at, false);
+        records.push(Parsed { kind: found.kind, id: found.id, offset, content });
+        at += record::record_len(found.payload_len as usize);
+    }
+    Contents { records, intact: false, unknown: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base::ids::{ChunkId, DiskId, OwnerId, PgEpoch};
+    use proptest::prelude::*;
+
+    const SEED: Seed = Seed { disk: DiskId(9), incarnation: 5 };
+
+    fn position() -> Position {
+        Position { sequence: 3, offset: 8192, durable_upto: 4096, predecessor: 77, raft_count: 2 }
+    }
+
+    fn records(payloads: &[Vec<u8>]) -> Vec<RecordIn> {
+        let one = |(number, payload): (usize, &Vec<u8>)| {
+            let id = ChunkId::from_u128(number as u128);
+            let header = RecordHeader::chunk(Kind::Chunk, id, OwnerId(1), PgEpoch(2), 3);
+            RecordIn::new(header, payload.clone())
+        };
+        payloads.iter().enumerate().map(one).collect()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<(BatchHeader, Contents)> {
+        let header = BatchHeader::decode(bytes, SEED, 8192)
+            .or_else(|_| BatchHeader::decode_copy(bytes, SEED, 8192 + bytes.len() as u64))
+            .ok()?;
+        let contents = parse(bytes, &header, SEED);
+        Some((header, contents))
+    }
+
+    fn payloads() -> impl Strategy<Value = Vec<Vec<u8>>> {
+        proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..3000), 0..12)
+    }
+
+    proptest! {
+        #[test]
+        fn batches_round_trip(payloads in payloads()) {
+            let encoded = encode(SEED, position(), &records(&payloads));
+            let (header, contents) = decode(&encoded.bytes).unwrap();
+            prop_assert_eq!(header, encoded.header);
+            prop_assert_eq!(BatchHeader::decode_copy(&encoded.bytes, SEED, header.end()), Ok(header));
+            prop_assert!(contents.intact && contents.unknown.is_none());
+            let found: Vec<_> = contents.records.iter()
+                .map(|r| encoded.bytes[r.content.clone().unwrap().1].to_vec()).collect();
+            prop_assert_eq!(found, payloads);
+            for (parsed, (header, offset)) in contents.records.iter().zip(&encoded.records) {
+                prop_assert_eq!(parsed.offset, *offset);
+                prop_assert_eq!(&parsed.content.as_ref().unwrap().0, header);
+            }
+        }
+
+        /// One damaged byte anywhere: it is noticed, at most one record is lost, and that one is named.
+        #[test]
+        fn one_damaged_byte_costs_at_most_one_named_record(payloads in payloads(), at: prop::sample::Index, flip in 1u8..) {
+            let encoded = encode(SEED, position(), &records(&payloads));
+            let mut bytes = encoded.bytes.to_vec();
+            let at = at.index(bytes.len());
+            bytes[at] ^= flip;
+            let (header, contents) = decode(&bytes).expect("one of the two headers is whole");
+            let in_header = at < HEADER_LEN || at >= bytes.len() - HEADER_LEN;
+            prop_assert!(in_header || !contents.intact);
+            if in_header {
+                prop_assert!(
+                    BatchHeader::decode(&bytes, SEED, 8192).is_err()
+                        || BatchHeader::decode_copy(&bytes, SEED, header.end()).is_err()
+                );
+            }
+            prop_assert!(contents.unknown.is_none());
+            prop_assert_eq!(contents.records.len(), payloads.len());
+            let damaged = contents.records.iter().filter(|record| record.content.is_err()).count();
+            prop_assert!(damaged <= 1);
+            for (number, record) in contents.records.iter().enumerate() {
+                prop_assert_eq!(ChunkId::from_bytes(record.id).to_u128(), number as u128);
+                if let Ok((_, payload)) = &record.content {
+                    prop_assert_eq!(&bytes[payload.clone()], payloads[number].as_slice());
+                }
+            }
+        }
+
+        #[test]
+        fn heavy_damage_never_gives_wrong_bytes(payloads in payloads(), noise: Vec<(prop::sample::Index, u8)>) {
+            let encoded = encode(SEED, position(), &records(&payloads));
+            let mut bytes = encoded.bytes.to_vec();
+            for (at, value) in noise {
+                let at = at.index(bytes.len());
+                bytes[at] = value;
+            }
+            if let Some((_, contents)) = decode(&bytes) {
+                for record in &contents.records {
+                    if let Ok((header, payload)) = &record.content {
+                        prop_assert_eq!(&bytes[payload.clone()], payloads[header.chunk_id().counter as usize].as_slice());
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn decoders_never_panic(mut data in proptest::collection::vec(any::<u8>(), 0..300), with_magic: bool) {
+            if with_magic && data.len() >= 4 {
+                data[..4].copy_from_slice(&MAGIC.to_le_bytes());
+            }
+            let _ = BatchHeader::decode(&data, SEED, 0);
+            let _ = BatchHeader::decode_copy(&data, SEED, 4096);
+        }
+    }
+
+    #[test]
+    fn a_batch_of_another_incarnation_disk_or_place_does_not_verify() {
+        let encoded = encode(SEED, position(), &records(&[vec![1; 100]]));
+        assert!(BatchHeader::decode(&encoded.bytes, SEED, 8192).is_ok());
+        assert!(BatchHeader::decode(&encoded.bytes, SEED, 4096).is_err());
+        assert!(BatchHeader::decode(&encoded.bytes, Seed { incarnation: 6, ..SEED }, 8192).is_err());
+        assert!(BatchHeader::decode(&encoded.bytes, Seed { disk: DiskId(8), ..SEED }, 8192).is_err());
+    }
+}

@@ -1,0 +1,245 @@
+//! The index: where each chunk lies and which ids are deleted. Derived from the volumes at start, in RAM, 44 bytes a
+//! record, in id order.
+
+use base::ids::{ChunkId, PgEpoch};
+use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
+use crate::format::batch::DIRECTORY_LINE_LEN;
+use crate::format::record::{self, Locator, RECORD_ALIGN};
+use base::buffer::{BLOCK, align_up};
+
+/// Number of a volume in RAM: its incarnation, which stays below 2^32.
+pub type VolumeNumber = u32;
+
+/// How far a live record can be trusted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Health {
+    Good,
+    /// Length and checksum are known, the bytes do not verify.
+    Damaged,
+    /// Only the id is known.
+    Unknown,
+}
+
+/// A chunk that exists.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Live {
+    pub len: u32,
+    pub crc64: u64,
+    pub epoch: PgEpoch,
+    /// Where the payload is: the journal volume itself, or a bulk volume.
+    pub volume: VolumeNumber,
+    /// Of the record (journal) or header block (bulk), in bytes.
+    pub offset: u64,
+    /// The journal volume with the record or its locator.
+    pub journal: VolumeNumber,
+    pub health: Health,
+}
+
+impl Live {
+    pub fn is_large(&self) -> bool {
+        self.volume != self.journal
+    }
+
+    /// Bytes this chunk keeps alive in its journal volume.
+    pub fn journal_cost(&self) -> u64 {
+        let payload = if self.is_large() { Locator::LEN } else { self.len as usize };
+        (record::record_len(payload) + DIRECTORY_LINE_LEN) as u64
+    }
+
+    /// Bytes this chunk keeps alive in its bulk volume.
+    pub fn bulk_cost(&self) -> u64 {
+        if self.is_large() { bulk_len(self.len) } else { 0 }
+    }
+}
+
+/// Bytes a large chunk takes in a bulk volume: header block and padded payload.
+pub fn bulk_len(payload_len: u32) -> u64 {
+    BLOCK as u64 + align_up(u64::from(payload_len))
+}
+
+/// Bytes a tombstone keeps alive in its journal volume.
+pub const TOMBSTONE_COST: u64 = (record::record_len(0) + DIRECTORY_LINE_LEN) as u64;
+
+/// Journal volumes that still hold a (dead) record of a deleted id. While there is one, the tombstone must stay.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Holder {
+    None,
+    One(VolumeNumber),
+    Many,
+}
+
+impl Holder {
+    pub fn with(self, journal: VolumeNumber) -> Holder {
+        match self {
+            Holder::None => Holder::One(journal),
+            Holder::One(holder) if holder == journal => self,
+            _ => Holder::Many,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Slot {
+    Live(Live),
+    Deleted { journal: VolumeNumber, holder: Holder },
+}
+
+/// A slot in 28 bytes of alignment 4, so that the tree packs it.
+#[derive(Clone, Copy)]
+struct Packed {
+    crc64: [u32; 2],
+    /// Offset in units of the record alignment; a tombstone's holder kind.
+    unit: u32,
+    /// Length (23 bits) and flags.
+    len_flags: u32,
+    volume: u32,
+    journal: u32,
+    epoch: u32,
+}
+
+const LEN_MASK: u32 = (1 << 24) - 1;
+const DELETED: u32 = 1 << 31;
+const DAMAGED: u32 = 1 << 30;
+const UNKNOWN: u32 = 1 << 29;
+const _: () = assert!(base::CHUNK_SIZE_MAX <= LEN_MASK as usize);
+const _: () = assert!(std::mem::size_of::<Packed>() == 28);
+
+fn pack(slot: Slot) -> Packed {
+    match slot {
+        Slot::Live(live) => {
+            let unit = u32::try_from(live.offset / RECORD_ALIGN as u64).expect("volumes are at most 1 GiB long");
+            let health = match live.health {
+                Health::Good => 0,
+                Health::Damaged => DAMAGED,
+                Health::Unknown => UNKNOWN,
+            };
+            Packed {
+                crc64: [live.crc64 as u32, (live.crc64 >> 32) as u32],
+                unit,
+                len_flags: live.len | health,
+                volume: live.volume,
+                journal: live.journal,
+                epoch: live.epoch.0,
+            }
+        }
+        Slot::Deleted { journal, holder } => {
+            let (unit, volume) = match holder {
+                Holder::None => (0, 0),
+                Holder::One(volume) => (1, volume),
+                Holder::Many => (2, 0),
+            };
+            Packed { crc64: [0; 2], unit, len_flags: DELETED, volume, journal, epoch: 0 }
+        }
+    }
+}
+
+fn unpack(packed: &Packed) -> Slot {
+    if packed.len_flags & DELETED != 0 {
+        let holder = match packed.unit {
+            0 => Holder::None,
+            1 => Holder::One(packed.volume),
+            _ => Holder::Many,
+        };
+        return Slot::Deleted { journal: packed.journal, holder };
+    }
+    let health = match packed.len_flags & (DAMAGED | UNKNOWN) {
+        0 => Health::Good,
+        DAMAGED => Health::Damaged,
+        _ => Health::Unknown,
+    };
+    Slot::Live(Live {
+        len: packed.len_flags & LEN_MASK,
+        crc64: u64::from(packed.crc64[0]) | (u64::from(packed.crc64[1]) << 32),
+        epoch: PgEpoch(packed.epoch),
+        volume: packed.volume,
+        offset: u64::from(packed.unit) * RECORD_ALIGN as u64,
+        journal: packed.journal,
+        health,
+    })
+}
+
+#[derive(Default)]
+pub struct Index {
+    slots: BTreeMap<[u8; 16], Packed>,
+    live: u64,
+}
+
+impl Index {
+    pub fn get(&self, id: ChunkId) -> Option<Slot> {
+        self.slots.get(&id.to_bytes()).map(unpack)
+    }
+
+    pub fn set(&mut self, id: ChunkId, slot: Slot) {
+        let was = self.slots.insert(id.to_bytes(), pack(slot));
+        self.live -= u64::from(was.is_some_and(|was| was.len_flags & DELETED == 0));
+        self.live += u64::from(matches!(slot, Slot::Live(_)));
+    }
+
+    pub fn remove(&mut self, id: ChunkId) {
+        let was = self.slots.remove(&id.to_bytes());
+        self.live -= u64::from(was.is_some_and(|was| was.len_flags & DELETED == 0));
+    }
+
+    /// Number of chunks that exist.
+    pub fn live_count(&self) -> u64 {
+        self.live
+    }
+
+    pub fn tombstone_count(&self) -> u64 {
+        self.slots.len() as u64 - self.live
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (ChunkId, Slot)> {
+        self.slots.iter().map(|(id, packed)| (ChunkId::from_bytes(*id), unpack(packed)))
+    }
+
+    /// Live chunks with `range` as id bounds, in id order.
+    pub fn live_in(&self, range: RangeInclusive<ChunkId>) -> impl Iterator<Item = (ChunkId, Live)> {
+        let bounds = range.start().to_bytes()..=range.end().to_bytes();
+        let bounds = if bounds.start() > bounds.end() { [0xff; 16]..=[0xff; 16] } else { bounds };
+        let empty = range.start() > range.end();
+        self.slots.range(bounds).filter(move |_| !empty).filter_map(|(id, packed)| match unpack(packed) {
+            Slot::Live(live) => Some((ChunkId::from_bytes(*id), live)),
+            Slot::Deleted { .. } => None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn slots_survive_packing(
+            len in 0u32..=base::CHUNK_SIZE_MAX as u32, crc64: u64, epoch: u32, volume: u32, unit in 0u64..(1 << 27),
+            journal: u32, health in 0u8..3, holder in 0u8..3,
+        ) {
+            let health = [Health::Good, Health::Damaged, Health::Unknown][health as usize];
+            let offset = unit * 8;
+            let live = Slot::Live(Live { len, crc64, epoch: PgEpoch(epoch), volume, offset, journal, health });
+            prop_assert_eq!(unpack(&pack(live)), live);
+            let holder = [Holder::None, Holder::One(volume), Holder::Many][holder as usize];
+            let deleted = Slot::Deleted { journal, holder };
+            prop_assert_eq!(unpack(&pack(deleted)), deleted);
+        }
+    }
+
+    #[test]
+    fn counts_follow_every_change() {
+        let mut index = Index::default();
+        let id = ChunkId::from_u128(5);
+        let live = Live { len: 1, crc64: 2, epoch: PgEpoch(0), volume: 1, offset: 8, journal: 1, health: Health::Good };
+        index.set(id, Slot::Live(live));
+        index.set(id, Slot::Live(live));
+        assert_eq!((index.live_count(), index.tombstone_count()), (1, 0));
+        index.set(id, Slot::Deleted { journal: 1, holder: Holder::One(1) });
+        assert_eq!((index.live_count(), index.tombstone_count()), (0, 1));
+        index.remove(id);
+        index.remove(id);
+        assert_eq!((index.live_count(), index.tombstone_count()), (0, 0));
+    }
+}

@@ -1,0 +1,237 @@
+//! What the tasks of one engine share.
+
+use base::Env;
+use base::env::{Disk, OpenMode};
+use base::ids::ChunkId;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::bulk::Bulk;
+use crate::errors::{StoreError, is_no_space};
+use crate::format::Seed;
+use crate::format::volume::{VolumeKind, VolumeName};
+use crate::identity::DiskIdentity;
+use crate::index::VolumeNumber;
+use crate::queue::Queue;
+use crate::recovery::number_of;
+use crate::report::EngineStats;
+use crate::space::Space;
+use crate::state::{State, Volume};
+use crate::volume_file::VolumeFile;
+
+/// Decides whether a tombstone may go once no volume of this disk holds its chunk: its placement group was healthy
+/// with all members after the deletion.
+pub type TombstoneRule = Arc<dyn Fn(ChunkId) -> bool + Send + Sync>;
+
+#[derive(Clone)]
+pub struct EngineOptions {
+    /// What the disk may hold at most, in bytes; by default what the file system has.
+    pub size_bytes_max: Option<u64>,
+    /// Size of new volumes; by default clamp(disk / 64, 64 MiB, 1 GiB).
+    pub volume_size_bytes: Option<u64>,
+    /// Zeroes kept written ahead of the journal's head, in bytes.
+    pub ahead_bytes: u64,
+    /// Most bytes a second that compaction rewrites while there is room.
+    pub compaction_bytes_per_s: u64,
+    /// Most bytes a second that the background scrub reads; 0 turns it off.
+    pub scrub_bytes_per_s: u64,
+    /// From the start of a scrub pass to the start of the next, in seconds.
+    pub scrub_interval_s: u64,
+    pub may_drop_tombstone: TombstoneRule,
+}
+
+impl Default for EngineOptions {
+    fn default() -> EngineOptions {
+        EngineOptions {
+            size_bytes_max: None,
+            volume_size_bytes: None,
+            ahead_bytes: 8 << 20,
+            compaction_bytes_per_s: 64 << 20,
+            scrub_bytes_per_s: 16 << 20,
+            scrub_interval_s: 24 * 3600,
+            may_drop_tombstone: Arc::new(|_| true),
+        }
+    }
+}
+
+/// An emptied volume's file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Spare {
+    pub name: VolumeName,
+    pub size_bytes: u64,
+}
+
+/// The mutable state. The committer changes what records change; the lock is never held across an await.
+pub struct Shared {
+    pub state: State,
+    pub files: BTreeMap<VolumeNumber, Arc<VolumeFile>>,
+    /// Files waiting for their next incarnation.
+    pub spare: Vec<Spare>,
+    /// The journal volume being written.
+    pub journal: VolumeNumber,
+}
+
+pub struct Inner {
+    pub env: Env,
+    pub disk: Arc<dyn Disk>,
+    pub identity: DiskIdentity,
+    pub options: EngineOptions,
+    /// Of volumes made from now on, in bytes.
+    pub volume_size: u64,
+    pub shared: Mutex<Shared>,
+    pub queue: Queue,
+    pub bulk: Bulk,
+    pub space: Space,
+    pub counters: Counters,
+    pub ahead_wake: Notify,
+    pub compaction_wake: Notify,
+    pub scrub_lock: tokio::sync::Mutex<()>,
+    broken: OnceLock<String>,
+    pub shutdown: watch::Sender<bool>,
+    /// Each task holds the other end; all gone means all ended.
+    pub alive: Mutex<Option<mpsc::Receiver<()>>>,
+    pub lock: Mutex<Option<Box<dyn Send + Sync>>>,
+}
+
+impl Inner {
+    pub fn new(
+        env: Env,
+        disk: Arc<dyn Disk>,
+        identity: DiskIdentity,
+        options: EngineOptions,
+        volume_size: u64,
+        shared: Shared,
+        lock: Box<dyn Send + Sync>,
+    ) -> Inner {
+        Inner {
+            env,
+            disk,
+            identity,
+            options,
+            volume_size,
+            shared: Mutex::new(shared),
+            queue: Queue::new(),
+            bulk: Bulk::new(),
+            space: Space::default(),
+            counters: Counters::default(),
+            ahead_wake: Notify::new(),
+            compaction_wake: Notify::new(),
+            scrub_lock: tokio::sync::Mutex::new(()),
+            broken: OnceLock::new(),
+            shutdown: watch::Sender::new(false),
+            alive: Mutex::new(None),
+            lock: Mutex::new(Some(lock)),
+        }
+    }
+
+    pub fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().expect("no one panics while holding the state")
+    }
+
+    pub fn file(&self, number: VolumeNumber) -> Option<Arc<VolumeFile>> {
+        self.shared().files.get(&number).cloned()
+    }
+
+    /// Stops all writing for good. The first reason stays.
+    pub fn poison(&self, reason: String) -> StoreError {
+        let kept = self.broken.get_or_init(|| {
+            tracing::error!(disk = %self.disk.describe(), %reason, "writing to this disk has stopped");
+            reason
+        });
+        StoreError::Broken(kept.clone())
+    }
+
+    pub fn broken(&self) -> Option<StoreError> {
+        self.broken.get().map(|reason| StoreError::Broken(reason.clone()))
+    }
+
+    /// What a failed write means: no room is told to the caller and nothing more; anything else stops the disk.
+    pub fn write_failed(&self, what: &str, error: &std::io::Error) -> StoreError {
+        if is_no_space(error) {
+            self.space.note_no_space();
+            return StoreError::Full;
+        }
+        self.poison(format!("{what}: {error}"))
+    }
+
+    pub fn is_shutting_down(&self) -> bool {
+        *self.shutdown.borrow()
+    }
+
+    /// Sleeps, or returns early (false) when the engine is closed.
+    pub async fn pause(&self, duration: std::time::Duration) -> bool {
+        let mut shutdown = self.shutdown.subscribe();
+        tokio::select! {
+            biased;
+            _ = shutdown.wait_for(|closed| *closed) => false,
+            () = self.env.sleep(duration) => true,
+        }
+    }
+
+    /// A new volume: a recycled file under a new incarnation, or a new file. Its name is durable when this returns.
+    pub fn create_volume(&self, kind: VolumeKind) -> Result<(VolumeNumber, Arc<VolumeFile>), StoreError> {
+        let (incarnation, spare) = {
+            let mut shared = self.shared();
+            let incarnation = shared.state.next_incarnation.max(1);
+            shared.state.next_incarnation = incarnation + 1;
+            (incarnation, shared.spare.pop())
+        };
+        let number = number_of(incarnation)?;
+        let name = VolumeName::Live(kind, incarnation);
+        let seed = Seed { disk: self.identity.disk, incarnation };
+        let opened = match spare {
+            Some(spare) => self
+                .disk
+                .rename(&spare.name.to_string(), &name.to_string())
+                .and_then(|()| VolumeFile::open(self.disk.as_ref(), name, seed, OpenMode::Existing)),
+            None => VolumeFile::open(self.disk.as_ref(), name, seed, OpenMode::CreateNew),
+        };
+        let file = Arc::new(opened.map_err(|error| self.write_failed("making a volume", &error))?);
+        self.disk.flush_directory().map_err(|error| self.write_failed("flushing the disk directory", &error))?;
+        let mut shared = self.shared();
+        shared.files.insert(number, file.clone());
+        shared.state.volumes.insert(number, Volume::new(kind));
+        Ok((number, file))
+    }
+}
+
+macro_rules! counters {
+    ($($name:ident),* $(,)?) => {
+        /// Event counts since the engine was opened.
+        #[derive(Default)]
+        pub struct Counters { $(pub $name: AtomicU64),* }
+
+        impl Counters {
+            pub fn fill(&self, stats: &mut EngineStats) {
+                $(stats.$name = self.$name.load(Ordering::Relaxed);)*
+            }
+        }
+    };
+}
+
+counters!(
+    batches,
+    closing_batches,
+    flushes,
+    records,
+    journal_bytes,
+    bulk_bytes,
+    ahead_bytes,
+    copied_bytes,
+    read_bytes,
+    puts,
+    gets,
+    deletes,
+    conflicts,
+    compacted_volumes,
+    compacted_bytes,
+    scrub_passes,
+    scrubbed_bytes,
+);
+
+/// Adds to an event count.
+pub fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}

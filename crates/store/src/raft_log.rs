@@ -1,0 +1,454 @@
+//! What the records of one Raft group add up to: hard state, base, and where each entry lies.
+//!
+//! The same `apply` runs when a record has just become durable and when recovery meets it again, so that both see the
+//! same log. Recovery may lack volumes that were emptied and recycled: a log may then look as if it had a hole until
+//! the trim that made the hole is read. Only at the end must it be sound.
+
+use base::ids::{GroupId, LogIndex, PeerId, Term};
+use bytes::Bytes;
+use std::collections::VecDeque;
+
+use crate::format::batch::DIRECTORY_LINE_LEN;
+use crate::format::raft::{BasePayload, ListedGroup, decode_base};
+use crate::format::record::{Kind, RECORD_ALIGN, RecordHeader, record_len};
+use crate::index::VolumeNumber;
+
+/// One entry of a log as the caller hands it in and gets it back.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RaftEntry {
+    pub index: LogIndex,
+    pub term: Term,
+    pub data: Bytes,
+}
+
+/// One durable round for one group.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RaftWrite {
+    pub group: GroupId,
+    /// The peer this log belongs to. A write under another peer is refused unless it resets the log.
+    pub peer: PeerId,
+    pub hard_state: Option<Bytes>,
+    /// Empties the log first: the next entry follows this index and term (a snapshot was installed). Keeps the hard
+    /// state when the write brings none and the peer stays the same.
+    pub reset: Option<(LogIndex, Term)>,
+    /// Contiguous. When the first index is at or below the last one, the log is cut there first.
+    pub entries: Vec<RaftEntry>,
+    /// Entries up to this index may go, now or later.
+    pub trim_to: Option<LogIndex>,
+}
+
+impl RaftWrite {
+    /// Bytes of payload in this write.
+    pub fn size_bytes(&self) -> usize {
+        self.hard_state.as_ref().map_or(0, Bytes::len) + self.entries.iter().map(|e| e.data.len()).sum::<usize>()
+    }
+}
+
+/// A whole log, verified.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct RaftLog {
+    pub peer: PeerId,
+    pub hard_state: Option<Bytes>,
+    /// Index and term that the first entry follows.
+    pub base: (LogIndex, Term),
+    pub entries: Vec<RaftEntry>,
+}
+
+/// Where an entry's data lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EntryAt {
+    pub term: Term,
+    pub volume: VolumeNumber,
+    unit: u32,
+    /// The data's place inside the record's payload.
+    pub part: (u32, u32),
+    pub record_payload_len: u32,
+    pub damaged: bool,
+}
+
+impl EntryAt {
+    /// Of the record in its volume, in bytes.
+    pub fn offset(&self) -> u64 {
+        u64::from(self.unit) * RECORD_ALIGN as u64
+    }
+
+    fn cost(&self) -> u64 {
+        if self.part.1 == self.record_payload_len {
+            record_cost(self.record_payload_len)
+        } else {
+            u64::from(self.part.1)
+        }
+    }
+}
+
+fn record_cost(payload_len: u32) -> u64 {
+    (record_len(payload_len as usize) + DIRECTORY_LINE_LEN) as u64
+}
+
+/// A change in what a volume keeps alive: records and bytes, to add or to take away.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Weight {
+    pub volume: VolumeNumber,
+    pub records: i64,
+    pub bytes: i64,
+}
+
+/// The state of one group.
+#[derive(Clone, Debug)]
+pub struct GroupLog {
+    pub peer: PeerId,
+    /// Of the last record.
+    pub number: u64,
+    pub hard_state: Option<Bytes>,
+    pub base: (LogIndex, Term),
+    first: LogIndex,
+    entries: VecDeque<EntryAt>,
+    /// The group left this disk; kept so that older records do not bring it back.
+    pub removed: bool,
+    damaged: Option<String>,
+    hard_state_damaged: bool,
+    /// Which volumes hold the records that still matter, beside the entries: (volume, bytes).
+    pins: [Option<(VolumeNumber, u64)>; 3],
+}
+
+const PIN_HARD_STATE: usize = 0;
+const PIN_BASE: usize = 1;
+const PIN_DAMAGED: usize = 2;
+
+impl GroupLog {
+    pub fn new(peer: PeerId) -> GroupLog {
+        GroupLog {
+            peer,
+            number: 0,
+            hard_state: None,
+            base: (LogIndex(0), Term(0)),
+            first: LogIndex(1),
+            entries: VecDeque::new(),
+            removed: false,
+            damaged: None,
+            hard_state_damaged: false,
+            pins: [None; 3],
+        }
+    }
+
+    pub fn last(&self) -> LogIndex {
+        if self.entries.is_empty() { self.base.0 } else { LogIndex(self.first.0 + self.entries.len() as u64 - 1) }
+    }
+
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = (LogIndex, &EntryAt)> {
+        let first = self.first.0;
+        self.entries.iter().enumerate().map(move |(position, entry)| (LogIndex(first + position as u64), entry))
+    }
+
+    /// Term of an index that the log still knows.
+    pub fn term(&self, index: LogIndex) -> Option<Term> {
+        if index == self.base.0 {
+            return Some(self.base.1);
+        }
+        let position = index.0.checked_sub(self.first.0)?;
+        self.entries.get(usize::try_from(position).ok()?).map(|entry| entry.term)
+    }
+
+    /// Why this log cannot be trusted, if so.
+    pub fn damage(&self) -> Option<String> {
+        if self.removed {
+            return None;
+        }
+        if let Some(reason) = &self.damaged {
+            return Some(reason.clone());
+        }
+        if self.hard_state_damaged {
+            return Some("the hard state is damaged".into());
+        }
+        if !self.entries.is_empty() && self.first.0 != self.base.0.0 + 1 {
+            return Some(format!("entries {} to {} are missing", self.base.0.0 + 1, self.first.0 - 1));
+        }
+        self.entries().find(|(_, entry)| entry.damaged).map(|(index, _)| format!("entry {index} is damaged"))
+    }
+
+    pub fn mark_damaged(&mut self, reason: &str) {
+        self.damaged.get_or_insert_with(|| reason.to_string());
+    }
+
+    /// Marks the entry or record at this place damaged; whether it was one of this log's.
+    pub fn mark_damaged_at(&mut self, volume: VolumeNumber, offset: u64) -> bool {
+        let mut found = false;
+        for entry in self.entries.iter_mut().filter(|entry| entry.volume == volume && entry.offset() == offset) {
+            entry.damaged = true;
+            found = true;
+        }
+        found
+    }
+
+    /// Whether the damage is written down in a record of its own.
+    pub fn damage_is_recorded(&self) -> bool {
+        self.pins[PIN_DAMAGED].is_some()
+    }
+
+    pub fn listed(&self, group: GroupId) -> ListedGroup {
+        ListedGroup { group, peer: self.peer, number: self.number }
+    }
+
+    /// Volumes that this group keeps alive.
+    pub fn pinned_volumes(&self) -> impl Iterator<Item = VolumeNumber> {
+        let pins = self.pins.iter().flatten().map(|(volume, _)| *volume);
+        pins.chain(self.entries.iter().map(|entry| entry.volume))
+    }
+
+    /// Takes in the group's next record. `weigh` hears how the volumes' live weight changes.
+    pub fn apply(
+        &mut self,
+        volume: VolumeNumber,
+        offset: u64,
+        header: &RecordHeader,
+        payload: &[u8],
+        weigh: &mut dyn FnMut(Weight),
+    ) {
+        self.number = header.epoch;
+        let pin = (volume, record_cost(header.payload_len));
+        match header.kind {
+            Kind::RaftEntry => {
+                let len = header.payload_len;
+                let part = (0, len);
+                self.push(header.index(), entry_at(Term(header.check), volume, offset, part, len), weigh);
+            }
+            Kind::RaftHardState => {
+                self.hard_state = Some(Bytes::copy_from_slice(payload));
+                self.hard_state_damaged = false;
+                self.pin(PIN_HARD_STATE, Some(pin), weigh);
+            }
+            Kind::RaftBase => match decode_base(payload) {
+                Ok(base) => self.rebase(volume, offset, header, payload, &base, weigh),
+                Err(error) => self.mark_damaged(&format!("base record: {error}")),
+            },
+            Kind::RaftTrim => self.trim(header.index(), Term(header.check), pin, weigh),
+            Kind::RaftDamaged => {
+                let reason = String::from_utf8_lossy(payload).into_owned();
+                self.damaged = Some(reason);
+                self.pin(PIN_DAMAGED, Some(pin), weigh);
+            }
+            Kind::RaftRemove => {
+                self.clear(weigh);
+                self.removed = true;
+                self.pin(PIN_BASE, Some(pin), weigh);
+            }
+            _ => unreachable!("only Raft records are handed to a group"),
+        }
+    }
+
+    /// Takes in a record of this group that does not verify, as far as its directory line tells.
+    pub fn apply_damaged(
+        &mut self,
+        volume: VolumeNumber,
+        offset: u64,
+        kind: Kind,
+        index: LogIndex,
+        weigh: &mut dyn FnMut(Weight),
+    ) {
+        self.number += 1;
+        match kind {
+            Kind::RaftEntry => {
+                let mut entry = entry_at(Term(0), volume, offset, (0, 0), 0);
+                entry.damaged = true;
+                self.push(index, entry, weigh);
+            }
+            Kind::RaftHardState => {
+                self.hard_state_damaged = true;
+                self.pin(PIN_HARD_STATE, Some((volume, 0)), weigh);
+            }
+            _ => {
+                self.mark_damaged("a record of the log's base is damaged");
+                self.pin(PIN_DAMAGED, Some((volume, 0)), weigh);
+            }
+        }
+    }
+
+    fn push(&mut self, index: LogIndex, entry: EntryAt, weigh: &mut dyn FnMut(Weight)) {
+        let next = LogIndex(self.first.0 + self.entries.len() as u64);
+        if self.entries.is_empty() {
+            self.first = index;
+        } else if index > next || index < self.first {
+            // A hole that a trim still to come explains, or a log rewritten from before its first known entry.
+            self.cut_from(self.first, weigh);
+            self.first = index;
+        } else {
+            self.cut_from(index, weigh);
+        }
+        weigh(Weight { volume: entry.volume, records: 1, bytes: entry.cost() as i64 });
+        self.entries.push_back(entry);
+    }
+
+    fn cut_from(&mut self, index: LogIndex, weigh: &mut dyn FnMut(Weight)) {
+        while self.first.0 + self.entries.len() as u64 > index.0 {
+            let Some(entry) = self.entries.pop_back() else { return };
+            weigh(Weight { volume: entry.volume, records: -1, bytes: -(entry.cost() as i64) });
+        }
+    }
+
+    fn trim(&mut self, index: LogIndex, term: Term, pin: (VolumeNumber, u64), weigh: &mut dyn FnMut(Weight)) {
+        if index < self.base.0 {
+            return;
+        }
+        while self.first <= index && !self.entries.is_empty() {
+            let entry = self.entries.pop_front().expect("not empty");
+            weigh(Weight { volume: entry.volume, records: -1, bytes: -(entry.cost() as i64) });
+            self.first.0 += 1;
+        }
+        if self.entries.is_empty() {
+            self.first = LogIndex(index.0 + 1);
+        }
+        self.base = (index, term);
+        self.pin(PIN_BASE, Some(pin), weigh);
+    }
+
+    fn rebase(
+        &mut self,
+        volume: VolumeNumber,
+        offset: u64,
+        header: &RecordHeader,
+        payload: &[u8],
+        base: &BasePayload,
+        weigh: &mut dyn FnMut(Weight),
+    ) {
+        self.clear(weigh);
+        self.peer = PeerId(header.owner);
+        self.removed = false;
+        self.base = (header.index(), Term(header.check));
+        self.first = LogIndex(self.base.0.0 + 1);
+        self.hard_state =
+            base.hard_state.map(|(at, len)| Bytes::copy_from_slice(&payload[at as usize..][..len as usize]));
+        let own = 64 + self.hard_state.as_ref().map_or(0, |h| h.len() as u64);
+        self.pin(PIN_BASE, Some((volume, own)), weigh);
+        for (index, entry) in (self.first.0..).zip(&base.entries) {
+            let part = (entry.offset, entry.len);
+            self.push(LogIndex(index), entry_at(entry.term, volume, offset, part, header.payload_len), weigh);
+        }
+    }
+
+    fn clear(&mut self, weigh: &mut dyn FnMut(Weight)) {
+        self.cut_from(LogIndex(0), weigh);
+        for which in [PIN_HARD_STATE, PIN_BASE, PIN_DAMAGED] {
+            self.pin(which, None, weigh);
+        }
+        self.hard_state = None;
+        self.damaged = None;
+        self.hard_state_damaged = false;
+    }
+
+    fn pin(&mut self, which: usize, to: Option<(VolumeNumber, u64)>, weigh: &mut dyn FnMut(Weight)) {
+        if let Some((volume, bytes)) = std::mem::replace(&mut self.pins[which], to) {
+            weigh(Weight { volume, records: -1, bytes: -(bytes as i64) });
+        }
+        if let Some((volume, bytes)) = to {
+            weigh(Weight { volume, records: 1, bytes: bytes as i64 });
+        }
+    }
+}
+
+fn entry_at(term: Term, volume: VolumeNumber, offset: u64, part: (u32, u32), record_payload_len: u32) -> EntryAt {
+    let unit = u32::try_from(offset / RECORD_ALIGN as u64).expect("volumes are at most 1 GiB long");
+    EntryAt { term, volume, unit, part, record_payload_len, damaged: false }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::raft::encode_base;
+
+    struct Bench {
+        log: GroupLog,
+        weights: std::collections::BTreeMap<VolumeNumber, (i64, i64)>,
+        volume: VolumeNumber,
+        offset: u64,
+    }
+
+    impl Bench {
+        fn new() -> Bench {
+            Bench { log: GroupLog::new(PeerId(1)), weights: Default::default(), volume: 1, offset: 64 }
+        }
+
+        fn record(&mut self, kind: Kind, index: u64, term: u64, payload: &[u8]) {
+            let number = self.log.number + 1;
+            let mut header = RecordHeader::raft(kind, GroupId(7), PeerId(1), LogIndex(index), Term(term), number);
+            header.payload_len = payload.len() as u32;
+            let weights = &mut self.weights;
+            let mut weigh = |weight: Weight| {
+                let line = weights.entry(weight.volume).or_default();
+                *line = (line.0 + weight.records, line.1 + weight.bytes);
+            };
+            self.log.apply(self.volume, self.offset, &header, payload, &mut weigh);
+            self.offset += 1024;
+        }
+
+        fn indexes(&self) -> Vec<u64> {
+            self.log.entries().map(|(index, _)| index.0).collect()
+        }
+    }
+
+    #[test]
+    fn entries_append_cut_and_trim() {
+        let mut bench = Bench::new();
+        for index in 1..=5 {
+            bench.record(Kind::RaftEntry, index, 1, b"x");
+        }
+        bench.record(Kind::RaftEntry, 3, 2, b"y");
+        assert_eq!(bench.indexes(), [1, 2, 3]);
+        assert_eq!(bench.log.term(LogIndex(3)), Some(Term(2)));
+        bench.record(Kind::RaftTrim, 2, 1, b"");
+        assert_eq!(bench.indexes(), [3]);
+        assert_eq!(bench.log.term(LogIndex(2)), Some(Term(1)));
+        assert_eq!(bench.log.damage(), None);
+        assert_eq!(bench.weights[&1].0, 2);
+    }
+
+    #[test]
+    fn a_hole_is_damage_unless_a_later_trim_explains_it() {
+        let mut bench = Bench::new();
+        bench.record(Kind::RaftEntry, 1, 1, b"x");
+        bench.record(Kind::RaftEntry, 7, 1, b"x");
+        bench.record(Kind::RaftEntry, 8, 1, b"x");
+        assert!(bench.log.damage().is_some());
+        bench.record(Kind::RaftTrim, 6, 1, b"");
+        assert_eq!(bench.log.damage(), None);
+        assert_eq!(bench.indexes(), [7, 8]);
+    }
+
+    #[test]
+    fn a_base_supersedes_everything_and_frees_the_old_volume() {
+        let mut bench = Bench::new();
+        bench.record(Kind::RaftHardState, 0, 0, b"hs");
+        bench.record(Kind::RaftEntry, 1, 1, b"x");
+        bench.volume = 2;
+        let entries = [(Term(3), b"abc".as_slice()), (Term(4), b"".as_slice())];
+        let payload = encode_base(Some(b"new"), entries.into_iter());
+        bench.record(Kind::RaftBase, 9, 3, &payload);
+        assert_eq!(bench.indexes(), [10, 11]);
+        assert_eq!(bench.log.hard_state.as_deref(), Some(b"new".as_slice()));
+        assert_eq!(bench.weights[&1], (0, 0));
+        assert_eq!(bench.weights[&2].0, 3);
+    }
+
+    #[test]
+    fn damage_that_was_superseded_does_not_count() {
+        let mut bench = Bench::new();
+        bench.record(Kind::RaftEntry, 1, 1, b"x");
+        bench.log.apply_damaged(1, 64, Kind::RaftEntry, LogIndex(2), &mut |_| {});
+        bench.log.apply_damaged(1, 64, Kind::RaftHardState, LogIndex(0), &mut |_| {});
+        assert!(bench.log.damage().is_some());
+        bench.record(Kind::RaftHardState, 0, 0, b"hs");
+        assert_eq!(bench.log.damage().as_deref(), Some("entry 2 is damaged"));
+        bench.record(Kind::RaftEntry, 2, 2, b"y");
+        assert_eq!(bench.log.damage(), None);
+    }
+
+    #[test]
+    fn a_removed_group_stays_removed_until_a_base_brings_it_back() {
+        let mut bench = Bench::new();
+        bench.record(Kind::RaftEntry, 1, 1, b"x");
+        bench.record(Kind::RaftRemove, 0, 0, b"");
+        assert!(bench.log.removed && bench.indexes().is_empty());
+        bench.record(Kind::RaftBase, 4, 2, &encode_base(None, std::iter::empty()));
+        assert!(!bench.log.removed);
+        assert_eq!(bench.log.last(), LogIndex(4));
+    }
+}

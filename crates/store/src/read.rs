@@ -1,0 +1,209 @@
+//! Reads: only the blocks that are needed, and none of them returned before its checksum was verified.
+
+use base::buffer::{BLOCK, align_up};
+use base::checksum::crc32c;
+use base::ids::{ChunkId, GroupId, OwnerId};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::errors::StoreError;
+use crate::format::record::{self, CRC_BLOCK, HEADER_LEN, Kind, RecordHeader, record_len, table_len};
+use crate::index::{Health, Live, Slot, VolumeNumber};
+use crate::inner::{Inner, count};
+use crate::raft_log::{GroupLog, RaftEntry, RaftLog};
+use crate::report::{ChunkData, ChunkStat};
+use crate::volume_file::VolumeFile;
+
+/// Header and payload this close together are read at once, in bytes.
+const ONE_READ_LEN: u64 = 64 << 10;
+/// How often a read looks again when compaction moved the chunk under it.
+const MOVES_MAX: usize = 8;
+/// Bytes of a Raft log read at once.
+const WINDOW_LEN: u64 = 1 << 20;
+
+/// Why a read gave nothing.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ReadFailure {
+    Io(String),
+    /// The bytes do not verify.
+    Damaged(String),
+}
+
+pub fn stat_of(id: ChunkId, live: &Live) -> ChunkStat {
+    let damaged = live.health != Health::Good;
+    ChunkStat { id, len: live.len, crc64: live.crc64, epoch: live.epoch, damaged }
+}
+
+/// A verified part of a chunk. When compaction moved it meanwhile, it is looked up again.
+pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>) -> Result<ChunkData, StoreError> {
+    for _ in 0..MOVES_MAX {
+        let (live, file) = {
+            let shared = inner.shared();
+            let live = match shared.state.index.get(id) {
+                None => return Err(StoreError::NotFound),
+                Some(Slot::Deleted { .. }) => return Err(StoreError::Deleted),
+                Some(Slot::Live(live)) => live,
+            };
+            (live, shared.files.get(&live.volume).cloned())
+        };
+        if live.health == Health::Unknown {
+            return Err(StoreError::Damaged(format!("chunk {id}: its record is damaged")));
+        }
+        let Some(file) = file else {
+            return Err(StoreError::Damaged(format!("chunk {id}: its volume is missing")));
+        };
+        match verified_range(&file, id, &live, range.clone()).await {
+            Ok((owner, piece)) => {
+                count(&inner.counters.read_bytes, piece.len() as u64);
+                let pieces = if piece.is_empty() { Vec::new() } else { vec![piece] };
+                return Ok(ChunkData { stat: stat_of(id, &live), owner, pieces });
+            }
+            Err(failure) => {
+                let mut shared = inner.shared();
+                let now = shared.state.index.get(id);
+                let moved =
+                    !matches!(now, Some(Slot::Live(now)) if (now.volume, now.offset) == (live.volume, live.offset));
+                if moved {
+                    continue;
+                }
+                return Err(match failure {
+                    ReadFailure::Io(detail) => StoreError::Io(detail),
+                    ReadFailure::Damaged(detail) => {
+                        shared.state.mark_damaged(id, live.volume, live.offset, &detail);
+                        StoreError::Damaged(format!("chunk {id}: {detail}"))
+                    }
+                });
+            }
+        }
+    }
+    Err(StoreError::Io(format!("chunk {id} kept moving")))
+}
+
+/// Reads and verifies the blocks under `range` (cut at the chunk's end). Gives the owner and the bytes.
+pub async fn verified_range(
+    file: &VolumeFile,
+    id: ChunkId,
+    live: &Live,
+    range: Range<u32>,
+) -> Result<(OwnerId, Bytes), ReadFailure> {
+    let len = live.len as usize;
+    let table_len = table_len(len);
+    // In a bulk volume the header block stands alone and the last checksum covers the padding.
+    let (head_len, covered) = if live.is_large() {
+        (BLOCK as u64, align_up(len as u64))
+    } else {
+        ((HEADER_LEN + table_len) as u64, len as u64)
+    };
+    let (from, to) = ((range.start as usize).min(len), (range.end as usize).min(len));
+    let to = to.max(from);
+    let payload_at = live.offset + head_len;
+    let blocks = from / CRC_BLOCK..to.div_ceil(CRC_BLOCK);
+    let data_from = payload_at + (blocks.start * CRC_BLOCK) as u64;
+    let data_to = payload_at + ((blocks.end * CRC_BLOCK) as u64).min(covered);
+    let (head, data) = if from == to {
+        (span(file, live.offset, live.offset + head_len).await?, Bytes::new())
+    } else if data_from - live.offset <= ONE_READ_LEN {
+        let all = span(file, live.offset, data_to).await?;
+        (all.slice(..head_len as usize), all.slice((data_from - live.offset) as usize..))
+    } else {
+        let head = span(file, live.offset, live.offset + head_len);
+        let (head, data) = futures_util::future::join(head, span(file, data_from, data_to)).await;
+        (head?, data?)
+    };
+    let header =
+        RecordHeader::decode(&head, file.seed, live.offset).map_err(|e| ReadFailure::Damaged(e.to_string()))?;
+    let expected = (Kind::Chunk, id.to_bytes(), live.len, live.crc64);
+    if (header.kind, header.id, header.payload_len, header.check) != expected {
+        return Err(ReadFailure::Damaged("another record is where the chunk should be".into()));
+    }
+    if crc32c(&[], &head[HEADER_LEN..]) != header.table_crc {
+        return Err(ReadFailure::Damaged("block checksums".into()));
+    }
+    let table = &head[HEADER_LEN..HEADER_LEN + table_len];
+    record::verify_blocks(file.seed, &header.id, table, blocks.start, &data)
+        .map_err(|block| ReadFailure::Damaged(format!("payload block {block}")))?;
+    let start = from - from.min(blocks.start * CRC_BLOCK);
+    let piece = if from == to { Bytes::new() } else { data.slice(start..start + (to - from)) };
+    Ok((OwnerId(header.owner), piece))
+}
+
+/// The bytes from `from` to `to`, by one read of whole blocks.
+async fn span(file: &VolumeFile, from: u64, to: u64) -> Result<Bytes, ReadFailure> {
+    let start = from - from % BLOCK as u64;
+    let len = (align_up(to) - start) as usize;
+    let data = file.file.read_at(start, len).await.map_err(|error| ReadFailure::Io(error.to_string()))?;
+    if data.len() < len {
+        return Err(ReadFailure::Damaged("the volume's file is too short".into()));
+    }
+    let skip = (from - start) as usize;
+    Ok(data.slice(skip..skip + (to - from) as usize))
+}
+
+/// Reads journal records one after the other, through a window.
+pub struct RecordReader {
+    window: Option<(VolumeNumber, u64, Bytes)>,
+}
+
+impl RecordReader {
+    pub fn new() -> RecordReader {
+        RecordReader { window: None }
+    }
+
+    /// The verified header and payload of the journal record at `offset`.
+    pub async fn read(
+        &mut self,
+        number: VolumeNumber,
+        file: &VolumeFile,
+        offset: u64,
+        payload_len: u32,
+    ) -> Result<(RecordHeader, Bytes), ReadFailure> {
+        let len = record_len(payload_len as usize) as u64;
+        let inside = self.window.as_ref().is_some_and(|(volume, at, data)| {
+            *volume == number && offset >= *at && offset + len <= at + data.len() as u64
+        });
+        if !inside {
+            let start = offset - offset % BLOCK as u64;
+            let want = (offset - start + len).max(WINDOW_LEN).min(file.written_end().saturating_sub(start));
+            let end = start + want.max(offset - start + len);
+            let data = span(file, start, align_up(end).min(align_up(file.written_end()))).await?;
+            self.window = Some((number, start, data));
+        }
+        let Some((_, at, data)) = &self.window else { unreachable!("just filled") };
+        let from = (offset - at) as usize;
+        let bytes = data.slice(from.min(data.len())..(from + len as usize).min(data.len()));
+        let (header, payload) =
+            record::verify_record(&bytes, file.seed, offset).map_err(|e| ReadFailure::Damaged(e.to_string()))?;
+        let payload = bytes.slice_ref(payload);
+        Ok((header, payload))
+    }
+}
+
+/// A group's whole log, every entry verified.
+pub async fn raft_log(
+    files: &BTreeMap<VolumeNumber, Arc<VolumeFile>>,
+    group: GroupId,
+    log: &GroupLog,
+) -> Result<RaftLog, ReadFailure> {
+    let mut reader = RecordReader::new();
+    let mut entries = Vec::with_capacity(log.entries().len());
+    for (index, at) in log.entries() {
+        let damaged = |detail: String| ReadFailure::Damaged(format!("entry {index}: {detail}"));
+        let file = files.get(&at.volume).ok_or_else(|| damaged("its volume is missing".into()))?;
+        let read = reader.read(at.volume, file, at.offset(), at.record_payload_len).await;
+        let (header, payload) = match read {
+            Err(ReadFailure::Damaged(detail)) => return Err(damaged(detail)),
+            other => other?,
+        };
+        if header.group() != group || header.owner != log.peer.0 {
+            return Err(damaged("another record is where the entry should be".into()));
+        }
+        let (from, len) = (at.part.0 as usize, at.part.1 as usize);
+        if from + len > payload.len() {
+            return Err(damaged("the record is too short".into()));
+        }
+        entries.push(RaftEntry { index, term: at.term, data: payload.slice(from..from + len) });
+    }
+    Ok(RaftLog { peer: log.peer, hard_state: log.hard_state.clone(), base: log.base, entries })
+}

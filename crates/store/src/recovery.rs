@@ -1,0 +1,368 @@
+//! Finds out what a disk holds: which volumes are live, then every record of every journal volume in order.
+//!
+//! 1. The newest journal volume whose first batch verifies lists all live volumes.
+//! 2. Each listed journal volume is walked up to its sealed end, then those that were being written.
+//! 3. Every record is applied to the state as it was when it became durable; damage is written into the report.
+//! 4. What is missing, or points nowhere, is damage too.
+//!
+//! Nothing is written here: `inspect` uses the same code.
+
+use base::env::{Disk, OpenMode};
+use base::ids::DiskId;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::committer::Cut;
+use crate::errors::StoreError;
+use crate::format::Seed;
+use crate::format::batch::{self, BatchHeader, Contents, Parsed};
+use crate::format::raft::decode_raft_list;
+use crate::format::record::{Kind, RecordHeader};
+use crate::format::volume::{END_OPEN, VolumeKind, VolumeList, VolumeName};
+use crate::index::{Slot, VolumeNumber, bulk_len};
+use crate::raft_log::GroupLog;
+use crate::report::{DamagedWhat, RecoveryReport};
+use crate::scan::{Extent, FoundBatch, Item, ScanEnd, read_tolerant, scan};
+use crate::state::{State, Volume};
+use crate::volume_file::VolumeFile;
+
+/// What a disk holds.
+pub struct Recovered {
+    pub state: State,
+    pub files: BTreeMap<VolumeNumber, Arc<VolumeFile>>,
+    /// Files that hold nothing: free ones, and those that were dropped or never used.
+    pub spare: Vec<VolumeName>,
+    /// Where the journal was cut.
+    pub cut: Cut,
+    /// Journal volumes whose ends were found, not listed: what was read there may not be on stable storage yet.
+    pub unsealed: Vec<VolumeNumber>,
+    pub report: RecoveryReport,
+}
+
+pub async fn recover(disk: &Arc<dyn Disk>, disk_id: DiskId) -> Result<Recovered, StoreError> {
+    let names = list(disk)?;
+    let mut files = BTreeMap::new();
+    for name in &names {
+        if let VolumeName::Live(_, incarnation) = *name {
+            let seed = Seed { disk: disk_id, incarnation };
+            let file = VolumeFile::open(disk.as_ref(), *name, seed, OpenMode::Existing)
+                .map_err(|error| StoreError::io(&format!("opening {name}"), &error))?;
+            files.insert(number_of(incarnation)?, Arc::new(file));
+        }
+    }
+    let newest = newest_list(&files).await;
+    let plan = Plan::make(&files, newest);
+    let mut replay = Replay::new(&plan);
+    for incarnation in names.iter().map(incarnation_of) {
+        replay.state.next_incarnation = replay.state.next_incarnation.max(incarnation.saturating_add(1));
+    }
+    for (number, kind) in &plan.live {
+        replay.state.volumes.insert(*number, Volume { sealed: true, ..Volume::new(*kind) });
+    }
+    let (mut cut, mut unsealed) = (Cut::default(), Vec::new());
+    for (number, extent) in &plan.journals {
+        let file = &files[number];
+        replay.begin(*number);
+        let extent = extent.unwrap_or(Extent::Open(file.written_end()));
+        let end = scan(&file.file, file.seed, extent, &mut |item| replay.item(item)).await;
+        replay.end(extent, &end);
+        if end.last.is_some() || matches!(extent, Extent::Sealed(_)) {
+            let checksum = end.last.map_or(0, |last| last.checksum);
+            cut = Cut { incarnation: u64::from(*number), end: end.end, checksum };
+            if matches!(extent, Extent::Open(_)) {
+                unsealed.push(*number);
+            }
+        } else {
+            replay.state.volumes.remove(number);
+        }
+    }
+    replay.finish(&files);
+    let Replay { state, mut report, .. } = replay;
+    report.volumes = state.volumes.len() as u64;
+    report.damaged = state.quarantine();
+    report.raft_damaged =
+        state.raft.iter().filter(|(_, log)| log.damage().is_some()).map(|(group, _)| *group).collect();
+    let mut spare: Vec<_> = names.into_iter().filter(|name| matches!(name, VolumeName::Free(_))).collect();
+    spare.extend(files.iter().filter(|(number, _)| !state.volumes.contains_key(number)).map(|(_, file)| file.name));
+    files.retain(|number, _| state.volumes.contains_key(number));
+    Ok(Recovered { state, files, spare, cut, unsealed, report })
+}
+
+fn list(disk: &Arc<dyn Disk>) -> Result<Vec<VolumeName>, StoreError> {
+    let entries = disk.list().map_err(|error| StoreError::io("listing the disk directory", &error))?;
+    Ok(entries.iter().filter_map(|entry| VolumeName::parse(&entry.name)).collect())
+}
+
+fn incarnation_of(name: &VolumeName) -> u64 {
+    let (VolumeName::Live(_, incarnation) | VolumeName::Free(incarnation)) = *name;
+    incarnation
+}
+
+/// Incarnations are counted up from 1; a disk would wear out long before it has used 2^32 of them.
+pub fn number_of(incarnation: u64) -> Result<VolumeNumber, StoreError> {
+    VolumeNumber::try_from(incarnation)
+        .map_err(|_| StoreError::Foreign(format!("a volume file with the impossible incarnation {incarnation}")))
+}
+
+/// The list that opens the newest journal volume that has one, and that volume's number.
+async fn newest_list(files: &BTreeMap<VolumeNumber, Arc<VolumeFile>>) -> Option<(VolumeNumber, VolumeList)> {
+    for (number, file) in files.iter().rev().filter(|(_, file)| is_journal(file)) {
+        if let Some(list) = first_list(file).await {
+            return Some((*number, list));
+        }
+    }
+    None
+}
+
+fn is_journal(file: &VolumeFile) -> bool {
+    matches!(file.name, VolumeName::Live(VolumeKind::Journal, _))
+}
+
+async fn first_list(file: &VolumeFile) -> Option<VolumeList> {
+    let block = read_tolerant(&file.file, 0, base::buffer::BLOCK as u64).await;
+    let header = BatchHeader::decode(&block, file.seed, 0).ok()?;
+    if header.end() > file.written_end() {
+        return None;
+    }
+    let data = read_tolerant(&file.file, 0, u64::from(header.len)).await;
+    let contents: Contents = batch::parse(&data, &header, file.seed);
+    let listed = contents.records.into_iter().find(|record| record.kind == Kind::VolumeList)?;
+    let (_, payload) = listed.content.ok()?;
+    VolumeList::decode(&data[payload]).ok()
+}
+
+/// Which volumes are live and how far each counts, before any record is read.
+struct Plan {
+    live: BTreeMap<VolumeNumber, VolumeKind>,
+    /// In order; those without an extent were being written.
+    journals: BTreeMap<VolumeNumber, Option<Extent>>,
+    /// Listed, and no file is there.
+    missing: BTreeSet<VolumeNumber>,
+}
+
+impl Plan {
+    fn make(files: &BTreeMap<VolumeNumber, Arc<VolumeFile>>, newest: Option<(VolumeNumber, VolumeList)>) -> Plan {
+        let mut plan = Plan { live: BTreeMap::new(), journals: BTreeMap::new(), missing: BTreeSet::new() };
+        let (list_number, list) = newest.unwrap_or_default();
+        for (number, file) in files {
+            let VolumeName::Live(kind, _) = file.name else { continue };
+            // What was made after the list was written is not in it.
+            let after = u64::from(*number) >= list.next_incarnation || *number >= list_number;
+            let listed = list.volumes.iter().find(|listed| listed.incarnation == u64::from(*number));
+            if listed.is_none() && !after {
+                continue;
+            }
+            plan.live.insert(*number, kind);
+            if kind == VolumeKind::Journal {
+                let sealed = listed.filter(|listed| listed.end != END_OPEN);
+                plan.journals.insert(*number, sealed.map(|listed| Extent::Sealed(listed.end)));
+            }
+        }
+        for listed in &list.volumes {
+            if let Ok(number) = VolumeNumber::try_from(listed.incarnation)
+                && !plan.live.contains_key(&number)
+            {
+                plan.missing.insert(number);
+            }
+        }
+        plan
+    }
+}
+
+/// Applies the records and keeps the books about what is missing among them.
+struct Replay {
+    state: State,
+    report: RecoveryReport,
+    missing: BTreeSet<VolumeNumber>,
+    volume: VolumeNumber,
+    previous: VolumeNumber,
+    /// Raft records of this volume so far, as the batch headers count them.
+    raft_seen: u32,
+    /// Of these, how many were lost nameless, and how many of them the groups' own numbers account for.
+    raft_lost: u64,
+    raft_attributed: u64,
+    /// The last thing met was a stretch that may have held anything.
+    unknown_open: bool,
+    /// An earlier volume lost Raft records that are not accounted for yet.
+    unaccounted: bool,
+    /// This volume follows the one walked before it, so that its list of groups must agree.
+    direct: bool,
+    successor: Option<u64>,
+}
+
+impl Replay {
+    fn new(plan: &Plan) -> Replay {
+        Replay {
+            state: State::default(),
+            report: RecoveryReport::default(),
+            missing: plan.missing.clone(),
+            volume: 0,
+            previous: 0,
+            raft_seen: 0,
+            raft_lost: 0,
+            raft_attributed: 0,
+            unknown_open: false,
+            unaccounted: false,
+            direct: false,
+            successor: None,
+        }
+    }
+
+    fn begin(&mut self, number: VolumeNumber) {
+        self.previous = std::mem::replace(&mut self.volume, number);
+        (self.raft_seen, self.raft_lost, self.raft_attributed) = (0, 0, 0);
+        (self.unknown_open, self.direct, self.successor) = (false, false, None);
+    }
+
+    fn item(&mut self, item: Item) {
+        match item {
+            Item::Gap(range) => {
+                self.unknown_open = true;
+                let what = DamagedWhat::Unknown { len_bytes: range.end - range.start };
+                self.state.note_damage(self.volume, range.start, what, "no batch can be read here");
+            }
+            Item::Batch(batch) => self.batch(&batch),
+        }
+    }
+
+    fn batch(&mut self, batch: &FoundBatch) {
+        self.report.batches += 1;
+        let at = batch.header.position.offset;
+        let counted = batch.header.position.raft_count;
+        self.raft_lost += u64::from(counted.saturating_sub(self.raft_seen));
+        self.raft_seen = counted;
+        self.unknown_open = false;
+        if let Some(blemish) = batch.blemish {
+            self.state.note_damage(self.volume, at, DamagedWhat::Bookkeeping, blemish);
+        }
+        let contents = &batch.contents;
+        let named_damage = contents.records.iter().any(|record| record.content.is_err());
+        if !contents.intact && !named_damage && contents.unknown.is_none() {
+            self.state.note_damage(self.volume, at, DamagedWhat::Bookkeeping, "unused bytes of a batch are damaged");
+        }
+        for record in &contents.records {
+            self.report.records += 1;
+            self.raft_seen = self.raft_seen.wrapping_add(u32::from(record.kind.is_raft()));
+            self.record(record, &batch.data);
+        }
+        if let Some(range) = &contents.unknown {
+            self.unknown_open = true;
+            let what = DamagedWhat::Unknown { len_bytes: range.end - range.start };
+            self.state.note_damage(self.volume, range.start, what, "records of a batch cannot be told apart");
+        }
+    }
+
+    fn record(&mut self, record: &Parsed, data: &[u8]) {
+        let (header, payload) = match &record.content {
+            Ok((header, payload)) => (header, &data[payload.clone()]),
+            Err(detail) => {
+                return self.state.apply_damaged(self.volume, record.offset, record.kind, &record.id, detail);
+            }
+        };
+        match header.kind {
+            Kind::VolumeList => self.volume_list(payload),
+            Kind::RaftList => self.raft_list(payload),
+            Kind::Seal => self.successor = Some(header.incarnation()),
+            Kind::VolumeDropped => {
+                if let Ok(number) = VolumeNumber::try_from(header.incarnation()) {
+                    self.missing.remove(&number);
+                }
+                self.state.apply(self.volume, record.offset, header, payload);
+            }
+            kind if kind.is_raft() => self.raft(record.offset, header, payload),
+            _ => self.state.apply(self.volume, record.offset, header, payload),
+        }
+    }
+
+    /// A group's records are numbered without holes within a volume.
+    fn raft(&mut self, offset: u64, header: &RecordHeader, payload: &[u8]) {
+        let expected = self.state.raft.get(&header.group()).map_or(0, |log| log.number) + 1;
+        let lost = header.epoch.saturating_sub(expected);
+        self.raft_attributed += lost;
+        self.state.apply(self.volume, offset, header, payload);
+        // A base record supersedes whatever was lost before it.
+        if lost > 0
+            && header.kind != Kind::RaftBase
+            && let Some(log) = self.state.raft.get_mut(&header.group())
+        {
+            log.mark_damaged(&format!("{lost} records before number {} are lost", header.epoch));
+        }
+    }
+
+    fn volume_list(&mut self, payload: &[u8]) {
+        let Ok(list) = VolumeList::decode(payload) else { return };
+        self.state.next_incarnation = self.state.next_incarnation.max(list.next_incarnation);
+        let follows = list.follows_incarnation;
+        let after_missing = VolumeNumber::try_from(follows).is_ok_and(|number| self.missing.contains(&number));
+        self.direct = follows == u64::from(self.previous) || after_missing;
+    }
+
+    /// What the groups' last numbers were when this volume was begun. A volume in between that was emptied and
+    /// recycled explains a difference; otherwise records of the group were lost.
+    fn raft_list(&mut self, payload: &[u8]) {
+        let Ok(groups) = decode_raft_list(payload) else { return };
+        for listed in groups {
+            let log = self.state.raft.entry(listed.group).or_insert_with(|| GroupLog::new(listed.peer));
+            if self.direct && log.number < listed.number {
+                log.mark_damaged(&format!("{} records are lost", listed.number - log.number));
+            }
+            log.number = log.number.max(listed.number);
+        }
+        if std::mem::take(&mut self.unaccounted) && !self.direct {
+            self.state.mark_all_raft_damaged("records of unknown groups are lost");
+        }
+    }
+
+    fn end(&mut self, extent: Extent, end: &ScanEnd) {
+        if let Some(volume) = self.state.volumes.get_mut(&self.volume) {
+            volume.end = end.end;
+        }
+        if matches!(extent, Extent::Open(_)) {
+            self.report.torn_bytes += end.torn_bytes;
+        }
+        self.unaccounted |= self.unknown_open || self.raft_lost > self.raft_attributed;
+    }
+
+    fn finish(&mut self, files: &BTreeMap<VolumeNumber, Arc<VolumeFile>>) {
+        let state = &mut self.state;
+        state.purge_dropped();
+        // A sealed volume names its successor, whose file existed before the seal was written.
+        let successor = self.successor.and_then(|incarnation| VolumeNumber::try_from(incarnation).ok());
+        let lost_successor = successor.filter(|number| !files.contains_key(number));
+        let lost_journals = lost_successor.is_some();
+        for number in self.missing.iter().copied().chain(lost_successor) {
+            state.note_damage(number, 0, DamagedWhat::MissingVolume, "a live volume's file is missing");
+        }
+        if self.unaccounted || lost_journals {
+            state.mark_all_raft_damaged("records of unknown groups are lost");
+        }
+        for log in state.raft.values_mut() {
+            if log.pinned_volumes().next().is_none() {
+                log.mark_damaged("all its records are gone");
+            }
+        }
+        settle_bulk(state);
+    }
+}
+
+/// Checks that large chunks point into volumes that are there, and finds the bulk volumes' ends.
+fn settle_bulk(state: &mut State) {
+    let large: Vec<_> = state
+        .index
+        .iter()
+        .filter_map(|(id, slot)| match slot {
+            Slot::Live(live) if live.is_large() => Some((id, live)),
+            _ => None,
+        })
+        .collect();
+    for (id, live) in large {
+        match state.volumes.get_mut(&live.volume) {
+            Some(volume) if volume.kind == VolumeKind::Bulk => {
+                volume.end = volume.end.max(live.offset + bulk_len(live.len));
+            }
+            _ => {
+                state.mark_damaged(id, live.volume, live.offset, "its bulk volume is missing");
+            }
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! What the records of a disk add up to: index, Raft groups, and what each volume keeps alive.
+//!
+//! `apply` runs once per record: when it has just become durable, and again when recovery meets it. Applying is
+//! nearly order-free for chunks (a tombstone always wins, copies are equal), and follows log order for Raft.
+
+use base::ids::{ChunkId, GroupId, LogIndex, PeerId, PgEpoch};
+use std::collections::BTreeMap;
+
+use crate::format::record::{Kind, Locator, RecordHeader, split_id};
+use crate::format::volume::VolumeKind;
+use crate::index::{Health, Holder, Index, Live, Slot, TOMBSTONE_COST, VolumeNumber};
+use crate::raft_log::{GroupLog, Weight};
+use crate::report::{DamagedRecord, DamagedWhat};
+
+/// Most entries of the quarantine list; beyond that, damage is only counted.
+pub const DAMAGED_LISTED_MAX: usize = 100_000;
+
+/// What a volume holds.
+#[derive(Clone, Debug)]
+pub struct Volume {
+    pub kind: VolumeKind,
+    /// Bytes that count: the head of an open volume, the sealed end of another.
+    pub end: u64,
+    pub sealed: bool,
+    /// Records that still matter. At zero a sealed volume can be recycled.
+    pub live_records: i64,
+    pub live_bytes: i64,
+    /// Bulk: payloads being written whose locators are not durable yet.
+    pub pending: u32,
+    /// Records nobody can name, or a Raft group's, do not verify: the volume is kept as it is.
+    pub pinned: bool,
+    /// Live chunks in it that are damaged: until they are repaired or deleted the volume is kept.
+    pub damaged_live: i64,
+}
+
+impl Volume {
+    pub fn new(kind: VolumeKind) -> Volume {
+        Volume {
+            kind,
+            end: 0,
+            sealed: false,
+            live_records: 0,
+            live_bytes: 0,
+            pending: 0,
+            pinned: false,
+            damaged_live: 0,
+        }
+    }
+}
+
+#[derive(Default)]
+pub struct State {
+    pub index: Index,
+    pub volumes: BTreeMap<VolumeNumber, Volume>,
+    pub raft: BTreeMap<GroupId, GroupLog>,
+    pub damaged: Vec<DamagedRecord>,
+    pub damaged_count: u64,
+    /// The same id was met with different bytes.
+    pub conflicts: u64,
+    /// Raft records were lost and it is unknown whose: no unknown group may be trusted to be new.
+    pub raft_lost: bool,
+    pub next_incarnation: u64,
+    /// Volumes known to be dropped: they may be missing.
+    pub dropped: Vec<VolumeNumber>,
+}
+
+impl State {
+    /// Takes in a durable record. `payload` may be empty for a chunk: its bytes do not matter here.
+    pub fn apply(&mut self, volume: VolumeNumber, offset: u64, header: &RecordHeader, payload: &[u8]) {
+        match header.kind {
+            Kind::Chunk => {
+                let live = Live {
+                    len: header.payload_len,
+                    crc64: header.check,
+                    epoch: PgEpoch(header.epoch as u32),
+                    volume,
+                    offset,
+                    journal: volume,
+                    health: Health::Good,
+                };
+                self.store(header.chunk_id(), live);
+            }
+            Kind::Locator => match Locator::decode(payload) {
+                Ok(locator) => self.store(header.chunk_id(), located(header, &locator, volume)),
+                Err(error) => {
+                    self.note_damage(volume, offset, DamagedWhat::Chunk(header.chunk_id()), &error.to_string())
+                }
+            },
+            Kind::Tombstone => self.delete(header.chunk_id(), volume),
+            Kind::VolumeDropped => self.drop_volume(header.incarnation()),
+            kind if kind.is_raft() => self.apply_raft(volume, offset, header, payload),
+            _ => {}
+        }
+    }
+
+    fn apply_raft(&mut self, volume: VolumeNumber, offset: u64, header: &RecordHeader, payload: &[u8]) {
+        let volumes = &mut self.volumes;
+        let log = self.raft.entry(header.group()).or_insert_with(|| GroupLog::new(PeerId(header.owner)));
+        log.apply(volume, offset, header, payload, &mut |weight| weigh(volumes, weight));
+    }
+
+    /// Takes in a record that does not verify, by what its directory line says it is.
+    pub fn apply_damaged(&mut self, volume: VolumeNumber, offset: u64, kind: Kind, id: &[u8; 16], detail: &str) {
+        let chunk = ChunkId::from_bytes(*id);
+        let (group, index) = split_id(id);
+        let what = match kind {
+            Kind::Chunk | Kind::Locator => DamagedWhat::Chunk(chunk),
+            kind if kind.is_raft() => DamagedWhat::Raft(group),
+            _ => DamagedWhat::Bookkeeping,
+        };
+        self.note_damage(volume, offset, what, detail);
+        match kind {
+            Kind::Chunk | Kind::Locator => self.store_damaged(chunk, volume, offset),
+            // A tombstone is nothing but its id, and the directory verified.
+            Kind::Tombstone => self.delete(chunk, volume),
+            kind if kind.is_raft() => {
+                let volumes = &mut self.volumes;
+                let log = self.raft.entry(group).or_insert_with(|| GroupLog::new(PeerId(0)));
+                log.apply_damaged(volume, offset, kind, index, &mut |weight| weigh(volumes, weight));
+            }
+            _ => {}
+        }
+    }
+
+    fn store_damaged(&mut self, id: ChunkId, volume: VolumeNumber, offset: u64) {
+        // A good copy elsewhere on this disk (compaction was about to drop one of them) makes this one irrelevant.
+        if matches!(self.index.get(id), Some(Slot::Live(Live { health: Health::Good, .. }))) {
+            return;
+        }
+        let health = Health::Unknown;
+        self.store(id, Live { len: 0, crc64: 0, epoch: PgEpoch(0), volume, offset, journal: volume, health });
+    }
+
+    /// Writes a finding into the quarantine list and keeps its volume from being recycled.
+    pub fn note_damage(&mut self, volume: VolumeNumber, offset: u64, what: DamagedWhat, detail: &str) {
+        self.damaged_count += 1;
+        let pins = matches!(what, DamagedWhat::Raft(_) | DamagedWhat::Unknown { .. });
+        if let Some(volume) = self.volumes.get_mut(&volume) {
+            volume.pinned |= pins;
+        }
+        let record = DamagedRecord { volume: u64::from(volume), offset, what, detail: detail.to_string() };
+        let known = self.damaged.iter().any(|d| d.volume == record.volume && d.offset == offset && d.what == what);
+        if !known && self.damaged.len() < DAMAGED_LISTED_MAX {
+            self.damaged.push(record);
+        }
+    }
+
+    fn store(&mut self, id: ChunkId, live: Live) {
+        match self.index.get(id) {
+            Some(Slot::Deleted { journal, holder }) => {
+                self.index.set(id, Slot::Deleted { journal, holder: holder.with(live.journal) });
+                return;
+            }
+            Some(Slot::Live(old)) => {
+                let differs = (old.len, old.crc64) != (live.len, live.crc64);
+                if differs && old.health == Health::Good && live.health == Health::Good {
+                    // Refused at run time, so this is damage that happens to verify, or a bug. The first one stays.
+                    self.conflicts += 1;
+                    self.note_damage(live.journal, live.offset, DamagedWhat::Chunk(id), "other bytes under a known id");
+                    return;
+                }
+                self.release(&old);
+            }
+            None => {}
+        }
+        self.weigh_live(&live, 1);
+        self.index.set(id, Slot::Live(live));
+    }
+
+    fn delete(&mut self, id: ChunkId, journal: VolumeNumber) {
+        let holder = match self.index.get(id) {
+            None => Holder::None,
+            Some(Slot::Live(old)) => {
+                self.release(&old);
+                Holder::One(old.journal)
+            }
+            Some(Slot::Deleted { journal: old, holder }) => {
+                self.weigh(old, -1, -(TOMBSTONE_COST as i64));
+                holder
+            }
+        };
+        self.weigh(journal, 1, TOMBSTONE_COST as i64);
+        self.index.set(id, Slot::Deleted { journal, holder });
+    }
+
+    /// Forgets a tombstone whose volume has just been dropped.
+    pub fn forget_tombstone(&mut self, id: ChunkId, dropped: VolumeNumber) {
+        if let Some(Slot::Deleted { journal, .. }) = self.index.get(id)
+            && journal == dropped
+        {
+            self.index.remove(id);
+        }
+    }
+
+    fn drop_volume(&mut self, incarnation: u64) {
+        self.next_incarnation = self.next_incarnation.max(incarnation.saturating_add(1));
+        if let Ok(number) = VolumeNumber::try_from(incarnation) {
+            self.dropped.push(number);
+            self.volumes.remove(&number);
+        }
+    }
+
+    /// Marks a live chunk damaged after a read found it so. Returns whether it was still the one at that place.
+    pub fn mark_damaged(&mut self, id: ChunkId, volume: VolumeNumber, offset: u64, detail: &str) -> bool {
+        let Some(Slot::Live(live)) = self.index.get(id) else { return false };
+        if (live.volume, live.offset) != (volume, offset) {
+            return false;
+        }
+        if live.health == Health::Good {
+            self.weigh_live(&live, -1);
+            let live = Live { health: Health::Damaged, ..live };
+            self.weigh_live(&live, 1);
+            self.index.set(id, Slot::Live(live));
+        }
+        self.note_damage(volume, offset, DamagedWhat::Chunk(id), detail);
+        true
+    }
+
+    fn release(&mut self, old: &Live) {
+        self.weigh_live(old, -1);
+    }
+
+    fn weigh_live(&mut self, live: &Live, sign: i64) {
+        self.weigh(live.journal, sign, sign * live.journal_cost() as i64);
+        if live.is_large() {
+            self.weigh(live.volume, sign, sign * live.bulk_cost() as i64);
+        }
+        if live.health != Health::Good {
+            for number in [live.journal, live.volume] {
+                if let Some(volume) = self.volumes.get_mut(&number) {
+                    volume.damaged_live += sign;
+                }
+            }
+        }
+    }
+
+    fn weigh(&mut self, volume: VolumeNumber, records: i64, bytes: i64) {
+        weigh(&mut self.volumes, Weight { volume, records, bytes });
+    }
+
+    /// Removes what still points into volumes that were dropped. Only a recovery that met a dropped volume's file
+    /// before it could be renamed finds any.
+    pub fn purge_dropped(&mut self) {
+        let dropped = std::mem::take(&mut self.dropped);
+        let gone = |number: &VolumeNumber| dropped.contains(number);
+        let stale: Vec<_> = self
+            .index
+            .iter()
+            .filter(|(_, slot)| match slot {
+                Slot::Live(live) => gone(&live.journal),
+                Slot::Deleted { journal, .. } => gone(journal),
+            })
+            .collect();
+        for (id, slot) in stale {
+            if let Slot::Live(live) = slot {
+                self.release(&live);
+            }
+            self.index.remove(id);
+        }
+        self.damaged.retain(|record| !VolumeNumber::try_from(record.volume).is_ok_and(|number| gone(&number)));
+        self.damaged_count = self.damaged.len() as u64;
+    }
+
+    /// Declares the logs of all groups here untrustworthy.
+    pub fn mark_all_raft_damaged(&mut self, reason: &str) {
+        self.raft_lost = true;
+        for log in self.raft.values_mut() {
+            log.mark_damaged(reason);
+        }
+    }
+
+    /// The quarantine list, less the chunks that were repaired or deleted since.
+    pub fn quarantine(&self) -> Vec<DamagedRecord> {
+        let still = |record: &&DamagedRecord| match record.what {
+            DamagedWhat::Chunk(id) => {
+                matches!(self.index.get(id), Some(Slot::Live(live)) if live.health != Health::Good)
+            }
+            _ => true,
+        };
+        self.damaged.iter().filter(still).cloned().collect()
+    }
+
+    pub fn volume_is_live(&self, number: VolumeNumber) -> bool {
+        self.volumes.contains_key(&number)
+    }
+
+    /// Last index of a group's log; for tests and checks.
+    pub fn raft_last(&self, group: GroupId) -> Option<LogIndex> {
+        self.raft.get(&group).map(GroupLog::last)
+    }
+}
+
+fn weigh(volumes: &mut BTreeMap<VolumeNumber, Volume>, weight: Weight) {
+    // A volume that is not (or no longer) there has no weight to keep: recovery may meet records that speak of it.
+    if let Some(volume) = volumes.get_mut(&weight.volume) {
+        volume.live_records += weight.records;
+        volume.live_bytes += weight.bytes;
+    }
+}
+
+fn located(header: &RecordHeader, locator: &Locator, journal: VolumeNumber) -> Live {
+    Live {
+        len: locator.len,
+        crc64: header.check,
+        epoch: PgEpoch(header.epoch as u32),
+        volume: VolumeNumber::try_from(locator.incarnation).unwrap_or(VolumeNumber::MAX),
+        offset: locator.offset,
+        journal,
+        health: Health::Good,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base::ids::{OwnerId, Term};
+
+    fn state() -> State {
+        let mut state = State::default();
+        for number in 1..=4 {
+            state.volumes.insert(number, Volume::new(VolumeKind::Journal));
+        }
+        state
+    }
+
+    fn chunk(id: u128, len: u32) -> RecordHeader {
+        let mut header =
+            RecordHeader::chunk(Kind::Chunk, ChunkId::from_u128(id), OwnerId(1), PgEpoch(1), u64::from(len) * 31);
+        header.payload_len = len;
+        header
+    }
+
+    fn tombstone(id: u128) -> RecordHeader {
+        RecordHeader::chunk(Kind::Tombstone, ChunkId::from_u128(id), OwnerId(0), PgEpoch(0), 0)
+    }
+
+    #[test]
+    fn a_tombstone_wins_in_any_order_and_remembers_who_holds_the_dead_record() {
+        let mut state = state();
+        state.apply(1, 64, &chunk(5, 100), &[]);
+        state.apply(2, 64, &tombstone(5), &[]);
+        let id = ChunkId::from_u128(5);
+        assert_eq!(state.index.get(id), Some(Slot::Deleted { journal: 2, holder: Holder::One(1) }));
+        state.apply(3, 64, &chunk(5, 100), &[]);
+        assert_eq!(state.index.get(id), Some(Slot::Deleted { journal: 2, holder: Holder::Many }));
+        assert_eq!(state.volumes[&1].live_records, 0);
+        assert_eq!(state.volumes[&1].live_bytes, 0);
+        assert_eq!(state.volumes[&2].live_records, 1);
+        assert_eq!(state.volumes[&3].live_records, 0);
+    }
+
+    #[test]
+    fn moving_a_chunk_moves_its_weight() {
+        let mut state = state();
+        state.apply(1, 64, &chunk(5, 100), &[]);
+        let bytes = state.volumes[&1].live_bytes;
+        state.apply(2, 64, &chunk(5, 100), &[]);
+        assert_eq!((state.volumes[&1].live_records, state.volumes[&1].live_bytes), (0, 0));
+        assert_eq!((state.volumes[&2].live_records, state.volumes[&2].live_bytes), (1, bytes));
+    }
+
+    #[test]
+    fn a_good_copy_beats_a_damaged_one_and_other_bytes_never_replace() {
+        let mut state = state();
+        let id = ChunkId::from_u128(5);
+        state.apply_damaged(1, 64, Kind::Chunk, &id.to_bytes(), "flip");
+        assert!(matches!(state.index.get(id), Some(Slot::Live(Live { health: Health::Unknown, .. }))));
+        state.apply(2, 64, &chunk(5, 100), &[]);
+        state.apply_damaged(3, 64, Kind::Chunk, &id.to_bytes(), "flip");
+        let Some(Slot::Live(live)) = state.index.get(id) else { panic!("live") };
+        assert_eq!((live.volume, live.health), (2, Health::Good));
+        state.apply(4, 64, &chunk(5, 101), &[]);
+        let Some(Slot::Live(live)) = state.index.get(id) else { panic!("live") };
+        assert_eq!((live.volume, live.len), (2, 100));
+        assert_eq!(state.conflicts, 1);
+    }
+
+    #[test]
+    fn a_damaged_raft_record_damages_its_group_only() {
+        let mut state = state();
+        for group in [1, 2] {
+            let header = RecordHeader::raft(Kind::RaftEntry, GroupId(group), PeerId(1), LogIndex(1), Term(1), 1);
+            state.apply(1, 64 * group, &header, &[]);
+        }
+        let id = crate::format::record::raft_id(GroupId(1), LogIndex(2));
+        state.apply_damaged(1, 640, Kind::RaftEntry, &id, "flip");
+        assert!(state.raft[&GroupId(1)].damage().is_some());
+        assert_eq!(state.raft[&GroupId(2)].damage(), None);
+    }
+}
