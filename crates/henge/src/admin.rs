@@ -77,7 +77,7 @@ pub struct BucketChange {
     pub versioning: String,
 }
 
-/// Every answer that is no success.
+/// The body of every answer that is no success.
 #[derive(Serialize, Deserialize)]
 pub struct Refusal {
     pub error: String,
@@ -111,7 +111,7 @@ impl Admin {
     }
 
     /// The node, for callers who may look at it.
-    fn for_monitoring(&self, headers: &HeaderMap) -> Result<&dyn AdminNode, Response> {
+    fn for_monitoring(&self, headers: &HeaderMap) -> Result<&dyn AdminNode, Refused> {
         if !self.shared.local && !self.shows(headers, &self.shared.monitoring_header) {
             self.check_root(headers)?;
         }
@@ -119,19 +119,16 @@ impl Admin {
     }
 
     /// The node, for callers who know the root secret.
-    fn for_root(&self, headers: &HeaderMap) -> Result<&dyn AdminNode, Response> {
+    fn for_root(&self, headers: &HeaderMap) -> Result<&dyn AdminNode, Refused> {
         self.check_root(headers)?;
         self.node()
     }
 
-    fn check_root(&self, headers: &HeaderMap) -> Result<(), Response> {
+    fn check_root(&self, headers: &HeaderMap) -> Result<(), Refused> {
         if self.shows(headers, &self.shared.root_header) {
             return Ok(());
         }
-        let mut response = refuse(StatusCode::UNAUTHORIZED, "the root credentials are needed for this, and were not given");
-        let challenge = header::HeaderValue::from_static("Basic realm=\"henge\"");
-        response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
-        Err(response)
+        Err(refuse(StatusCode::UNAUTHORIZED, "the root credentials are needed for this, and were not given"))
     }
 
     fn shows(&self, headers: &HeaderMap, expected: &str) -> bool {
@@ -142,18 +139,35 @@ impl Admin {
         }
     }
 
-    fn node(&self) -> Result<&dyn AdminNode, Response> {
+    fn node(&self) -> Result<&dyn AdminNode, Refused> {
         let starting = || refuse(StatusCode::SERVICE_UNAVAILABLE, "the node is still starting; try again in a moment");
         self.shared.node.get().map(|node| &**node).ok_or_else(starting)
     }
 }
 
-fn refuse(status: StatusCode, error: &str) -> Response {
-    (status, Json(Refusal { error: error.to_owned() })).into_response()
+/// An answer that is no success.
+struct Refused {
+    status: StatusCode,
+    error: String,
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(Refusal { error: self.error })).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            let challenge = header::HeaderValue::from_static("Basic realm=\"henge\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+}
+
+fn refuse(status: StatusCode, error: &str) -> Refused {
+    Refused { status, error: error.to_owned() }
 }
 
 /// Turns an answer of the cluster into one of HTTP.
-fn refuse_error(error: client::Error) -> Response {
+fn refuse_error(error: client::Error) -> Refused {
     use client::Error;
     let status = match error {
         Error::NoSuchBucket | Error::NoSuchAccessKey => StatusCode::NOT_FOUND,
@@ -174,17 +188,17 @@ async fn health_ready(State(admin): State<Admin>) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response()
 }
 
-async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> Result<Response, Response> {
+async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> Result<Response, Refused> {
     let text = admin.for_monitoring(&headers)?.metrics_text();
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
 }
 
-async fn status(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Report>, Response> {
+async fn status(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Report>, Refused> {
     Ok(Json(admin.for_monitoring(&headers)?.report()))
 }
 
-async fn list_keys(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Vec<KeyView>>, Response> {
+async fn list_keys(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Vec<KeyView>>, Refused> {
     let rows = admin.for_root(&headers)?.client().list_access_keys().await.map_err(refuse_error)?;
     let view = |row: client::KeyRow| KeyView {
         name: row.name,
@@ -199,7 +213,7 @@ async fn create_key(
     State(admin): State<Admin>,
     headers: HeaderMap,
     Json(request): Json<Named>,
-) -> Result<Json<NewKeyView>, Response> {
+) -> Result<Json<NewKeyView>, Refused> {
     let node = admin.for_root(&headers)?;
     check_key_name(&request.name)?;
     let row = node.client().create_access_key(&request.name).await.map_err(refuse_error)?;
@@ -216,7 +230,7 @@ async fn delete_key(
     State(admin): State<Admin>,
     headers: HeaderMap,
     Path(name): Path<String>,
-) -> Result<Json<Named>, Response> {
+) -> Result<Json<Named>, Refused> {
     let node = admin.for_root(&headers)?;
     if name == admin.shared.root.access_key {
         return Err(refuse(StatusCode::BAD_REQUEST, "the root key cannot be deleted"));
@@ -226,7 +240,7 @@ async fn delete_key(
     Ok(Json(Named { name }))
 }
 
-async fn list_buckets(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Vec<BucketView>>, Response> {
+async fn list_buckets(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Vec<BucketView>>, Refused> {
     let buckets = admin.for_root(&headers)?.client().list_buckets().await.map_err(refuse_error)?;
     Ok(Json(buckets.into_iter().map(bucket_view).collect()))
 }
@@ -235,7 +249,7 @@ async fn create_bucket(
     State(admin): State<Admin>,
     headers: HeaderMap,
     Json(request): Json<Named>,
-) -> Result<Json<BucketView>, Response> {
+) -> Result<Json<BucketView>, Refused> {
     let node = admin.for_root(&headers)?;
     check_bucket_name(&request.name)?;
     let owner = &admin.shared.root.access_key;
@@ -249,7 +263,7 @@ async fn change_bucket(
     headers: HeaderMap,
     Path(name): Path<String>,
     Json(change): Json<BucketChange>,
-) -> Result<Json<BucketView>, Response> {
+) -> Result<Json<BucketView>, Refused> {
     let client = admin.for_root(&headers)?.client();
     let versioning = match change.versioning.as_str() {
         "enabled" => client::Versioning::Enabled,
@@ -276,7 +290,7 @@ fn bucket_view(bucket: client::BucketInfo) -> BucketView {
     }
 }
 
-fn check_key_name(name: &str) -> Result<(), Response> {
+fn check_key_name(name: &str) -> Result<(), Refused> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     if (1..=64).contains(&name.len()) && name.bytes().all(plain) {
         return Ok(());
@@ -285,7 +299,7 @@ fn check_key_name(name: &str) -> Result<(), Response> {
 }
 
 /// The rules of S3 for names that also work as host names.
-fn check_bucket_name(name: &str) -> Result<(), Response> {
+fn check_bucket_name(name: &str) -> Result<(), Refused> {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
     let outer = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let bytes = name.as_bytes();
@@ -361,7 +375,8 @@ mod tests {
 
     #[tokio::test]
     async fn looking_needs_rights_where_others_can_connect() {
-        let root = basic_auth::header_value(&Credentials { access_key: "root".into(), secret_key: "0123456789".into() });
+        let root =
+            basic_auth::header_value(&Credentials { access_key: "root".into(), secret_key: "0123456789".into() });
         for path in ["/metrics", "/status"] {
             let far = admin(false);
             far.attach(Arc::new(Fake));
@@ -380,8 +395,10 @@ mod tests {
     async fn changing_always_needs_the_root_secret() {
         let admin = admin(true);
         admin.attach(Arc::new(Fake));
-        let root = basic_auth::header_value(&Credentials { access_key: "root".into(), secret_key: "0123456789".into() });
-        let wrong = basic_auth::header_value(&Credentials { access_key: "root".into(), secret_key: "0123456780".into() });
+        let root =
+            basic_auth::header_value(&Credentials { access_key: "root".into(), secret_key: "0123456789".into() });
+        let wrong =
+            basic_auth::header_value(&Credentials { access_key: "root".into(), secret_key: "0123456780".into() });
         for (method, path) in [
             ("GET", "/v1/keys"),
             ("POST", "/v1/keys"),

@@ -72,7 +72,8 @@ pub async fn bucket(action: BucketAction) -> Result<ExitCode, Failure> {
             if args.json { print_json(&bucket)? } else { println!("bucket {} is made", bucket.name) }
         }
         BucketAction::List(args) => {
-            let mut buckets: Vec<BucketView> = ask_as_root(&args.target, Method::GET, "/v1/buckets", None::<&()>).await?;
+            let mut buckets: Vec<BucketView> =
+                ask_as_root(&args.target, Method::GET, "/v1/buckets", None::<&()>).await?;
             if let Some(name) = &args.name {
                 buckets.retain(|bucket| bucket.name == *name);
             }

@@ -37,7 +37,10 @@ pub const VERSION: u32 = 1;
 
 impl fmt::Debug for ClusterFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClusterFile").field("cluster", &self.cluster).field("nodes", &self.nodes).finish_non_exhaustive()
+        f.debug_struct("ClusterFile")
+            .field("cluster", &self.cluster)
+            .field("nodes", &self.nodes)
+            .finish_non_exhaustive()
     }
 }
 

@@ -64,7 +64,8 @@ pub fn load_or_make(data: &Path, random: &dyn Random) -> Result<(Credentials, Or
         access_key: draw(random, b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", ACCESS_KEY_LEN),
         secret_key: draw(random, b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", SECRET_KEY_LEN),
     };
-    private_file::replace(&path, format(&made).as_bytes()).context(|| format!("{} cannot be written", path.display()))?;
+    private_file::replace(&path, format(&made).as_bytes())
+        .context(|| format!("{} cannot be written", path.display()))?;
     Ok((made, Origin::Made))
 }
 

@@ -43,12 +43,19 @@ async fn show(items: &[Item]) -> Result<ExitCode, Failure> {
     let mut demo = Demo { directory, server: None };
     let bytes: u64 = items.iter().map(|item| item.size).sum();
 
-    println!("1. Starting henge in the empty directory {}: no configuration, fresh credentials.", demo.directory.path().display());
+    println!(
+        "1. Starting henge in the empty directory {}: no configuration, fresh credentials.",
+        demo.directory.path().display()
+    );
     let began = Instant::now();
     let s3 = demo.start().await?;
     println!("   It serves S3 on http://{} after {} ms.", s3.address(), began.elapsed().as_millis());
 
-    println!("2. Storing {} objects, {}, through S3. Each `200 OK` means: flushed to the disk.", items.len(), show_bytes(bytes));
+    println!(
+        "2. Storing {} objects, {}, through S3. Each `200 OK` means: flushed to the disk.",
+        items.len(),
+        show_bytes(bytes)
+    );
     let began = Instant::now();
     s3.ensure_bucket(BUCKET).await.map_err(failed("the bucket cannot be made"))?;
     for item in items {

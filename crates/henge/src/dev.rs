@@ -50,16 +50,15 @@ async fn supervise(nodes: u32, data: &Path, base_port: Option<u16>) -> Result<Ex
     let _only_one = disk.lock().context(|| format!("another `henge dev` runs on {}", data.display()))?;
     let earlier = ClusterFile::read(&data)?;
     let base_port = choose_base_port(base_port, earlier.as_ref(), &data)?;
-    if let Some(earlier) = &earlier {
-        for node in earlier.nodes.iter().filter(|node| processes::serves(node.pid, &node.data)) {
-            return Err(Failure(format!(
-                "node {} of this cluster runs already (process {}); stop it with `henge dev stop {} --data {}`",
-                node.id,
-                node.pid,
-                node.id,
-                data.display()
-            )));
-        }
+    let mut nodes_before = earlier.iter().flat_map(|cluster| &cluster.nodes);
+    if let Some(node) = nodes_before.find(|node| processes::serves(node.pid, &node.data)) {
+        return Err(Failure(format!(
+            "node {} of this cluster runs already (process {}); stop it with `henge dev stop {} --data {}`",
+            node.id,
+            node.pid,
+            node.id,
+            data.display()
+        )));
     }
     let mut signals = Signals::new()?;
     let mut children = Vec::new();
@@ -84,7 +83,13 @@ async fn supervise(nodes: u32, data: &Path, base_port: Option<u16>) -> Result<Ex
     }
     let cluster = ClusterFile::read(&data)?.expect("it was just written");
     for node in &cluster.nodes {
-        println!("node {}: S3 on http://{}, administration on http://{}, log in {}", node.id, node.s3, node.admin, log_of(node.id, &data).display());
+        println!(
+            "node {}: S3 on http://{}, administration on http://{}, log in {}",
+            node.id,
+            node.s3,
+            node.admin,
+            log_of(node.id, &data).display()
+        );
     }
     println!("addresses and credentials are in {}", ClusterFile::path_in(&data).display());
     println!("try: henge dev kill|start|pause|resume 1 --data {}; Ctrl-C stops the cluster", data.display());
@@ -107,7 +112,8 @@ fn choose_base_port(given: Option<u16>, earlier: Option<&ClusterFile>, data: &Pa
 
 fn spec_of(id: u32, data: &Path, base_port: u16, lifetime: Lifetime) -> Result<ServerSpec, Failure> {
     let offset = u16::try_from(id - 1).ok().and_then(|index| index.checked_mul(PORTS_PER_NODE));
-    let first = offset.and_then(|offset| base_port.checked_add(offset)).filter(|first| *first > 0 && *first < u16::MAX - 1);
+    let first =
+        offset.and_then(|offset| base_port.checked_add(offset)).filter(|first| *first > 0 && *first < u16::MAX - 1);
     let first = first.ok_or_else(|| Failure(format!("--base-port {base_port} leaves no ports for node {id}")))?;
     let address = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     Ok(ServerSpec {
@@ -250,7 +256,8 @@ fn signal_running(args: &DevNode, signal: libc::c_int, done: &str) -> Result<Exi
 }
 
 fn find(args: &DevNode) -> Result<(PathBuf, ClusterFile, ClusterNode), Failure> {
-    let none = || format!("{} holds no dev cluster; make one with `henge dev --nodes 1 --data DIR`", args.data.display());
+    let none =
+        || format!("{} holds no dev cluster; make one with `henge dev --nodes 1 --data DIR`", args.data.display());
     let data = args.data.canonicalize().context(none)?;
     let cluster = ClusterFile::read(&data)?.ok_or_else(|| Failure(none()))?;
     let Some(node) = cluster.node(args.node).cloned() else {

@@ -64,7 +64,8 @@ impl HttpClient {
         let exchange = async {
             let response = connection.send_request(request).await.map_err(unknown)?;
             let (head, body): (_, hyper::body::Incoming) = Response::into_parts(response);
-            let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|e| HttpError::Unknown(e.to_string()))?;
+            let body =
+                Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|e| HttpError::Unknown(e.to_string()))?;
             Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
         };
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, exchange)

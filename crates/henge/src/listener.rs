@@ -41,9 +41,9 @@ pub async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, Failur
 
 fn bind_failure(address: SocketAddr, flag: &str, error: &io::Error) -> Failure {
     Failure(match error.kind() {
-        io::ErrorKind::AddrInUse => format!(
-            "{address} is in use by another program, perhaps another henge; choose another address with {flag}"
-        ),
+        io::ErrorKind::AddrInUse => {
+            format!("{address} is in use by another program, perhaps another henge; choose another address with {flag}")
+        }
         io::ErrorKind::PermissionDenied => {
             format!("listening on {address} is not permitted; choose a port from 1024 on with {flag}")
         }

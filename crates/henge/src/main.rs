@@ -3,8 +3,10 @@
 //! Knows: every room, and the operating system. Never knows: how any of them does its work.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
-// This crate is what stands behind `Env`: it alone may use the real clock, threads, files, sockets and tasks.
-#![allow(clippy::disallowed_methods, clippy::disallowed_types)]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this crate is what stands behind `Env`: the real clock, threads, files, sockets and tasks"
+)]
 
 mod admin;
 mod admin_commands;

@@ -84,10 +84,7 @@ pub async fn wait_ready(child: &mut Child, spec: &ServerSpec) -> Result<ClusterF
             return Ok(cluster);
         }
         if Instant::now() > deadline {
-            return Err(Failure(format!(
-                "the server does not get ready; {} may say why",
-                spec.log.display()
-            )));
+            return Err(Failure(format!("the server does not get ready; {} may say why", spec.log.display())));
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }

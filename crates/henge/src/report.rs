@@ -112,7 +112,8 @@ impl Report {
             let place = if node.locality.is_empty() { String::new() } else { format!("  {}", node.locality) };
             let _ = writeln!(out, "node {}  {}  generation {}{place}", node.id, node.state, node.generation);
             for disk in &node.disks {
-                let percent = (u128::from(disk.used_bytes) * 100).checked_div(u128::from(disk.total_bytes)).unwrap_or(0);
+                let percent =
+                    (u128::from(disk.used_bytes) * 100).checked_div(u128::from(disk.total_bytes)).unwrap_or(0);
                 let _ = writeln!(
                     out,
                     "  disk {}  {}  {} of {} used ({percent} %)",
@@ -143,7 +144,8 @@ impl Report {
         let _ = match self.repair.queued_bytes {
             0 => writeln!(out, "repair: nothing to do"),
             bytes => {
-                let eta = self.repair.eta_s.map_or("done in unknown time".into(), |s| format!("done in {}", show_seconds(s)));
+                let eta =
+                    self.repair.eta_s.map_or("done in unknown time".into(), |s| format!("done in {}", show_seconds(s)));
                 writeln!(out, "repair: {} to go, {eta}", show_bytes(bytes))
             }
         };
@@ -221,8 +223,7 @@ mod tests {
     #[test]
     fn has_the_shape_that_scripts_depend_on() {
         let disk = DiskReport { id: "d".into(), path: "/d".into(), state: "up".into(), total_bytes: 10, used_bytes: 5 };
-        let node =
-            NodeReport { id: 1, generation: 3, state: "up".into(), locality: String::new(), disks: vec![disk] };
+        let node = NodeReport { id: 1, generation: 3, state: "up".into(), locality: String::new(), disks: vec![disk] };
         let group = GroupReport { id: 0, kind: "map".into(), leader: Some(1), term: 2, voters: vec![1] };
         let report = Report {
             version: VERSION,

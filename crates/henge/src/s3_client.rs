@@ -137,7 +137,13 @@ impl S3Client {
     }
 
     /// `etags`: of parts 1, 2, 3, ...
-    pub async fn complete_upload(&self, bucket: &str, key: &str, upload: &str, etags: &[String]) -> Result<(), S3Error> {
+    pub async fn complete_upload(
+        &self,
+        bucket: &str,
+        key: &str,
+        upload: &str,
+        etags: &[String],
+    ) -> Result<(), S3Error> {
         let mut body = String::from("<CompleteMultipartUpload>");
         for (index, etag) in etags.iter().enumerate() {
             let number = index + 1;
@@ -198,7 +204,8 @@ impl S3Client {
             "AWS4-HMAC-SHA256 Credential={}/{scope}, SignedHeaders={signed_headers}, Signature={signature}",
             self.credentials.access_key
         );
-        let uri = if target.query.is_empty() { target.path.clone() } else { format!("{}?{}", target.path, target.query) };
+        let uri =
+            if target.query.is_empty() { target.path.clone() } else { format!("{}?{}", target.path, target.query) };
         let mut request = Request::builder().method(method).uri(uri);
         if let Some(range) = &target.range {
             request = request.header("range", range);

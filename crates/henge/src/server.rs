@@ -104,7 +104,11 @@ async fn serve_s3(
 ) {
     let service = hyper::service::service_fn(move |_request| {
         let _ = &node;
-        async { Ok::<_, std::convert::Infallible>(http::Response::new(http_body_util::Full::new(bytes::Bytes::new()))) }
+        async {
+            let mut response = http::Response::new(http_body_util::Full::new(bytes::Bytes::new()));
+            *response.status_mut() = http::StatusCode::NOT_IMPLEMENTED;
+            Ok::<_, std::convert::Infallible>(response)
+        }
     });
     listener::serve(listener, tls, service, stop).await;
 }
@@ -206,8 +210,16 @@ fn announce(addresses: Addresses, https: bool, origin: Origin, root: &Credential
         credentials::show_once(root, data, addresses.s3, region, https);
     }
     let scheme = if https { "https" } else { "http" };
-    println!("S3 on {scheme}://{}, administration on http://{}, data in {}", addresses.s3, addresses.admin, data.display());
-    println!("one node keeps one copy of everything; `henge status --data {}` says how safe the data is", data.display());
+    println!(
+        "S3 on {scheme}://{}, administration on http://{}, data in {}",
+        addresses.s3,
+        addresses.admin,
+        data.display()
+    );
+    println!(
+        "one node keeps one copy of everything; `henge status --data {}` says how safe the data is",
+        data.display()
+    );
 }
 
 fn open_directory(directory: &Path, flag: &str) -> Result<Arc<dyn Disk>, Failure> {

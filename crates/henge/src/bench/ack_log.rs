@@ -90,7 +90,8 @@ mod tests {
             sha256: "00".into(),
             result: Outcome::Unknown,
         };
-        let text = r#"{"t_ms":5,"op":"put","bucket":"b","key":"k","version":1,"bytes":3,"sha256":"00","result":"unknown"}"#;
+        let text =
+            r#"{"t_ms":5,"op":"put","bucket":"b","key":"k","version":1,"bytes":3,"sha256":"00","result":"unknown"}"#;
         assert_eq!(serde_json::to_string(&line).unwrap(), text);
         assert_eq!(serde_json::from_str::<AckLine>(text).unwrap(), line);
     }

@@ -65,7 +65,10 @@ pub async fn run(args: BenchDiskArgs) -> Result<ExitCode, Failure> {
     if args.json {
         return print_json(&rows).map(|()| ExitCode::SUCCESS);
     }
-    println!("{:<40} {:>8} {:>8} {:>10} {:>10} {:>8} {:>8}", "", "bytes", "at once", "ops/s", "MB/s", "p50 us", "p99 us");
+    println!(
+        "{:<40} {:>8} {:>8} {:>10} {:>10} {:>8} {:>8}",
+        "", "bytes", "at once", "ops/s", "MB/s", "p50 us", "p99 us"
+    );
     for row in rows {
         let bytes = show_bytes(row.bytes);
         println!(
@@ -97,7 +100,14 @@ struct Bench {
 
 impl Bench {
     /// Writes one after the other, going round within the space.
-    async fn write(&self, row: &str, file: &Arc<dyn File>, bytes: u64, at_once: u32, flush: Flush) -> std::io::Result<Row> {
+    async fn write(
+        &self,
+        row: &str,
+        file: &Arc<dyn File>,
+        bytes: u64,
+        at_once: u32,
+        flush: Flush,
+    ) -> std::io::Result<Row> {
         let next = Arc::new(AtomicU64::new(0));
         let places = self.space / bytes;
         let block = random_block(bytes);

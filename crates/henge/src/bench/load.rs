@@ -259,12 +259,12 @@ pub async fn get(args: BenchLoadArgs) -> Result<ExitCode, Failure> {
     }
     run.deadline = Instant::now() + Duration::from_secs_f64(run.args.seconds);
     let run = Arc::new(run);
-    let expected: Vec<u64> = (0..objects)
-        .map(|number| base::checksum::crc64(&payload(&key_of(&run, number), 1, run.size())))
-        .collect();
+    let expected: Vec<u64> =
+        (0..objects).map(|number| base::checksum::crc64(&payload(&key_of(&run, number), 1, run.size()))).collect();
     let expected = Arc::new(expected);
     let began = Instant::now();
-    let tally = workers(run.args.concurrency, |index| get_worker(Arc::clone(&run), Arc::clone(&expected), index)).await?;
+    let tally =
+        workers(run.args.concurrency, |index| get_worker(Arc::clone(&run), Arc::clone(&expected), index)).await?;
     let took = began.elapsed();
     if !run.keeps_objects() {
         remove(&run, objects).await?;
@@ -287,9 +287,9 @@ async fn get_worker(run: Arc<Run>, expected: Arc<Vec<u64>>, index: u32) -> Resul
                 continue;
             }
         };
-        let good = found.as_ref().is_some_and(|body| {
-            body.len() == run.size() && base::checksum::crc64(body) == expected[number as usize]
-        });
+        let good = found
+            .as_ref()
+            .is_some_and(|body| body.len() == run.size() && base::checksum::crc64(body) == expected[number as usize]);
         if good {
             tally.latencies.record(began.elapsed());
             tally.bytes += run.args.size;

@@ -106,9 +106,11 @@ fn read_log(path: &Path, judgement: &mut Judgement) -> Result<Histories, Failure
             judgement.wrong_reads += u64::from(line.result == Outcome::Fail);
             continue;
         }
-        let history = histories
-            .entry((line.bucket, line.key))
-            .or_insert_with(|| History { possible: vec![None], version: 0, bytes: line.bytes });
+        let history = histories.entry((line.bucket, line.key)).or_insert_with(|| History {
+            possible: vec![None],
+            version: 0,
+            bytes: line.bytes,
+        });
         let state = (line.op == Op::Put).then_some(line.sha256);
         settle(&mut history.possible, state, line.result);
         if line.op == Op::Put {

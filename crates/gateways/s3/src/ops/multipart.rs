@@ -13,7 +13,7 @@ use crate::payload::Payload;
 use crate::request::{Reply, Request, empty, insert, insert_etag, malformed_xml, quoted, xml_reply};
 use crate::xml::{Element, Writer};
 use bytes::Bytes;
-use client::{BucketInfo, Checksum, CreateUpload, FinishPart, NamedPart, Part, Upload};
+use client::{BucketInfo, Checksum, CompleteRequest, CreateUpload, FinishPart, NamedPart, Part, Upload};
 use http::StatusCode;
 
 /// The highest part number, and so the most parts.
@@ -110,10 +110,8 @@ pub async fn complete(gateway: &Gateway, request: &Request, payload: Payload) ->
         Err(client::Error::NoSuchUpload) => Vec::new(),
         Err(error) => return Err(error.into()),
     };
-    let written = gateway
-        .client
-        .complete_upload(&bucket, key, &id, named, etag, checksums.clone(), size_expected, precondition)
-        .await?;
+    let completed = CompleteRequest { parts: named, etag, checksums: checksums.clone(), size_expected, precondition };
+    let written = gateway.client.complete_upload(&bucket, key, &id, completed).await?;
     let mut reply = xml_reply(Writer::answer("CompleteMultipartUploadResult", |xml| {
         xml.text("Location", &format!("/{}/{}", bucket.name, percent_encode_path(key)));
         xml.text("Bucket", &bucket.name);
