@@ -193,7 +193,7 @@ impl Client {
             return self.change_map_checked(MapCommand::CloseSession(close)).await.map(|_| ());
         }
         // Slot rows go a bounded number at a time.
-        let close = || self.change_shard(group, 0, ShardCommand::CloseSession(close));
+        let close = || self.change_shard(group, 0, ShardCommand::CloseSession(close.clone()));
         while close().await? == ShardOutcome::Done(Done { more: true }) {}
         Ok(())
     }
