@@ -189,6 +189,13 @@ impl GroupLog {
         ListedGroup { group, peer: self.peer, number: self.number }
     }
 
+    /// Whether all that this group keeps alive in `volume` is the record of its damage.
+    pub fn only_damage_in(&self, volume: VolumeNumber) -> bool {
+        let pinned = |which: usize| self.pins[which].is_some_and(|(number, _)| number == volume);
+        let others = pinned(PIN_HARD_STATE) || pinned(PIN_BASE) || self.entries.iter().any(|e| e.volume == volume);
+        pinned(PIN_DAMAGED) && !others
+    }
+
     /// Volumes that this group keeps alive.
     pub fn pinned_volumes(&self) -> impl Iterator<Item = VolumeNumber> {
         let pins = self.pins.iter().flatten().map(|(volume, _)| *volume);
