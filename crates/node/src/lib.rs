@@ -14,5 +14,5 @@ mod start;
 mod status;
 mod workers;
 
-pub use start::{Config, DiskSpec, Node, StartError};
+pub use start::{Config, DiskSpec, Node, StartError, Tuning};
 pub use status::{ChunkCounts, DiskStatus, GroupStatus, NodeStatus, RepairStatus, Status, Verdict};

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::disks::{Disks, NodeDisk};
 use crate::group::{self as driver, GroupHandle, decode_hard_state};
-use crate::home::{self, Generations, HomeError, NodeIdentity};
+use crate::home::{self, GenerationClock, HomeError, NodeIdentity};
 use crate::machine::{KvView, Machine, change_out, decode_configuration, encode_configuration};
 use crate::metrics::{self, Counters};
 use crate::service::{Front, Service};
@@ -65,6 +65,30 @@ pub struct DiskSpec {
     pub label: String,
 }
 
+/// Sizes and times of background work. The defaults suit a server; simulations make them small, so that whatever happens
+/// once a day happens many times a minute.
+#[derive(Clone)]
+pub struct Tuning {
+    /// The engine's options for every disk, but for `size_bytes_max`.
+    pub engine: EngineOptions,
+    pub key_value: KvOptions,
+    /// Unflushed state that makes a flush of the key-value store worth its writing; twice as much log does too.
+    pub flush_bytes: u64,
+    /// How long a reader may still need chunks that were deleted: liveness only.
+    pub garbage_grace: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning {
+            engine: EngineOptions::default(),
+            key_value: KvOptions::default(),
+            flush_bytes: workers::FLUSH_BYTES,
+            garbage_grace: workers::GARBAGE_GRACE,
+        }
+    }
+}
+
 /// Why a node does not start: one sentence that says what is wrong and what to do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -96,15 +120,19 @@ pub struct Node {
 impl Node {
     /// Returns when the node serves reads and writes.
     pub async fn start(config: Config) -> Result<Node, StartError> {
+        Node::start_tuned(config, Tuning::default()).await
+    }
+
+    pub async fn start_tuned(config: Config, tuning: Tuning) -> Result<Node, StartError> {
         assert!(!config.disks.is_empty(), "a node has at least one disk");
         let env = config.env.clone();
         let home_lock = lock_home(&config)?;
         let identity = identify(&config).await?;
-        let generations = raise_generation(&*config.data, identity.node).await?;
-        let session = Session { node: identity.node, generation: generations.current };
+        let clock = Arc::new(GenerationClock::start(config.data.clone(), identity.node).await?);
+        let session = Session { node: identity.node, generation: clock.now().await.current };
 
-        let disks = Arc::new(open_disks(&config, &identity).await?);
-        let (kv, metadata_damage) = open_key_value(&config, &identity, &disks).await?;
+        let disks = Arc::new(open_disks(&config, &tuning, &identity).await?);
+        let (kv, metadata_damage) = open_key_value(&config, &tuning, &identity, &disks).await?;
         let (groups, map) = open_groups(&env, &identity, disks.metadata(), &kv).await?;
 
         let counters = Arc::new(Counters::default());
@@ -133,12 +161,12 @@ impl Node {
         }
 
         let stop = watch::Sender::new(false);
-        start_workers(&env, &service, &client, &stop, config.data.clone(), generations);
+        start_workers(&env, &tuning, &service, &client, &stop, clock);
         Ok(Node {
             service,
             client,
             cluster: identity.cluster,
-            generation: generations.current,
+            generation: session.generation,
             stop,
             kv,
             _home_lock: home_lock,
@@ -178,7 +206,7 @@ impl Node {
     }
 
     /// Stops workers, flushes the key-value store (so that the next start replays little), closes the disks.
-    pub async fn shutdown(self) {
+    pub async fn shutdown(&self) {
         self.stop.send_replace(true);
         workers::flush_now(&self.service).await;
         self.kv.close().await;
@@ -210,18 +238,10 @@ async fn identify(config: &Config) -> Result<NodeIdentity, StartError> {
     Ok(identity)
 }
 
-/// The new generation is durable before anything is done under it.
-async fn raise_generation(data: &dyn Disk, node: NodeId) -> Result<Generations, StartError> {
-    let mut generations = home::load_generations(data, node).await?;
-    generations.current = Generation(generations.current.0 + 1);
-    home::store_generations(data, node, generations).await.map_err(HomeError::from)?;
-    Ok(generations)
-}
-
-async fn open_disks(config: &Config, identity: &NodeIdentity) -> Result<Disks, StartError> {
+async fn open_disks(config: &Config, tuning: &Tuning, identity: &NodeIdentity) -> Result<Disks, StartError> {
     let mut all: Vec<NodeDisk> = Vec::new();
     for (position, spec) in config.disks.iter().enumerate() {
-        let disk = open_disk(&config.env, spec, identity, position == 0).await?;
+        let disk = open_disk(&config.env, spec, &tuning.engine, identity, position == 0).await?;
         if all.iter().any(|other| other.id == disk.id) {
             return Err(StartError(format!("{} is given twice, or is a copy of another disk", spec.label)));
         }
@@ -233,12 +253,13 @@ async fn open_disks(config: &Config, identity: &NodeIdentity) -> Result<Disks, S
 async fn open_disk(
     env: &Env,
     spec: &DiskSpec,
+    options: &EngineOptions,
     identity: &NodeIdentity,
     metadata: bool,
 ) -> Result<NodeDisk, StartError> {
     let label = spec.label.clone();
     let refuse = |why: String| StartError(format!("disk {label}: {why}"));
-    let options = EngineOptions { size_bytes_max: spec.size_bytes_max, ..EngineOptions::default() };
+    let options = EngineOptions { size_bytes_max: spec.size_bytes_max, ..options.clone() };
     let found = Engine::read_identity(&spec.disk).await;
     let found = match found {
         Ok(found) => found,
@@ -286,12 +307,13 @@ async fn open_disk(
 /// The key-value store lies on the metadata disk, beside the Raft logs that it depends on.
 async fn open_key_value(
     config: &Config,
+    tuning: &Tuning,
     identity: &NodeIdentity,
     disks: &Disks,
 ) -> Result<(Arc<LsmKv>, Vec<String>), StartError> {
     let spec = &config.disks[0];
     let seed = disks.metadata().identity().disk.0;
-    let opened = LsmKv::open(&config.env, spec.disk.clone(), seed, KvOptions::default()).await;
+    let opened = LsmKv::open(&config.env, spec.disk.clone(), seed, tuning.key_value.clone()).await;
     let (kv, report) = opened.map_err(|error| StartError(format!("disk {}: {error}", spec.label)))?;
     if report.created && identity.set_up {
         return Err(StartError(format!(
@@ -516,17 +538,23 @@ async fn announce_root(config: &Config, client: &Client) -> Result<(), StartErro
 
 fn start_workers(
     env: &Env,
+    tuning: &Tuning,
     service: &Arc<Service>,
     client: &Client,
     stop: &watch::Sender<bool>,
-    data: Arc<dyn Disk>,
-    generations: Generations,
+    clock: Arc<GenerationClock>,
 ) {
-    env.spawn("flush key-value", workers::flush_key_value(env.clone(), service.clone(), stop.subscribe()));
-    let collect = workers::collect_garbage(env.clone(), service.clone(), client.clone(), stop.subscribe());
+    env.spawn(
+        "flush key-value",
+        workers::flush_key_value(env.clone(), service.clone(), tuning.flush_bytes, stop.subscribe()),
+    );
+    let collect =
+        workers::collect_garbage(env.clone(), service.clone(), client.clone(), tuning.garbage_grace, stop.subscribe());
     env.spawn("collect garbage", collect);
     let (sweeper, finisher) = (client.clone(), client.clone());
-    env.spawn("sweep orphans", workers::sweep_orphans(env.clone(), service.clone(), sweeper, data, generations));
+    let renew = workers::renew_session(env.clone(), client.clone(), clock.clone(), stop.subscribe());
+    env.spawn("renew session", renew);
+    env.spawn("sweep orphans", workers::sweep_orphans(env.clone(), service.clone(), sweeper, clock));
     env.spawn("finish buckets", async move {
         if let Err(error) = finisher.finish_buckets().await {
             tracing::warn!("half-made buckets wait for the next start: {error}");

@@ -2,7 +2,7 @@
 //! names any more, removal of what was stored and never committed.
 
 use base::Env;
-use base::env::{Disk, MonoTime};
+use base::env::MonoTime;
 use base::ids::{ChunkId, Generation, GroupId, PoolId, Session};
 use base::{GIB, MIB};
 use client::{Client, Error};
@@ -12,16 +12,19 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-use crate::home::{self, Generations};
+use crate::home::{GenerationClock, Generations};
 use crate::machine::KvView;
 use crate::service::Service;
 
 /// Unflushed state or log that makes a flush worth its writing.
-const FLUSH_BYTES: u64 = 32 * MIB;
+pub const FLUSH_BYTES: u64 = 32 * MIB;
 const FLUSH_CHECK: Duration = Duration::from_millis(200);
 /// How long a reader may still need chunks that were deleted: liveness only.
-const GARBAGE_GRACE: Duration = Duration::from_secs(15);
+pub const GARBAGE_GRACE: Duration = Duration::from_secs(15);
 const GARBAGE_CHECK: Duration = Duration::from_millis(500);
+/// A session lives for a day at most.
+const RENEW_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+const RENEW_CHECK: Duration = Duration::from_secs(60);
 /// Garbage rows handled at once.
 const GARBAGE_ROWS_MAX: u32 = 128;
 /// Chunks compared with the metadata in one pass of the orphan sweep: bounds its memory to about 64 MiB.
@@ -31,7 +34,7 @@ const SWEEP_ROWS: usize = 1000;
 const _: () = assert!(FLUSH_BYTES < GIB / 8, "replay after a crash stays short");
 
 /// Flushes the key-value store when enough has gathered, then lets the logs forget what is durable.
-pub async fn flush_key_value(env: Env, service: Arc<Service>, mut stop: watch::Receiver<bool>) {
+pub async fn flush_key_value(env: Env, service: Arc<Service>, flush_bytes: u64, mut stop: watch::Receiver<bool>) {
     loop {
         tokio::select! {
             biased;
@@ -39,7 +42,7 @@ pub async fn flush_key_value(env: Env, service: Arc<Service>, mut stop: watch::R
             () = env.sleep(FLUSH_CHECK) => {}
         }
         let log_bytes: u64 = service.groups.values().map(|group| group.log_bytes()).sum();
-        if service.kv.unflushed_bytes() >= FLUSH_BYTES || log_bytes >= 2 * FLUSH_BYTES {
+        if service.kv.unflushed_bytes() >= flush_bytes || log_bytes >= 2 * flush_bytes {
             flush_now(&service).await;
         }
     }
@@ -58,8 +61,36 @@ pub async fn flush_now(service: &Service) {
     }
 }
 
+/// Raises the generation once a day, and before a session runs out of chunk numbers.
+pub async fn renew_session(env: Env, client: Client, clock: Arc<GenerationClock>, mut stop: watch::Receiver<bool>) {
+    let mut renewed = env.now();
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = env.sleep(RENEW_CHECK) => {}
+        }
+        if env.now().since(renewed) < RENEW_AFTER && client.chunks_named() < u32::MAX / 2 {
+            continue;
+        }
+        match clock.raise().await {
+            Ok(generation) => {
+                client.renew_session(Session { generation, ..client.session() });
+                renewed = env.now();
+            }
+            Err(error) => tracing::error!("the generation cannot be raised: {error}"),
+        }
+    }
+}
+
 /// Writes tombstones for the chunks in the garbage queues of all shards, then retires the rows.
-pub async fn collect_garbage(env: Env, service: Arc<Service>, client: Client, mut stop: watch::Receiver<bool>) {
+pub async fn collect_garbage(
+    env: Env,
+    service: Arc<Service>,
+    client: Client,
+    grace: Duration,
+    mut stop: watch::Receiver<bool>,
+) {
     let shards: Vec<GroupId> = service.groups.keys().copied().filter(|id| id.0 != 0).collect();
     let mut seen: Vec<VecDeque<(MonoTime, u64)>> = vec![VecDeque::new(); shards.len()];
     loop {
@@ -69,7 +100,7 @@ pub async fn collect_garbage(env: Env, service: Arc<Service>, client: Client, mu
             () = env.sleep(GARBAGE_CHECK) => {}
         }
         for (group, seen) in shards.iter().zip(&mut seen) {
-            let grace = if service.disks.short_of_space() { Duration::ZERO } else { GARBAGE_GRACE };
+            let grace = if service.disks.short_of_space() { Duration::ZERO } else { grace };
             let due = due_sequence(&env, &service, *group, seen, grace);
             if let Err(error) = collect_until(&service, &client, *group, due).await {
                 tracing::warn!("garbage of group {group} waits: {error}");
@@ -87,8 +118,8 @@ fn due_sequence(
     grace: Duration,
 ) -> u64 {
     const SEEN_MAX: usize = 256;
-    // Sequences are log positions: whatever is garbage now has one up to the applied index.
-    let newest = service.groups[&group].applied().0;
+    // Whatever is garbage now has a sequence up to the one of the applied index.
+    let newest = meta::object::garbage_sequence_max(service.groups[&group].applied());
     if seen.back().is_none_or(|(_, last)| *last < newest) && seen.len() < SEEN_MAX {
         seen.push_back((env.now(), newest));
     }
@@ -127,21 +158,15 @@ async fn collect_until(service: &Service, client: &Client, group: GroupId, due: 
 }
 
 /// After a start: nobody can commit chunks of this node's earlier lives any more, so what no key names of them goes.
-pub async fn sweep_orphans(
-    env: Env,
-    service: Arc<Service>,
-    client: Client,
-    home: Arc<dyn Disk>,
-    generations: Generations,
-) {
+pub async fn sweep_orphans(env: Env, service: Arc<Service>, client: Client, clock: Arc<GenerationClock>) {
+    let generations = clock.now().await;
     match sweep(&env, &service, &client, generations).await {
         Ok(removed) => {
             if removed > 0 {
                 tracing::info!("removed {removed} chunks that were stored and never committed");
             }
             service.counters.orphan_chunks.inc_by(removed);
-            let swept = Generations { swept: generations.current, ..generations };
-            if let Err(error) = home::store_generations(&*home, service.node, swept).await {
+            if let Err(error) = clock.record_sweep(generations.current).await {
                 tracing::warn!("the sweep cannot be recorded and will be repeated: {error}");
             }
         }

@@ -1,1 +1,9 @@
-//! Placeholder until its first code arrives.
+//! A node in a test tube: the product's own code on simulated time, disks and network, under one seed; clients that
+//! use it, a nemesis that crashes it, and checkers that hold what clients saw against what was promised.
+//!
+//! Knows: everything. Nothing depends on it.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod content;
+pub mod history;
+pub mod linearizability;

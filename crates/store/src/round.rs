@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::errors::StoreError;
 use crate::format::batch::RecordIn;
-use crate::format::raft::encode_base;
+use crate::format::raft::{encode_base, encode_trim};
 use crate::format::record::{Kind, RecordHeader};
 use crate::index::{Health, Slot, VolumeNumber};
 use crate::queue::{Outcome, Place, Request, Waiting};
@@ -142,9 +142,7 @@ impl<'a> Desk<'a> {
 
     fn drop_volume(&self, number: VolumeNumber, tombstones: &[ChunkId], round: &mut Round) -> Outcome {
         let Some(volume) = self.state.volumes.get(&number) else { return Outcome::Skipped };
-        let still = |id: &&ChunkId| {
-            matches!(self.state.index.get(**id), Some(Slot::Deleted { journal, .. }) if journal == number)
-        };
+        let still = |id: &&ChunkId| matches!(self.state.index.get(**id), Some(Slot::Deleted { journal, .. }) if journal == number);
         let droppable = tombstones.iter().filter(still).count() as i64;
         let held = volume.pinned || volume.damaged_live > 0 || volume.pending > 0 || !volume.sealed;
         if held || volume.live_records != droppable {
@@ -208,7 +206,7 @@ fn raft_records(state: &State, write: &RaftWrite) -> Result<Vec<RecordIn>, Store
         let Some(term) = term else {
             return Err(StoreError::Invalid(format!("trim to {trim_to}, beyond the last entry {last}")));
         };
-        records.push(RecordIn::bare(header(Kind::RaftTrim, trim_to, term)));
+        records.push(RecordIn::new(header(Kind::RaftTrim, trim_to, term), encode_trim(last)));
     }
     Ok(records)
 }
@@ -246,11 +244,7 @@ fn check_entries(write: &RaftWrite, base: LogIndex, last: LogIndex) -> Result<()
 }
 
 /// A group's whole log as one base record.
-pub fn base_record(
-    group: GroupId,
-    log: &GroupLog,
-    entries: &[crate::raft_log::RaftEntry],
-) -> RecordIn {
+pub fn base_record(group: GroupId, log: &GroupLog, entries: &[crate::raft_log::RaftEntry]) -> RecordIn {
     let payload = encode_base(log.hard_state.as_deref(), entries.iter().map(|e| (e.term, e.data.as_ref())));
     let header = RecordHeader::raft(Kind::RaftBase, group, log.peer, log.base.0, log.base.1, log.number + 1);
     RecordIn::new(header, payload)

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use crate::format::Seed;
 use crate::format::batch::{self, BatchHeader, Contents};
+use crate::inner::Pacer;
 
 /// Bytes read at once.
 const WINDOW_LEN: u64 = 1 << 20;
@@ -41,7 +42,10 @@ pub struct FoundBatch {
     /// The whole batch.
     pub data: Bytes,
     pub contents: Contents,
-    /// One of the two headers did not verify, or the batch does not follow the one before.
+    /// Both headers verified. One that did not may be the trace of a crash: the body of a closing batch is all zeroes,
+    /// and verifies without having been written.
+    pub headers_whole: bool,
+    /// What is wrong although no record need be: for the report.
     pub blemish: Option<&'static str>,
 }
 
@@ -54,7 +58,7 @@ impl Item {
     }
 
     fn is_whole(&self) -> bool {
-        matches!(self, Item::Batch(batch) if batch.contents.intact)
+        matches!(self, Item::Batch(batch) if batch.contents.intact && batch.headers_whole)
     }
 }
 
@@ -107,9 +111,20 @@ pub struct ScanEnd {
 
 /// Walks a volume and hands every item that counts to `visit`.
 pub async fn scan(file: &Arc<dyn File>, seed: Seed, extent: Extent, visit: &mut (dyn FnMut(Item) + Send)) -> ScanEnd {
+    scan_paced(file, seed, extent, None, visit).await
+}
+
+/// As [`scan`], at the speed of `pacer`.
+pub async fn scan_paced(
+    file: &Arc<dyn File>,
+    seed: Seed,
+    extent: Extent,
+    pacer: Option<&Pacer>,
+    visit: &mut (dyn FnMut(Item) + Send),
+) -> ScanEnd {
     let (Extent::Sealed(limit) | Extent::Open(limit)) = extent;
     let limit = limit - limit % BLOCK as u64;
-    let mut reader = Reader { file, window: Bytes::new(), window_at: 0, limit };
+    let mut reader = Reader { file, window: Bytes::new(), window_at: 0, limit, pacer };
     let mut judge = Judge::new(extent);
     let mut last = None;
     let mut previous: Option<BatchHeader> = None;
@@ -138,17 +153,20 @@ pub async fn scan(file: &Arc<dyn File>, seed: Seed, extent: Extent, visit: &mut 
         let data = reader.span(start, u64::from(header.len)).await;
         let contents = batch::parse(&data, &header, seed);
         let follows = chained && follows(previous.as_ref(), &header);
-        let blemish = match (whole_header || start > at, copy_is_whole(&data, &header, seed), follows || !chained) {
+        let whole_header = whole_header || BatchHeader::decode(&data, seed, start).is_ok();
+        let whole_copy = copy_is_whole(&data, &header, seed);
+        let blemish = match (whole_header, whole_copy, follows || !chained) {
             (false, _, _) => Some("batch header damaged, its copy is whole"),
             (_, false, _) => Some("copy of a batch header damaged"),
             (_, _, false) => Some("batch does not follow the one before"),
             _ => None,
         };
+        let found = FoundBatch { header, data, contents, headers_whole: whole_header && whole_copy, blemish };
         at = header.end();
         seen_upto = at;
         previous = Some(header);
         chained = true;
-        for item in judge.take(Item::Batch(FoundBatch { header, data, contents, blemish })) {
+        for item in judge.take(Item::Batch(found)) {
             if let Item::Batch(batch) = &item {
                 last = Some(batch.header);
             }
@@ -199,6 +217,7 @@ struct Reader<'a> {
     window: Bytes,
     window_at: u64,
     limit: u64,
+    pacer: Option<&'a Pacer>,
 }
 
 impl Reader<'_> {
@@ -210,6 +229,9 @@ impl Reader<'_> {
             let want = len.max(WINDOW_LEN).min(self.limit.saturating_sub(at)).max(len);
             self.window = read_tolerant(self.file, at, want).await;
             self.window_at = at;
+            if let Some(pacer) = self.pacer {
+                pacer.took(want).await;
+            }
         }
         let start = (at - self.window_at) as usize;
         self.window.slice(start..start + len as usize)
@@ -255,7 +277,7 @@ mod tests {
             checksum: 0,
         };
         let contents = Contents { intact, ..Contents::default() };
-        Item::Batch(FoundBatch { header, data: Bytes::new(), contents, blemish: None })
+        Item::Batch(FoundBatch { header, data: Bytes::new(), contents, headers_whole: true, blemish: None })
     }
 
     fn starts(items: &[Item]) -> Vec<u64> {

@@ -40,7 +40,9 @@ impl Model {
                 chunk.stored = true;
             }
             Err(StoreError::Deleted) if chunk.delete_asked => chunk.deleted = true,
-            Err(StoreError::NotFound) if chunk.deleted || !chunk.stored => {}
+            Err(StoreError::NotFound) if !chunk.stored => {}
+            // Its tombstone has gone already, because no volume holds the chunk any more.
+            Err(StoreError::NotFound) if chunk.delete_asked => chunk.deleted = true,
             Err(error) => return Err(format!("chunk {number} ({chunk:?}): {error:?}")),
         }
         Ok(())
@@ -55,7 +57,9 @@ impl Model {
             return Ok(());
         }
         let brief = |log: Option<&RaftLog>| {
-            log.map(|log| (log.hard_state.clone(), log.base, log.entries.iter().map(|e| (e.index, e.term)).collect::<Vec<_>>()))
+            log.map(|log| {
+                (log.hard_state.clone(), log.base, log.entries.iter().map(|e| (e.index, e.term)).collect::<Vec<_>>())
+            })
         };
         Err(format!(
             "group {group}: read {:?}, expected {:?} or {:?}",
