@@ -64,7 +64,8 @@ pub fn choose(candidates: &[Candidate], volume_size: u64, short: bool) -> Option
     if let Some(best) = candidates.iter().filter(worth).max_by_key(|candidate| share(candidate)) {
         return Some(best.number);
     }
-    let is_stub = |candidate: &&Candidate| candidate.kind == VolumeKind::Journal && candidate.held_bytes < volume_size / 4;
+    let is_stub =
+        |candidate: &&Candidate| candidate.kind == VolumeKind::Journal && candidate.held_bytes < volume_size / 4;
     let stubs: Vec<_> = candidates.iter().filter(is_stub).collect();
     (stubs.len() > STUBS_MAX).then(|| stubs.iter().min_by_key(|stub| stub.live_bytes).map(|stub| stub.number))?
 }
@@ -272,12 +273,7 @@ async fn move_chunks(
     settle(inner, &mut moving, &mut len, pacer).await
 }
 
-async fn settle(
-    inner: &Inner,
-    moving: &mut Vec<Pending>,
-    len: &mut usize,
-    pacer: &Pacer,
-) -> Result<(), StoreError> {
+async fn settle(inner: &Inner, moving: &mut Vec<Pending>, len: &mut usize, pacer: &Pacer) -> Result<(), StoreError> {
     for pending in moving.drain(..) {
         pending.await.map_err(|_| StoreError::Closed)??;
     }
