@@ -10,7 +10,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_rustls::TlsAcceptor;
 
 use crate::admin::{Admin, AdminNode};
 use crate::cli::{DiskArg, ServerArgs};
@@ -43,13 +42,13 @@ pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     let admin_task = tokio::spawn(listener::serve(ports.admin, None, admin_service, stopping.clone()));
 
     let disks = disk_args(&args, &data)?;
-    let config = node_config(&args, env, data_disk, &disks, &root, addresses)?;
+    let config = node_config(&args, env.clone(), data_disk, &disks, &root, addresses)?;
     let node = node::Node::start(config).await.map_err(|error| Failure(error.to_string()))?;
     let node = Arc::new(node);
     let https = tls.is_some();
     cluster_file(&args, &root, &node, addresses, &data, &disks).write(&data)?;
     admin.attach(Arc::new(Shown(Arc::clone(&node))));
-    let s3_task = tokio::spawn(serve_s3(ports.s3, tls, Arc::clone(&node), args.clone(), stopping));
+    let s3_task = tokio::spawn(listener::serve(ports.s3, tls, s3_service(&args, &env, &node), stopping));
     announce(addresses, https, origin, &root, &data, &args.region);
 
     let mut signals = Signals::new()?;
@@ -94,23 +93,17 @@ impl Ports {
     }
 }
 
-/// Serves S3 until told to stop.
-async fn serve_s3(
-    listener: TcpListener,
-    tls: Option<TlsAcceptor>,
-    node: Arc<node::Node>,
-    _args: ServerArgs,
-    stop: watch::Receiver<bool>,
-) {
-    let service = hyper::service::service_fn(move |_request| {
-        let _ = &node;
-        async {
-            let mut response = http::Response::new(http_body_util::Full::new(bytes::Bytes::new()));
-            *response.status_mut() = http::StatusCode::NOT_IMPLEMENTED;
-            Ok::<_, std::convert::Infallible>(response)
-        }
-    });
-    listener::serve(listener, tls, service, stop).await;
+/// The S3 gateway over the node's client.
+fn s3_service(args: &ServerArgs, env: &base::Env, node: &Arc<node::Node>) -> gateway_s3::S3Service {
+    let asked = Arc::clone(node);
+    let options = gateway_s3::S3Options {
+        domain: args.s3_domain.clone(),
+        region: args.region.clone(),
+        clock: Arc::clone(&env.clock),
+        random: Arc::clone(&env.random),
+        ready: Arc::new(move || asked.ready()),
+    };
+    gateway_s3::service(node.client(), options)
 }
 
 /// A node as its admin port shows it.
