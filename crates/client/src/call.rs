@@ -50,14 +50,25 @@ pub struct Client {
 
 pub(crate) struct Shared {
     pub env: Env,
-    pub session: Session,
+    life: RwLock<Arc<Life>>,
     contacts: Vec<NodeId>,
     region: String,
     map: RwLock<Arc<MapView>>,
     leaders: Mutex<BTreeMap<GroupId, NodeId>>,
+    retry_budget: AtomicU32,
+}
+
+/// What belongs to one session: renewed as a whole.
+struct Life {
+    session: Session,
     slots: Mutex<BTreeMap<GroupId, Arc<Slots>>>,
     next_chunk: AtomicU32,
-    retry_budget: AtomicU32,
+}
+
+impl Life {
+    fn new(session: Session) -> Arc<Life> {
+        Arc::new(Life { session, slots: Mutex::new(BTreeMap::new()), next_chunk: AtomicU32::new(1) })
+    }
 }
 
 /// Why one attempt gave no answer.
@@ -76,13 +87,11 @@ impl Client {
         Client {
             shared: Arc::new(Shared {
                 env: config.env,
-                session: config.session,
+                life: RwLock::new(Life::new(config.session)),
                 contacts: config.contacts,
                 region: config.region,
                 map: RwLock::new(Arc::new(MapView::default())),
                 leaders: Mutex::new(BTreeMap::new()),
-                slots: Mutex::new(BTreeMap::new()),
-                next_chunk: AtomicU32::new(1),
                 retry_budget: AtomicU32::new(RETRY_BUDGET_MAX),
             }),
         }
@@ -103,7 +112,23 @@ impl Client {
     }
 
     pub fn session(&self) -> Session {
-        self.shared.session
+        self.life().session
+    }
+
+    /// Goes on under a new generation. What is in flight ends under the old one.
+    pub fn renew_session(&self, session: Session) {
+        let mut life = self.shared.life.write().unwrap_or_else(PoisonError::into_inner);
+        assert!(session > life.session, "generations only rise");
+        *life = Life::new(session);
+    }
+
+    /// Chunks named in this session so far: a node raises its generation long before 4 billion.
+    pub fn chunks_named(&self) -> u32 {
+        self.life().next_chunk.load(Ordering::Relaxed)
+    }
+
+    fn life(&self) -> Arc<Life> {
+        self.shared.life.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The map as cached; possibly empty before the first refresh.
@@ -201,15 +226,22 @@ impl Client {
         }
     }
 
-    pub(crate) fn next_chunk_number(&self) -> u32 {
-        let number = self.shared.next_chunk.fetch_add(1, Ordering::Relaxed);
-        assert!(number < u32::MAX, "a node raises its generation long before 4 billion chunks");
-        number
+    /// An id that was never used before: its session and counter.
+    pub(crate) fn next_chunk_number(&self) -> Result<(Session, u32), Error> {
+        let life = self.life();
+        let next = |number: u32| number.checked_add(1);
+        match life.next_chunk.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
+            Ok(number) => Ok((life.session, number)),
+            Err(_) => {
+                Err(Error::Unavailable("the session has named 4 billion chunks and waits for its successor".into()))
+            }
+        }
     }
 
     fn slots(&self, group: GroupId) -> Arc<Slots> {
-        let mut slots = self.shared.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.entry(group).or_insert_with(|| Slots::new(self.shared.session)).clone()
+        let life = self.life();
+        let mut slots = life.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.entry(group).or_insert_with(|| Slots::new(life.session)).clone()
     }
 
     /// Asks the leader of `group` until there is an answer or the time is up. `ask` must be idempotent.
@@ -267,9 +299,10 @@ impl Client {
     }
 
     fn request(&self, ask: Ask) -> Request {
+        let session = self.session();
         Request {
-            node: self.shared.session.node.0,
-            generation: self.shared.session.generation.0,
+            node: session.node.0,
+            generation: session.generation.0,
             map_version: self.map().version().0,
             ask: Some(ask),
         }

@@ -304,8 +304,8 @@ impl Client {
         let pool = PoolId(u8::try_from(pool).ok()?);
         let random: &dyn Random = &*self.shared.env.random;
         let (slot, placement) = map.draw(pool, || random.next_u64() as u32)?;
-        let id = ChunkId { pool, slot, session: self.session(), counter: self.next_chunk_number() };
-        Some((id, placement))
+        let (session, counter) = self.next_chunk_number().ok()?;
+        Some((ChunkId { pool, slot, session, counter }, placement))
     }
 
     /// Stores on all members in parallel and judges the answers by the bucket's acknowledgement rule.

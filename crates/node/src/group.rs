@@ -19,6 +19,8 @@ use crate::machine::{Command, Machine, Reply};
 const TICK: Duration = Duration::from_millis(100);
 /// Requests waiting for the driver; senders wait when it is full.
 const MAILBOX_MAX: usize = 1024;
+/// State that may wait for a flush; beyond it new commands are refused until the disk has caught up.
+const UNFLUSHED_BYTES_MAX: u64 = 256 << 20;
 /// Requests taken in one round.
 const ROUND_MAX: usize = 256;
 
@@ -210,6 +212,10 @@ impl Driver {
     fn propose(&mut self, command: Command, reply: oneshot::Sender<Result<Reply, GroupError>>) {
         if let Some(why) = self.failed() {
             let _ = reply.send(Err(GroupError::Failed(why)));
+            return;
+        }
+        if self.machine.unflushed_bytes() > UNFLUSHED_BYTES_MAX {
+            let _ = reply.send(Err(GroupError::Busy("the key-value store is behind with its flushes".into())));
             return;
         }
         match self.raft.propose(command.encode()) {

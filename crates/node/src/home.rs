@@ -9,6 +9,8 @@ use base::codec::{DecodeError, Reader, Writer};
 use base::env::{Disk, read_file, replace_file};
 use base::ids::{ClusterId, Generation, NodeId};
 use std::io;
+use std::sync::Arc;
+use tokio::sync::Mutex;
 
 const NODE_FILE: &str = "node";
 const NODE_MAGIC: &[u8; 8] = b"HNGENODE";
@@ -74,8 +76,47 @@ pub async fn store_identity(disk: &dyn Disk, identity: &NodeIdentity) -> io::Res
     replace_file(disk, NODE_FILE, sealed(out)).await
 }
 
+/// The node's generation clock. One owner of the file, so that no writer undoes another's raise.
+pub struct GenerationClock {
+    disk: Arc<dyn Disk>,
+    node: NodeId,
+    generations: Mutex<Generations>,
+}
+
+impl GenerationClock {
+    /// Reads the clock and raises it: the new generation is durable before anything is done under it.
+    pub async fn start(disk: Arc<dyn Disk>, node: NodeId) -> Result<GenerationClock, HomeError> {
+        let generations = load_generations(&*disk, node).await?;
+        let clock = GenerationClock { disk, node, generations: Mutex::new(generations) };
+        clock.raise().await?;
+        Ok(clock)
+    }
+
+    pub async fn now(&self) -> Generations {
+        *self.generations.lock().await
+    }
+
+    /// The next generation, durably.
+    pub async fn raise(&self) -> io::Result<Generation> {
+        let mut held = self.generations.lock().await;
+        let raised = Generations { current: Generation(held.current.0 + 1), ..*held };
+        store_generations(&*self.disk, self.node, raised).await?;
+        *held = raised;
+        Ok(raised.current)
+    }
+
+    /// Records that no orphans of generations below `swept` are left.
+    pub async fn record_sweep(&self, swept: Generation) -> io::Result<()> {
+        let mut held = self.generations.lock().await;
+        let recorded = Generations { swept, ..*held };
+        store_generations(&*self.disk, self.node, recorded).await?;
+        *held = recorded;
+        Ok(())
+    }
+}
+
 /// The generations of `node`; zero when the directory is new.
-pub async fn load_generations(disk: &dyn Disk, node: NodeId) -> Result<Generations, HomeError> {
+async fn load_generations(disk: &dyn Disk, node: NodeId) -> Result<Generations, HomeError> {
     let Some(raw) = read_file(disk, GENERATION_FILE, FILE_BYTES_MAX).await? else { return Ok(Generations::default()) };
     let damaged = |error: DecodeError| HomeError::Damaged { file: GENERATION_FILE, detail: error.to_string() };
     let mut reader = Reader::new(checked(&raw).map_err(damaged)?);
@@ -90,7 +131,7 @@ pub async fn load_generations(disk: &dyn Disk, node: NodeId) -> Result<Generatio
     })
 }
 
-pub async fn store_generations(disk: &dyn Disk, node: NodeId, generations: Generations) -> io::Result<()> {
+async fn store_generations(disk: &dyn Disk, node: NodeId, generations: Generations) -> io::Result<()> {
     let mut out = Vec::new();
     out.put_bytes(GENERATION_MAGIC);
     out.put_u32(node.0);
@@ -113,4 +154,52 @@ fn checked(raw: &[u8]) -> Result<&[u8], DecodeError> {
         return Err(DecodeError { what: "checksum", offset: body.len() });
     }
     Ok(body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base::sim::Sim;
+
+    #[test]
+    fn generations_rise_over_crashes_and_foreign_files_are_refused() {
+        let sim = Sim::new(1);
+        let node = sim.node(NodeId(1));
+        for start in 1..=5 {
+            let disk: Arc<dyn Disk> = sim.disk(NodeId(1), "data");
+            let _env = node.env();
+            let clock = sim.block_on(node.run(async move {
+                let clock = GenerationClock::start(disk, NodeId(7)).await?;
+                clock.record_sweep(clock.now().await.current).await?;
+                Ok::<_, HomeError>(clock.now().await)
+            }));
+            let now = clock.expect("no crash meanwhile").expect("the clock starts");
+            assert_eq!(now, Generations { current: Generation(start), swept: Generation(start) });
+            sim.crash(NodeId(1));
+        }
+        let disk: Arc<dyn Disk> = sim.disk(NodeId(1), "data");
+        let _env = node.env();
+        let foreign = sim.block_on(node.run(async move { GenerationClock::start(disk, NodeId(8)).await.is_err() }));
+        assert!(foreign.expect("no crash meanwhile"));
+    }
+
+    #[test]
+    fn a_flipped_bit_in_the_identity_is_damage() {
+        let sim = Sim::new(2);
+        let node = sim.node(NodeId(1));
+        let _env = node.env();
+        let disk = sim.disk(NodeId(1), "data");
+        let identity = NodeIdentity { cluster: ClusterId(77), node: NodeId(3), set_up: true };
+        let on_node: Arc<dyn Disk> = disk.clone();
+        sim.block_on(node.run(async move { store_identity(&*on_node, &identity).await })).unwrap().unwrap();
+        let good = disk.contents(NODE_FILE).expect("the file exists");
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            disk.overwrite(NODE_FILE, 0, &bad);
+            let on_node: Arc<dyn Disk> = disk.clone();
+            let read = sim.block_on(node.run(async move { load_identity(&*on_node).await })).unwrap();
+            assert!(matches!(read, Err(HomeError::Damaged { .. })), "bit {bit}");
+        }
+    }
 }

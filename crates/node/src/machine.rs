@@ -75,6 +75,11 @@ impl Machine {
         self.map.as_ref().map(watch::Sender::subscribe)
     }
 
+    /// Bytes that the next flush of the key-value store would write.
+    pub fn unflushed_bytes(&self) -> u64 {
+        self.kv.unflushed_bytes()
+    }
+
     /// Applies entries in order and commits all their changes, with the applied index, in one transaction.
     pub fn apply(&mut self, entries: &[Entry]) -> Result<Applied, ViewError> {
         let last = entries.last().expect("a batch is never empty");

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::disks::{Disks, NodeDisk};
 use crate::group::{self as driver, GroupHandle, decode_hard_state};
-use crate::home::{self, Generations, HomeError, NodeIdentity};
+use crate::home::{self, GenerationClock, HomeError, NodeIdentity};
 use crate::machine::{KvView, Machine, change_out, decode_configuration, encode_configuration};
 use crate::metrics::{self, Counters};
 use crate::service::{Front, Service};
@@ -128,8 +128,8 @@ impl Node {
         let env = config.env.clone();
         let home_lock = lock_home(&config)?;
         let identity = identify(&config).await?;
-        let generations = raise_generation(&*config.data, identity.node).await?;
-        let session = Session { node: identity.node, generation: generations.current };
+        let clock = Arc::new(GenerationClock::start(config.data.clone(), identity.node).await?);
+        let session = Session { node: identity.node, generation: clock.now().await.current };
 
         let disks = Arc::new(open_disks(&config, &tuning, &identity).await?);
         let (kv, metadata_damage) = open_key_value(&config, &tuning, &identity, &disks).await?;
@@ -161,12 +161,12 @@ impl Node {
         }
 
         let stop = watch::Sender::new(false);
-        start_workers(&env, &tuning, &service, &client, &stop, config.data.clone(), generations);
+        start_workers(&env, &tuning, &service, &client, &stop, clock);
         Ok(Node {
             service,
             client,
             cluster: identity.cluster,
-            generation: generations.current,
+            generation: session.generation,
             stop,
             kv,
             _home_lock: home_lock,
@@ -236,14 +236,6 @@ async fn identify(config: &Config) -> Result<NodeIdentity, StartError> {
     let identity = NodeIdentity { cluster, node: NodeId(1), set_up: false };
     home::store_identity(&*config.data, &identity).await.map_err(HomeError::from)?;
     Ok(identity)
-}
-
-/// The new generation is durable before anything is done under it.
-async fn raise_generation(data: &dyn Disk, node: NodeId) -> Result<Generations, StartError> {
-    let mut generations = home::load_generations(data, node).await?;
-    generations.current = Generation(generations.current.0 + 1);
-    home::store_generations(data, node, generations).await.map_err(HomeError::from)?;
-    Ok(generations)
 }
 
 async fn open_disks(config: &Config, tuning: &Tuning, identity: &NodeIdentity) -> Result<Disks, StartError> {
@@ -550,8 +542,7 @@ fn start_workers(
     service: &Arc<Service>,
     client: &Client,
     stop: &watch::Sender<bool>,
-    data: Arc<dyn Disk>,
-    generations: Generations,
+    clock: Arc<GenerationClock>,
 ) {
     env.spawn(
         "flush key-value",
@@ -561,7 +552,9 @@ fn start_workers(
         workers::collect_garbage(env.clone(), service.clone(), client.clone(), tuning.garbage_grace, stop.subscribe());
     env.spawn("collect garbage", collect);
     let (sweeper, finisher) = (client.clone(), client.clone());
-    env.spawn("sweep orphans", workers::sweep_orphans(env.clone(), service.clone(), sweeper, data, generations));
+    let renew = workers::renew_session(env.clone(), client.clone(), clock.clone(), stop.subscribe());
+    env.spawn("renew session", renew);
+    env.spawn("sweep orphans", workers::sweep_orphans(env.clone(), service.clone(), sweeper, clock));
     env.spawn("finish buckets", async move {
         if let Err(error) = finisher.finish_buckets().await {
             tracing::warn!("half-made buckets wait for the next start: {error}");

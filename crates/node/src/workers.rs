@@ -2,7 +2,7 @@
 //! names any more, removal of what was stored and never committed.
 
 use base::Env;
-use base::env::{Disk, MonoTime};
+use base::env::MonoTime;
 use base::ids::{ChunkId, Generation, GroupId, PoolId, Session};
 use base::{GIB, MIB};
 use client::{Client, Error};
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
-use crate::home::{self, Generations};
+use crate::home::{GenerationClock, Generations};
 use crate::machine::KvView;
 use crate::service::Service;
 
@@ -22,6 +22,9 @@ const FLUSH_CHECK: Duration = Duration::from_millis(200);
 /// How long a reader may still need chunks that were deleted: liveness only.
 pub const GARBAGE_GRACE: Duration = Duration::from_secs(15);
 const GARBAGE_CHECK: Duration = Duration::from_millis(500);
+/// A session lives for a day at most.
+const RENEW_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+const RENEW_CHECK: Duration = Duration::from_secs(60);
 /// Garbage rows handled at once.
 const GARBAGE_ROWS_MAX: u32 = 128;
 /// Chunks compared with the metadata in one pass of the orphan sweep: bounds its memory to about 64 MiB.
@@ -55,6 +58,28 @@ pub async fn flush_now(service: &Service) {
     service.counters.kv_flushes.inc();
     for (group, index) in applied {
         group.trim(index).await;
+    }
+}
+
+/// Raises the generation once a day, and before a session runs out of chunk numbers.
+pub async fn renew_session(env: Env, client: Client, clock: Arc<GenerationClock>, mut stop: watch::Receiver<bool>) {
+    let mut renewed = env.now();
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = env.sleep(RENEW_CHECK) => {}
+        }
+        if env.now().since(renewed) < RENEW_AFTER && client.chunks_named() < u32::MAX / 2 {
+            continue;
+        }
+        match clock.raise().await {
+            Ok(generation) => {
+                client.renew_session(Session { generation, ..client.session() });
+                renewed = env.now();
+            }
+            Err(error) => tracing::error!("the generation cannot be raised: {error}"),
+        }
     }
 }
 
@@ -133,21 +158,15 @@ async fn collect_until(service: &Service, client: &Client, group: GroupId, due: 
 }
 
 /// After a start: nobody can commit chunks of this node's earlier lives any more, so what no key names of them goes.
-pub async fn sweep_orphans(
-    env: Env,
-    service: Arc<Service>,
-    client: Client,
-    home: Arc<dyn Disk>,
-    generations: Generations,
-) {
+pub async fn sweep_orphans(env: Env, service: Arc<Service>, client: Client, clock: Arc<GenerationClock>) {
+    let generations = clock.now().await;
     match sweep(&env, &service, &client, generations).await {
         Ok(removed) => {
             if removed > 0 {
                 tracing::info!("removed {removed} chunks that were stored and never committed");
             }
             service.counters.orphan_chunks.inc_by(removed);
-            let swept = Generations { swept: generations.current, ..generations };
-            if let Err(error) = home::store_generations(&*home, service.node, swept).await {
+            if let Err(error) = clock.record_sweep(generations.current).await {
                 tracing::warn!("the sweep cannot be recorded and will be repeated: {error}");
             }
         }

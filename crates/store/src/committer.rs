@@ -212,11 +212,8 @@ impl Committer {
             shared.spare.push(Spare { name: file.name, size_bytes: file.written_end() });
             return Err(error);
         }
-        self.follows = Cut {
-            incarnation: u64::from(self.number),
-            end: self.position.offset,
-            checksum: self.position.predecessor,
-        };
+        self.follows =
+            Cut { incarnation: u64::from(self.number), end: self.position.offset, checksum: self.position.predecessor };
         let mut shared = self.inner.shared();
         if let Some(volume) = shared.state.volumes.get_mut(&self.number) {
             volume.sealed = true;

@@ -242,12 +242,7 @@ impl Engine {
         slots: RangeInclusive<u32>,
         limit: usize,
     ) -> Vec<ChunkStat> {
-        let first = ChunkId {
-            pool,
-            slot: PlacementSlot::new(*slots.start()),
-            session: Session::default(),
-            counter: 0,
-        };
+        let first = ChunkId { pool, slot: PlacementSlot::new(*slots.start()), session: Session::default(), counter: 0 };
         let end = ChunkId { slot: PlacementSlot::new(*slots.end()), ..first };
         let last = ChunkId::from_u128(end.to_u128() | ((1 << 96) - 1));
         let after = after.filter(|after| *after >= first);
@@ -453,12 +448,7 @@ fn spawn_tasks(inner: &Arc<Inner>, committer: Committer) {
     spawn(inner, &alive, "store housekeeping", housekeeping(inner.clone()));
 }
 
-fn spawn(
-    inner: &Inner,
-    alive: &mpsc::Sender<()>,
-    name: &'static str,
-    task: impl Future<Output = ()> + Send + 'static,
-) {
+fn spawn(inner: &Inner, alive: &mpsc::Sender<()>, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
     let alive = alive.clone();
     inner.env.spawn(name, async move {
         task.await;

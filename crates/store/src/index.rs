@@ -232,9 +232,7 @@ mod tests {
     fn counts_follow_every_change() {
         let mut index = Index::default();
         let id = ChunkId::from_u128(5);
-        let live = Live {
-            len: 1, crc64: 2, epoch: PgEpoch(0), volume: 1, offset: 8, journal: 1, health: Health::Good,
-        };
+        let live = Live { len: 1, crc64: 2, epoch: PgEpoch(0), volume: 1, offset: 8, journal: 1, health: Health::Good };
         index.set(id, Slot::Live(live));
         index.set(id, Slot::Live(live));
         assert_eq!((index.live_count(), index.tombstone_count()), (1, 0));

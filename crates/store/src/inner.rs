@@ -182,9 +182,10 @@ impl Inner {
         let name = VolumeName::Live(kind, incarnation);
         let seed = Seed { disk: self.identity.disk, incarnation };
         let opened = match spare {
-            Some(spare) => self.disk.rename(&spare.name.to_string(), &name.to_string()).and_then(|()| {
-                VolumeFile::open(self.disk.as_ref(), name, seed, OpenMode::Existing)
-            }),
+            Some(spare) => self
+                .disk
+                .rename(&spare.name.to_string(), &name.to_string())
+                .and_then(|()| VolumeFile::open(self.disk.as_ref(), name, seed, OpenMode::Existing)),
             None => VolumeFile::open(self.disk.as_ref(), name, seed, OpenMode::CreateNew),
         };
         let file = Arc::new(opened.map_err(|error| self.write_failed("making a volume", &error))?);
@@ -211,8 +212,23 @@ macro_rules! counters {
 }
 
 counters!(
-    batches, closing_batches, flushes, records, journal_bytes, bulk_bytes, ahead_bytes, copied_bytes, read_bytes,
-    puts, gets, deletes, conflicts, compacted_volumes, compacted_bytes, scrub_passes, scrubbed_bytes,
+    batches,
+    closing_batches,
+    flushes,
+    records,
+    journal_bytes,
+    bulk_bytes,
+    ahead_bytes,
+    copied_bytes,
+    read_bytes,
+    puts,
+    gets,
+    deletes,
+    conflicts,
+    compacted_volumes,
+    compacted_bytes,
+    scrub_passes,
+    scrubbed_bytes,
 );
 
 /// Adds to an event count.

@@ -38,16 +38,34 @@ pub struct Place {
 #[derive(Debug)]
 pub enum Request {
     /// A chunk or a locator. With `moved_from`, only if the chunk still is there.
-    Store { record: RecordIn, len: u32, crc64: u64, moved_from: Option<Place>, bulk: Option<VolumeNumber> },
+    Store {
+        record: RecordIn,
+        len: u32,
+        crc64: u64,
+        moved_from: Option<Place>,
+        bulk: Option<VolumeNumber>,
+    },
     /// Tombstones. With `moved_from`, only those that are in that volume.
-    Delete { ids: Vec<ChunkId>, moved_from: Option<VolumeNumber> },
+    Delete {
+        ids: Vec<ChunkId>,
+        moved_from: Option<VolumeNumber>,
+    },
     Raft(RaftWrite),
     RaftRemove(GroupId),
     /// A group's rewritten log, valid while its last record has this number.
-    RaftRewrite { record: RecordIn, number: u64 },
-    RaftDamaged { group: GroupId, reason: String },
+    RaftRewrite {
+        record: RecordIn,
+        number: u64,
+    },
+    RaftDamaged {
+        group: GroupId,
+        reason: String,
+    },
     /// Lets go of a volume, and of these tombstones with it.
-    Drop { volume: VolumeNumber, tombstones: Vec<ChunkId> },
+    Drop {
+        volume: VolumeNumber,
+        tombstones: Vec<ChunkId>,
+    },
 }
 
 impl Request {

@@ -73,7 +73,11 @@ impl EntryAt {
     }
 
     fn cost(&self) -> u64 {
-        if self.part.1 == self.record_payload_len { record_cost(self.record_payload_len) } else { u64::from(self.part.1) }
+        if self.part.1 == self.record_payload_len {
+            record_cost(self.record_payload_len)
+        } else {
+            u64::from(self.part.1)
+        }
     }
 }
 
@@ -311,7 +315,8 @@ impl GroupLog {
         self.removed = false;
         self.base = (header.index(), Term(header.check));
         self.first = LogIndex(self.base.0.0 + 1);
-        self.hard_state = base.hard_state.map(|(at, len)| Bytes::copy_from_slice(&payload[at as usize..][..len as usize]));
+        self.hard_state =
+            base.hard_state.map(|(at, len)| Bytes::copy_from_slice(&payload[at as usize..][..len as usize]));
         let own = 64 + self.hard_state.as_ref().map_or(0, |h| h.len() as u64);
         self.pin(PIN_BASE, Some((volume, own)), weigh);
         for (index, entry) in (self.first.0..).zip(&base.entries) {
@@ -364,8 +369,7 @@ mod tests {
 
         fn record(&mut self, kind: Kind, index: u64, term: u64, payload: &[u8]) {
             let number = self.log.number + 1;
-            let mut header =
-                RecordHeader::raft(kind, GroupId(7), PeerId(1), LogIndex(index), Term(term), number);
+            let mut header = RecordHeader::raft(kind, GroupId(7), PeerId(1), LogIndex(index), Term(term), number);
             header.payload_len = payload.len() as u32;
             let weights = &mut self.weights;
             let mut weigh = |weight: Weight| {

@@ -63,7 +63,8 @@ pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>) -> Result<Chun
             Err(failure) => {
                 let mut shared = inner.shared();
                 let now = shared.state.index.get(id);
-                let moved = !matches!(now, Some(Slot::Live(now)) if (now.volume, now.offset) == (live.volume, live.offset));
+                let moved =
+                    !matches!(now, Some(Slot::Live(now)) if (now.volume, now.offset) == (live.volume, live.offset));
                 if moved {
                     continue;
                 }
@@ -111,7 +112,8 @@ pub async fn verified_range(
         let (head, data) = futures_util::future::join(head, span(file, data_from, data_to)).await;
         (head?, data?)
     };
-    let header = RecordHeader::decode(&head, file.seed, live.offset).map_err(|e| ReadFailure::Damaged(e.to_string()))?;
+    let header =
+        RecordHeader::decode(&head, file.seed, live.offset).map_err(|e| ReadFailure::Damaged(e.to_string()))?;
     let expected = (Kind::Chunk, id.to_bytes(), live.len, live.crc64);
     if (header.kind, header.id, header.payload_len, header.check) != expected {
         return Err(ReadFailure::Damaged("another record is where the chunk should be".into()));

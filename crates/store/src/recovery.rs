@@ -80,7 +80,8 @@ pub async fn recover(disk: &Arc<dyn Disk>, disk_id: DiskId) -> Result<Recovered,
     let Replay { state, mut report, .. } = replay;
     report.volumes = state.volumes.len() as u64;
     report.damaged = state.quarantine();
-    report.raft_damaged = state.raft.iter().filter(|(_, log)| log.damage().is_some()).map(|(group, _)| *group).collect();
+    report.raft_damaged =
+        state.raft.iter().filter(|(_, log)| log.damage().is_some()).map(|(group, _)| *group).collect();
     let mut spare: Vec<_> = names.into_iter().filter(|name| matches!(name, VolumeName::Free(_))).collect();
     spare.extend(files.iter().filter(|(number, _)| !state.volumes.contains_key(number)).map(|(_, file)| file.name));
     files.retain(|number, _| state.volumes.contains_key(number));

@@ -44,7 +44,9 @@ pub enum DamagedWhat {
     /// A record of a Raft group's log or hard state.
     Raft(GroupId),
     /// Records that nobody can name any more; this many bytes.
-    Unknown { len_bytes: u64 },
+    Unknown {
+        len_bytes: u64,
+    },
     /// A whole volume is missing.
     MissingVolume,
     /// The engine's own bookkeeping or unused bytes: nothing of a user's was lost.

@@ -142,9 +142,7 @@ impl<'a> Desk<'a> {
 
     fn drop_volume(&self, number: VolumeNumber, tombstones: &[ChunkId], round: &mut Round) -> Outcome {
         let Some(volume) = self.state.volumes.get(&number) else { return Outcome::Skipped };
-        let still = |id: &&ChunkId| {
-            matches!(self.state.index.get(**id), Some(Slot::Deleted { journal, .. }) if journal == number)
-        };
+        let still = |id: &&ChunkId| matches!(self.state.index.get(**id), Some(Slot::Deleted { journal, .. }) if journal == number);
         let droppable = tombstones.iter().filter(still).count() as i64;
         let held = volume.pinned || volume.damaged_live > 0 || volume.pending > 0 || !volume.sealed;
         if held || volume.live_records != droppable {
@@ -246,11 +244,7 @@ fn check_entries(write: &RaftWrite, base: LogIndex, last: LogIndex) -> Result<()
 }
 
 /// A group's whole log as one base record.
-pub fn base_record(
-    group: GroupId,
-    log: &GroupLog,
-    entries: &[crate::raft_log::RaftEntry],
-) -> RecordIn {
+pub fn base_record(group: GroupId, log: &GroupLog, entries: &[crate::raft_log::RaftEntry]) -> RecordIn {
     let payload = encode_base(log.hard_state.as_deref(), entries.iter().map(|e| (e.term, e.data.as_ref())));
     let header = RecordHeader::raft(Kind::RaftBase, group, log.peer, log.base.0, log.base.1, log.number + 1);
     RecordIn::new(header, payload)

@@ -41,7 +41,10 @@ pub struct FoundBatch {
     /// The whole batch.
     pub data: Bytes,
     pub contents: Contents,
-    /// One of the two headers did not verify, or the batch does not follow the one before.
+    /// Both headers verified. One that did not may be the trace of a crash: the body of a closing batch is all zeroes,
+    /// and verifies without having been written.
+    pub headers_whole: bool,
+    /// What is wrong although no record need be: for the report.
     pub blemish: Option<&'static str>,
 }
 
@@ -54,7 +57,7 @@ impl Item {
     }
 
     fn is_whole(&self) -> bool {
-        matches!(self, Item::Batch(batch) if batch.contents.intact)
+        matches!(self, Item::Batch(batch) if batch.contents.intact && batch.headers_whole)
     }
 }
 
@@ -138,17 +141,20 @@ pub async fn scan(file: &Arc<dyn File>, seed: Seed, extent: Extent, visit: &mut 
         let data = reader.span(start, u64::from(header.len)).await;
         let contents = batch::parse(&data, &header, seed);
         let follows = chained && follows(previous.as_ref(), &header);
-        let blemish = match (whole_header || start > at, copy_is_whole(&data, &header, seed), follows || !chained) {
+        let whole_header = whole_header || BatchHeader::decode(&data, seed, start).is_ok();
+        let whole_copy = copy_is_whole(&data, &header, seed);
+        let blemish = match (whole_header, whole_copy, follows || !chained) {
             (false, _, _) => Some("batch header damaged, its copy is whole"),
             (_, false, _) => Some("copy of a batch header damaged"),
             (_, _, false) => Some("batch does not follow the one before"),
             _ => None,
         };
+        let found = FoundBatch { header, data, contents, headers_whole: whole_header && whole_copy, blemish };
         at = header.end();
         seen_upto = at;
         previous = Some(header);
         chained = true;
-        for item in judge.take(Item::Batch(FoundBatch { header, data, contents, blemish })) {
+        for item in judge.take(Item::Batch(found)) {
             if let Item::Batch(batch) = &item {
                 last = Some(batch.header);
             }
@@ -255,7 +261,7 @@ mod tests {
             checksum: 0,
         };
         let contents = Contents { intact, ..Contents::default() };
-        Item::Batch(FoundBatch { header, data: Bytes::new(), contents, blemish: None })
+        Item::Batch(FoundBatch { header, data: Bytes::new(), contents, headers_whole: true, blemish: None })
     }
 
     fn starts(items: &[Item]) -> Vec<u64> {

@@ -82,7 +82,9 @@ impl State {
             }
             Kind::Locator => match Locator::decode(payload) {
                 Ok(locator) => self.store(header.chunk_id(), located(header, &locator, volume)),
-                Err(error) => self.note_damage(volume, offset, DamagedWhat::Chunk(header.chunk_id()), &error.to_string()),
+                Err(error) => {
+                    self.note_damage(volume, offset, DamagedWhat::Chunk(header.chunk_id()), &error.to_string())
+                }
             },
             Kind::Tombstone => self.delete(header.chunk_id(), volume),
             Kind::VolumeDropped => self.drop_volume(header.incarnation()),
@@ -377,8 +379,7 @@ mod tests {
     fn a_damaged_raft_record_damages_its_group_only() {
         let mut state = state();
         for group in [1, 2] {
-            let header =
-                RecordHeader::raft(Kind::RaftEntry, GroupId(group), PeerId(1), LogIndex(1), Term(1), 1);
+            let header = RecordHeader::raft(Kind::RaftEntry, GroupId(group), PeerId(1), LogIndex(1), Term(1), 1);
             state.apply(1, 64 * group, &header, &[]);
         }
         let id = crate::format::record::raft_id(GroupId(1), LogIndex(2));

@@ -295,7 +295,11 @@ fn parse_line(data: &[u8], header: &BatchHeader, seed: Seed, line: &[u8], intact
     let offset = header.position.offset + at as u64;
     let record = data.get(at..header.records_end as usize)?;
     let content = content_of(record, seed, offset, at, intact).and_then(|(found, payload)| {
-        if found.kind == kind && found.id == id { Ok((found, payload)) } else { Err("record differs from its line".into()) }
+        if found.kind == kind && found.id == id {
+            Ok((found, payload))
+        } else {
+            Err("record differs from its line".into())
+        }
     });
     Some(Parsed { kind, id, offset, content })
 }

@@ -23,10 +23,7 @@ pub struct BasePayload {
 }
 
 /// Encodes hard state and entries (term, data).
-pub fn encode_base<'a>(
-    hard_state: Option<&[u8]>,
-    entries: impl ExactSizeIterator<Item = (Term, &'a [u8])>,
-) -> Vec<u8> {
+pub fn encode_base<'a>(hard_state: Option<&[u8]>, entries: impl ExactSizeIterator<Item = (Term, &'a [u8])>) -> Vec<u8> {
     let mut out = Vec::new();
     out.put_u8(u8::from(hard_state.is_some()));
     let hard_state = hard_state.unwrap_or_default();

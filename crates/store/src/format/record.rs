@@ -57,8 +57,21 @@ impl Kind {
     pub fn from_u8(raw: u8) -> Option<Kind> {
         use Kind::*;
         const ALL: [Kind; 15] = [
-            Chunk, Locator, Tombstone, RaftEntry, RaftHardState, RaftBase, RaftTrim, RaftDamaged, RaftRemove,
-            VolumeList, RaftList, VolumeDropped, Seal, Footer, Log,
+            Chunk,
+            Locator,
+            Tombstone,
+            RaftEntry,
+            RaftHardState,
+            RaftBase,
+            RaftTrim,
+            RaftDamaged,
+            RaftRemove,
+            VolumeList,
+            RaftList,
+            VolumeDropped,
+            Seal,
+            Footer,
+            Log,
         ];
         ALL.into_iter().find(|kind| *kind as u8 == raw)
     }

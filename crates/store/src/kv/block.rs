@@ -14,7 +14,7 @@
 //! does not verify. The entry's `crc` is that of its [`Cell`], made at commit and carried unchanged ever after.
 
 use base::checksum::crc32c;
-use base::codec::{DecodeError, Reader, Writer};
+use base::codec::{DecodeError, Writer};
 use bytes::Bytes;
 
 use super::{KEY_LEN_MAX, VALUE_LEN_MAX};
@@ -143,7 +143,7 @@ impl BlockCursor {
     pub(super) fn new(content: Bytes) -> Result<BlockCursor, DecodeError> {
         let malformed = |what| DecodeError { what, offset: content.len() };
         let count_at = content.len().checked_sub(4).ok_or(malformed("block too short"))?;
-        let restarts = Reader::new(&content[count_at..]).u32("restart count")? as usize;
+        let restarts = read_u32(&content, count_at).ok_or(malformed("restart count"))? as usize;
         let table = restarts.checked_mul(4).ok_or(malformed("restart count"))?;
         let restarts_at = count_at.checked_sub(table).ok_or(malformed("restart count"))?;
         Ok(BlockCursor {
@@ -192,25 +192,13 @@ impl BlockCursor {
         if start >= self.restarts_at {
             return Ok(());
         }
-        let mut reader = Reader::new(&self.content[start..self.restarts_at]);
-        let shared = take_varint(&mut reader)?;
-        let unshared = take_varint(&mut reader)?;
-        let tag = take_varint(&mut reader)?;
-        if shared > self.key.len() || shared + unshared > KEY_LEN_MAX {
+        let entry = Entry::decode(&self.content[..self.restarts_at], start)?;
+        if entry.shared > self.key.len() || entry.shared + entry.unshared.len() > KEY_LEN_MAX {
             return Err(DecodeError { what: "key length", offset: start });
         }
-        self.key.truncate(shared);
-        self.key.extend_from_slice(reader.take(unshared, "key")?);
-        self.value = match tag.checked_sub(1) {
-            None => None,
-            Some(len) => {
-                self.crc = reader.u32("value checksum")?;
-                let value_at = start + reader.offset();
-                reader.take(len, "value")?;
-                Some((value_at, value_at + len))
-            }
-        };
-        self.next = start + reader.offset();
+        self.key.truncate(entry.shared);
+        self.key.extend_from_slice(entry.unshared);
+        (self.crc, self.value, self.next) = (entry.crc, entry.value, entry.end);
         self.at_entry = true;
         Ok(())
     }
@@ -231,23 +219,59 @@ impl BlockCursor {
 
     fn restart_offset(&self, restart: usize) -> Result<usize, DecodeError> {
         let at = self.restarts_at + 4 * restart;
-        let offset = Reader::new(&self.content[at..at + 4]).u32("restart")? as usize;
-        if offset >= self.restarts_at {
-            return Err(DecodeError { what: "restart", offset: at });
+        match read_u32(&self.content, at) {
+            Some(offset) if (offset as usize) < self.restarts_at => Ok(offset as usize),
+            _ => Err(DecodeError { what: "restart", offset: at }),
         }
-        Ok(offset)
     }
 
     fn restart_key(&self, restart: usize) -> Result<&[u8], DecodeError> {
         let offset = self.restart_offset(restart)?;
-        let mut reader = Reader::new(&self.content[offset..self.restarts_at]);
-        if take_varint(&mut reader)? != 0 {
+        let entry = Entry::decode(&self.content[..self.restarts_at], offset)?;
+        if entry.shared != 0 {
             return Err(DecodeError { what: "restart shares a prefix", offset });
         }
-        let len = take_varint(&mut reader)?;
-        take_varint(&mut reader)?;
-        reader.take(len, "key")
+        Ok(entry.unshared)
     }
+}
+
+/// One entry as it stands in a block. Plain slices instead of a `Reader`, as every search passes through here.
+struct Entry<'a> {
+    shared: usize,
+    unshared: &'a [u8],
+    crc: u32,
+    value: Option<(usize, usize)>,
+    end: usize,
+}
+
+impl<'a> Entry<'a> {
+    fn decode(entries: &'a [u8], offset: usize) -> Result<Entry<'a>, DecodeError> {
+        Entry::take(entries, offset).ok_or(DecodeError { what: "entry", offset })
+    }
+
+    fn take(entries: &'a [u8], mut at: usize) -> Option<Entry<'a>> {
+        let shared = take_varint(entries, &mut at)?;
+        let unshared_len = take_varint(entries, &mut at)?;
+        let tag = take_varint(entries, &mut at)?;
+        let unshared = entries.get(at..at.checked_add(unshared_len)?)?;
+        at += unshared_len;
+        let (mut crc, mut value) = (0, None);
+        if let Some(len) = tag.checked_sub(1) {
+            crc = read_u32(entries, at)?;
+            let start = at + 4;
+            at = start.checked_add(len)?;
+            if at > entries.len() {
+                return None;
+            }
+            value = Some((start, at));
+        }
+        Some(Entry { shared, unshared, crc, value, end: at })
+    }
+}
+
+fn read_u32(data: &[u8], at: usize) -> Option<u32> {
+    let bytes = data.get(at..at.checked_add(4)?)?;
+    Some(u32::from_le_bytes(bytes.try_into().ok()?))
 }
 
 fn shared_len(a: &[u8], b: &[u8]) -> usize {
@@ -263,20 +287,26 @@ fn put_varint(out: &mut Vec<u8>, value: usize) {
     out.push(rest as u8);
 }
 
-fn take_varint(reader: &mut Reader<'_>) -> Result<usize, DecodeError> {
-    let mut value = 0_u32;
-    for shift in (0..32).step_by(7) {
-        let byte = reader.u8("varint")?;
+fn take_varint(data: &[u8], at: &mut usize) -> Option<usize> {
+    let first = *data.get(*at)?;
+    *at += 1;
+    if first < 0x80 {
+        return Some(usize::from(first));
+    }
+    let mut value = u32::from(first & 0x7f);
+    for shift in [7, 14, 21, 28] {
+        let byte = *data.get(*at)?;
+        *at += 1;
         let bits = u32::from(byte & 0x7f);
         if shift == 28 && bits > 0xf {
-            return Err(reader.error("varint too large"));
+            return None;
         }
         value |= bits << shift;
-        if byte & 0x80 == 0 {
-            return Ok(value as usize);
+        if byte < 0x80 {
+            return Some(value as usize);
         }
     }
-    Err(reader.error("varint too long"))
+    None
 }
 
 #[cfg(test)]

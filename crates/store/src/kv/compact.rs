@@ -61,6 +61,7 @@ impl Inner {
 
     /// Does the next job. Returns whether to look for another one.
     async fn compact_one(&self) -> bool {
+        let _merging = self.merging.lock().await;
         let tree = self.view().tree.clone();
         let Some(job) = tree.next_job(&self.options) else { return false };
         if self.is_closed() || self.files.check_writing().is_err() {
@@ -172,7 +173,7 @@ impl Output<'_> {
         }
         let writer = self.writer.as_mut().expect("set above");
         writer.add(key, cell);
-        if !writer.entries().is_multiple_of(SPILL_ROWS as u64) && !cell.is_large() {
+        if !writer.entries().is_multiple_of(SPILL_ROWS) && !cell.is_large() {
             return Ok(());
         }
         self.unpaced_bytes += writer.spill().await.map_err(GivenUp::Write)?;

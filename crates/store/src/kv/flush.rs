@@ -13,7 +13,7 @@ use super::run_writer::{RunWriter, remove_abandoned};
 use super::tree::Tree;
 
 /// Rows that are added to a run between two looks at whether there is enough to write.
-pub(super) const SPILL_ROWS: usize = 64;
+pub(super) const SPILL_ROWS: u64 = 64;
 
 impl Inner {
     /// Makes at least the first `target` transactions durable.
@@ -57,42 +57,49 @@ impl Inner {
     async fn write_memtable(&self, memtable: &Arc<Memtable>) -> Result<Option<Arc<Run>>, KvError> {
         // In an empty tree there is nothing that a deletion would hide.
         let keep_deletions = self.view().tree.runs().next().is_some();
-        let mut cursor = MemCursor::new(Arc::new(memtable.hold()), &[], None);
-        let mut writer: Option<RunWriter> = None;
-        let outcome = async {
-            let mut rows = 0_usize;
-            while let Some((key, cell)) = cursor.row() {
-                if keep_deletions || cell.value.is_some() {
-                    if writer.is_none() {
-                        writer = Some(self.create_run()?);
-                    }
-                    let writer = writer.as_mut().expect("set above");
-                    writer.add(key, cell);
-                    rows += 1;
-                    if rows.is_multiple_of(SPILL_ROWS) || cell.is_large() {
-                        writer.spill().await?;
-                    }
-                }
-                cursor.advance();
-            }
-            match writer.take() {
-                None => Ok(None),
-                Some(writer) => writer.finish().await.map(Some),
-            }
-        };
-        let outcome: io::Result<Option<RunMeta>> = outcome.await;
-        match outcome {
+        let mut begun = None;
+        match self.write_rows(memtable, keep_deletions, &mut begun).await {
             Ok(None) => Ok(None),
             Ok(Some(meta)) => {
                 self.counters.flush_bytes.fetch_add(meta.size_bytes, Ordering::Relaxed);
                 self.adopt(meta).map(Some)
             }
             Err(error) => {
-                if let Some(writer) = writer {
-                    remove_abandoned(&self.files, writer.id());
+                if let Some(id) = begun {
+                    remove_abandoned(&self.files, id);
                 }
                 Err(self.write_failed("a flush", &error))
             }
+        }
+    }
+
+    /// Writes the rows into a run file, whose id it leaves in `begun` in any case.
+    async fn write_rows(
+        &self,
+        memtable: &Arc<Memtable>,
+        keep_deletions: bool,
+        begun: &mut Option<u64>,
+    ) -> io::Result<Option<RunMeta>> {
+        let mut cursor = MemCursor::new(Arc::new(memtable.hold()), &[], None);
+        let mut writer: Option<RunWriter> = None;
+        while let Some((key, cell)) = cursor.row() {
+            if keep_deletions || cell.value.is_some() {
+                let mut current = match writer.take() {
+                    Some(current) => current,
+                    None => self.create_run()?,
+                };
+                *begun = Some(current.id());
+                current.add(key, cell);
+                if current.entries().is_multiple_of(SPILL_ROWS) || cell.is_large() {
+                    current.spill().await?;
+                }
+                writer = Some(current);
+            }
+            cursor.advance();
+        }
+        match writer {
+            None => Ok(None),
+            Some(writer) => writer.finish().await.map(Some),
         }
     }
 

@@ -9,9 +9,10 @@
 //! which its transactions are durable, all at once; and as each flush takes everything before it, a crash keeps a
 //! prefix of transactions. It leaves at most orphan files, which the next opening removes.
 //!
-//! Locks, taken in this order: `flushing` (one flush at a time), `installing` (one change of the manifest at a time),
+//! Locks, taken in this order: `flushing` (one flush at a time), `merging` (one merge
+//! at a time), `installing` (one change of the manifest at a time),
 //! `writer` (one commit, or the exchange of the memtable), `view` (the exchange of one pointer), then those inside a
-//! memtable or cache shard. Only the first two are held while I/O is waited for; reads and commits take neither.
+//! memtable or cache shard. Only the first three are held while I/O is waited for; reads and commits take neither.
 //!
 //! A failed write, flush or change of the directory is final: all later writing fails with the same reason, nothing is
 //! removed any more, reads go on. Only a disk that is full while a run is written is not final: what the run would
@@ -136,6 +137,8 @@ pub(super) struct Inner {
     pub(super) flushing: tokio::sync::Mutex<()>,
     /// Sequence of the durable manifest.
     pub(super) installing: tokio::sync::Mutex<u64>,
+    /// Held during a merge and an erasure: one of them at a time rewrites runs.
+    pub(super) merging: tokio::sync::Mutex<()>,
     /// Transactions that are durable, counted as in `writer`.
     pub(super) durable: AtomicU64,
     pub(super) next_run_id: AtomicU64,
@@ -209,6 +212,15 @@ impl LsmKv {
     /// fast, so that users are not disturbed.
     pub async fn verify(&self, bytes_per_s: Option<u64>) -> Verification {
         verify::verify(&self.inner, bytes_per_s).await
+    }
+
+    /// Removes the rows of `from <= key < to` that were committed before this call, whether they can be read or not,
+    /// and makes that durable. It is how rows are replaced that damage hides: afterwards reads of the range are sound
+    /// again, and the rows can be put anew. Fails, and changes nothing, when damage also hides rows outside the range:
+    /// [`LsmKv::verify`] says how far each damage reaches.
+    pub fn erase(&self, from: &[u8], to: &[u8]) -> BoxFuture<Result<(), KvError>> {
+        let (from, to) = (Bytes::copy_from_slice(from), Bytes::copy_from_slice(to));
+        Box::pin(self.inner.clone().erase(from, to))
     }
 
     /// Bytes of the store's files on the disk, also of those that only a snapshot still reads.

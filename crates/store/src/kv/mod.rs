@@ -10,6 +10,7 @@ mod cache;
 mod compact;
 pub mod conformance;
 mod cursor;
+mod erase;
 mod filter;
 mod flush;
 mod lsm;

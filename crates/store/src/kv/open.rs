@@ -49,6 +49,7 @@ pub(super) async fn open(
         writer: Mutex::new(manifest.transactions),
         flushing: tokio::sync::Mutex::new(()),
         installing: tokio::sync::Mutex::new(manifest.sequence),
+        merging: tokio::sync::Mutex::new(()),
         durable: AtomicU64::new(manifest.transactions),
         next_run_id: AtomicU64::new(manifest.next_run_id),
         manifest_bytes: AtomicU64::new(manifest.file_bytes()),

@@ -30,7 +30,8 @@ use std::sync::{Arc, OnceLock};
 use super::block::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, BlockCursor, Cell, checked};
 use super::cache::BlockCache;
 use super::cursor::RunCursor;
-use super::{KEY_LEN_MAX, KvError, filter};
+use super::filter;
+use super::{KEY_LEN_MAX, KvError};
 
 pub(super) const FILE_PREFIX: &str = "kv-run-";
 pub(super) const MAGIC: [u8; 8] = *b"HENGEKVR";
@@ -259,9 +260,9 @@ impl Run {
         self.body.as_ref().map_or(0, |body| body.parts.len())
     }
 
-    /// The cell under `key`, verified.
-    pub(super) fn get(self: &Arc<Run>, key: &[u8]) -> Result<Option<Cell>, KvError> {
-        if !self.meta.overlaps(key, key) || !self.may_contain(key)? {
+    /// The cell under `key`, verified. `hash` is that of the key for filters.
+    pub(super) fn get(self: &Arc<Run>, key: &[u8], hash: u64) -> Result<Option<Cell>, KvError> {
+        if !self.meta.overlaps(key, key) || !self.may_contain(key, hash)? {
             return Ok(None);
         }
         let cursor = RunCursor::new(self.clone(), key);
@@ -270,14 +271,14 @@ impl Run {
     }
 
     /// Whether the filter lets `key` pass. A damaged filter does.
-    fn may_contain(&self, key: &[u8]) -> Result<bool, KvError> {
+    fn may_contain(&self, key: &[u8], hash: u64) -> Result<bool, KvError> {
         let body = self.body()?;
         let Some(part) = body.parts.get(self.find_part(key)) else { return Ok(false) };
         let Ok(filter) = self.block(body, part.filter) else {
             self.files.filters_damaged.fetch_add(1, Ordering::Relaxed);
             return Ok(true);
         };
-        Ok(filter::may_contain(&filter, filter::hash(key)))
+        Ok(filter::may_contain(&filter, hash))
     }
 
     /// The part that holds `key` if the run does; behind the last part if no part can.

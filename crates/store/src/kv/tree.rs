@@ -6,25 +6,28 @@
 //!
 //! **What is merged next**, and what that costs:
 //! 1. Level 0 has `l0_runs` runs or more, and its bytes are at least a quarter of those they overlap in level 1: all
-//!    of them go down together (each byte of level 0 rewrites at most four below).
-//! 2. Level 0 has that many, but they are small (a store that is flushed often): its newest runs of similar size
-//!    become one run of level 0, so that small flushes cost a logarithm, not a rewrite of level 1 each.
-//! 3. A deeper level is over its size: its run that overlaps the fewest bytes of the next level, for its own size,
-//!    goes down.
-//! 4. A run that overlaps nothing below moves without being rewritten.
+//!    of them go down together. So each byte of level 0 rewrites at most four of level 1.
+//! 2. Level 0 has that many, but they are small, as in a store that is flushed often: `l0_runs` neighbours of similar
+//!    size become one run of level 0. So small flushes cost a logarithm, not a rewrite of level 1 each.
+//! 3. Level 0 is crowded with runs of all sizes: the newer half of them, the smaller ones, become one.
+//! 4. A deeper level is over its size: its run that overlaps the fewest bytes of the next level, for its own size,
+//!    goes down. If it overlaps none, it moves without being rewritten.
+//! 5. Deletions are a quarter of all rows below level 0: the runs in which they are most go down, until they meet
+//!    what they delete, so that space comes back although a deletion is small.
 
 use std::sync::Arc;
 
 use super::block::Cell;
 use super::cursor::{LevelCursor, Source};
+use super::filter;
 use super::manifest::LEVELS;
 use super::run::{Run, RunMeta};
 use super::{KvError, KvOptions};
 
-/// Runs of level 0 at which they go down whatever their sizes are, as a multiple of `l0_runs`.
-const L0_CROWDED: usize = 2;
-/// How much a run may be larger than the newer ones together to be merged with them inside level 0.
-const SIMILAR: u64 = 2;
+/// How many times the mean of its neighbours a run's size may be to count as similar.
+const SIMILAR: u64 = 3;
+/// Which part of all rows may be deletions: one in so many.
+const DELETIONS_SHARE: u64 = 4;
 /// How many bytes of level 1 may be rewritten for one of level 0.
 const REWRITE_MAX: u64 = 4;
 
@@ -67,15 +70,16 @@ impl Tree {
 
     /// The newest cell of `key` in any run.
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<Cell>, KvError> {
+        let hash = filter::hash(key);
         for run in self.level(0) {
-            if let Some(cell) = run.get(key)? {
+            if let Some(cell) = run.get(key, hash)? {
                 return Ok(Some(cell));
             }
         }
         for runs in &self.levels[1..] {
             let at = runs.partition_point(|run| &run.meta.last[..] < key);
             if let Some(run) = runs.get(at)
-                && let Some(cell) = run.get(key)?
+                && let Some(cell) = run.get(key, hash)?
             {
                 return Ok(Some(cell));
             }
@@ -127,6 +131,17 @@ impl Tree {
         tree
     }
 
+    /// This tree with some runs replaced, each by one with a part of its rows or by none.
+    pub(super) fn with_exchanged(&self, exchanges: &[(Arc<Run>, Option<Arc<Run>>)]) -> Tree {
+        let exchanged = |run: &Arc<Run>| match exchanges.iter().find(|(old, _)| Arc::ptr_eq(old, run)) {
+            Some((_, new)) => new.clone(),
+            None => Some(run.clone()),
+        };
+        let tree = Tree::new(self.levels().map(|runs| runs.iter().filter_map(exchanged).collect()).collect());
+        tree.assert_ordered();
+        tree
+    }
+
     /// The runs of each level below 0 rise and do not overlap.
     fn assert_ordered(&self) {
         for runs in &self.levels[1..] {
@@ -144,7 +159,21 @@ impl Tree {
 
     /// The next merge, if one is due. Runs known to be damaged take no part.
     pub(super) fn next_job(&self, options: &KvOptions) -> Option<Job> {
-        self.level0_job(options).or_else(|| (1..LEVELS - 1).find_map(|level| self.level_job(level, options)))
+        let too_large = |level: &usize| bytes(self.level(*level)) > options.level_bytes_max(*level);
+        self.level0_job(options)
+            .or_else(|| (1..LEVELS - 1).filter(too_large).find_map(|level| self.level_job(level, |_| true)))
+            .or_else(|| self.deletions_job())
+    }
+
+    fn deletions_job(&self) -> Option<Job> {
+        let many = |deletions: u64, entries: u64| deletions.saturating_mul(DELETIONS_SHARE) > entries;
+        let below: Vec<&Arc<Run>> = self.levels[1..].iter().flat_map(|runs| runs.iter()).collect();
+        let deletions = below.iter().map(|run| run.meta.deletions).sum();
+        if !many(deletions, below.iter().map(|run| run.meta.entries).sum()) {
+            return None;
+        }
+        let has_many = |run: &Run| many(run.meta.deletions, run.meta.entries);
+        (1..LEVELS - 1).find_map(|level| self.level_job(level, has_many))
     }
 
     fn level0_job(&self, options: &KvOptions) -> Option<Job> {
@@ -155,21 +184,11 @@ impl Tree {
         let below = self.overlapped(1, top);
         let top_bytes = bytes(top);
         let worth_it = top_bytes.saturating_mul(REWRITE_MAX) >= bytes(&below);
-        if !worth_it && top.len() < L0_CROWDED * options.l0_runs {
-            let mut similar_bytes = top[0].meta.size_bytes;
-            let similar = 1 + top[1..]
-                .iter()
-                .take_while(|run| {
-                    let joins = run.meta.size_bytes <= SIMILAR * similar_bytes;
-                    similar_bytes += run.meta.size_bytes;
-                    joins
-                })
-                .count();
-            if similar >= options.l0_runs {
-                let inputs = top[..similar].iter().map(|run| vec![run.clone()]).collect();
-                return Some(Job { inputs, level: 0, moves: false });
-            }
-            return None;
+        if !worth_it {
+            let crowded = top.len() >= options.l0_runs_max / 2 + options.l0_runs;
+            let newer_half = crowded.then(|| &top[..top.len() / 2]);
+            let inputs = similar_neighbours(top, options.l0_runs).or(newer_half)?;
+            return Some(Job { inputs: inputs.iter().map(|run| vec![run.clone()]).collect(), level: 0, moves: false });
         }
         if below.iter().any(|run| run.is_damaged()) {
             return None;
@@ -178,15 +197,14 @@ impl Tree {
         Some(Job { inputs, level: 1, moves: false })
     }
 
-    fn level_job(&self, level: usize, options: &KvOptions) -> Option<Job> {
+    /// Takes the run of `level` down that costs least, among those that are `eligible`.
+    fn level_job(&self, level: usize, eligible: impl Fn(&Run) -> bool) -> Option<Job> {
         let runs = self.level(level);
-        if bytes(runs) <= options.level_bytes_max(level) {
-            return None;
-        }
         // Overlapped bytes per 1,024 own bytes; the smallest key decides between equals.
         let cost = |run: &Arc<Run>, below: &[Arc<Run>]| bytes(below).saturating_mul(1024) / run.meta.size_bytes.max(1);
         let (_, run, below) = runs
             .iter()
+            .filter(|run| eligible(run))
             .map(|run| (run, self.overlapped(level + 1, std::slice::from_ref(run))))
             .filter(|(run, below)| !run.is_damaged() && !below.iter().any(|run| run.is_damaged()))
             .map(|(run, below)| (cost(run, &below), run, below))
@@ -203,6 +221,20 @@ impl Tree {
         let (Some(first), Some(last)) = (first, last) else { return Vec::new() };
         self.level(level).iter().filter(|run| run.meta.overlaps(first, last)).cloned().collect()
     }
+}
+
+/// The newest neighbours, at least `count`, that are of similar size.
+fn similar_neighbours(runs: &[Arc<Run>], count: usize) -> Option<&[Arc<Run>]> {
+    (0..runs.len()).find_map(|start| {
+        let mut sum = 0;
+        let similar = runs[start..].iter().enumerate().take_while(|(at, run)| {
+            let joins = *at == 0 || run.meta.size_bytes * *at as u64 <= SIMILAR * sum;
+            sum += run.meta.size_bytes;
+            joins
+        });
+        let len = similar.count();
+        (len >= count).then(|| &runs[start..start + len])
+    })
 }
 
 fn bytes(runs: &[Arc<Run>]) -> u64 {

@@ -6,9 +6,8 @@ use store::{ChunkData, DiskState, Engine, LOG_START, PutOutcome, RaftEntry, Raft
 
 use crate::bench::{Bench, IDENTITY, chunk, id, payload, small};
 
-const LENGTHS: [usize; 12] = [
-    0, 1, 100, 4096, 16_384, 16_385, 100_000, 256 << 10, (256 << 10) + 1, 300_000, 1 << 20, (1 << 20) + 4097,
-];
+const LENGTHS: [usize; 12] =
+    [0, 1, 100, 4096, 16_384, 16_385, 100_000, 256 << 10, (256 << 10) + 1, 300_000, 1 << 20, (1 << 20) + 4097];
 
 #[test]
 fn chunks_of_all_lengths_come_back_before_and_after_a_restart() {
@@ -46,7 +45,8 @@ fn ranges_are_exact_and_cut_at_the_end() {
         bench.put(&engine, chunk(number, len)).unwrap();
         let whole = payload(number, len);
         let len = len as u32;
-        for range in [0..1, 1..2, 0..len, 16_383..16_385, 16_384..32_768, 40_000..u32::MAX, len - 1..len, len..len + 9] {
+        for range in [0..1, 1..2, 0..len, 16_383..16_385, 16_384..32_768, 40_000..u32::MAX, len - 1..len, len..len + 9]
+        {
             let data: ChunkData = bench.sim.block_on(engine.get(id(number), range.clone())).unwrap();
             assert_eq!(data.owner.0, 7);
             let expected = whole.slice(range.start.min(len) as usize..range.end.min(len) as usize);

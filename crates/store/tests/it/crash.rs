@@ -1,13 +1,14 @@
 //! Power cuts at any disk operation, over many seeds: nothing acknowledged is lost, nothing deleted comes back, Raft
 //! logs are exact. And without flushes the same test finds violations: it can fail.
 
-use base::env::RandomExt;
+use base::Env;
+use base::env::{BoxFuture, Disk, RandomExt};
 use base::ids::GroupId;
 use base::sim::SimHandle;
 use std::sync::{Arc, Mutex};
 use store::{Engine, StoreError};
 
-use crate::bench::{Bench, NODE, chunk, id, small};
+use crate::bench::{Bench, chunk, id, small};
 use crate::model::{Chunk, Model, applied, next_write};
 
 const LIVES: u64 = 6;
@@ -82,6 +83,38 @@ async fn check(engine: &Engine, model: &Shared) -> Result<(), String> {
     Ok(())
 }
 
+/// One life: open, compare with the model, work until the power goes.
+async fn live(env: Env, disk: Arc<dyn Disk>, sim: SimHandle, model: Shared, life: u64) -> Result<(), String> {
+    let (engine, report) = match Engine::open(&env, disk, small()).await {
+        Ok(opened) => opened,
+        Err(error) => return power_or(format!("open: {error:?}")),
+    };
+    if !report.damaged.is_empty() {
+        return Err(format!("damage after a plain crash: {:?}", report.damaged));
+    }
+    if let Err(violation) = check(&engine, &model).await {
+        return power_or(violation);
+    }
+    let chunks = (0..WORKERS).map(|worker| {
+        let (engine, sim, model) = (engine.clone(), sim.clone(), model.clone());
+        Box::pin(chunk_worker(engine, sim, model, worker, life, 25)) as BoxFuture<()>
+    });
+    let logs = (1..=GROUPS).map(|group| {
+        let (engine, sim, model) = (engine.clone(), sim.clone(), model.clone());
+        Box::pin(raft_worker(engine, sim, model, GroupId(group), 40)) as BoxFuture<()>
+    });
+    futures_util::future::join_all(chunks.chain(logs)).await;
+    if sim.below(2) == 0 {
+        engine.close().await;
+    }
+    Ok(())
+}
+
+/// What went wrong, unless it is that the power went.
+fn power_or(violation: String) -> Result<(), String> {
+    if violation.contains("power") || violation.contains("crash") { Ok(()) } else { Err(violation) }
+}
+
 /// Several lives of one disk under one seed. The first violation, if there is one.
 fn lives(seed: u64, ignore_flushes: bool) -> Result<(), String> {
     let bench = Bench::formatted(seed);
@@ -89,63 +122,17 @@ fn lives(seed: u64, ignore_flushes: bool) -> Result<(), String> {
     bench.disk.ignore_directory_flushes(ignore_flushes);
     let model = Shared::default();
     for life in 0..LIVES {
-        let (env, disk) = (bench.node.env(), bench.dyn_disk());
         // Some crashes hit recovery itself.
-        let early = bench.sim.below(4) == 0;
-        if early {
-            bench.disk.crash_after_ops(1 + bench.sim.below(12));
+        let few = if bench.sim.below(4) == 0 { 12 } else { 400 };
+        bench.disk.crash_after_ops(1 + bench.sim.below(few));
+        let life = live(bench.node.env(), bench.dyn_disk(), (*bench.sim).clone(), model.clone(), life);
+        if let Ok(lived) = bench.sim.block_on(bench.node.run(life)) {
+            lived?;
         }
-        let opened = bench.sim.block_on(bench.node.run(async move { Engine::open(&env, disk, small()).await }));
-        let (engine, report) = match opened {
-            Ok(Ok(opened)) => opened,
-            Ok(Err(error)) if bench.node.is_running() && !early => return Err(format!("open: {error:?}")),
-            _ => {
-                bench.node.crash();
-                continue;
-            }
-        };
-        if !report.damaged.is_empty() {
-            return Err(format!("damage after a plain crash: {:?}", report.damaged));
-        }
-        let checked = {
-            let (engine, model) = (engine.clone(), model.clone());
-            bench.sim.block_on(bench.node.run(async move { check(&engine, &model).await }))
-        };
-        match checked {
-            // The power went in the middle of the check.
-            Ok(Err(error)) if early && error.contains("crash") => continue,
-            Ok(done) => done?,
-            Err(_) if early => continue,
-            Err(crashed) => panic!("{crashed:?}"),
-        }
-        if !early {
-            bench.disk.crash_after_ops(1 + bench.sim.below(400));
-        }
-        work(&bench, &engine, &model, life);
-        if bench.sim.below(3) == 0 && bench.node.is_running() {
-            let closing = engine.clone();
-            let _ = bench.sim.block_on(bench.node.run(closing.close()));
-        }
-        bench.sim.crash(NODE);
+        bench.node.crash();
     }
     let engine = bench.try_open().map_err(|error| format!("{error:?}"))?.0;
     bench.sim.block_on(check(&engine, &model))
-}
-
-fn work(bench: &Bench, engine: &Engine, model: &Shared, life: u64) {
-    let mut running = Vec::new();
-    for worker in 0..WORKERS {
-        let task = chunk_worker(engine.clone(), (*bench.sim).clone(), model.clone(), worker, life, 25);
-        running.push(bench.node.run(task));
-    }
-    for group in (1..=GROUPS).map(GroupId) {
-        running.push(bench.node.run(raft_worker(engine.clone(), (*bench.sim).clone(), model.clone(), group, 40)));
-    }
-    bench.sim.block_on(async {
-        for one in running {
-            let _ = one.await;
-        }
-    });
 }
 
 fn seeds() -> u64 {
@@ -171,8 +158,8 @@ fn without_flushes_the_same_test_finds_violations() {
 fn the_same_seed_gives_the_same_run() {
     let hash = |seed| {
         let bench = Bench::formatted(seed);
-        let engine = bench.open();
-        work(&bench, &engine, &Shared::default(), 0);
+        let life = live(bench.node.env(), bench.dyn_disk(), (*bench.sim).clone(), Shared::default(), 0);
+        bench.sim.block_on(bench.node.run(life)).unwrap().unwrap();
         bench.sim.trace_hash()
     };
     assert_eq!(hash(5), hash(5));

@@ -55,7 +55,9 @@ impl Model {
             return Ok(());
         }
         let brief = |log: Option<&RaftLog>| {
-            log.map(|log| (log.hard_state.clone(), log.base, log.entries.iter().map(|e| (e.index, e.term)).collect::<Vec<_>>()))
+            log.map(|log| {
+                (log.hard_state.clone(), log.base, log.entries.iter().map(|e| (e.index, e.term)).collect::<Vec<_>>())
+            })
         };
         Err(format!(
             "group {group}: read {:?}, expected {:?} or {:?}",

@@ -2,12 +2,15 @@
 
 use base::env::{Random, RandomExt};
 use base::sim::Sim;
+use bytes::Bytes;
+use proptest::prelude::*;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Machine, small};
 use crate::kv::conformance::{self, Harness};
-use crate::kv::{Kv, KvError, LsmKv, MemKv};
+use crate::kv::{Change, Kv, KvError, KvOptions, LsmKv, MemKv, Row};
 
 struct MemoryHarness {
     sim: Sim,
@@ -105,8 +108,16 @@ fn memory_conforms() {
 
 #[test]
 fn lsm_conforms() {
-    for seed in 0..20 {
-        conformance::run(&mut LsmHarness { machine: Machine::new(seed, small()), kv: None }, 1_000);
+    for seed in 0..12 {
+        // Few or many, small or large runs and levels, so that each kind of merge happens.
+        let options = KvOptions {
+            block_bytes: [64, 256, 4096][seed as usize % 3],
+            run_bytes: [600, 4096, 1 << 20][seed as usize / 2 % 3],
+            l0_runs: 2 + seed as usize % 3,
+            level1_bytes: [1000, 8 << 10, 64 << 10][seed as usize / 3 % 3],
+            ..small()
+        };
+        conformance::run(&mut LsmHarness { machine: Machine::new(seed, options), kv: None }, 1_000);
     }
 }
 
@@ -114,4 +125,86 @@ fn lsm_conforms() {
 fn lsm_conforms_with_default_sizes() {
     let machine = Machine::new(7, crate::kv::KvOptions::default());
     conformance::run(&mut LsmHarness { machine, kv: None }, 500);
+}
+
+/// A disk that forgets flushes breaks the contract, and the suite must see it.
+#[test]
+#[should_panic(expected = "a crash")]
+fn the_suite_sees_a_disk_that_does_not_flush() {
+    for seed in 0..20 {
+        let machine = Machine::new(seed, small());
+        machine.disk.ignore_flushes(true);
+        conformance::run(&mut LsmHarness { machine, kv: None }, 1_000);
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put(u8, u8),
+    Delete(u8),
+    Flush,
+    Crash,
+    Settle,
+    Scan(u8, u8, usize),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        6 => any::<(u8, u8)>().prop_map(|(key, value)| Step::Put(key % 32, value)),
+        3 => any::<u8>().prop_map(|key| Step::Delete(key % 32)),
+        2 => Just(Step::Flush),
+        1 => Just(Step::Crash),
+        1 => Just(Step::Settle),
+        2 => any::<(u8, u8, u8)>().prop_map(|(a, b, limit)| Step::Scan(a % 34, b % 34, 1 + usize::from(limit % 9))),
+    ];
+    proptest::collection::vec(step, 1..120)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// One change a transaction and no crash within an operation: what fails here shrinks to a few steps.
+    #[test]
+    fn lsm_is_an_ordered_map(seed: u64, steps in steps()) {
+        let options = KvOptions { run_bytes: 300, block_bytes: 64, l0_runs: 2, l0_runs_max: 4, level1_bytes: 600, ..small() };
+        let mut harness = LsmHarness { machine: Machine::new(seed, options), kv: None };
+        let mut kv = harness.open();
+        let (mut model, mut durable) = (BTreeMap::new(), BTreeMap::new());
+        let bytes = |key: u8| Bytes::from(format!("key/{key:02}"));
+        for step in steps {
+            match step {
+                Step::Put(key, value) => {
+                    let value = Bytes::from(vec![value; usize::from(value) % 40]);
+                    model.insert(bytes(key), value.clone());
+                    kv.commit(vec![Change::Put { key: bytes(key), value }]).unwrap();
+                }
+                Step::Delete(key) => {
+                    model.remove(&bytes(key));
+                    kv.commit(vec![Change::Delete { key: bytes(key) }]).unwrap();
+                }
+                Step::Flush => {
+                    harness.flush(&kv).unwrap().unwrap();
+                    durable = model.clone();
+                }
+                Step::Crash => {
+                    harness.crash();
+                    kv = harness.open();
+                    model = durable.clone();
+                }
+                Step::Settle => harness.settle(),
+                Step::Scan(from, to, limit) => {
+                    let (from, to) = (bytes(from), bytes(to));
+                    let found = kv.scan(&from, &to, limit).unwrap();
+                    let expected: Vec<Row> = model
+                        .iter()
+                        .filter(|(key, _)| from <= **key && **key < to)
+                        .take(limit)
+                        .map(|(key, value): (&Bytes, &Bytes)| Row { key: key.clone(), value: value.clone() })
+                        .collect();
+                    prop_assert_eq!(found, expected);
+                    prop_assert_eq!(kv.get(&from).unwrap(), model.get(&from).cloned());
+                }
+            }
+        }
+    }
 }

@@ -1,10 +1,16 @@
 //! Flipped bits, missing files, foreign files: never a panic, never a wrong row, always a name for what is lost.
 
+use base::env::{Caching, Disk, OpenMode};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::{Machine, small};
-use crate::kv::{Change, Kv, KvError, KvRead, LsmKv, Row};
+use crate::kv::block::Cell;
+use crate::kv::filter;
+use crate::kv::run::{Files, Run};
+use crate::kv::run_writer::RunWriter;
+use crate::kv::{Change, Damage, Kv, KvError, KvRead, LsmKv, Row};
 
 type Rows = BTreeMap<Bytes, Bytes>;
 
@@ -77,15 +83,15 @@ fn check_reads(kv: &LsmKv, rows: &Rows) -> usize {
 }
 
 #[test]
-fn every_flipped_byte_is_harmless_or_named() {
+fn a_flipped_bit_anywhere_is_harmless_or_named() {
     let (machine, rows) = filled(1);
     let files: Vec<String> = machine.disk.files();
     assert!(files.len() > 3, "{files:?}");
     let (mut named, mut harmless) = (0, 0);
     for (turn, file) in files.iter().enumerate() {
         let size = machine.disk.contents(file).unwrap().len() as u64;
-        // Every byte of runs; of the manifest, whose padding is large, every seventh.
-        for offset in (0..size).step_by(if file.starts_with("kv-run") { 1 } else { 7 }) {
+        // Every third byte of runs, so some of every field; of the manifest, whose padding is large, every ninth.
+        for offset in (0..size).step_by(if file.starts_with("kv-run") { 3 } else { 9 }) {
             let mask = 1 << ((offset + turn as u64) % 8);
             machine.disk.flip(file, offset, mask);
             let (kv, report) = machine.open_read_only().expect("one flip leaves one sound copy of the manifest");
@@ -105,9 +111,161 @@ fn every_flipped_byte_is_harmless_or_named() {
             machine.disk.flip(file, offset, mask);
         }
     }
-    assert!(named > 1000 && harmless > 100, "{named} named, {harmless} harmless");
+    assert!(named > 300 && harmless > 30, "{named} named, {harmless} harmless");
     let (kv, _) = machine.open_read_only().unwrap();
     assert_eq!(check_reads(&kv, &rows), 0);
     let verification = machine.sim.block_on(kv.verify(None));
     assert_eq!((verification.damages, verification.harmless), (Vec::new(), Vec::new()));
+}
+
+#[test]
+fn a_missing_run_is_damage_of_its_rows_alone() {
+    let (machine, rows) = filled(2);
+    let mut unreadable = 0;
+    for file in machine.disk.files().into_iter().filter(|name| name.starts_with("kv-run")) {
+        let contents = machine.disk.contents(&file).unwrap();
+        machine.disk.remove(&file).unwrap();
+        let (kv, report) = machine.open_read_only().unwrap();
+        assert_eq!(report.damages.len(), 1, "{report:?}");
+        assert!(report.damages[0].detail.contains(&file));
+        // Newer versions elsewhere hide some of its rows.
+        unreadable += check_reads(&kv, &rows);
+        let verification = machine.sim.block_on(kv.verify(None));
+        assert_eq!(verification.damages, report.damages);
+        machine.disk.open(&file, OpenMode::CreateNew, Caching::Buffered).unwrap();
+        machine.disk.overwrite(&file, 0, &contents);
+    }
+    assert!(unreadable >= 150, "{unreadable}");
+}
+
+#[test]
+fn a_lost_manifest_is_an_error_that_says_what_to_do() {
+    let (machine, _) = filled(3);
+    let contents = machine.disk.contents("kv-manifest").unwrap();
+    let half = contents.len() as u64 / 2;
+    for offset in (0..half).step_by(97) {
+        machine.disk.flip("kv-manifest", offset, 1);
+        machine.disk.flip("kv-manifest", half + offset, 1);
+        let error = machine.open_read_only().map(|_| ()).unwrap_err();
+        assert!(matches!(error, KvError::Damaged { .. }));
+        assert!(error.to_string().contains("refilled from its peers"), "{error}");
+        machine.disk.flip("kv-manifest", offset, 1);
+        machine.disk.flip("kv-manifest", half + offset, 1);
+    }
+    machine.disk.remove("kv-manifest").unwrap();
+    let error = machine.open_read_only().map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("is missing"), "{error}");
+}
+
+#[test]
+fn a_damaged_copy_of_the_manifest_is_written_anew() {
+    let (machine, rows) = filled(4);
+    machine.disk.flip("kv-manifest", 100, 4);
+    let (kv, report) = machine.open();
+    assert!(report.manifest_copy_damage.is_some());
+    machine.sim.block_on(kv.close());
+    let (kv, report) = machine.open();
+    assert_eq!(report.manifest_copy_damage, None);
+    assert_eq!(check_reads(&kv, &rows), 0);
+}
+
+#[test]
+fn compaction_leaves_damaged_runs_alone_and_writing_goes_on() {
+    for seed in 0..20 {
+        let (machine, mut rows) = filled(seed);
+        let files: Vec<String> = machine.disk.files().into_iter().filter(|name| name.starts_with("kv-run")).collect();
+        machine.disk.flip(&files[seed as usize % files.len()], 10 + seed, 0x80);
+        let (kv, _) = machine.open();
+        for round in 0..30 {
+            let key = Bytes::from(format!("bucket/{:03}", round * 5));
+            let value = Bytes::from(format!("new {round}"));
+            rows.insert(key.clone(), value.clone());
+            kv.commit(vec![Change::Put { key, value }]).unwrap();
+            machine.sim.block_on(kv.flush()).unwrap();
+        }
+        machine.sim.run_for(std::time::Duration::from_secs(5));
+        kv.clear_cache();
+        check_reads(&kv, &rows);
+        let verification = machine.sim.block_on(kv.verify(None));
+        assert!(!verification.damages.is_empty(), "damage is not compacted away");
+    }
+}
+
+#[test]
+fn two_levels_swapped_or_a_stale_file_do_not_verify() {
+    let (machine, rows) = filled(5);
+    let files: Vec<String> = machine.disk.files().into_iter().filter(|name| name.starts_with("kv-run")).collect();
+    let contents: Vec<Vec<u8>> = files.iter().map(|file| machine.disk.contents(file).unwrap()).collect();
+    // A misdirected write: the start of one run lands on another.
+    let len = contents[0].len().min(contents[1].len()).min(512);
+    machine.disk.overwrite(&files[0], 0, &contents[1][..len]);
+    let (kv, _) = machine.open_read_only().unwrap();
+    check_reads(&kv, &rows);
+    assert!(!machine.sim.block_on(kv.verify(None)).damages.is_empty());
+}
+
+#[test]
+fn an_erased_range_is_sound_and_can_be_filled_again() {
+    for seed in 0..12 {
+        let (machine, mut rows) = filled(seed);
+        let files: Vec<String> = machine.disk.files().into_iter().filter(|name| name.starts_with("kv-run")).collect();
+        let file = &files[seed as usize % files.len()];
+        if seed % 4 == 3 {
+            machine.disk.remove(file).unwrap();
+        } else {
+            machine.disk.flip(file, 20 + 40 * seed, 1);
+        }
+        let (kv, _) = machine.open();
+        let verification = machine.sim.block_on(kv.verify(None));
+        assert!(!verification.damages.is_empty());
+        let snapshot = kv.snapshot();
+        kv.commit(vec![Change::Put { key: Bytes::from_static(b"bucket/0500"), value: Bytes::new() }]).unwrap();
+        rows.insert(Bytes::from_static(b"bucket/0500"), Bytes::new());
+        for Damage { first, last, .. } in &verification.damages {
+            let behind = [&last[..], b"\0"].concat();
+            if first < last {
+                assert!(machine.sim.block_on(kv.erase(first, last)).is_err(), "the last row stays hidden");
+            }
+            machine.sim.block_on(kv.erase(first, &behind)).unwrap();
+            rows.retain(|key, _| !(first..=last).contains(&key));
+            assert_eq!(kv.scan(first, &behind, 10).unwrap(), []);
+        }
+        assert_eq!(check_reads(&kv, &rows), 0);
+        assert_eq!(machine.sim.block_on(kv.verify(None)).damages, []);
+        // What a snapshot read before, it still reads.
+        assert!(snapshot.scan(b"", b"z", usize::MAX).is_err());
+        drop((kv, snapshot));
+        machine.node.crash();
+        let (kv, report) = machine.open();
+        assert_eq!(report.damages, []);
+        assert_eq!(check_reads(&kv, &rows), 0);
+        for round in 0..20 {
+            let key = Bytes::from(format!("bucket/{:03}", round * 7));
+            rows.insert(key.clone(), Bytes::from_static(b"anew"));
+            kv.commit(vec![Change::Put { key, value: Bytes::from_static(b"anew") }]).unwrap();
+            machine.sim.block_on(kv.flush()).unwrap();
+        }
+        machine.sim.run_for(std::time::Duration::from_secs(5));
+        assert_eq!(kv.stats().compaction_trouble, None);
+        assert_eq!(check_reads(&kv, &rows), 0);
+    }
+}
+
+/// A value's own checksum is made at its commit and never again: a value that changed in memory is not laundered.
+#[test]
+fn a_value_that_changed_before_it_was_written_is_found() {
+    let machine = Machine::new(6, small());
+    let (kv, _) = machine.open();
+    let files = Arc::new(Files::new(machine.disk.clone(), super::DISK_SEED, 0));
+    let mut writer = RunWriter::create(&files, 7, 7, 4096).unwrap();
+    let changed =
+        Cell { crc: Cell::put(b"b", Bytes::from_static(b"right")).crc, value: Some(Bytes::from_static(b"wrong")) };
+    writer.add(b"a", &Cell::put(b"a", Bytes::from_static(b"1")));
+    writer.add(b"b", &changed);
+    writer.add(b"c", &Cell::put(b"c", Bytes::from_static(b"3")));
+    let run = Run::open(machine.sim.block_on(writer.finish()).unwrap(), &files);
+    assert_eq!(run.get(b"a", filter::hash(b"a")).unwrap().unwrap().value.unwrap(), "1");
+    let error = run.get(b"b", filter::hash(b"b")).unwrap_err();
+    assert!(matches!(error, KvError::Damaged { first, last, .. } if first == "b" && last == "b"));
+    drop(kv);
 }

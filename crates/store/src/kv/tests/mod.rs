@@ -2,6 +2,7 @@
 
 mod conforms;
 mod damage;
+mod faults;
 
 use base::env::Env;
 use base::ids::NodeId;
