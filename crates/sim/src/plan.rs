@@ -28,8 +28,6 @@ pub enum Planted {
     SkipFlushes,
     /// Only flushes of directories do nothing.
     SkipDirectoryFlushes,
-    /// After each start, acknowledged data is missing: a chunk file loses its last sectors.
-    WrongBytes,
 }
 
 #[derive(Clone, Debug)]

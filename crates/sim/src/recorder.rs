@@ -1,5 +1,6 @@
 //! What all clients of a run did and saw, and what was wrong with it.
 
+use base::sim::SimHandle;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,8 +20,10 @@ pub struct KeyName {
 }
 
 /// Shared by all clients of a run; cheap to clone.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Recorder {
+    sim: SimHandle,
+    is_traced: bool,
     log: Arc<Mutex<Log>>,
 }
 
@@ -45,6 +48,18 @@ pub struct Written {
 }
 
 impl Recorder {
+    pub fn new(sim: SimHandle, is_traced: bool) -> Recorder {
+        Recorder { sim, is_traced, log: Arc::default() }
+    }
+
+    /// A line of the timeline, where one is asked for.
+    pub fn note(&self, line: impl FnOnce() -> String) {
+        if self.is_traced {
+            let millis = self.sim.now().0 as f64 / 1e6;
+            println!("{millis:>12.3} ms  {}", line());
+        }
+    }
+
     fn log(&self) -> MutexGuard<'_, Log> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -101,10 +116,19 @@ impl Recorder {
 
     pub fn record_span(&self, client: u32, key: &KeyName, (begin, end): (u64, u64), action: Action, outcome: Outcome) {
         let operation = Operation { client, begin, end, action, outcome };
+        self.note(|| {
+            let Operation { action, outcome, .. } = &operation;
+            format!(
+                "client {client:<4} {}:{} {action:?} -> {outcome:?} [{begin}..{end}]",
+                key.bucket,
+                key.key.escape_ascii()
+            )
+        });
         self.log().histories.entry(key.clone()).or_default().push(operation);
     }
 
     pub fn violation(&self, what: String) {
+        self.note(|| format!("VIOLATION {what}"));
         let mut log = self.log();
         log.violations_count += 1;
         if log.violations.len() < VIOLATIONS_MAX {
@@ -121,6 +145,9 @@ impl Recorder {
     }
 
     pub fn count(&self, what: &'static str, by: u64) {
+        if by == 1 && !matches!(what, "operations" | "puts_acknowledged") {
+            self.note(|| what.replace('_', " "));
+        }
         *self.log().counts.entry(what).or_insert(0) += by;
     }
 

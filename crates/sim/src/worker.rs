@@ -139,12 +139,7 @@ impl Worker {
     }
 
     /// What the answer to a write under `condition` says.
-    pub fn judge<T>(
-        &self,
-        what: &str,
-        condition: Condition,
-        answer: Result<Result<T, Error>, Crashed>,
-    ) -> Judged<T> {
+    pub fn judge<T>(&self, what: &str, condition: Condition, answer: Result<Result<T, Error>, Crashed>) -> Judged<T> {
         match answer {
             Err(Crashed) => Judged::Unknown,
             Ok(Ok(done)) => Judged::Done(done),
@@ -248,4 +243,3 @@ pub async fn get(
     }
     Ok(Got { object, range, body: body.map(|()| pieces) })
 }
-

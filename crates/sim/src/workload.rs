@@ -286,9 +286,8 @@ impl Worker {
                 self.recorder.violation(format!("a listing names {:?}, which nobody wrote", object.key));
             }
         }
-        let is_folded = |key: &Bytes| {
-            !request.delimiter.is_empty() && key[request.prefix.len()..].contains(&request.delimiter[0])
-        };
+        let is_folded =
+            |key: &Bytes| !request.delimiter.is_empty() && key[request.prefix.len()..].contains(&request.delimiter[0]);
         for key in &self.plan.keys {
             let is_covered = key.starts_with(&request.prefix)
                 && *key > request.after
