@@ -195,6 +195,7 @@ impl Nemesis {
             ("henge_store_damaged_total", "records_damaged"),
         ];
         let Some(text) = self.cluster.metrics() else { return };
+        self.recorder.note(|| text.clone());
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let Some((name, value)) = line.rsplit_once(' ') else { continue };
             let name = name.split('{').next().unwrap_or(name);

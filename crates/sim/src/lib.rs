@@ -14,6 +14,7 @@ mod nemesis;
 mod plan;
 mod recorder;
 mod run;
+mod timeline;
 mod upload;
 mod worker;
 mod workload;

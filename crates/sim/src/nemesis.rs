@@ -26,6 +26,8 @@ pub struct Nemesis {
     pub excuses: Arc<Excuses>,
     /// Reads everything after each start.
     pub verifier: Worker,
+    /// The buckets of the plan exist.
+    pub is_set_up: Arc<AtomicBool>,
 }
 
 /// The node refused to start, rightly: the run is over.
@@ -175,6 +177,9 @@ impl Nemesis {
 
     /// What every start is followed by: a read of every key.
     async fn verify(&self) {
+        if !self.is_set_up.load(Ordering::Relaxed) {
+            return;
+        }
         let serving = self.cluster.serving(0).await;
         self.verifier.read_all(&serving, self.sim.below(3) == 0).await;
     }

@@ -12,6 +12,7 @@ use crate::cluster::Cluster;
 use crate::nemesis::Nemesis;
 use crate::plan::{Plan, Planted, Profile};
 use crate::recorder::Recorder;
+use crate::timeline::Timeline;
 use crate::worker::{Excuses, Worker};
 
 /// Task runs and events of one run; more is a live lock.
@@ -44,7 +45,9 @@ pub fn run(seed: u64, planted: Option<Planted>, is_traced: bool) -> Report {
     recorder.note(|| format!("{plan:?}"));
     let nemesis = nemesis(&sim, &plan, &recorder);
     nemesis.plant();
+    let timeline = is_traced.then(|| tracing::subscriber::set_default(Timeline(sim.clone())));
     sim.block_on(live(sim.clone(), nemesis));
+    drop(timeline);
     let is_versioned = |bucket: usize| plan.buckets[bucket].versioned;
     let (histories, undecided) = recorder.check_histories(is_versioned);
     Report {
@@ -70,7 +73,15 @@ fn nemesis(sim: &SimHandle, plan: &Arc<Plan>, recorder: &Recorder) -> Nemesis {
         plan: plan.clone(),
         excuses: excuses.clone(),
     };
-    Nemesis { sim: sim.clone(), cluster, recorder: recorder.clone(), plan: plan.clone(), excuses, verifier }
+    Nemesis {
+        sim: sim.clone(),
+        cluster,
+        recorder: recorder.clone(),
+        plan: plan.clone(),
+        excuses,
+        verifier,
+        is_set_up: Arc::default(),
+    }
 }
 
 /// The first start, the clients with the nemesis against them, the checks at the end.
@@ -79,11 +90,13 @@ async fn live(sim: SimHandle, nemesis: Nemesis) {
         return;
     }
     let clients_done = Arc::new(AtomicBool::new(false));
+    let is_set_up = nemesis.is_set_up.clone();
     let (sender, all_done) = oneshot::channel();
     let (done, worker) = (clients_done.clone(), nemesis.verifier.clone());
     let clients_sim = sim.clone();
     sim.spawn("clients", async move {
         worker.set_up().await;
+        is_set_up.store(true, Ordering::Relaxed);
         run_clients(&clients_sim, &worker).await;
         done.store(true, Ordering::Relaxed);
         let _ = sender.send(());
