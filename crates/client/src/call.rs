@@ -6,7 +6,7 @@ use base::ids::{GROUP_ZERO, GroupId, MapVersion, NodeId, Session};
 use bytes::Bytes;
 use meta::map::command::{MapCommand, MapEntry, MapOutcome, MapReply};
 use meta::object::command::{
-    CloseSession, InitShard, Reason, Refused, RetireGarbage, ShardAnswer, ShardCommand, ShardEntry, ShardFound,
+    CloseSession, Done, InitShard, Reason, Refused, RetireGarbage, ShardAnswer, ShardCommand, ShardEntry, ShardFound,
     ShardOutcome, ShardQuery, ShardRead,
 };
 use std::collections::BTreeMap;
@@ -192,7 +192,10 @@ impl Client {
         if group == GROUP_ZERO {
             return self.change_map_checked(MapCommand::CloseSession(close)).await.map(|_| ());
         }
-        self.change_shard(group, 0, ShardCommand::CloseSession(close)).await.map(|_| ())
+        // Slot rows go a bounded number at a time.
+        let close = || self.change_shard(group, 0, ShardCommand::CloseSession(close.clone()));
+        while close().await? == ShardOutcome::Done(Done { more: true }) {}
+        Ok(())
     }
 
     /// Changes a shard, once, whatever is lost on the way. A refusal is an error.

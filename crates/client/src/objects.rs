@@ -84,7 +84,7 @@ impl Client {
     }
 
     pub async fn list_objects(&self, bucket: &BucketInfo, request: ListObjectsRequest) -> Result<ObjectPage, Error> {
-        let read = ListObjects {
+        let mut read = ListObjects {
             bucket: bucket.id,
             prefix: request.prefix,
             delimiter: request.delimiter,
@@ -92,14 +92,18 @@ impl Client {
             limit: request.limit,
             ..ListObjects::default()
         };
-        match self.read_key(bucket, b"", ShardRead::ListObjects(read)).await? {
-            ShardFound::Objects(page) => Ok(page),
-            _ => Err(mixed_up()),
+        loop {
+            match self.read_key(bucket, b"", ShardRead::ListObjects(read.clone())).await? {
+                // The shard looked at as much as it does at once and found nothing to show yet.
+                ShardFound::Objects(page) if is_step(&page) => read.from = page.resume,
+                ShardFound::Objects(page) => return Ok(page),
+                _ => return Err(mixed_up()),
+            }
         }
     }
 
     pub async fn list_versions(&self, bucket: &BucketInfo, request: ListVersionsRequest) -> Result<ObjectPage, Error> {
-        let read = ListVersions {
+        let mut read = ListVersions {
             bucket: bucket.id,
             prefix: request.prefix,
             delimiter: request.delimiter,
@@ -108,9 +112,12 @@ impl Client {
             limit: request.limit,
             ..ListVersions::default()
         };
-        match self.read_key(bucket, b"", ShardRead::ListVersions(read)).await? {
-            ShardFound::Versions(page) => Ok(page),
-            _ => Err(mixed_up()),
+        loop {
+            match self.read_key(bucket, b"", ShardRead::ListVersions(read.clone())).await? {
+                ShardFound::Versions(page) if is_step(&page) => read.from = page.resume,
+                ShardFound::Versions(page) => return Ok(page),
+                _ => return Err(mixed_up()),
+            }
         }
     }
 
@@ -150,7 +157,7 @@ impl Client {
     }
 
     pub async fn list_uploads(&self, bucket: &BucketInfo, request: ListUploadsRequest) -> Result<UploadPage, Error> {
-        let read = ListUploads {
+        let mut read = ListUploads {
             bucket: bucket.id,
             prefix: request.prefix,
             delimiter: request.delimiter,
@@ -159,9 +166,16 @@ impl Client {
             limit: request.limit,
             ..ListUploads::default()
         };
-        match self.read_key(bucket, b"", ShardRead::ListUploads(read)).await? {
-            ShardFound::Uploads(page) => Ok(page),
-            _ => Err(mixed_up()),
+        loop {
+            match self.read_key(bucket, b"", ShardRead::ListUploads(read.clone())).await? {
+                ShardFound::Uploads(page)
+                    if page.uploads.is_empty() && page.prefixes.is_empty() && !page.resume.is_empty() =>
+                {
+                    read.from = page.resume;
+                }
+                ShardFound::Uploads(page) => return Ok(page),
+                _ => return Err(mixed_up()),
+            }
         }
     }
 
@@ -232,4 +246,9 @@ impl Client {
 
 pub(crate) fn mixed_up() -> Error {
     Error::OutcomeUnknown("the shard answered another question".into())
+}
+
+/// A page without anything to show that says where to go on.
+fn is_step(page: &ObjectPage) -> bool {
+    page.objects.is_empty() && page.prefixes.is_empty() && !page.resume.is_empty()
 }

@@ -3,8 +3,78 @@
 //! Knows: every room, and the operating system. Never knows: how any of them does its work.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "this crate is what stands behind `Env`: the real clock, threads, files, sockets and tasks"
+)]
 
+mod admin;
+mod admin_commands;
+mod basic_auth;
+mod bench;
+mod cli;
+mod cluster_file;
+mod credentials;
+mod demo;
+mod dev;
 mod env;
+mod failure;
+mod http_client;
+mod listener;
+mod private_file;
+mod processes;
+mod report;
+mod s3_client;
 mod scratch;
+mod server;
+mod signals;
+mod target;
+mod units;
 
-fn main() {}
+use std::future::Future;
+use std::process::ExitCode;
+
+use cli::Command;
+use failure::{Context, Failure};
+
+fn main() -> ExitCode {
+    let outcome = cli::parse().and_then(|cli| run(cli.command));
+    outcome.unwrap_or_else(|failure| {
+        eprintln!("henge: {failure}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Server(args) => {
+            log_to_stderr();
+            on_runtime(server::run(args))
+        }
+        Command::Status(args) => on_runtime(admin_commands::status(args)),
+        Command::Key(args) => on_runtime(admin_commands::key(args.action)),
+        Command::Bucket(args) => on_runtime(admin_commands::bucket(args.action)),
+        Command::Dev(args) => on_runtime(dev::run(args)),
+        Command::Demo(args) => on_runtime(demo::run(args)),
+        Command::Bench(args) => on_runtime(bench::run(args)),
+        _ => Err(Failure("later".into())),
+    }
+}
+
+fn on_runtime(work: impl Future<Output = Result<ExitCode, Failure>>) -> Result<ExitCode, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context(|| "the threads of the runtime cannot be started".into())?;
+    let outcome = runtime.block_on(work);
+    // What still runs in the background (an idle connection, a cut-off request) must not delay the end.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// Logs go to standard error; `RUST_LOG` says how much.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

@@ -206,7 +206,7 @@ impl Node {
     }
 
     /// Stops workers, flushes the key-value store (so that the next start replays little), closes the disks.
-    pub async fn shutdown(self) {
+    pub async fn shutdown(&self) {
         self.stop.send_replace(true);
         workers::flush_now(&self.service).await;
         self.kv.close().await;

@@ -118,8 +118,8 @@ fn due_sequence(
     grace: Duration,
 ) -> u64 {
     const SEEN_MAX: usize = 256;
-    // Sequences are log positions: whatever is garbage now has one up to the applied index.
-    let newest = service.groups[&group].applied().0;
+    // Whatever is garbage now has a sequence up to the one of the applied index.
+    let newest = meta::object::garbage_sequence_max(service.groups[&group].applied());
     if seen.back().is_none_or(|(_, last)| *last < newest) && seen.len() < SEEN_MAX {
         seen.push_back((env.now(), newest));
     }

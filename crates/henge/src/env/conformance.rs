@@ -105,7 +105,8 @@ async fn many_at_once(disk: &dyn Disk) {
         buffer.as_mut_slice().fill(i);
         buffer.freeze()
     };
-    let writes: Vec<_> = (0..=255).map(|i| file.write_at(u64::from(i) * BLOCK as u64, vec![block(i)], Flush::No)).collect();
+    let writes: Vec<_> =
+        (0..=255).map(|i| file.write_at(u64::from(i) * BLOCK as u64, vec![block(i)], Flush::No)).collect();
     let mut writes = writes.into_iter();
     // A dropped future does not cancel its operation; what was awaited is done when the flush begins.
     drop(writes.next());

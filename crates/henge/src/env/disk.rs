@@ -329,6 +329,14 @@ mod tests {
     }
 
     #[test]
+    fn the_simulated_disk_keeps_the_same_contract() {
+        let sim = base::sim::Sim::new(1);
+        let node = sim.node(crate::env::FIRST_NODE);
+        let disk = node.disk("disk0");
+        sim.block_on(node.run(conformance::check(disk))).expect("the node did not crash");
+    }
+
+    #[test]
     fn the_lock_goes_with_its_guard_and_files_are_the_owners_only() {
         use std::os::unix::fs::PermissionsExt;
         let directory = crate::scratch::ScratchDir::new("disk-lock");

@@ -35,6 +35,11 @@ pub fn real_env(runtime: Handle) -> Env {
     }
 }
 
+/// The kernel's random bits, for commands that need no whole `Env`.
+pub fn system_random() -> impl base::env::Random {
+    random::SystemRandom::new()
+}
+
 struct RuntimeSpawner {
     runtime: Handle,
 }

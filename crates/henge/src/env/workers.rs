@@ -32,8 +32,7 @@ struct Queue {
 
 impl Workers {
     pub fn start() -> io::Result<Workers> {
-        let shared =
-            Arc::new(Shared { queue: Mutex::default(), job_added: Condvar::new(), room_made: Condvar::new() });
+        let shared = Arc::new(Shared { queue: Mutex::default(), job_added: Condvar::new(), room_made: Condvar::new() });
         let workers = Workers { shared };
         for _ in 0..THREADS {
             let shared = Arc::clone(&workers.shared);

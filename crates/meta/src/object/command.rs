@@ -727,6 +727,7 @@ pub struct GarbagePage {
 /// A garbage row: chunks that no key names any more. Their tombstones are written by a worker.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Garbage {
+    /// Rises with the log; [`crate::object::garbage_sequence_max`] relates it to log positions.
     #[prost(uint64, tag = "1")]
     pub sequence: u64,
     #[prost(uint64, tag = "2")]

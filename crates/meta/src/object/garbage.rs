@@ -18,6 +18,16 @@ const GARBAGE_ROW_BYTES: usize = 16_384 * ChunkRef::LEN;
 const ROWS_BITS: u32 = 16;
 const _: () = assert!(1 << ROWS_BITS > 4 * super::PART_NUMBER_MAX as u64);
 
+/// The highest sequence that a garbage row written by the entries up to `index` can have. (Sequences are not log
+/// positions themselves: one entry may write several rows.)
+pub fn garbage_sequence_max(index: LogIndex) -> u64 {
+    sequence(index, (1 << ROWS_BITS) - 1)
+}
+
+fn sequence(index: LogIndex, number: u64) -> u64 {
+    (index.0 << ROWS_BITS) | number
+}
+
 /// What one command has dropped so far. All of it is of one bucket.
 #[derive(Debug, Default)]
 pub(super) struct Dropped {
@@ -51,7 +61,7 @@ impl Dropped {
         }
         assert!(self.full.len() < 1 << ROWS_BITS, "a command drops at most the parts of a bounded step");
         for (number, chunks) in self.full.into_iter().enumerate() {
-            let sequence = (index.0 << ROWS_BITS) | number as u64;
+            let sequence = sequence(index, number as u64);
             let row = Garbage { sequence: 0, owner: self.owner.0, chunks };
             changes.put(Key::Garbage { group, sequence }.encode(), Bytes::from(row.encode_to_vec()));
         }

@@ -14,7 +14,7 @@ mod uploads;
 mod versions;
 
 pub use apply::apply;
-pub use garbage::{NamedChunk, references};
+pub use garbage::{NamedChunk, garbage_sequence_max, references};
 pub use query::query;
 pub use versions::{NULL_VERSION, order_of_version};
 

@@ -383,6 +383,7 @@ impl Run {
                 assert_missing(get(Some(Bytes::from_static(b"null"))), Reason::NoSuchVersion);
             }
         }
+        self.check_row_counts();
         let (mut live, mut garbage) = (BTreeSet::new(), BTreeSet::new());
         for (key, value) in &self.shard.rows {
             for named in references(key, value).unwrap() {
@@ -393,6 +394,28 @@ impl Run {
         }
         assert_eq!(live, self.model.live_chunks());
         assert_eq!(garbage, self.model.dropped);
+    }
+}
+
+/// The rows that are there, by kind: nothing is left behind.
+impl Run {
+    fn check_row_counts(&self) {
+        let (mut versions, mut pointers, mut open, mut completed) = (0, 0, 0, 0);
+        for (raw, value) in &self.shard.rows {
+            match Key::decode(raw).unwrap() {
+                Key::Version { .. } if ObjectVersion::decode(value.clone()).unwrap().null_order != 0 => pointers += 1,
+                Key::Version { .. } => versions += 1,
+                Key::Upload { .. } => open += 1,
+                Key::Completed { .. } => completed += 1,
+                _ => {}
+            }
+        }
+        let expected = self.model.keys.values().flatten();
+        assert_eq!(versions, expected.clone().count());
+        assert_eq!(completed, expected.filter(|version| version.etag.starts_with('m')).count());
+        assert_eq!(open, self.model.uploads.iter().filter(|upload| upload.open).count());
+        let nulls = self.model.keys.values().filter(|versions| versions.iter().any(|version| version.id == "null"));
+        assert!(pointers <= nulls.count());
     }
 }
 

@@ -28,7 +28,11 @@ fn overwriting_and_deleting_drop_the_chunks() {
     assert_eq!(shard.get("k", None), Err(Reason::NoSuchKey));
     assert_eq!(shard.delete("k", None), ShardOutcome::Deleted(Deleted::default()));
     assert_eq!(shard.garbage_chunks(), 2);
-    let sequences = shard.garbage().iter().map(|row| row.sequence).collect();
+    let sequences: Vec<u64> = shard.garbage().iter().map(|row| row.sequence).collect();
+    // The first was written by the entry before the DELETEs.
+    let max = |index| meta::object::garbage_sequence_max(base::ids::LogIndex(index));
+    let overwritten = shard.index - 2;
+    assert!(sequences[0] <= max(overwritten) && sequences[0] > max(overwritten - 1) && sequences[1] > max(overwritten));
     assert_eq!(shard.run(ShardCommand::RetireGarbage(RetireGarbage { sequences })), done());
     assert_eq!(shard.garbage_chunks(), 0);
 }

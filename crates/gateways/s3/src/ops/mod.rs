@@ -1,0 +1,89 @@
+//! The operations, each a function of the gateway and an admitted request.
+
+mod bucket;
+mod copy;
+mod delete;
+mod list;
+mod multipart;
+mod object;
+
+use crate::error::{Code, Result, S3Error};
+use crate::names;
+use crate::operation::Operation;
+use crate::payload::Payload;
+use crate::request::{Reply, Request};
+use crate::xml::Writer;
+use client::{BucketInfo, Client, Versioning};
+
+/// What every operation works with.
+pub struct Gateway {
+    pub client: Client,
+    pub region: String,
+}
+
+/// Carries out a request.
+pub async fn run(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
+    match request.operation {
+        Operation::ListBuckets => bucket::list(gateway, request).await,
+        Operation::CreateBucket => bucket::create(gateway, request, payload).await,
+        Operation::DeleteBucket => bucket::delete(gateway, request).await,
+        Operation::HeadBucket => bucket::head(gateway, request).await,
+        Operation::GetBucketLocation => bucket::location(gateway, request).await,
+        Operation::GetBucketVersioning => bucket::versioning(gateway, request).await,
+        Operation::PutBucketVersioning => bucket::set_versioning(gateway, request, payload).await,
+        Operation::GetAcl => bucket::acl(gateway, request).await,
+        Operation::PutAcl => bucket::set_acl(gateway, request, payload).await,
+        Operation::AbsentSetting(code) => bucket::absent_setting(gateway, request, code).await,
+        Operation::EmptySetting(root) => bucket::empty_setting(gateway, request, root).await,
+        Operation::DeleteAbsentSetting => bucket::delete_absent_setting(gateway, request).await,
+        Operation::ListObjects => list::objects(gateway, request).await,
+        Operation::ListObjectsV2 => list::objects_v2(gateway, request).await,
+        Operation::ListObjectVersions => list::versions(gateway, request).await,
+        Operation::ListMultipartUploads => list::uploads(gateway, request).await,
+        Operation::ListParts => list::parts(gateway, request).await,
+        Operation::PutObject => object::put(gateway, request, payload).await,
+        Operation::GetObject => object::get(gateway, request).await,
+        Operation::HeadObject => object::head(gateway, request).await,
+        Operation::GetObjectTagging => object::tagging(gateway, request).await,
+        Operation::GetObjectAttributes => object::attributes(gateway, request).await,
+        Operation::CopyObject => copy::object(gateway, request).await,
+        Operation::UploadPartCopy => copy::part(gateway, request).await,
+        Operation::DeleteObject => delete::object(gateway, request).await,
+        Operation::DeleteObjects => delete::objects(gateway, request, payload).await,
+        Operation::CreateMultipartUpload => multipart::create(gateway, request).await,
+        Operation::UploadPart => multipart::part(gateway, request, payload).await,
+        Operation::CompleteMultipartUpload => multipart::complete(gateway, request, payload).await,
+        Operation::AbortMultipartUpload => multipart::abort(gateway, request).await,
+    }
+}
+
+impl Gateway {
+    /// The bucket that the request names.
+    async fn bucket(&self, request: &Request) -> Result<BucketInfo> {
+        let bucket = self.client.bucket(&request.target.bucket).await?;
+        check_owner(&bucket, request.header(&names::EXPECTED_BUCKET_OWNER))?;
+        Ok(bucket)
+    }
+}
+
+/// `expected`: the value of an `expected-bucket-owner` header.
+fn check_owner(bucket: &BucketInfo, expected: Option<&str>) -> Result<()> {
+    match expected {
+        Some(owner) if owner != bucket.owner => {
+            Err(S3Error::new(Code::AccessDenied, "Access denied: the bucket belongs to another owner."))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether versions have ids that clients see.
+fn is_versioned(bucket: &BucketInfo) -> bool {
+    bucket.versioning != Versioning::Off
+}
+
+fn write_owner(xml: &mut Writer, element: &str, owner: &str) {
+    xml.element(element, |xml| {
+        xml.text("ID", owner);
+        xml.text("DisplayName", owner);
+    });
+}

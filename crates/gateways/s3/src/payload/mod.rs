@@ -1,0 +1,235 @@
+//! The body of a request: bytes that pass through uncopied, and an end that is reached only when everything the
+//! client said about them has proven true. Until `next` has answered `None`, nothing may be committed.
+
+mod chunked;
+
+use crate::auth::BodyProof;
+use crate::error::{Code, Result, S3Error};
+use base::env::{BoxFuture, Clock};
+use bytes::{Bytes, BytesMut};
+use chunked::{Chunked, Piece};
+use http_body::Body as _;
+use http_body_util::combinators::UnsyncBoxBody;
+use sha2::{Digest, Sha256};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+/// The body as the HTTP server hands it over.
+pub type RawBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+
+/// How long a client may be silent in the middle of a body.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// A request body that verifies itself.
+pub struct Payload {
+    source: Source,
+    framing: Framing,
+    /// Bytes of content that must arrive, exactly.
+    length: u64,
+    taken: u64,
+    /// What has arrived and is not decoded yet.
+    pending: Bytes,
+    /// Trailers that were announced, in lower case.
+    announced: Vec<String>,
+    trailers: Vec<(String, String)>,
+    done: bool,
+}
+
+enum Framing {
+    Plain,
+    Hashed { sha256: Sha256, expected: [u8; 32] },
+    Chunked(Box<Chunked>),
+}
+
+impl Payload {
+    /// `decoded_length`: `x-amz-decoded-content-length`, which an aws-chunked body needs. `announced`: the names in
+    /// `x-amz-trailer`.
+    pub fn new(
+        body: RawBody,
+        proof: BodyProof,
+        decoded_length: Option<u64>,
+        announced: Vec<String>,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Payload> {
+        let framing = match proof {
+            BodyProof::None => Framing::Plain,
+            BodyProof::Sha256(expected) => Framing::Hashed { sha256: Sha256::new(), expected },
+            BodyProof::ChunkedUnsigned => Framing::Chunked(Box::new(Chunked::new(None, true))),
+            BodyProof::ChunkedSigned { chain, trailers } => {
+                Framing::Chunked(Box::new(Chunked::new(Some(chain), trailers)))
+            }
+        };
+        let length = match framing {
+            Framing::Chunked(_) => decoded_length,
+            Framing::Plain | Framing::Hashed { .. } => body.size_hint().exact(),
+        };
+        let Some(length) = length else {
+            return Err(S3Error::new(
+                Code::MissingContentLength,
+                "You must provide the Content-Length (for aws-chunked bodies x-amz-decoded-content-length) header.",
+            ));
+        };
+        Ok(Payload {
+            source: Source { body, clock, moved: false, watchdog: None },
+            framing,
+            length,
+            taken: 0,
+            pending: Bytes::new(),
+            announced,
+            trailers: Vec::new(),
+            done: false,
+        })
+    }
+
+    /// Bytes of content that the client announced.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The next piece of content. `None`: the body is complete and has verified. After an error nothing more comes.
+    pub async fn next(&mut self) -> Option<Result<Bytes>> {
+        if self.done {
+            return None;
+        }
+        let piece = self.advance().await;
+        self.done = !matches!(piece, Ok(Some(_)));
+        piece.transpose()
+    }
+
+    /// The value of a trailer. Empty-handed before the end of the body.
+    pub fn trailer(&self, name: &str) -> Option<&str> {
+        self.trailers.iter().find(|(given, _)| given == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The whole body, if it has at most `max` bytes.
+    pub async fn collect(&mut self, max: u64) -> Result<Bytes> {
+        let too_long = || S3Error::new(Code::MaxMessageLengthExceeded, format!("The body is longer than {max} bytes."));
+        if self.length > max {
+            return Err(too_long());
+        }
+        let mut whole = BytesMut::new();
+        while let Some(piece) = self.next().await {
+            whole.extend_from_slice(&piece?);
+        }
+        Ok(whole.freeze())
+    }
+
+    async fn advance(&mut self) -> Result<Option<Bytes>> {
+        loop {
+            if let Some(content) = self.decode_pending()? {
+                self.taken += content.len() as u64;
+                if self.taken > self.length {
+                    return Err(S3Error::new(Code::IncompleteBody, "The body is longer than was announced."));
+                }
+                return Ok(Some(content));
+            }
+            match self.source.frame().await? {
+                Some(bytes) => self.pending = bytes,
+                None => return self.end().map(|()| None),
+            }
+        }
+    }
+
+    fn decode_pending(&mut self) -> Result<Option<Bytes>> {
+        while !self.pending.is_empty() {
+            match &mut self.framing {
+                Framing::Plain => return Ok(Some(std::mem::take(&mut self.pending))),
+                Framing::Hashed { sha256, .. } => {
+                    sha256.update(&self.pending);
+                    return Ok(Some(std::mem::take(&mut self.pending)));
+                }
+                Framing::Chunked(chunked) => match chunked.decode(&mut self.pending, self.length - self.taken)? {
+                    Piece::Content(content) => return Ok(Some(content)),
+                    Piece::NeedMore => {}
+                },
+            }
+        }
+        Ok(None)
+    }
+
+    /// The source has ended: is the body what the client said?
+    fn end(&mut self) -> Result<()> {
+        if self.taken != self.length {
+            let (taken, length) = (self.taken, self.length);
+            let message = format!("The body has {taken} bytes where {length} were announced. Nothing was stored.");
+            return Err(S3Error::new(Code::IncompleteBody, message));
+        }
+        match &mut self.framing {
+            Framing::Plain => {}
+            Framing::Hashed { sha256, expected } => {
+                if std::mem::take(sha256).finalize().as_slice() != expected.as_slice() {
+                    return Err(S3Error::new(
+                        Code::XAmzContentSHA256Mismatch,
+                        "The provided x-amz-content-sha256 header does not match what was received. Nothing was stored.",
+                    ));
+                }
+            }
+            Framing::Chunked(chunked) => self.trailers = chunked.finish()?,
+        }
+        self.check_trailers()
+    }
+
+    /// What was announced must have come, and nothing else.
+    fn check_trailers(&self) -> Result<()> {
+        let came = |name: &String| self.trailers.iter().filter(|(given, _)| given == name).count() == 1;
+        let expected = |name: &String| self.announced.contains(name);
+        let all_came = self.announced.iter().all(came);
+        if all_came && self.trailers.iter().all(|(name, _)| expected(name)) {
+            return Ok(());
+        }
+        Err(S3Error::new(
+            Code::MalformedTrailerError,
+            "The trailers of the body are not those that x-amz-trailer announced. Nothing was stored.",
+        ))
+    }
+}
+
+/// The raw body, watched by a clock: a client that stays silent for too long is given up.
+struct Source {
+    body: RawBody,
+    clock: Arc<dyn Clock>,
+    /// Whether anything arrived since the watchdog was set.
+    moved: bool,
+    watchdog: Option<BoxFuture<()>>,
+}
+
+impl Source {
+    /// The next data frame. `None` at the end.
+    async fn frame(&mut self) -> Result<Option<Bytes>> {
+        loop {
+            match std::future::poll_fn(|cx| self.poll(cx)).await {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data()
+                        && !data.is_empty()
+                    {
+                        self.moved = true;
+                        return Ok(Some(data));
+                    }
+                }
+                Some(Err(error)) => return Err(error),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    fn poll(&mut self, cx: &mut std::task::Context<'_>) -> Poll<Option<Result<http_body::Frame<Bytes>>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            let broken = |_| S3Error::new(Code::IncompleteBody, "The body ended before its announced length.");
+            return Poll::Ready(frame.map(|result| result.map_err(broken)));
+        }
+        loop {
+            let clock = &self.clock;
+            let watchdog = self.watchdog.get_or_insert_with(|| clock.sleep_until(clock.now() + SILENCE_MAX));
+            if watchdog.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            self.watchdog = None;
+            if !std::mem::take(&mut self.moved) {
+                let message = "Nothing was received for too long in the middle of the body.";
+                return Poll::Ready(Some(Err(S3Error::new(Code::RequestTimeout, message))));
+            }
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! A request that was admitted: its sender is proven, its words are decoded.
+
+use crate::auth::Authenticated;
+use crate::body::ResponseBody;
+use crate::checksum::{Hashes, Promised};
+use crate::encoding::version_bytes;
+use crate::error::{Code, Result, S3Error};
+use crate::operation::Operation;
+use crate::payload::Payload;
+use crate::query::Query;
+use crate::target::Target;
+use crate::xml;
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{HeaderMap, StatusCode};
+
+/// The longest XML body in bytes: 10,000 parts with a SHA-256 each fit.
+const XML_LENGTH_MAX: u64 = 4 << 20;
+
+pub struct Request {
+    pub operation: Operation,
+    pub target: Target,
+    pub query: Query,
+    pub headers: HeaderMap,
+    pub caller: Authenticated,
+    /// Names of the trailers that will follow the body, in lower case.
+    pub announced: Vec<String>,
+}
+
+impl Request {
+    /// The text of a header; `None` when it is absent, empty or not ASCII.
+    pub fn header(&self, name: &HeaderName) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).filter(|text| !text.is_empty())
+    }
+
+    /// The `versionId` that is asked for.
+    pub fn version(&self) -> Result<Option<Bytes>> {
+        self.query.get("versionId").map(parse_version).transpose()
+    }
+
+    /// The XML body, complete and verified. `body_is_summed`: `x-amz-checksum-*` is about this body (and not about an
+    /// object that it speaks of).
+    pub async fn xml_body(
+        &self,
+        mut payload: Payload,
+        root: &'static str,
+        body_is_summed: bool,
+    ) -> Result<xml::Element> {
+        let mut only_md5 = HeaderMap::new();
+        if let Some(md5) = self.headers.get(crate::names::CONTENT_MD5) {
+            only_md5.insert(crate::names::CONTENT_MD5, md5.clone());
+        }
+        let headers = if body_is_summed { &self.headers } else { &only_md5 };
+        let promised = Promised::read(headers, &self.announced)?;
+        let document = payload.collect(XML_LENGTH_MAX).await?;
+        let mut hashes = Hashes::new(&promised.algorithms());
+        hashes.update(&document);
+        promised.verify(&hashes.finish(), |name| payload.trailer(name))?;
+        if document.is_empty() {
+            return Err(S3Error::new(Code::MissingRequestBodyError, "Request body is empty."));
+        }
+        let element = xml::read(&document).map_err(|xml::Malformed(why)| malformed_xml(why))?;
+        if element.name == root { Ok(element) } else { Err(malformed_xml("its root element is another one")) }
+    }
+}
+
+pub fn malformed_xml(why: &str) -> S3Error {
+    S3Error::new(
+        Code::MalformedXML,
+        format!("The XML you provided was not well-formed or did not validate against our published schema: {why}."),
+    )
+}
+
+/// A version id as clients write it.
+pub fn parse_version(text: &str) -> Result<Bytes> {
+    version_bytes(text).ok_or_else(|| {
+        S3Error::new(Code::InvalidArgument, "Invalid version id specified.")
+            .field("ArgumentName", "versionId")
+            .field("ArgumentValue", text)
+    })
+}
+
+/// An answer.
+pub type Reply = http::Response<ResponseBody>;
+
+pub fn empty(status: StatusCode) -> Reply {
+    let mut reply = Reply::new(ResponseBody::empty());
+    *reply.status_mut() = status;
+    reply
+}
+
+pub fn xml_reply(document: String) -> Reply {
+    let mut reply = Reply::new(ResponseBody::whole(document));
+    reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/xml"));
+    reply
+}
+
+/// Adds a header whose value may come from a client (and then has been valid in a header before).
+pub fn insert(reply: &mut Reply, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        reply.headers_mut().insert(name, value);
+    }
+}
+
+/// The `ETag` header, quoted.
+pub fn insert_etag(reply: &mut Reply, etag: &str) {
+    insert(reply, http::header::ETAG, &quoted(etag));
+}
+
+pub fn quoted(etag: &str) -> String {
+    format!("\"{etag}\"")
+}

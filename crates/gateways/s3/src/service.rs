@@ -1,0 +1,211 @@
+//! The HTTP service: limits, health, admission, and errors as S3 writes them.
+
+use crate::attributes::refuse_unbuilt;
+use crate::auth::{self, KeySource, Signed};
+use crate::body::ResponseBody;
+use crate::encoding::hex;
+use crate::error::{Code, Result, S3Error, not_implemented};
+use crate::names;
+use crate::operation::Operation;
+use crate::ops::{self, Gateway};
+use crate::payload::{Payload, RawBody};
+use crate::query::Query;
+use crate::request::{Reply, Request, empty, insert};
+use crate::target::Target;
+use base::env::{BoxFuture, Clock, Random, RandomExt};
+use bytes::Bytes;
+use client::Client;
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
+use http::{Method, StatusCode, request};
+use http_body_util::BodyExt;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+/// The longest path and query in bytes: a key and a marker of 1,024 bytes, percent-encoded, and a presigned query.
+const URI_LENGTH_MAX: usize = 16 << 10;
+
+/// The most bytes of header names and values.
+const HEADERS_LENGTH_MAX: usize = 16 << 10;
+
+/// The largest object or part in one request.
+pub const CONTENT_LENGTH_MAX: u64 = 5 * base::GIB;
+
+/// Unauthenticated, for load balancers: 200 when the node serves, 503 when it does not.
+const READY_PATH: &str = "/health/ready";
+
+/// What the service needs besides the client.
+#[derive(Clone)]
+pub struct S3Options {
+    /// The name whose subdomains are buckets (virtual-hosted requests). `None`: path-style requests only.
+    pub domain: Option<String>,
+    /// The region that signatures must name.
+    pub region: String,
+    pub clock: Arc<dyn Clock>,
+    pub random: Arc<dyn Random>,
+    /// Whether the node serves writes; asked by `/health/ready`.
+    pub ready: Arc<dyn Fn() -> bool + Send + Sync>,
+}
+
+/// Makes the service. It is cheap to clone, and serves any number of connections.
+pub fn service(client: Client, options: S3Options) -> S3Service {
+    let gateway = Gateway { client, region: options.region.clone() };
+    S3Service { inner: Arc::new(Inner { gateway, options }) }
+}
+
+#[derive(Clone)]
+pub struct S3Service {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    gateway: Gateway,
+    options: S3Options,
+}
+
+impl<B> hyper::service::Service<http::Request<B>> for S3Service
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Response = http::Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = BoxFuture<std::result::Result<Self::Response, Infallible>>;
+
+    fn call(&self, request: http::Request<B>) -> Self::Future {
+        let inner = self.inner.clone();
+        let (parts, body) = request.into_parts();
+        let body = RawBody::new(body.map_err(Into::into));
+        Box::pin(async move { Ok(inner.answer(parts, body).await) })
+    }
+}
+
+impl Inner {
+    async fn answer(&self, parts: request::Parts, body: RawBody) -> Reply {
+        if let Some(reply) = health(&parts, &self.options) {
+            return reply;
+        }
+        let mut id = [0; 8];
+        self.options.random.fill(&mut id);
+        let id = hex(&id).to_ascii_uppercase();
+        let (method, raw_path) = (parts.method.clone(), parts.uri.path().to_owned());
+        let admitted = admit(parts, body, &self.gateway.client, &self.options).await;
+        let outcome = match admitted {
+            Ok((request, payload)) => ops::run(&self.gateway, &request, payload).await,
+            Err(error) => Err(error),
+        };
+        let mut reply = outcome.unwrap_or_else(|error| error_reply(&error, &method, &raw_path, &id));
+        insert(&mut reply, names::REQUEST_ID, &id);
+        reply.headers_mut().insert(http::header::SERVER, HeaderValue::from_static("henge"));
+        reply
+    }
+}
+
+fn health(parts: &request::Parts, options: &S3Options) -> Option<Reply> {
+    let asks = parts.uri.path() == READY_PATH
+        && matches!(parts.method, Method::GET | Method::HEAD)
+        && parts.uri.query().is_none()
+        && !parts.headers.contains_key(AUTHORIZATION);
+    let status = if (options.ready)() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    asks.then(|| empty(status))
+}
+
+/// Turns a raw request into one whose sender is proven and whose words are decoded, or says why not. Nothing of the
+/// body is read here.
+pub(crate) async fn admit(
+    parts: request::Parts,
+    body: RawBody,
+    keys: &impl KeySource,
+    options: &S3Options,
+) -> Result<(Request, Payload)> {
+    check_limits(&parts)?;
+    let host = parts.headers.get(HOST).and_then(|value| value.to_str().ok());
+    let target = Target::read(parts.uri.path(), host, options.domain.as_deref())?;
+    refuse_form(&parts)?;
+    let raw_query = parts.uri.query().unwrap_or_default();
+    let signed = Signed { method: &parts.method, raw_path: parts.uri.path(), raw_query, headers: &parts.headers };
+    let (caller, proof) = auth::authenticate(signed, keys, options.clock.wall().0, &options.region).await?;
+    let query = Query::read(raw_query)?;
+    let mut headers = parts.headers;
+    headers_from_query(&query, &mut headers);
+    let operation = Operation::resolve(&parts.method, &target, &query, &headers)?;
+    refuse_unbuilt(&headers)?;
+    let announced = announced_trailers(&headers);
+    let payload = Payload::new(body, proof, decoded_length(&headers)?, announced.clone(), options.clock.clone())?;
+    if operation.takes_content() && payload.length() > CONTENT_LENGTH_MAX {
+        let message = "Your proposed upload exceeds the maximum allowed size of 5 GiB; use a multipart upload.";
+        return Err(S3Error::new(Code::EntityTooLarge, message)
+            .field("ProposedSize", payload.length().to_string())
+            .field("MaxSizeAllowed", CONTENT_LENGTH_MAX.to_string()));
+    }
+    Ok((Request { operation, target, query, headers, caller, announced }, payload))
+}
+
+fn check_limits(parts: &request::Parts) -> Result<()> {
+    let uri = parts.uri.path().len() + parts.uri.query().map_or(0, str::len);
+    if uri > URI_LENGTH_MAX {
+        return Err(S3Error::new(Code::InvalidURI, format!("The URI is longer than {URI_LENGTH_MAX} bytes.")));
+    }
+    let headers: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if headers > HEADERS_LENGTH_MAX {
+        let message = format!("The headers are longer than {HEADERS_LENGTH_MAX} bytes.");
+        return Err(S3Error::new(Code::RequestHeaderSectionTooLarge, message));
+    }
+    // Two ways to tell where a body ends let two readers disagree (request smuggling, RFC 9112 section 6.1).
+    if parts.headers.contains_key(TRANSFER_ENCODING) && parts.headers.contains_key(CONTENT_LENGTH) {
+        let message = "Transfer-Encoding and Content-Length must not be given together.";
+        return Err(S3Error::new(Code::InvalidRequest, message));
+    }
+    Ok(())
+}
+
+/// A form upload carries its signature in the form. It is not built, and says so rather than "access denied".
+fn refuse_form(parts: &request::Parts) -> Result<()> {
+    let is_form =
+        parts.headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"multipart/form-data"));
+    if parts.method == Method::POST && is_form && !parts.headers.contains_key(AUTHORIZATION) {
+        return Err(not_implemented("PostObject"));
+    }
+    Ok(())
+}
+
+/// Presigning clients may put `x-amz-*` headers into the query, where the signature covers them.
+fn headers_from_query(query: &Query, headers: &mut http::HeaderMap) {
+    for (name, value) in query.pairs().filter(|(name, _)| name.starts_with("x-amz-")) {
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
+            headers.entry(name).or_insert(value);
+        }
+    }
+}
+
+fn announced_trailers(headers: &http::HeaderMap) -> Vec<String> {
+    let values = headers.get(names::TRAILER).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    values.split(',').map(|name| name.trim().to_ascii_lowercase()).filter(|name| !name.is_empty()).collect()
+}
+
+fn decoded_length(headers: &http::HeaderMap) -> Result<Option<u64>> {
+    let Some(value) = headers.get(names::DECODED_CONTENT_LENGTH) else { return Ok(None) };
+    let length = value.to_str().ok().and_then(|text| text.parse().ok());
+    let message = "The header x-amz-decoded-content-length is not a number.";
+    length.map(Some).ok_or_else(|| S3Error::new(Code::InvalidArgument, message))
+}
+
+/// The answer to HEAD, and 304, have no body.
+fn error_reply(error: &S3Error, method: &Method, raw_path: &str, id: &str) -> Reply {
+    let status = error.status();
+    if status.is_server_error() && error.code != Code::NotImplemented {
+        tracing::warn!(%error, %method, path = raw_path, request = id, "a request failed");
+    }
+    let bodiless = *method == Method::HEAD || status == StatusCode::NOT_MODIFIED;
+    let mut reply = if bodiless {
+        empty(status)
+    } else {
+        let decoded = crate::encoding::percent_decode(raw_path, false).and_then(|path| String::from_utf8(path).ok());
+        let resource = decoded.filter(|path| !path.contains('\0')).unwrap_or_else(|| raw_path.to_owned());
+        crate::request::xml_reply(error.to_xml(&resource, id))
+    };
+    *reply.status_mut() = status;
+    for (name, value) in &error.headers {
+        reply.headers_mut().insert(name.clone(), value.clone());
+    }
+    reply
+}

@@ -1,0 +1,429 @@
+//! The admin port of a node: health for everybody; metrics and status for those who may look; keys and buckets for
+//! whoever knows the root secret.
+
+use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{delete, get, patch};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, OnceLock};
+
+use crate::basic_auth;
+use crate::credentials::{Credentials, equal_in_constant_time};
+use crate::report::Report;
+
+/// What requests of the admin port may carry.
+const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// The part of a node that the admin port shows. Filled in once the node has started.
+#[derive(Clone)]
+pub struct Admin {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    node: OnceLock<Arc<dyn AdminNode>>,
+    root: Credentials,
+    root_header: String,
+    monitoring_header: String,
+    /// The admin address is a loopback address: metrics and status are open.
+    local: bool,
+}
+
+/// What the admin port asks of a node.
+pub trait AdminNode: Send + Sync {
+    fn ready(&self) -> bool;
+    fn metrics_text(&self) -> String;
+    fn report(&self) -> Report;
+    fn client(&self) -> client::Client;
+}
+
+/// An access key without its secret.
+#[derive(Serialize, Deserialize, Debug)]
+pub struct KeyView {
+    pub name: String,
+    pub access_key: String,
+    pub created_ms: u64,
+    pub root: bool,
+}
+
+/// A fresh access key: the only answer that carries a secret.
+#[derive(Serialize, Deserialize)]
+pub struct NewKeyView {
+    pub name: String,
+    pub access_key: String,
+    pub secret_key: String,
+    pub created_ms: u64,
+}
+
+#[derive(Serialize, Deserialize, Debug)]
+pub struct BucketView {
+    pub name: String,
+    pub owner: String,
+    pub created_ms: u64,
+    pub region: String,
+    /// `off`, `enabled` or `suspended`.
+    pub versioning: String,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct Named {
+    pub name: String,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct BucketChange {
+    pub versioning: String,
+}
+
+/// The body of every answer that is no success.
+#[derive(Serialize, Deserialize)]
+pub struct Refusal {
+    pub error: String,
+}
+
+impl Admin {
+    pub fn new(root: Credentials, monitoring_token: &str, local: bool) -> Admin {
+        let root_header = basic_auth::header_value(&root);
+        let monitoring_header = format!("Bearer {monitoring_token}");
+        Admin { shared: Arc::new(Shared { node: OnceLock::new(), root, root_header, monitoring_header, local }) }
+    }
+
+    /// From now on there is something to show.
+    pub fn attach(&self, node: Arc<dyn AdminNode>) {
+        assert!(self.shared.node.set(node).is_ok(), "a node is attached once, after its start");
+    }
+
+    pub fn router(self) -> Router {
+        Router::new()
+            .route("/health/live", get(async || "live\n"))
+            .route("/health/ready", get(health_ready))
+            .route("/metrics", get(metrics))
+            .route("/status", get(status))
+            .route("/v1/keys", get(list_keys).post(create_key))
+            .route("/v1/keys/{name}", delete(delete_key))
+            .route("/v1/buckets", get(list_buckets).post(create_bucket))
+            .route("/v1/buckets/{name}", patch(change_bucket))
+            .fallback(async || refuse(StatusCode::NOT_FOUND, "there is nothing here"))
+            .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+            .with_state(self)
+    }
+
+    /// The node, for callers who may look at it.
+    fn for_monitoring(&self, headers: &HeaderMap) -> Result<&dyn AdminNode, Refused> {
+        if !self.shared.local && !self.shows(headers, &self.shared.monitoring_header) {
+            self.check_root(headers)?;
+        }
+        self.node()
+    }
+
+    /// The node, for callers who know the root secret.
+    fn for_root(&self, headers: &HeaderMap) -> Result<&dyn AdminNode, Refused> {
+        self.check_root(headers)?;
+        self.node()
+    }
+
+    fn check_root(&self, headers: &HeaderMap) -> Result<(), Refused> {
+        if self.shows(headers, &self.shared.root_header) {
+            return Ok(());
+        }
+        Err(refuse(StatusCode::UNAUTHORIZED, "the root credentials are needed for this, and were not given"))
+    }
+
+    fn shows(&self, headers: &HeaderMap, expected: &str) -> bool {
+        let mut given = headers.get_all(header::AUTHORIZATION).iter();
+        match (given.next(), given.next()) {
+            (Some(one), None) => equal_in_constant_time(one.as_bytes(), expected.as_bytes()),
+            _ => false,
+        }
+    }
+
+    fn node(&self) -> Result<&dyn AdminNode, Refused> {
+        let starting = || refuse(StatusCode::SERVICE_UNAVAILABLE, "the node is still starting; try again in a moment");
+        self.shared.node.get().map(|node| &**node).ok_or_else(starting)
+    }
+}
+
+/// An answer that is no success.
+struct Refused {
+    status: StatusCode,
+    error: String,
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, Json(Refusal { error: self.error })).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            let challenge = header::HeaderValue::from_static("Basic realm=\"henge\"");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+        }
+        response
+    }
+}
+
+fn refuse(status: StatusCode, error: &str) -> Refused {
+    Refused { status, error: error.to_owned() }
+}
+
+/// Turns an answer of the cluster into one of HTTP.
+fn refuse_error(error: client::Error) -> Refused {
+    use client::Error;
+    let status = match error {
+        Error::NoSuchBucket | Error::NoSuchAccessKey => StatusCode::NOT_FOUND,
+        Error::BucketExists { .. } | Error::KeyExists => StatusCode::CONFLICT,
+        Error::Invalid(_) => StatusCode::BAD_REQUEST,
+        Error::NotImplemented(_) => StatusCode::NOT_IMPLEMENTED,
+        Error::Full => StatusCode::INSUFFICIENT_STORAGE,
+        Error::Damaged(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        _ => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    refuse(status, &error.to_string())
+}
+
+async fn health_ready(State(admin): State<Admin>) -> Response {
+    if admin.node().is_ok_and(AdminNode::ready) {
+        return "ready\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response()
+}
+
+async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> Result<Response, Refused> {
+    let text = admin.for_monitoring(&headers)?.metrics_text();
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    Ok(([(header::CONTENT_TYPE, kind)], text).into_response())
+}
+
+async fn status(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Report>, Refused> {
+    Ok(Json(admin.for_monitoring(&headers)?.report()))
+}
+
+async fn list_keys(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Vec<KeyView>>, Refused> {
+    let rows = admin.for_root(&headers)?.client().list_access_keys().await.map_err(refuse_error)?;
+    let view = |row: client::KeyRow| KeyView {
+        name: row.name,
+        access_key: row.access_key,
+        created_ms: row.created_ms,
+        root: row.root,
+    };
+    Ok(Json(rows.into_iter().map(view).collect()))
+}
+
+async fn create_key(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    Json(request): Json<Named>,
+) -> Result<Json<NewKeyView>, Refused> {
+    let node = admin.for_root(&headers)?;
+    check_key_name(&request.name)?;
+    let row = node.client().create_access_key(&request.name).await.map_err(refuse_error)?;
+    tracing::info!(target: "audit", name = row.name, access_key = row.access_key, "access key created");
+    Ok(Json(NewKeyView {
+        name: row.name,
+        access_key: row.access_key,
+        secret_key: row.secret_key,
+        created_ms: row.created_ms,
+    }))
+}
+
+async fn delete_key(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+) -> Result<Json<Named>, Refused> {
+    let node = admin.for_root(&headers)?;
+    if name == admin.shared.root.access_key {
+        return Err(refuse(StatusCode::BAD_REQUEST, "the root key cannot be deleted"));
+    }
+    node.client().delete_access_key(&name).await.map_err(refuse_error)?;
+    tracing::info!(target: "audit", name, "access key deleted");
+    Ok(Json(Named { name }))
+}
+
+async fn list_buckets(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Vec<BucketView>>, Refused> {
+    let buckets = admin.for_root(&headers)?.client().list_buckets().await.map_err(refuse_error)?;
+    Ok(Json(buckets.into_iter().map(bucket_view).collect()))
+}
+
+async fn create_bucket(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    Json(request): Json<Named>,
+) -> Result<Json<BucketView>, Refused> {
+    let node = admin.for_root(&headers)?;
+    check_bucket_name(&request.name)?;
+    let owner = &admin.shared.root.access_key;
+    let bucket = node.client().create_bucket(&request.name, owner).await.map_err(refuse_error)?;
+    tracing::info!(target: "audit", name = bucket.name, "bucket created");
+    Ok(Json(bucket_view(bucket)))
+}
+
+async fn change_bucket(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+    Json(change): Json<BucketChange>,
+) -> Result<Json<BucketView>, Refused> {
+    let client = admin.for_root(&headers)?.client();
+    let versioning = match change.versioning.as_str() {
+        "enabled" => client::Versioning::Enabled,
+        "suspended" => client::Versioning::Suspended,
+        _ => return Err(refuse(StatusCode::BAD_REQUEST, "versioning is enabled or suspended")),
+    };
+    client.set_versioning(&name, versioning).await.map_err(refuse_error)?;
+    tracing::info!(target: "audit", name, versioning = change.versioning, "bucket changed");
+    Ok(Json(bucket_view(client.bucket(&name).await.map_err(refuse_error)?)))
+}
+
+fn bucket_view(bucket: client::BucketInfo) -> BucketView {
+    let versioning = match bucket.versioning {
+        client::Versioning::Off => "off",
+        client::Versioning::Enabled => "enabled",
+        client::Versioning::Suspended => "suspended",
+    };
+    BucketView {
+        name: bucket.name,
+        owner: bucket.owner,
+        created_ms: bucket.created_ms,
+        region: bucket.region,
+        versioning: versioning.into(),
+    }
+}
+
+fn check_key_name(name: &str) -> Result<(), Refused> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    if (1..=64).contains(&name.len()) && name.bytes().all(plain) {
+        return Ok(());
+    }
+    Err(refuse(StatusCode::BAD_REQUEST, "the name of a key has 1 to 64 letters, digits, '-', '_' and '.'"))
+}
+
+/// The rules of S3 for names that also work as host names.
+fn check_bucket_name(name: &str) -> Result<(), Refused> {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+    let outer = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = name.as_bytes();
+    let valid = (3..=63).contains(&bytes.len())
+        && bytes.iter().copied().all(inner)
+        && outer(bytes[0])
+        && outer(bytes[bytes.len() - 1])
+        && !name.contains("..")
+        && name.parse::<std::net::Ipv4Addr>().is_err();
+    if valid {
+        return Ok(());
+    }
+    let rule = "the name of a bucket has 3 to 63 lower-case letters, digits, '-' and '.', and looks like a host name";
+    Err(refuse(StatusCode::BAD_REQUEST, rule))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+    use axum::http::Request;
+    use tower::ServiceExt;
+
+    struct Fake;
+
+    impl AdminNode for Fake {
+        fn ready(&self) -> bool {
+            true
+        }
+        fn metrics_text(&self) -> String {
+            "henge_up 1\n".into()
+        }
+        fn report(&self) -> Report {
+            Report {
+                version: 1,
+                verdict: crate::report::Verdict::AtRisk,
+                reasons: vec![],
+                epoch: 1,
+                nodes: vec![],
+                groups: vec![],
+                chunks: Default::default(),
+                repair: Default::default(),
+            }
+        }
+        fn client(&self) -> client::Client {
+            unreachable!("no test of authorization gets this far")
+        }
+    }
+
+    fn admin(local: bool) -> Admin {
+        let root = Credentials { access_key: "root".into(), secret_key: "0123456789".into() };
+        Admin::new(root, "a-token-to-look", local)
+    }
+
+    async fn ask(admin: &Admin, method: &str, path: &str, authorization: &[&str]) -> StatusCode {
+        let mut request = Request::builder().method(method).uri(path).header("content-type", "application/json");
+        for value in authorization {
+            request = request.header("authorization", *value);
+        }
+        let body = Body::from(r#"{"name":"!","versioning":"maybe"}"#);
+        admin.clone().router().oneshot(request.body(body).unwrap()).await.unwrap().status()
+    }
+
+    #[tokio::test]
+    async fn health_is_open_and_tells_starting_from_ready() {
+        let admin = admin(false);
+        assert_eq!(ask(&admin, "GET", "/health/live", &[]).await, StatusCode::OK);
+        assert_eq!(ask(&admin, "GET", "/health/ready", &[]).await, StatusCode::SERVICE_UNAVAILABLE);
+        admin.attach(Arc::new(Fake));
+        assert_eq!(ask(&admin, "GET", "/health/ready", &[]).await, StatusCode::OK);
+        assert_eq!(ask(&admin, "GET", "/elsewhere", &[]).await, StatusCode::NOT_FOUND);
+    }
+
+    #[tokio::test]
+    async fn looking_needs_rights_where_others_can_connect() {
+        let root =
+            basic_auth::header_value(&Credentials { access_key: "root".into(), secret_key: "0123456789".into() });
+        for path in ["/metrics", "/status"] {
+            let far = admin(false);
+            far.attach(Arc::new(Fake));
+            assert_eq!(ask(&far, "GET", path, &[]).await, StatusCode::UNAUTHORIZED);
+            assert_eq!(ask(&far, "GET", path, &["Bearer wrong"]).await, StatusCode::UNAUTHORIZED);
+            assert_eq!(ask(&far, "GET", path, &["Bearer a-token-to-look", &root]).await, StatusCode::UNAUTHORIZED);
+            assert_eq!(ask(&far, "GET", path, &["Bearer a-token-to-look"]).await, StatusCode::OK);
+            assert_eq!(ask(&far, "GET", path, &[&root]).await, StatusCode::OK);
+            let near = admin(true);
+            near.attach(Arc::new(Fake));
+            assert_eq!(ask(&near, "GET", path, &[]).await, StatusCode::OK);
+        }
+    }
+
+    #[tokio::test]
+    async fn changing_always_needs_the_root_secret() {
+        let admin = admin(true);
+        admin.attach(Arc::new(Fake));
+        let root =
+            basic_auth::header_value(&Credentials { access_key: "root".into(), secret_key: "0123456789".into() });
+        let wrong =
+            basic_auth::header_value(&Credentials { access_key: "root".into(), secret_key: "0123456780".into() });
+        for (method, path) in [
+            ("GET", "/v1/keys"),
+            ("POST", "/v1/keys"),
+            ("DELETE", "/v1/keys/root"),
+            ("GET", "/v1/buckets"),
+            ("POST", "/v1/buckets"),
+            ("PATCH", "/v1/buckets/b"),
+        ] {
+            for headers in [&[][..], &["Bearer a-token-to-look"], &["Basic "], &[&wrong], &[&root, &root]] {
+                assert_eq!(ask(&admin, method, path, headers).await, StatusCode::UNAUTHORIZED, "{method} {path}");
+            }
+        }
+        // With the secret, the next check speaks.
+        assert_eq!(ask(&admin, "POST", "/v1/keys", &[&root]).await, StatusCode::BAD_REQUEST);
+        assert_eq!(ask(&admin, "POST", "/v1/buckets", &[&root]).await, StatusCode::BAD_REQUEST);
+        assert_eq!(ask(&admin, "DELETE", "/v1/keys/root", &[&root]).await, StatusCode::BAD_REQUEST);
+    }
+
+    #[test]
+    fn bucket_names_follow_the_rules() {
+        for good in ["abc", "a-b.c", "1bucket"] {
+            assert!(check_bucket_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "ab", "Abc", "a..b", "-abc", "abc-", "192.168.0.1", "a_b"] {
+            assert!(check_bucket_name(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! `henge status`, `henge key` and `henge bucket`: questions to the admin port of a running node.
+
+use bytes::Bytes;
+use http::{Method, Request};
+use http_body_util::Full;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::process::ExitCode;
+
+use crate::admin::{BucketChange, BucketView, KeyView, Named, NewKeyView, Refusal};
+use crate::basic_auth;
+use crate::cli::{BucketAction, KeyAction, StatusArgs, TargetArgs, VersioningArg};
+use crate::failure::{Context, Failure};
+use crate::http_client::HttpClient;
+use crate::report::{self, Report};
+use crate::target::Target;
+
+pub async fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
+    let target = Target::find(&args.target)?;
+    let report: Report = ask(&target, Method::GET, "/status", None::<&()>).await?;
+    if report.version != report::VERSION {
+        return Err(Failure(format!("{} answers with a report of version {}", target.admin, report.version)));
+    }
+    if args.json {
+        print_json(&report)?;
+    } else {
+        print!("{}", report.for_people());
+    }
+    Ok(ExitCode::from(report.verdict.exit_status()))
+}
+
+pub async fn key(action: KeyAction) -> Result<ExitCode, Failure> {
+    match action {
+        KeyAction::Create(args) => {
+            let request = Named { name: args.name };
+            let key: NewKeyView = ask_as_root(&args.target, Method::POST, "/v1/keys", Some(&request)).await?;
+            if args.json {
+                print_json(&key)?;
+            } else {
+                println!("# key {}: its secret is shown now and never again", key.name);
+                println!("export AWS_ACCESS_KEY_ID={}", key.access_key);
+                println!("export AWS_SECRET_ACCESS_KEY={}", key.secret_key);
+            }
+        }
+        KeyAction::List(args) => {
+            let mut keys: Vec<KeyView> = ask_as_root(&args.target, Method::GET, "/v1/keys", None::<&()>).await?;
+            if let Some(name) = &args.name {
+                keys.retain(|key| key.name == *name || key.access_key == *name);
+            }
+            if args.json {
+                print_json(&keys)?;
+            } else {
+                for key in &keys {
+                    println!("{}  {}{}", key.access_key, key.name, if key.root { "  (root)" } else { "" });
+                }
+            }
+        }
+        KeyAction::Delete(args) => {
+            let path = format!("/v1/keys/{}", path_segment(&args.name)?);
+            let gone: Named = ask_as_root(&args.target, Method::DELETE, &path, None::<&()>).await?;
+            if args.json { print_json(&gone)? } else { println!("key {} is deleted", gone.name) }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+pub async fn bucket(action: BucketAction) -> Result<ExitCode, Failure> {
+    match action {
+        BucketAction::Create(args) => {
+            let request = Named { name: args.name };
+            let bucket: BucketView = ask_as_root(&args.target, Method::POST, "/v1/buckets", Some(&request)).await?;
+            if args.json { print_json(&bucket)? } else { println!("bucket {} is made", bucket.name) }
+        }
+        BucketAction::List(args) => {
+            let mut buckets: Vec<BucketView> =
+                ask_as_root(&args.target, Method::GET, "/v1/buckets", None::<&()>).await?;
+            if let Some(name) = &args.name {
+                buckets.retain(|bucket| bucket.name == *name);
+            }
+            if args.json {
+                print_json(&buckets)?;
+            } else {
+                buckets.iter().for_each(|bucket| println!("{}  versioning {}", bucket.name, bucket.versioning));
+            }
+        }
+        BucketAction::Set(args) => {
+            let versioning = match args.versioning {
+                VersioningArg::Enabled => "enabled",
+                VersioningArg::Suspended => "suspended",
+            };
+            let change = BucketChange { versioning: versioning.into() };
+            let path = format!("/v1/buckets/{}", path_segment(&args.name)?);
+            let bucket: BucketView = ask_as_root(&args.target, Method::PATCH, &path, Some(&change)).await?;
+            if args.json {
+                print_json(&bucket)?;
+            } else {
+                println!("bucket {}: versioning {}", bucket.name, bucket.versioning);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Names of keys and buckets need no encoding in a path; what would is none.
+fn path_segment(name: &str) -> Result<&str, Failure> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+    if !name.is_empty() && name.bytes().all(plain) && name != "." && name != ".." {
+        return Ok(name);
+    }
+    Err(Failure(format!("{name:?} is no name: names consist of letters, digits, '-', '_' and '.'")))
+}
+
+async fn ask_as_root<A: DeserializeOwned>(
+    args: &TargetArgs,
+    method: Method,
+    path: &str,
+    body: Option<&impl Serialize>,
+) -> Result<A, Failure> {
+    let target = Target::find(args)?;
+    target.credentials()?;
+    ask(&target, method, path, body).await
+}
+
+/// One request to the admin port, with the root credentials where they are known.
+async fn ask<A: DeserializeOwned>(
+    target: &Target,
+    method: Method,
+    path: &str,
+    body: Option<&impl Serialize>,
+) -> Result<A, Failure> {
+    let encoded = body.map(serde_json::to_vec).transpose().context(|| "the request cannot be encoded".into())?;
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", &target.admin)
+        .header("content-type", "application/json");
+    if let Some(credentials) = &target.credentials {
+        request = request.header("authorization", basic_auth::header_value(credentials));
+    }
+    let body = Full::new(Bytes::from(encoded.unwrap_or_default()));
+    let request = request.body(body).context(|| format!("{path:?} cannot be asked for"))?;
+    let answer = HttpClient::new(&target.admin).request(request).await.map_err(|error| {
+        Failure(format!(
+            "no henge answers at the admin address {} ({error}); is the node running, and is --admin or --data right?",
+            target.admin
+        ))
+    })?;
+    if !answer.status.is_success() {
+        let refusal = serde_json::from_slice::<Refusal>(&answer.body).map(|refusal| refusal.error);
+        return Err(Failure(refusal.unwrap_or_else(|_| format!("{} answers {}", target.admin, answer.status))));
+    }
+    serde_json::from_slice(&answer.body).context(|| format!("the answer of {} cannot be understood", target.admin))
+}
+
+pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    println!("{}", serde_json::to_string(value).context(|| "the answer cannot be encoded".into())?);
+    Ok(())
+}

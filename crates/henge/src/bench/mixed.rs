@@ -1,0 +1,158 @@
+//! `henge bench mixed`: puts, overwrites, gets and deletes. Each key belongs to one worker, so that what must be there
+//! is known at any moment: the last acknowledged state, or one of unknown outcome after it.
+
+use base::env::{Random, RandomExt};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::ack_log::{AckLine, Op, Outcome, now_ms};
+use super::load::{Run, Tally, put_line, workers};
+use super::payload::{payload, sha256};
+use crate::cli::BenchLoadArgs;
+use crate::env::system_random;
+use crate::failure::Failure;
+use crate::s3_client::Payload;
+
+const KEYS_PER_WORKER: usize = 32;
+
+pub async fn run(args: BenchLoadArgs) -> Result<ExitCode, Failure> {
+    let mut run = Run::prepare(args).await?;
+    run.deadline = Instant::now() + Duration::from_secs_f64(run.args.seconds);
+    let run = Arc::new(run);
+    let began = Instant::now();
+    let tally = workers(run.args.concurrency, |index| Worker::new(Arc::clone(&run), index).work()).await?;
+    run.finish("mixed", &tally, began.elapsed())
+}
+
+/// What may be there: an object by its SHA-256, or nothing.
+type State = Option<String>;
+
+struct Key {
+    name: String,
+    /// Puts so far.
+    version: u64,
+    /// The last acknowledged state, then those of unknown outcome since.
+    possible: Vec<State>,
+}
+
+struct Worker {
+    run: Arc<Run>,
+    keys: Vec<Key>,
+    tally: Tally,
+}
+
+impl Worker {
+    fn new(run: Arc<Run>, index: u32) -> Worker {
+        let name = |number| format!("{}/{index:04}-{number:02}", run.prefix);
+        let keys = (0..KEYS_PER_WORKER).map(|n| Key { name: name(n), version: 0, possible: vec![None] }).collect();
+        Worker { run, keys, tally: Tally::new() }
+    }
+
+    async fn work(mut self) -> Result<Tally, Failure> {
+        let random = system_random();
+        while Instant::now() < self.run.deadline {
+            let index = random.below(KEYS_PER_WORKER as u64) as usize;
+            match draw(&random, &self.keys[index]) {
+                Op::Put => self.put(index).await?,
+                Op::Get => self.get(index).await?,
+                Op::Delete => self.delete(index).await?,
+            }
+        }
+        if !self.run.keeps_objects() {
+            for key in &self.keys {
+                if let Err(error) = self.run.s3.delete(&self.run.args.bucket, &key.name).await {
+                    self.tally.error(&error).await;
+                }
+            }
+        }
+        Ok(self.tally)
+    }
+
+    async fn put(&mut self, index: usize) -> Result<(), Failure> {
+        let run = Arc::clone(&self.run);
+        let key = &mut self.keys[index];
+        key.version += 1;
+        let body = payload(&key.name, key.version, run.size());
+        let began = Instant::now();
+        let outcome = match run.s3.put(&run.args.bucket, &key.name, body.clone(), Payload::Unsigned).await {
+            Ok(()) => {
+                self.tally.latencies.record(began.elapsed());
+                self.tally.bytes += body.len() as u64;
+                Some(Outcome::Ok)
+            }
+            Err(error) => self.tally.error(&error).await,
+        };
+        let Some(result) = outcome else { return Ok(()) };
+        settle(&mut key.possible, Some(sha256(&body)), result);
+        run.log(|| put_line(&run, key.name.clone(), key.version, &body, result))
+    }
+
+    async fn delete(&mut self, index: usize) -> Result<(), Failure> {
+        let run = Arc::clone(&self.run);
+        let key = &mut self.keys[index];
+        let began = Instant::now();
+        let outcome = match run.s3.delete(&run.args.bucket, &key.name).await {
+            Ok(()) => {
+                self.tally.latencies.record(began.elapsed());
+                Some(Outcome::Ok)
+            }
+            Err(error) => self.tally.error(&error).await,
+        };
+        let Some(result) = outcome else { return Ok(()) };
+        settle(&mut key.possible, None, result);
+        run.log(|| line(&run, Op::Delete, key, 0, String::new(), result))
+    }
+
+    async fn get(&mut self, index: usize) -> Result<(), Failure> {
+        let run = Arc::clone(&self.run);
+        let key = &self.keys[index];
+        let began = Instant::now();
+        let found = match run.s3.get(&run.args.bucket, &key.name).await {
+            Ok(found) => found,
+            Err(error) => {
+                // A read that failed says nothing about the key, and nothing needs to be known of it later.
+                self.tally.error(&error).await;
+                return Ok(());
+            }
+        };
+        let state: State = found.as_ref().map(|body| sha256(body));
+        let good = key.possible.contains(&state);
+        if good {
+            self.tally.latencies.record(began.elapsed());
+            self.tally.bytes += found.as_ref().map_or(0, |body| body.len() as u64);
+        } else {
+            self.tally.wrong += 1;
+            eprintln!("henge: WRONG: {} is {state:?}, and should be one of {:?}", key.name, key.possible);
+        }
+        let bytes = found.map_or(0, |body| body.len() as u64);
+        let result = if good { Outcome::Ok } else { Outcome::Fail };
+        run.log(|| line(&run, Op::Get, key, bytes, state.unwrap_or_default(), result))
+    }
+}
+
+/// Mostly puts and gets while there is something, mostly puts while there is nothing.
+fn draw(random: &impl Random, key: &Key) -> Op {
+    let there = key.possible.iter().any(Option::is_some);
+    match (there, random.below(100)) {
+        (true, 0..40) => Op::Put,
+        (true, 40..80) => Op::Get,
+        (true, _) => Op::Delete,
+        (false, 0..80) => Op::Put,
+        (false, _) => Op::Get,
+    }
+}
+
+/// What may be there after an operation that makes it `state`.
+pub fn settle(possible: &mut Vec<State>, state: State, result: Outcome) {
+    match result {
+        Outcome::Ok => *possible = vec![state],
+        Outcome::Unknown => possible.push(state),
+        Outcome::Fail => {}
+    }
+}
+
+fn line(run: &Run, op: Op, key: &Key, bytes: u64, sha256: String, result: Outcome) -> AckLine {
+    let (bucket, version) = (run.args.bucket.clone(), key.version);
+    AckLine { t_ms: now_ms(), op, bucket, key: key.name.clone(), version, bytes, sha256, result }
+}

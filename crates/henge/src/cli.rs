@@ -1,0 +1,449 @@
+//! The command line: what can be asked, and the help that explains it.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::failure::Failure;
+use crate::units::{parse_bytes, parse_seconds};
+
+/// henge: one distributed storage system in one binary.
+///
+/// `henge demo` shows what it does; `henge server --data DIR` starts a complete object store, without configuration.
+#[derive(Parser, Debug)]
+#[command(name = "henge", version, max_term_width = 100, subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run a node: an S3 object store that keeps its data in DIR
+    Server(ServerArgs),
+    /// Run a whole cluster on this machine to play with: kill, pause and restart its nodes
+    Dev(DevArgs),
+    /// See it work: store files, kill the server, start it again, read them back and compare
+    Demo(DemoArgs),
+    /// Say whether the data is safe, and what to do if not (exit: 0 safe, 2 at risk, 3 worse, 1 error)
+    Status(StatusArgs),
+    /// Make, list and delete access keys
+    Key(KeyArgs),
+    /// Make, list and change buckets
+    Bucket(BucketArgs),
+    /// Measure the disk or a running server, and check what it acknowledged
+    Bench(BenchArgs),
+    /// Check the directories of stopped nodes: is everything there that metadata names (exit: 0 clean, 2 damage)
+    Fsck(FsckArgs),
+}
+
+#[derive(Args, Debug, Clone)]
+#[command(after_help = SERVER_HELP)]
+pub struct ServerArgs {
+    /// Directory of the node: its identity and credentials, and its data where no --disk is given
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Directory on a disk to store data in, and how much of it to use (for example /mnt/a=500GiB); may be repeated
+    #[arg(long = "disk", value_name = "DIR[=SIZE]", value_parser = parse_disk)]
+    pub disks: Vec<DiskArg>,
+    /// Where the node stands, so that copies are kept apart, for example region=eu,zone=a,rack=7
+    #[arg(long, value_name = "region=R,zone=Z,rack=K", default_value = "", hide_default_value = true, value_parser = parse_locality)]
+    pub locality: String,
+    /// Address under which other nodes reach this one [default: the cluster address]
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_host_port)]
+    pub advertise: Option<String>,
+    /// Address for S3 (port 0: any free one)
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9000")]
+    pub s3: SocketAddr,
+    /// Address for health, metrics, status and administration
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9001")]
+    pub admin: SocketAddr,
+    /// Address for other nodes
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9002")]
+    pub cluster: SocketAddr,
+    /// Also answer for buckets as host names below NAME (virtual-hosted style)
+    #[arg(long, value_name = "NAME")]
+    pub s3_domain: Option<String>,
+    /// Region that clients sign their requests for
+    #[arg(long, value_name = "NAME", default_value = "us-east-1")]
+    pub region: String,
+    /// Certificate chain (PEM) to serve S3 over HTTPS with
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key (PEM) of the certificate
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+}
+
+const SERVER_HELP: &str = "\
+Root credentials come from HENGE_ROOT_USER and HENGE_ROOT_PASSWORD, or are made at the first start and kept in
+DIR/credentials, which `AWS_SHARED_CREDENTIALS_FILE=DIR/credentials aws ...` understands.
+
+What the node says of itself goes to standard error; RUST_LOG=debug says more.";
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskArg {
+    pub directory: PathBuf,
+    pub size_bytes_max: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct DevArgs {
+    #[command(subcommand)]
+    pub action: Option<DevAction>,
+    /// How many nodes (this version runs one)
+    #[arg(long, value_name = "N", required = true)]
+    pub nodes: Option<u32>,
+    /// Directory of the cluster; running again on it is the same cluster on the same ports
+    #[arg(long, value_name = "DIR", required = true)]
+    pub data: Option<PathBuf>,
+    /// Node i serves S3 on this port + 10 (i - 1), administration on the next, the cluster on the one after
+    /// [default: 9000, or what the cluster was made with]
+    #[arg(long, value_name = "PORT")]
+    pub base_port: Option<u16>,
+}
+
+#[derive(Subcommand, Debug, Clone)]
+pub enum DevAction {
+    /// Start a node that was stopped or killed
+    Start(DevNode),
+    /// Stop a node in good order (SIGTERM)
+    Stop(DevNode),
+    /// Kill a node (SIGKILL)
+    Kill(DevNode),
+    /// Freeze a node (SIGSTOP)
+    Pause(DevNode),
+    /// Let a frozen node go on (SIGCONT)
+    Resume(DevNode),
+}
+
+#[derive(Args, Debug, Clone)]
+pub struct DevNode {
+    /// Number of the node, from 1
+    #[arg(value_name = "NODE")]
+    pub node: u32,
+    /// Directory of the cluster
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct DemoArgs {
+    /// Files to store; generated data when there are none
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+}
+
+/// How client commands find the node and prove who they are.
+#[derive(Args, Debug, Clone)]
+#[command(next_help_heading = "Which server")]
+pub struct TargetArgs {
+    /// Admin address of a node [default: that of --data, or 127.0.0.1:9001]
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_host_port)]
+    pub admin: Option<String>,
+    /// Directory of a node or dev cluster on this machine, for its addresses and root credentials
+    /// [otherwise: HENGE_ROOT_USER and HENGE_ROOT_PASSWORD]
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct KeyArgs {
+    #[command(subcommand)]
+    pub action: KeyAction,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum KeyAction {
+    /// Make an access key; its secret is shown now and never again
+    Create(NamedArgs),
+    /// List access keys
+    List(ListArgs),
+    /// Delete an access key by its name or key id
+    Delete(NamedArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct BucketArgs {
+    #[command(subcommand)]
+    pub action: BucketAction,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum BucketAction {
+    /// Make a bucket
+    Create(NamedArgs),
+    /// List buckets
+    List(ListArgs),
+    /// Change a bucket's settings
+    Set(BucketSetArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct NamedArgs {
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct ListArgs {
+    /// Only this one
+    #[arg(value_name = "NAME")]
+    pub name: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct BucketSetArgs {
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Whether overwritten and deleted objects stay as older versions
+    #[arg(long, value_enum)]
+    pub versioning: VersioningArg,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VersioningArg {
+    Enabled,
+    Suspended,
+}
+
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    pub what: BenchWhat,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum BenchWhat {
+    /// Measure the disk under a directory, through henge's own disk layer
+    Disk(BenchDiskArgs),
+    /// Store objects
+    Put(BenchLoadArgs),
+    /// Read objects (stored first), comparing every byte
+    Get(BenchLoadArgs),
+    /// Put, overwrite, get and delete, checking every answer
+    Mixed(BenchLoadArgs),
+    /// Read back all that an ack log names: is the last acknowledged state there (exit: 0 yes, 2 lost or wrong)
+    Verify(BenchVerifyArgs),
+}
+
+#[derive(Args, Debug, Clone)]
+pub struct BenchDiskArgs {
+    /// Directory on the disk to measure; a private directory is made in it and removed
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub data: PathBuf,
+    /// Bytes of a small write or read
+    #[arg(long, value_name = "BYTES", default_value = "4KiB", value_parser = parse_bytes)]
+    pub size: u64,
+    /// Operations at once in the concurrent rows
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub concurrency: u32,
+    /// Length of each row
+    #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = parse_seconds)]
+    pub seconds: f64,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug, Clone)]
+pub struct BenchLoadArgs {
+    /// Bytes of an object
+    #[arg(long, value_name = "BYTES", default_value = "4KiB", value_parser = parse_bytes)]
+    pub size: u64,
+    /// Requests at once
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub concurrency: u32,
+    /// How long
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = parse_seconds)]
+    pub seconds: f64,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Append a line for each answer to FILE, for `henge bench verify`; the objects are then left in place
+    #[arg(long, value_name = "FILE")]
+    pub ack_log: Option<PathBuf>,
+    /// Bucket to use; made when it is missing
+    #[arg(long, value_name = "NAME", default_value = "henge-bench")]
+    pub bucket: String,
+    /// Leave the objects in place
+    #[arg(long)]
+    pub keep: bool,
+    #[command(flatten)]
+    pub target: S3TargetArgs,
+}
+
+#[derive(Args, Debug, Clone)]
+pub struct BenchVerifyArgs {
+    /// The ack log
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Requests at once
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub concurrency: u32,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: S3TargetArgs,
+}
+
+#[derive(Args, Debug, Clone)]
+pub struct S3TargetArgs {
+    /// S3 address of a node [default: that of --data, or 127.0.0.1:9000]
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_host_port, help_heading = "Which server")]
+    pub s3: Option<String>,
+    /// Region to sign for [default: that of --data, or us-east-1]
+    #[arg(long, value_name = "NAME", help_heading = "Which server")]
+    pub region: Option<String>,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct FsckArgs {
+    /// The --data directory of every node, or of a dev cluster, and --disk directories outside of them
+    #[arg(value_name = "DIR", required = true)]
+    pub directories: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Parses the arguments of this process. Help and version are printed and end it; what cannot be understood is one
+/// sentence.
+pub fn parse() -> Result<Cli, Failure> {
+    use clap::error::ErrorKind;
+    Cli::try_parse().map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => error.exit(),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // The whole help is the answer; the status says that nothing was done.
+            eprint!("{}", error.render());
+            std::process::exit(1)
+        }
+        _ => Failure(one_sentence(&error.render().to_string())),
+    })
+}
+
+/// The first paragraph of clap's message, on one line.
+fn one_sentence(rendered: &str) -> String {
+    let paragraph: Vec<&str> = rendered.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
+    let joined = paragraph.join(" ");
+    let sentence = joined.strip_prefix("error: ").unwrap_or(&joined);
+    let usage = rendered.lines().find_map(|line| line.strip_prefix("Usage: ")).unwrap_or("henge");
+    let command: Vec<&str> =
+        usage.split_whitespace().take_while(|word| word.bytes().all(|b| b.is_ascii_lowercase())).collect();
+    format!("{sentence}; see `{} --help`", command.join(" "))
+}
+
+/// `DIR` or `DIR=SIZE`. A directory with `=` in its name needs the size.
+fn parse_disk(text: &str) -> Result<DiskArg, String> {
+    let (directory, size) = match text.rsplit_once('=') {
+        None => (text, None),
+        Some((directory, size)) => (directory, Some(parse_bytes(size)?)),
+    };
+    if directory.is_empty() {
+        return Err("the directory is missing".into());
+    }
+    Ok(DiskArg { directory: directory.into(), size_bytes_max: size })
+}
+
+fn parse_host_port(text: &str) -> Result<String, String> {
+    let valid = text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    if valid { Ok(text.to_owned()) } else { Err("expected HOST:PORT".into()) }
+}
+
+fn parse_locality(text: &str) -> Result<String, String> {
+    const LEVELS: [&str; 3] = ["region", "zone", "rack"];
+    let mut next = 0;
+    for pair in text.split(',').filter(|_| !text.is_empty()) {
+        let (level, name) = pair.split_once('=').ok_or("expected region=R,zone=Z,rack=K")?;
+        let found = LEVELS.iter().position(|known| *known == level).ok_or("the levels are region, zone and rack")?;
+        if found < next {
+            return Err("name each level once, in the order region, zone, rack".into());
+        }
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
+        if name.is_empty() || !name.bytes().all(plain) {
+            return Err(format!("the name of the {level} must consist of letters, digits, '-', '_' and '.'"));
+        }
+        next = found + 1;
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_definition_is_sound() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn defaults_are_those_that_scripts_depend_on() {
+        let Command::Server(server) = Cli::try_parse_from(["henge", "server", "--data", "d"]).unwrap().command else {
+            panic!("server");
+        };
+        assert_eq!(server.s3, "127.0.0.1:9000".parse().unwrap());
+        assert_eq!(server.admin, "127.0.0.1:9001".parse().unwrap());
+        assert_eq!(server.cluster, "127.0.0.1:9002".parse().unwrap());
+        assert_eq!(server.region, "us-east-1");
+    }
+
+    #[test]
+    fn mistakes_become_one_sentence() {
+        for (args, expected) in [
+            (vec!["henge", "server", "--data", "d", "--bogus"], "unexpected argument '--bogus' found"),
+            (vec!["henge", "server"], "the following required arguments were not provided: --data <DIR>"),
+            (vec!["henge", "server", "--data", "d", "--s3", "nowhere"], "invalid value 'nowhere'"),
+            (vec!["henge", "server", "--data", "d", "--tls-cert", "c"], "--tls-key"),
+            (vec!["henge", "server", "--data", "d", "--disk", "/a=lots"], "invalid value '/a=lots'"),
+            (vec!["henge", "server", "--data", "d", "--locality", "planet=3"], "the levels are"),
+            (vec!["henge", "dev", "--data", "d"], "--nodes <N>"),
+            (vec!["henge", "dev", "kill", "one", "--data", "d"], "invalid value 'one'"),
+            (vec!["henge", "nonsense"], "unrecognized subcommand 'nonsense'"),
+            (vec!["henge", "fsck"], "<DIR>"),
+        ] {
+            let error = Cli::try_parse_from(&args).expect_err(&format!("{args:?}"));
+            let sentence = one_sentence(&error.render().to_string());
+            assert!(sentence.contains(expected), "{args:?}: {sentence}");
+            assert!(!sentence.contains('\n') && sentence.contains("--help`"), "{sentence}");
+        }
+    }
+
+    #[test]
+    fn disks_may_have_sizes() {
+        let plain = DiskArg { directory: "/mnt/a".into(), size_bytes_max: None };
+        assert_eq!(parse_disk("/mnt/a"), Ok(plain));
+        let sized = DiskArg { directory: "/mnt/a".into(), size_bytes_max: Some(3 << 30) };
+        assert_eq!(parse_disk("/mnt/a=3GiB"), Ok(sized));
+        assert!(parse_disk("=3GiB").is_err());
+    }
+}

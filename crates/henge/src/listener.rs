@@ -1,0 +1,190 @@
+//! Accepts HTTP/1.1 connections, plain or over TLS, for any service: bounded in number, in headers and in how long a
+//! client may take to send them; and lets them finish when the node stops.
+
+use hyper::body::{Body, Incoming};
+use hyper::service::Service;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::error::Error;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{FromRawFd, IntoRawFd};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio_rustls::TlsAcceptor;
+
+use crate::failure::{Context, Failure};
+
+/// Connections served at once; more wait in the kernel's queue.
+const CONNECTIONS_MAX: usize = 4096;
+
+/// How long a client may take to finish a TLS handshake, and to send the headers of a request.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Read buffer of a connection, and with it the most bytes that the headers of a request may have.
+const BUFFER_BYTES_MAX: usize = 256 << 10;
+
+/// How long requests may go on after the node was told to stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// After the kernel refused a connection (out of file descriptors, say), before the next try.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Binds `address`. `flag` is what the operator can change.
+pub async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address).await.map_err(|error| bind_failure(address, flag, &error))
+}
+
+fn bind_failure(address: SocketAddr, flag: &str, error: &io::Error) -> Failure {
+    Failure(match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            format!("{address} is in use by another program, perhaps another henge; choose another address with {flag}")
+        }
+        io::ErrorKind::PermissionDenied => {
+            format!("listening on {address} is not permitted; choose a port from 1024 on with {flag}")
+        }
+        io::ErrorKind::AddrNotAvailable => {
+            format!("{address} is no address of this machine; choose another with {flag}")
+        }
+        _ => format!("cannot listen on {address}: {error}; choose another address with {flag}"),
+    })
+}
+
+/// Takes `address` without listening on it: connections to it are refused, and no other program can bind it.
+pub fn reserve(address: SocketAddr, flag: &str) -> Result<(std::os::fd::OwnedFd, SocketAddr), Failure> {
+    let taken = (|| {
+        let socket = match address {
+            SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4(),
+            SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6(),
+        }?;
+        socket.bind(address)?;
+        let bound = socket.local_addr()?;
+        // SAFETY: the descriptor was just released by its only owner.
+        let fd = unsafe { std::os::fd::OwnedFd::from_raw_fd(socket.into_raw_fd()) };
+        Ok((fd, bound))
+    })();
+    taken.map_err(|error| bind_failure(address, flag, &error))
+}
+
+/// The certificate chain and key of `--tls-cert` and `--tls-key`.
+pub fn tls_acceptor(certificate: &std::path::Path, key: &std::path::Path) -> Result<TlsAcceptor, Failure> {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let chain = CertificateDer::pem_file_iter(certificate)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .context(|| format!("--tls-cert {} is not a readable PEM certificate chain", certificate.display()))?;
+    let key_der = PrivateKeyDer::from_pem_file(key)
+        .context(|| format!("--tls-key {} is not a readable PEM private key", key.display()))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .context(|| "TLS cannot be set up".into())?
+        .with_no_client_auth()
+        .with_single_cert(chain, key_der)
+        .context(|| format!("{} and {} cannot be used together", certificate.display(), key.display()))?;
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+/// Serves until `stop` turns true, then until running requests have ended, at most `DRAIN_TIMEOUT` more.
+pub async fn serve<S, B>(listener: TcpListener, tls: Option<TlsAcceptor>, service: S, mut stop: watch::Receiver<bool>)
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
+        let accepted = tokio::select! {
+            biased;
+            () = stopped(&mut stop) => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _peer)) => {
+                tokio::spawn(connection(stream, tls.clone(), service.clone(), stop.clone(), permit));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    let all = u32::try_from(CONNECTIONS_MAX).expect("CONNECTIONS_MAX is small");
+    if tokio::time::timeout(DRAIN_TIMEOUT, permits.acquire_many(all)).await.is_err() {
+        tracing::warn!("some requests did not end in time and are cut off");
+    }
+}
+
+async fn connection<S, B>(
+    stream: TcpStream,
+    tls: Option<TlsAcceptor>,
+    service: S,
+    stop: watch::Receiver<bool>,
+    permit: OwnedSemaphorePermit,
+) where
+    S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    // Without it, small answers wait up to 40 ms for the client's acknowledgement of the segment before.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY was refused");
+    }
+    match tls {
+        None => requests(stream, service, stop).await,
+        Some(acceptor) => match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => requests(stream, service, stop).await,
+            Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+            Err(_) => tracing::debug!("TLS handshake took too long"),
+        },
+    }
+    drop(permit);
+}
+
+async fn requests<S, B>(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    service: S,
+    mut stop: watch::Receiver<bool>,
+) where
+    S: Service<Request<Incoming>, Response = Response<B>>,
+    S::Error: Into<Box<dyn Error + Send + Sync>>,
+    B: Body + 'static,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(BUFFER_BYTES_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let outcome = tokio::select! {
+        biased;
+        outcome = &mut connection => outcome,
+        () = stopped(&mut stop) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "a connection ended early");
+    }
+}
+
+/// Returns once the node was told to stop (or nobody is left who could tell).
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone, which is a stop as well.
+    let _ = stop.wait_for(|stop| *stop).await;
+}

@@ -1,0 +1,50 @@
+# Sourced by the scripts of this folder: builds henge, makes a private directory that is removed at the end, and helps
+# to start and stop a server on free ports.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+target=${CARGO_TARGET_DIR:-$root/target}
+if [ -z "${HENGE:-}" ]; then
+    (cd "$root" && cargo build --release --quiet)
+    HENGE=$target/release/henge
+fi
+work=$(mktemp -d "${TMPDIR:-/tmp}/henge-evidence.XXXXXX")
+server_pid=
+finish() {
+    local code=$?
+    [ -z "$server_pid" ] || kill -9 "$server_pid" 2>/dev/null || true
+    [ ! -f "$work/dev/cluster.json" ] || "$HENGE" dev stop 1 --data "$work/dev" >/dev/null 2>&1 || true
+    [ -n "${KEEP:-}" ] || rm -rf "$work"
+    exit $code
+}
+trap finish EXIT
+say() { echo "== $*"; }
+die() { echo "DOES NOT HOLD: $*"; exit 1; }
+need() { for tool in "$@"; do command -v "$tool" >/dev/null || die "$tool is not installed: ${hint:-install it first}"; done; }
+
+# start_server DIR [FLAGS...]: sets server_pid, endpoint, and the usual AWS variables.
+start_server() {
+    local dir=$1
+    shift
+    rm -f "$dir/cluster.json"
+    "$HENGE" server --data "$dir" --s3 127.0.0.1:0 --admin 127.0.0.1:0 --cluster 127.0.0.1:0 "$@" >>"$work/server.log" 2>&1 &
+    server_pid=$!
+    for _ in $(seq 1 2000); do
+        [ -f "$dir/cluster.json" ] && read_cluster "$dir" && curl -fs "http://$admin/health/ready" >/dev/null && return 0
+        kill -0 "$server_pid" 2>/dev/null || { tail -5 "$work/server.log"; return 1; }
+        sleep 0.01
+    done
+    return 1
+}
+# read_cluster DIR: endpoints and credentials from cluster.json.
+read_cluster() {
+    eval "$(python3 - "$1/cluster.json" <<'PY'
+import json, sys
+c = json.load(open(sys.argv[1]))
+n = c["nodes"][0]
+print(f'endpoint=http://{n["s3"]} admin={n["admin"]} node_pid={n["pid"]}')
+print(f'export AWS_ACCESS_KEY_ID={c["access_key"]} AWS_SECRET_ACCESS_KEY={c["secret_key"]} AWS_DEFAULT_REGION={c["region"]}')
+PY
+    )"
+}
+kill_server() { kill -9 "$server_pid"; wait "$server_pid" 2>/dev/null || true; server_pid=; }
+stop_server() { kill -TERM "$server_pid"; wait "$server_pid"; server_pid=; }
