@@ -20,4 +20,4 @@ mod worker;
 mod workload;
 
 pub use plan::{Plan, Planted, Profile};
-pub use run::{Report, run};
+pub use run::{Report, events, run};

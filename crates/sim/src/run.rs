@@ -1,7 +1,7 @@
 //! One run: everything that happens under one seed, and what came of it.
 
 use base::env::RandomExt;
-use base::sim::{NetModel, Sim, SimHandle};
+use base::sim::{NetModel, Sim, SimHandle, TraceEvent};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,18 +35,30 @@ pub struct Report {
 
 /// Runs `seed` to its end. `is_traced` prints what happens as it happens.
 pub fn run(seed: u64, planted: Option<Planted>, is_traced: bool) -> Report {
+    run_in(&Sim::new(seed), planted, is_traced)
+}
+
+/// Every event of a run: to find where two runs of one seed part.
+pub fn events(seed: u64, planted: Option<Planted>) -> Vec<TraceEvent> {
     let sim = Sim::new(seed);
+    sim.record_trace();
+    run_in(&sim, planted, false);
+    sim.trace()
+}
+
+fn run_in(sim: &Sim, planted: Option<Planted>, is_traced: bool) -> Report {
+    let seed = sim.seed();
     sim.set_events_max(EVENTS_MAX);
     if sim.below(3) == 0 {
         sim.set_net_model(NetModel::rough());
     }
-    let plan = Arc::new(Plan::draw(&*sim, planted));
-    let recorder = Recorder::new(sim.clone(), is_traced);
+    let plan = Arc::new(Plan::draw(&**sim, planted));
+    let recorder = Recorder::new(SimHandle::clone(sim), is_traced);
     recorder.note(|| format!("{plan:?}"));
-    let nemesis = nemesis(&sim, &plan, &recorder);
+    let nemesis = nemesis(sim, &plan, &recorder);
     nemesis.plant();
-    let timeline = is_traced.then(|| tracing::subscriber::set_default(Timeline(sim.clone())));
-    sim.block_on(live(sim.clone(), nemesis));
+    let timeline = is_traced.then(|| tracing::subscriber::set_default(Timeline(SimHandle::clone(sim))));
+    sim.block_on(live(SimHandle::clone(sim), nemesis));
     drop(timeline);
     let is_versioned = |bucket: usize| plan.buckets[bucket].versioned;
     let (histories, undecided) = recorder.check_histories(is_versioned);

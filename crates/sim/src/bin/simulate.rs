@@ -1,7 +1,7 @@
 //! `simulate`: runs seeds of the simulation and says what came of them.
 
 use clap::Parser;
-use sim::{Planted, Report, run};
+use sim::{Planted, Report, events, run};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -79,6 +79,16 @@ fn replay(seed: u64, planted: Option<Planted>, is_traced: bool) -> ExitCode {
     if first.trace_hash != again.trace_hash {
         total.violations += 1;
         println!("seed {seed}: the second run differs: trace hash {:016x}", again.trace_hash);
+        let (one, other) = (events(seed, planted), events(seed, planted));
+        match one.iter().zip(&other).position(|(one, other)| one != other) {
+            Some(at) => println!(
+                "  after {:#?}\n  one: {:?}\n  other: {:?}",
+                &one[at.saturating_sub(3)..at],
+                one[at],
+                other[at]
+            ),
+            None => println!("  two further runs had {} and {} events and did not differ", one.len(), other.len()),
+        }
     }
     total.add(first, planted);
     total.print(began.elapsed(), 1)
