@@ -310,7 +310,7 @@ mod tests {
         let mut buffer = AlignedBuf::zeroed(1 << 20);
         buffer.as_mut_slice().fill(7);
         let payload = buffer.freeze();
-        assert_eq!(aligned(&[payload.clone()]).1, 0);
+        assert_eq!(aligned(std::slice::from_ref(&payload)).1, 0);
         assert_eq!(aligned(&[payload.slice(..payload.len() - 100)]).1, 4096 - 100);
         assert_eq!(aligned(&[payload.slice(1..)]).1, payload.len() as u64 - 1);
     }

@@ -153,7 +153,6 @@ impl Committer {
             for id in tombstones {
                 shared.state.forget_tombstone(*id, *volume);
             }
-            shared.state.dropped.retain(|dropped| dropped != volume);
         }
         drop(shared);
         let mut freed = !round.dropped.is_empty();

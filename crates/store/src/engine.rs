@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::bulk::{self, LargeChunk};
 use crate::committer::Committer;
+use crate::compaction;
 use crate::errors::{StoreError, is_no_space};
 use crate::format::batch::RecordIn;
 use crate::format::record::{Kind, RecordHeader};
@@ -31,9 +32,10 @@ use crate::raft_log::{RaftLog, RaftWrite};
 use crate::read::{self, ReadFailure};
 use crate::recovery::{self, Recovered};
 use crate::report::{
-    ChunkData, ChunkStat, DamagedRecord, DamagedWhat, DiskState, DiskUsage, EngineStats, RecoveryReport,
+    ChunkData, ChunkStat, DamagedRecord, DamagedWhat, DiskState, DiskUsage, EngineStats, RecoveryReport, ScrubReport,
 };
 use crate::round::judge_put;
+use crate::scrub;
 
 /// Payloads up to this length in bytes go into the journal, larger ones into a bulk volume.
 pub const SMALL_LEN_MAX: usize = 256 << 10;
@@ -345,6 +347,11 @@ impl Engine {
         self.inner.shared().state.quarantine()
     }
 
+    /// Reads everything once, as fast as it goes. What is found is in [`Engine::damaged`].
+    pub async fn scrub_now(&self) -> Result<ScrubReport, StoreError> {
+        scrub::pass(&self.inner, 0).await
+    }
+
     /// Finishes what was begun, writes the closing batch, stops all tasks and lets go of the directory.
     pub async fn close(self) {
         bulk::drain(&self.inner).await;
@@ -446,6 +453,8 @@ fn spawn_tasks(inner: &Arc<Inner>, committer: Committer) {
     spawn(inner, &alive, "store bulk flush", bulk::run_flusher(inner.clone()));
     spawn(inner, &alive, "store write ahead", write_ahead(inner.clone()));
     spawn(inner, &alive, "store housekeeping", housekeeping(inner.clone()));
+    spawn(inner, &alive, "store compaction", compaction::run(inner.clone()));
+    spawn(inner, &alive, "store scrub", scrub::run(inner.clone()));
 }
 
 fn spawn(inner: &Inner, alive: &mpsc::Sender<()>, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {

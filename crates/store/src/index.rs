@@ -35,6 +35,8 @@ pub struct Live {
     /// The journal volume with the record or its locator.
     pub journal: VolumeNumber,
     pub health: Health,
+    /// Other journal volumes may hold a (dead) record of this id, too: it was moved or repaired.
+    pub copies: bool,
 }
 
 impl Live {
@@ -103,6 +105,7 @@ const LEN_MASK: u32 = (1 << 24) - 1;
 const DELETED: u32 = 1 << 31;
 const DAMAGED: u32 = 1 << 30;
 const UNKNOWN: u32 = 1 << 29;
+const COPIES: u32 = 1 << 28;
 const _: () = assert!(base::CHUNK_SIZE_MAX <= LEN_MASK as usize);
 const _: () = assert!(std::mem::size_of::<Packed>() == 28);
 
@@ -118,7 +121,7 @@ fn pack(slot: Slot) -> Packed {
             Packed {
                 crc64: [live.crc64 as u32, (live.crc64 >> 32) as u32],
                 unit,
-                len_flags: live.len | health,
+                len_flags: live.len | health | if live.copies { COPIES } else { 0 },
                 volume: live.volume,
                 journal: live.journal,
                 epoch: live.epoch.0,
@@ -157,6 +160,7 @@ fn unpack(packed: &Packed) -> Slot {
         offset: u64::from(packed.unit) * RECORD_ALIGN as u64,
         journal: packed.journal,
         health,
+        copies: packed.len_flags & COPIES != 0,
     })
 }
 
@@ -216,11 +220,12 @@ mod tests {
         #[test]
         fn slots_survive_packing(
             len in 0u32..=base::CHUNK_SIZE_MAX as u32, crc64: u64, epoch: u32, volume: u32, unit in 0u64..(1 << 27),
-            journal: u32, health in 0u8..3, holder in 0u8..3,
+            journal: u32, health in 0u8..3, copies: bool, holder in 0u8..3,
         ) {
             let health = [Health::Good, Health::Damaged, Health::Unknown][health as usize];
             let offset = unit * 8;
-            let live = Slot::Live(Live { len, crc64, epoch: PgEpoch(epoch), volume, offset, journal, health });
+            let epoch = PgEpoch(epoch);
+            let live = Slot::Live(Live { len, crc64, epoch, volume, offset, journal, health, copies });
             prop_assert_eq!(unpack(&pack(live)), live);
             let holder = [Holder::None, Holder::One(volume), Holder::Many][holder as usize];
             let deleted = Slot::Deleted { journal, holder };
@@ -232,7 +237,8 @@ mod tests {
     fn counts_follow_every_change() {
         let mut index = Index::default();
         let id = ChunkId::from_u128(5);
-        let live = Live { len: 1, crc64: 2, epoch: PgEpoch(0), volume: 1, offset: 8, journal: 1, health: Health::Good };
+        let (epoch, health) = (PgEpoch(0), Health::Good);
+        let live = Live { len: 1, crc64: 2, epoch, volume: 1, offset: 8, journal: 1, health, copies: false };
         index.set(id, Slot::Live(live));
         index.set(id, Slot::Live(live));
         assert_eq!((index.live_count(), index.tombstone_count()), (1, 0));

@@ -6,6 +6,7 @@ use base::ids::ChunkId;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::bulk::Bulk;
@@ -161,7 +162,7 @@ impl Inner {
     }
 
     /// Sleeps, or returns early (false) when the engine is closed.
-    pub async fn pause(&self, duration: std::time::Duration) -> bool {
+    pub async fn pause(&self, duration: Duration) -> bool {
         let mut shutdown = self.shutdown.subscribe();
         tokio::select! {
             biased;
@@ -194,6 +195,25 @@ impl Inner {
         shared.files.insert(number, file.clone());
         shared.state.volumes.insert(number, Volume::new(kind));
         Ok((number, file))
+    }
+}
+
+/// Holds background work to a rate, and to half of it while users wait.
+pub struct Pacer {
+    pub inner: Arc<Inner>,
+    /// 0: no limit.
+    pub bytes_per_s: u64,
+}
+
+impl Pacer {
+    /// Waits as long as `bytes` should have taken.
+    pub async fn took(&self, bytes: u64) {
+        if self.bytes_per_s == 0 {
+            return;
+        }
+        let busy = 1 + u64::from(self.inner.queue.is_busy());
+        let nanos = u128::from(bytes) * 1_000_000_000 * u128::from(busy) / u128::from(self.bytes_per_s);
+        self.inner.pause(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))).await;
     }
 }
 

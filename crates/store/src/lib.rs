@@ -7,12 +7,14 @@
 
 mod bulk;
 mod committer;
+mod compaction;
 mod engine;
 mod errors;
 pub mod format;
 mod identity;
 mod index;
 mod inner;
+mod inspect;
 pub mod kv;
 mod queue;
 mod raft_log;
@@ -21,6 +23,7 @@ mod recovery;
 mod report;
 mod round;
 mod scan;
+mod scrub;
 mod space;
 mod state;
 mod volume_file;
@@ -29,5 +32,6 @@ pub use engine::{Engine, LOG_START, NewChunk, PutOutcome, RAFT_WRITE_ENTRIES_MAX
 pub use errors::StoreError;
 pub use identity::DiskIdentity;
 pub use inner::{EngineOptions, TombstoneRule};
+pub use inspect::inspect;
 pub use raft_log::{RaftEntry, RaftLog, RaftWrite};
 pub use report::*;

@@ -6,10 +6,10 @@
 
 use base::ids::{GroupId, LogIndex, PeerId, Term};
 use bytes::Bytes;
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 use crate::format::batch::DIRECTORY_LINE_LEN;
-use crate::format::raft::{BasePayload, ListedGroup, decode_base};
+use crate::format::raft::{BasePayload, ListedGroup, decode_base, decode_trim};
 use crate::format::record::{Kind, RECORD_ALIGN, RecordHeader, record_len};
 use crate::index::VolumeNumber;
 
@@ -101,8 +101,8 @@ pub struct GroupLog {
     pub number: u64,
     pub hard_state: Option<Bytes>,
     pub base: (LogIndex, Term),
-    first: LogIndex,
-    entries: VecDeque<EntryAt>,
+    /// By index. While recovery reads there may be holes.
+    entries: BTreeMap<LogIndex, EntryAt>,
     /// The group left this disk; kept so that older records do not bring it back.
     pub removed: bool,
     damaged: Option<String>,
@@ -122,8 +122,7 @@ impl GroupLog {
             number: 0,
             hard_state: None,
             base: (LogIndex(0), Term(0)),
-            first: LogIndex(1),
-            entries: VecDeque::new(),
+            entries: BTreeMap::new(),
             removed: false,
             damaged: None,
             hard_state_damaged: false,
@@ -132,21 +131,16 @@ impl GroupLog {
     }
 
     pub fn last(&self) -> LogIndex {
-        if self.entries.is_empty() { self.base.0 } else { LogIndex(self.first.0 + self.entries.len() as u64 - 1) }
+        self.entries.last_key_value().map_or(self.base.0, |(last, _)| *last)
     }
 
     pub fn entries(&self) -> impl ExactSizeIterator<Item = (LogIndex, &EntryAt)> {
-        let first = self.first.0;
-        self.entries.iter().enumerate().map(move |(position, entry)| (LogIndex(first + position as u64), entry))
+        self.entries.iter().map(|(index, entry)| (*index, entry))
     }
 
     /// Term of an index that the log still knows.
     pub fn term(&self, index: LogIndex) -> Option<Term> {
-        if index == self.base.0 {
-            return Some(self.base.1);
-        }
-        let position = index.0.checked_sub(self.first.0)?;
-        self.entries.get(usize::try_from(position).ok()?).map(|entry| entry.term)
+        if index == self.base.0 { Some(self.base.1) } else { self.entries.get(&index).map(|entry| entry.term) }
     }
 
     /// Why this log cannot be trusted, if so.
@@ -160,10 +154,15 @@ impl GroupLog {
         if self.hard_state_damaged {
             return Some("the hard state is damaged".into());
         }
-        if !self.entries.is_empty() && self.first.0 != self.base.0.0 + 1 {
-            return Some(format!("entries {} to {} are missing", self.base.0.0 + 1, self.first.0 - 1));
+        for (expected, (index, entry)) in (self.base.0.0 + 1..).zip(&self.entries) {
+            if index.0 != expected {
+                return Some(format!("entries from {expected} to before {index} are missing"));
+            }
+            if entry.damaged {
+                return Some(format!("entry {index} is damaged"));
+            }
         }
-        self.entries().find(|(_, entry)| entry.damaged).map(|(index, _)| format!("entry {index} is damaged"))
+        None
     }
 
     pub fn mark_damaged(&mut self, reason: &str) {
@@ -173,7 +172,7 @@ impl GroupLog {
     /// Marks the entry or record at this place damaged; whether it was one of this log's.
     pub fn mark_damaged_at(&mut self, volume: VolumeNumber, offset: u64) -> bool {
         let mut found = false;
-        for entry in self.entries.iter_mut().filter(|entry| entry.volume == volume && entry.offset() == offset) {
+        for entry in self.entries.values_mut().filter(|entry| entry.volume == volume && entry.offset() == offset) {
             entry.damaged = true;
             found = true;
         }
@@ -189,10 +188,17 @@ impl GroupLog {
         ListedGroup { group, peer: self.peer, number: self.number }
     }
 
+    /// Whether all that this group keeps alive in `volume` is the record of its damage.
+    pub fn only_damage_in(&self, volume: VolumeNumber) -> bool {
+        let pinned = |which: usize| self.pins[which].is_some_and(|(number, _)| number == volume);
+        let others = pinned(PIN_HARD_STATE) || pinned(PIN_BASE) || self.entries.values().any(|e| e.volume == volume);
+        pinned(PIN_DAMAGED) && !others
+    }
+
     /// Volumes that this group keeps alive.
     pub fn pinned_volumes(&self) -> impl Iterator<Item = VolumeNumber> {
         let pins = self.pins.iter().flatten().map(|(volume, _)| *volume);
-        pins.chain(self.entries.iter().map(|entry| entry.volume))
+        pins.chain(self.entries.values().map(|entry| entry.volume))
     }
 
     /// Takes in the group's next record. `weigh` hears how the volumes' live weight changes.
@@ -221,7 +227,10 @@ impl GroupLog {
                 Ok(base) => self.rebase(volume, offset, header, payload, &base, weigh),
                 Err(error) => self.mark_damaged(&format!("base record: {error}")),
             },
-            Kind::RaftTrim => self.trim(header.index(), Term(header.check), pin, weigh),
+            Kind::RaftTrim => match decode_trim(payload) {
+                Ok(last) => self.trim(header.index(), Term(header.check), last, pin, weigh),
+                Err(error) => self.mark_damaged(&format!("trim record: {error}")),
+            },
             Kind::RaftDamaged => {
                 let reason = String::from_utf8_lossy(payload).into_owned();
                 self.damaged = Some(reason);
@@ -263,40 +272,33 @@ impl GroupLog {
         }
     }
 
+    /// An entry cuts the log before it, also where recovery knows nothing of what was in between: a volume that held
+    /// only entries that were overwritten or trimmed later may be gone.
     fn push(&mut self, index: LogIndex, entry: EntryAt, weigh: &mut dyn FnMut(Weight)) {
-        let next = LogIndex(self.first.0 + self.entries.len() as u64);
-        if self.entries.is_empty() {
-            self.first = index;
-        } else if index > next || index < self.first {
-            // A hole that a trim still to come explains, or a log rewritten from before its first known entry.
-            self.cut_from(self.first, weigh);
-            self.first = index;
-        } else {
-            self.cut_from(index, weigh);
-        }
+        self.cut_from(index, weigh);
         weigh(Weight { volume: entry.volume, records: 1, bytes: entry.cost() as i64 });
-        self.entries.push_back(entry);
+        self.entries.insert(index, entry);
     }
 
     fn cut_from(&mut self, index: LogIndex, weigh: &mut dyn FnMut(Weight)) {
-        while self.first.0 + self.entries.len() as u64 > index.0 {
-            let Some(entry) = self.entries.pop_back() else { return };
-            weigh(Weight { volume: entry.volume, records: -1, bytes: -(entry.cost() as i64) });
-        }
+        let cut = self.entries.split_off(&index);
+        unweigh(&cut, weigh);
     }
 
-    fn trim(&mut self, index: LogIndex, term: Term, pin: (VolumeNumber, u64), weigh: &mut dyn FnMut(Weight)) {
-        if index < self.base.0 {
-            return;
-        }
-        while self.first <= index && !self.entries.is_empty() {
-            let entry = self.entries.pop_front().expect("not empty");
-            weigh(Weight { volume: entry.volume, records: -1, bytes: -(entry.cost() as i64) });
-            self.first.0 += 1;
-        }
-        if self.entries.is_empty() {
-            self.first = LogIndex(index.0 + 1);
-        }
+    /// Entries up to `index` go. So does what is behind `last`, where the log ended when the trim was written: the
+    /// entry that had cut it may have been trimmed, and its volume be gone.
+    fn trim(
+        &mut self,
+        index: LogIndex,
+        term: Term,
+        last: LogIndex,
+        pin: (VolumeNumber, u64),
+        weigh: &mut dyn FnMut(Weight),
+    ) {
+        self.cut_from(LogIndex(last.0 + 1), weigh);
+        let kept = self.entries.split_off(&LogIndex(index.0 + 1));
+        let trimmed = std::mem::replace(&mut self.entries, kept);
+        unweigh(&trimmed, weigh);
         self.base = (index, term);
         self.pin(PIN_BASE, Some(pin), weigh);
     }
@@ -314,12 +316,11 @@ impl GroupLog {
         self.peer = PeerId(header.owner);
         self.removed = false;
         self.base = (header.index(), Term(header.check));
-        self.first = LogIndex(self.base.0.0 + 1);
         self.hard_state =
             base.hard_state.map(|(at, len)| Bytes::copy_from_slice(&payload[at as usize..][..len as usize]));
         let own = 64 + self.hard_state.as_ref().map_or(0, |h| h.len() as u64);
         self.pin(PIN_BASE, Some((volume, own)), weigh);
-        for (index, entry) in (self.first.0..).zip(&base.entries) {
+        for (index, entry) in (self.base.0.0 + 1..).zip(&base.entries) {
             let part = (entry.offset, entry.len);
             self.push(LogIndex(index), entry_at(entry.term, volume, offset, part, header.payload_len), weigh);
         }
@@ -345,6 +346,12 @@ impl GroupLog {
     }
 }
 
+fn unweigh(entries: &BTreeMap<LogIndex, EntryAt>, weigh: &mut dyn FnMut(Weight)) {
+    for entry in entries.values() {
+        weigh(Weight { volume: entry.volume, records: -1, bytes: -(entry.cost() as i64) });
+    }
+}
+
 fn entry_at(term: Term, volume: VolumeNumber, offset: u64, part: (u32, u32), record_payload_len: u32) -> EntryAt {
     let unit = u32::try_from(offset / RECORD_ALIGN as u64).expect("volumes are at most 1 GiB long");
     EntryAt { term, volume, unit, part, record_payload_len, damaged: false }
@@ -353,7 +360,7 @@ fn entry_at(term: Term, volume: VolumeNumber, offset: u64, part: (u32, u32), rec
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::format::raft::encode_base;
+    use crate::format::raft::{encode_base, encode_trim};
 
     struct Bench {
         log: GroupLog,
@@ -394,7 +401,7 @@ mod tests {
         bench.record(Kind::RaftEntry, 3, 2, b"y");
         assert_eq!(bench.indexes(), [1, 2, 3]);
         assert_eq!(bench.log.term(LogIndex(3)), Some(Term(2)));
-        bench.record(Kind::RaftTrim, 2, 1, b"");
+        bench.record(Kind::RaftTrim, 2, 1, &encode_trim(LogIndex(3)));
         assert_eq!(bench.indexes(), [3]);
         assert_eq!(bench.log.term(LogIndex(2)), Some(Term(1)));
         assert_eq!(bench.log.damage(), None);
@@ -408,9 +415,32 @@ mod tests {
         bench.record(Kind::RaftEntry, 7, 1, b"x");
         bench.record(Kind::RaftEntry, 8, 1, b"x");
         assert!(bench.log.damage().is_some());
-        bench.record(Kind::RaftTrim, 6, 1, b"");
+        bench.record(Kind::RaftTrim, 6, 1, &encode_trim(LogIndex(8)));
         assert_eq!(bench.log.damage(), None);
         assert_eq!(bench.indexes(), [7, 8]);
+    }
+
+    #[test]
+    fn entries_before_a_hole_stay_when_the_hole_is_overwritten() {
+        // Indexes 3 and 4 were in a volume that is gone, because they were overwritten.
+        let mut bench = Bench::new();
+        for index in [1, 2, 5, 6, 3, 4] {
+            bench.record(Kind::RaftEntry, index, 1, b"x");
+        }
+        assert_eq!(bench.log.damage(), None);
+        assert_eq!(bench.indexes(), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_trim_repeats_the_cut_of_an_entry_that_is_gone() {
+        // Entry 2 of term 2 cut 2 to 5, was trimmed, and its volume is gone: 3 to 5 must not come back.
+        let mut bench = Bench::new();
+        for index in 1..=5 {
+            bench.record(Kind::RaftEntry, index, 1, b"x");
+        }
+        bench.record(Kind::RaftTrim, 2, 2, &encode_trim(LogIndex(2)));
+        assert_eq!(bench.indexes(), [0; 0]);
+        assert_eq!((bench.log.base, bench.log.last()), ((LogIndex(2), Term(2)), LogIndex(2)));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Finds out what a disk holds: which volumes are live, then every record of every journal volume in order.
 //!
 //! 1. The newest journal volume whose first batch verifies lists all live volumes.
+//!    Less those that were dropped since.
 //! 2. Each listed journal volume is walked up to its sealed end, then those that were being written.
 //! 3. Every record is applied to the state as it was when it became durable; damage is written into the report.
 //! 4. What is missing, or points nowhere, is damage too.
@@ -51,7 +52,8 @@ pub async fn recover(disk: &Arc<dyn Disk>, disk_id: DiskId) -> Result<Recovered,
         }
     }
     let newest = newest_list(&files).await;
-    let plan = Plan::make(&files, newest);
+    let mut plan = Plan::make(&files, newest);
+    plan.forget_dropped(&files).await;
     let mut replay = Replay::new(&plan);
     for incarnation in names.iter().map(incarnation_of) {
         replay.state.next_incarnation = replay.state.next_incarnation.max(incarnation.saturating_add(1));
@@ -167,6 +169,27 @@ impl Plan {
         }
         plan
     }
+
+    /// Takes out what was dropped after the list was written: it may be missing, and does not count where its file
+    /// has kept its name.
+    async fn forget_dropped(&mut self, files: &BTreeMap<VolumeNumber, Arc<VolumeFile>>) {
+        let mut dropped = Vec::new();
+        for number in self.journals.iter().filter(|(_, extent)| extent.is_none()).map(|(number, _)| number) {
+            let file = &files[number];
+            let mut visit = |item: Item| {
+                let Item::Batch(batch) = item else { return };
+                let headers = batch.contents.records.iter().filter_map(|record| record.content.as_ref().ok());
+                let drops = headers.filter(|(header, _)| header.kind == Kind::VolumeDropped);
+                dropped.extend(drops.map(|(header, _)| header.incarnation()));
+            };
+            scan(&file.file, file.seed, Extent::Open(file.written_end()), &mut visit).await;
+        }
+        for number in dropped.into_iter().filter_map(|incarnation| VolumeNumber::try_from(incarnation).ok()) {
+            self.missing.remove(&number);
+            self.live.remove(&number);
+            self.journals.remove(&number);
+        }
+    }
 }
 
 /// Applies the records and keeps the books about what is missing among them.
@@ -263,12 +286,6 @@ impl Replay {
             Kind::VolumeList => self.volume_list(payload),
             Kind::RaftList => self.raft_list(payload),
             Kind::Seal => self.successor = Some(header.incarnation()),
-            Kind::VolumeDropped => {
-                if let Ok(number) = VolumeNumber::try_from(header.incarnation()) {
-                    self.missing.remove(&number);
-                }
-                self.state.apply(self.volume, record.offset, header, payload);
-            }
             kind if kind.is_raft() => self.raft(record.offset, header, payload),
             _ => self.state.apply(self.volume, record.offset, header, payload),
         }
@@ -325,7 +342,6 @@ impl Replay {
 
     fn finish(&mut self, files: &BTreeMap<VolumeNumber, Arc<VolumeFile>>) {
         let state = &mut self.state;
-        state.purge_dropped();
         // A sealed volume names its successor, whose file existed before the seal was written.
         let successor = self.successor.and_then(|incarnation| VolumeNumber::try_from(incarnation).ok());
         let lost_successor = successor.filter(|number| !files.contains_key(number));

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::errors::StoreError;
 use crate::format::batch::RecordIn;
-use crate::format::raft::encode_base;
+use crate::format::raft::{encode_base, encode_trim};
 use crate::format::record::{Kind, RecordHeader};
 use crate::index::{Health, Slot, VolumeNumber};
 use crate::queue::{Outcome, Place, Request, Waiting};
@@ -206,7 +206,7 @@ fn raft_records(state: &State, write: &RaftWrite) -> Result<Vec<RecordIn>, Store
         let Some(term) = term else {
             return Err(StoreError::Invalid(format!("trim to {trim_to}, beyond the last entry {last}")));
         };
-        records.push(RecordIn::bare(header(Kind::RaftTrim, trim_to, term)));
+        records.push(RecordIn::new(header(Kind::RaftTrim, trim_to, term), encode_trim(last)));
     }
     Ok(records)
 }

@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use crate::format::Seed;
 use crate::format::batch::{self, BatchHeader, Contents};
+use crate::inner::Pacer;
 
 /// Bytes read at once.
 const WINDOW_LEN: u64 = 1 << 20;
@@ -110,9 +111,20 @@ pub struct ScanEnd {
 
 /// Walks a volume and hands every item that counts to `visit`.
 pub async fn scan(file: &Arc<dyn File>, seed: Seed, extent: Extent, visit: &mut (dyn FnMut(Item) + Send)) -> ScanEnd {
+    scan_paced(file, seed, extent, None, visit).await
+}
+
+/// As [`scan`], at the speed of `pacer`.
+pub async fn scan_paced(
+    file: &Arc<dyn File>,
+    seed: Seed,
+    extent: Extent,
+    pacer: Option<&Pacer>,
+    visit: &mut (dyn FnMut(Item) + Send),
+) -> ScanEnd {
     let (Extent::Sealed(limit) | Extent::Open(limit)) = extent;
     let limit = limit - limit % BLOCK as u64;
-    let mut reader = Reader { file, window: Bytes::new(), window_at: 0, limit };
+    let mut reader = Reader { file, window: Bytes::new(), window_at: 0, limit, pacer };
     let mut judge = Judge::new(extent);
     let mut last = None;
     let mut previous: Option<BatchHeader> = None;
@@ -205,6 +217,7 @@ struct Reader<'a> {
     window: Bytes,
     window_at: u64,
     limit: u64,
+    pacer: Option<&'a Pacer>,
 }
 
 impl Reader<'_> {
@@ -216,6 +229,9 @@ impl Reader<'_> {
             let want = len.max(WINDOW_LEN).min(self.limit.saturating_sub(at)).max(len);
             self.window = read_tolerant(self.file, at, want).await;
             self.window_at = at;
+            if let Some(pacer) = self.pacer {
+                pacer.took(want).await;
+            }
         }
         let start = (at - self.window_at) as usize;
         self.window.slice(start..start + len as usize)

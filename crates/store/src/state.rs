@@ -3,7 +3,7 @@
 //! `apply` runs once per record: when it has just become durable, and again when recovery meets it. Applying is
 //! nearly order-free for chunks (a tombstone always wins, copies are equal), and follows log order for Raft.
 
-use base::ids::{ChunkId, GroupId, LogIndex, PeerId, PgEpoch};
+use base::ids::{ChunkId, GroupId, PeerId, PgEpoch};
 use std::collections::BTreeMap;
 
 use crate::format::record::{Kind, Locator, RecordHeader, split_id};
@@ -25,6 +25,8 @@ pub struct Volume {
     /// Records that still matter. At zero a sealed volume can be recycled.
     pub live_records: i64,
     pub live_bytes: i64,
+    /// Of the live bytes, those of tombstones.
+    pub tombstone_bytes: i64,
     /// Bulk: payloads being written whose locators are not durable yet.
     pub pending: u32,
     /// Records nobody can name, or a Raft group's, do not verify: the volume is kept as it is.
@@ -41,6 +43,7 @@ impl Volume {
             sealed: false,
             live_records: 0,
             live_bytes: 0,
+            tombstone_bytes: 0,
             pending: 0,
             pinned: false,
             damaged_live: 0,
@@ -60,8 +63,6 @@ pub struct State {
     /// Raft records were lost and it is unknown whose: no unknown group may be trusted to be new.
     pub raft_lost: bool,
     pub next_incarnation: u64,
-    /// Volumes known to be dropped: they may be missing.
-    pub dropped: Vec<VolumeNumber>,
 }
 
 impl State {
@@ -77,6 +78,7 @@ impl State {
                     offset,
                     journal: volume,
                     health: Health::Good,
+                    copies: false,
                 };
                 self.store(header.chunk_id(), live);
             }
@@ -128,7 +130,8 @@ impl State {
             return;
         }
         let health = Health::Unknown;
-        self.store(id, Live { len: 0, crc64: 0, epoch: PgEpoch(0), volume, offset, journal: volume, health });
+        let (epoch, copies) = (PgEpoch(0), false);
+        self.store(id, Live { len: 0, crc64: 0, epoch, volume, offset, journal: volume, health, copies });
     }
 
     /// Writes a finding into the quarantine list and keeps its volume from being recycled.
@@ -145,7 +148,7 @@ impl State {
         }
     }
 
-    fn store(&mut self, id: ChunkId, live: Live) {
+    fn store(&mut self, id: ChunkId, mut live: Live) {
         match self.index.get(id) {
             Some(Slot::Deleted { journal, holder }) => {
                 self.index.set(id, Slot::Deleted { journal, holder: holder.with(live.journal) });
@@ -160,6 +163,7 @@ impl State {
                     return;
                 }
                 self.release(&old);
+                live.copies = old.copies || old.journal != live.journal;
             }
             None => {}
         }
@@ -172,14 +176,14 @@ impl State {
             None => Holder::None,
             Some(Slot::Live(old)) => {
                 self.release(&old);
-                Holder::One(old.journal)
+                if old.copies { Holder::Many } else { Holder::One(old.journal) }
             }
             Some(Slot::Deleted { journal: old, holder }) => {
-                self.weigh(old, -1, -(TOMBSTONE_COST as i64));
+                self.weigh_tombstone(old, -1);
                 holder
             }
         };
-        self.weigh(journal, 1, TOMBSTONE_COST as i64);
+        self.weigh_tombstone(journal, 1);
         self.index.set(id, Slot::Deleted { journal, holder });
     }
 
@@ -195,7 +199,6 @@ impl State {
     fn drop_volume(&mut self, incarnation: u64) {
         self.next_incarnation = self.next_incarnation.max(incarnation.saturating_add(1));
         if let Ok(number) = VolumeNumber::try_from(incarnation) {
-            self.dropped.push(number);
             self.volumes.remove(&number);
         }
     }
@@ -234,31 +237,15 @@ impl State {
         }
     }
 
-    fn weigh(&mut self, volume: VolumeNumber, records: i64, bytes: i64) {
-        weigh(&mut self.volumes, Weight { volume, records, bytes });
+    fn weigh_tombstone(&mut self, volume: VolumeNumber, sign: i64) {
+        self.weigh(volume, sign, sign * TOMBSTONE_COST as i64);
+        if let Some(volume) = self.volumes.get_mut(&volume) {
+            volume.tombstone_bytes += sign * TOMBSTONE_COST as i64;
+        }
     }
 
-    /// Removes what still points into volumes that were dropped. Only a recovery that met a dropped volume's file
-    /// before it could be renamed finds any.
-    pub fn purge_dropped(&mut self) {
-        let dropped = std::mem::take(&mut self.dropped);
-        let gone = |number: &VolumeNumber| dropped.contains(number);
-        let stale: Vec<_> = self
-            .index
-            .iter()
-            .filter(|(_, slot)| match slot {
-                Slot::Live(live) => gone(&live.journal),
-                Slot::Deleted { journal, .. } => gone(journal),
-            })
-            .collect();
-        for (id, slot) in stale {
-            if let Slot::Live(live) = slot {
-                self.release(&live);
-            }
-            self.index.remove(id);
-        }
-        self.damaged.retain(|record| !VolumeNumber::try_from(record.volume).is_ok_and(|number| gone(&number)));
-        self.damaged_count = self.damaged.len() as u64;
+    fn weigh(&mut self, volume: VolumeNumber, records: i64, bytes: i64) {
+        weigh(&mut self.volumes, Weight { volume, records, bytes });
     }
 
     /// Declares the logs of all groups here untrustworthy.
@@ -280,13 +267,23 @@ impl State {
         self.damaged.iter().filter(still).cloned().collect()
     }
 
-    pub fn volume_is_live(&self, number: VolumeNumber) -> bool {
-        self.volumes.contains_key(&number)
+    /// Whether a tombstone may go together with its volume: no other volume holds a record of its chunk. A chunk is
+    /// never written after its tombstone, so the oldest journal volume has all that could matter in itself.
+    pub fn tombstone_is_idle(&self, id: ChunkId, own: VolumeNumber) -> bool {
+        let Some(Slot::Deleted { journal, holder }) = self.index.get(id) else { return false };
+        if journal != own {
+            return false;
+        }
+        match holder {
+            Holder::None => true,
+            Holder::One(number) => number == own || !self.volumes.contains_key(&number),
+            Holder::Many => self.is_oldest_journal(own),
+        }
     }
 
-    /// Last index of a group's log; for tests and checks.
-    pub fn raft_last(&self, group: GroupId) -> Option<LogIndex> {
-        self.raft.get(&group).map(GroupLog::last)
+    pub fn is_oldest_journal(&self, number: VolumeNumber) -> bool {
+        let mut journals = self.volumes.iter().filter(|(_, volume)| volume.kind == VolumeKind::Journal);
+        journals.next().is_some_and(|(oldest, _)| *oldest == number)
     }
 }
 
@@ -307,13 +304,14 @@ fn located(header: &RecordHeader, locator: &Locator, journal: VolumeNumber) -> L
         offset: locator.offset,
         journal,
         health: Health::Good,
+        copies: false,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use base::ids::{OwnerId, Term};
+    use base::ids::{LogIndex, OwnerId, Term};
 
     fn state() -> State {
         let mut state = State::default();

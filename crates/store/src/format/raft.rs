@@ -1,7 +1,7 @@
 //! Payloads of Raft records that hold more than one thing.
 
 use base::codec::{DecodeError, Reader, Writer};
-use base::ids::{GroupId, PeerId, Term};
+use base::ids::{GroupId, LogIndex, PeerId, Term};
 
 /// Most entries that one base record may hold.
 pub const BASE_ENTRIES_MAX: usize = 1 << 20;
@@ -66,6 +66,17 @@ pub fn decode_base(data: &[u8]) -> Result<BasePayload, DecodeError> {
     Ok(BasePayload { hard_state, entries })
 }
 
+/// The payload of a trim record: the log's last index when it was written.
+pub fn encode_trim(last: LogIndex) -> Vec<u8> {
+    last.0.to_le_bytes().to_vec()
+}
+
+pub fn decode_trim(data: &[u8]) -> Result<LogIndex, DecodeError> {
+    let mut reader = Reader::new(data);
+    let last = LogIndex(reader.u64("last index")?);
+    if reader.remaining() == 0 { Ok(last) } else { Err(reader.error("trim record end")) }
+}
+
 /// A line of a `RaftList`: the group was here, under this peer, and this was its last record's number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ListedGroup {
@@ -125,6 +136,11 @@ mod tests {
         }
 
         #[test]
+        fn trims_round_trip(last: u64) {
+            prop_assert_eq!(decode_trim(&encode_trim(LogIndex(last))), Ok(LogIndex(last)));
+        }
+
+        #[test]
         fn lists_round_trip(groups: Vec<(u64, u64, u64)>) {
             let groups: Vec<_> = groups
                 .into_iter()
@@ -137,6 +153,7 @@ mod tests {
         fn decoders_never_panic(data: Vec<u8>) {
             let _ = decode_base(&data);
             let _ = decode_raft_list(&data);
+            let _ = decode_trim(&data);
         }
     }
 }

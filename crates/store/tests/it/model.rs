@@ -40,7 +40,9 @@ impl Model {
                 chunk.stored = true;
             }
             Err(StoreError::Deleted) if chunk.delete_asked => chunk.deleted = true,
-            Err(StoreError::NotFound) if chunk.deleted || !chunk.stored => {}
+            Err(StoreError::NotFound) if !chunk.stored => {}
+            // Its tombstone has gone already, because no volume holds the chunk any more.
+            Err(StoreError::NotFound) if chunk.delete_asked => chunk.deleted = true,
             Err(error) => return Err(format!("chunk {number} ({chunk:?}): {error:?}")),
         }
         Ok(())

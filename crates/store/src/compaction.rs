@@ -1,0 +1,419 @@
+//! Gives space back: rewrites what is still alive in a volume that is mostly dead, then recycles the volume's file.
+//!
+//! Everything is read and verified first and written through the committer, which drops a move when the chunk was
+//! deleted or moved meanwhile. A volume goes only once a `VolumeDropped` record is durable, and only if nothing in it
+//! matters any more; a volume with damage stays as it is.
+
+use base::checksum::crc64;
+use base::env::MonoTime;
+use base::ids::{ChunkId, GroupId, LogIndex, Term};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::bulk::{self, LargeChunk};
+use crate::errors::StoreError;
+use crate::format::batch::RecordIn;
+use crate::format::record::{Kind, Locator, PAYLOAD_MAX, RecordHeader};
+use crate::format::volume::{VolumeKind, VolumeName};
+use crate::index::{Health, Live, Slot, VolumeNumber};
+use crate::inner::{Inner, Pacer, Spare, count};
+use crate::queue::{Outcome, Pending, Place, Request};
+use crate::raft_log::GroupLog;
+use crate::read::{self, RecordReader};
+use crate::round::base_record;
+use crate::scan::{Extent, Item, scan_paced};
+use crate::state::Volume;
+use crate::volume_file::VolumeFile;
+
+/// Part of a volume that must be dead before it is compacted, in percent; and when space is short.
+const DEAD_PERCENT_MIN: u64 = 50;
+const DEAD_PERCENT_MIN_SHORT: u64 = 5;
+/// Journal volumes sealed early (by restarts) that may pile up before they are merged.
+const STUBS_MAX: usize = 8;
+/// Emptied files kept for reuse.
+const SPARE_MAX: usize = 4;
+/// Bytes of moves in flight at once.
+const MOVES_LEN_MAX: usize = 1 << 20;
+/// How often a log that is being written may spoil its own rewriting.
+const REWRITES_MAX: usize = 8;
+/// How long a volume that could not be compacted is left alone.
+const DEFER: Duration = Duration::from_secs(30);
+
+/// What the choice looks at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Candidate {
+    pub number: VolumeNumber,
+    pub kind: VolumeKind,
+    /// Bytes that come back when the volume goes.
+    pub held_bytes: u64,
+    pub live_bytes: u64,
+    pub live_records: i64,
+}
+
+/// Which volume to compact next: an empty one; else the one with most to win; else one of too many stubs.
+pub fn choose(candidates: &[Candidate], volume_size: u64, short: bool) -> Option<VolumeNumber> {
+    if let Some(empty) = candidates.iter().find(|candidate| candidate.live_records == 0) {
+        return Some(empty.number);
+    }
+    let dead = |candidate: &Candidate| candidate.held_bytes.saturating_sub(candidate.live_bytes);
+    let least = if short { DEAD_PERCENT_MIN_SHORT } else { DEAD_PERCENT_MIN };
+    let worth = |candidate: &&Candidate| dead(candidate) * 100 >= candidate.held_bytes * least;
+    let share = |candidate: &Candidate| dead(candidate) * 1000 / candidate.held_bytes.max(1);
+    if let Some(best) = candidates.iter().filter(worth).max_by_key(|candidate| share(candidate)) {
+        return Some(best.number);
+    }
+    let is_stub =
+        |candidate: &&Candidate| candidate.kind == VolumeKind::Journal && candidate.held_bytes < volume_size / 4;
+    let stubs: Vec<_> = candidates.iter().filter(is_stub).collect();
+    (stubs.len() > STUBS_MAX).then(|| stubs.iter().min_by_key(|stub| stub.live_bytes).map(|stub| stub.number))?
+}
+
+/// Runs until the engine is closed.
+pub async fn run(inner: Arc<Inner>) {
+    let mut shutdown = inner.shutdown.subscribe();
+    let mut deferred: BTreeMap<VolumeNumber, MonoTime> = BTreeMap::new();
+    loop {
+        while !inner.is_shutting_down() && inner.broken().is_none() {
+            let now = inner.env.now();
+            deferred.retain(|_, until| *until > now);
+            let Some(victim) = next_victim(&inner, &deferred) else { break };
+            if !compact(&inner, victim).await {
+                deferred.insert(victim, inner.env.now() + DEFER);
+            }
+        }
+        tokio::select! {
+            biased;
+            _ = shutdown.wait_for(|closed| *closed) => return,
+            () = inner.compaction_wake.notified() => {}
+        }
+    }
+}
+
+fn next_victim(inner: &Inner, deferred: &BTreeMap<VolumeNumber, MonoTime>) -> Option<VolumeNumber> {
+    let short = inner.space.is_short(inner);
+    let shared = inner.shared();
+    let eligible = |volume: &Volume| volume.sealed && !volume.pinned && volume.damaged_live == 0 && volume.pending == 0;
+    let candidates: Vec<_> = shared
+        .state
+        .volumes
+        .iter()
+        .filter(|(number, volume)| eligible(volume) && !deferred.contains_key(number))
+        .map(|(number, volume)| {
+            let file_bytes = shared.files.get(number).map_or(0, |file| file.written_end());
+            // In the oldest journal volume every tombstone is idle and goes with it.
+            let idle = if shared.state.is_oldest_journal(*number) { volume.tombstone_bytes } else { 0 };
+            Candidate {
+                number: *number,
+                kind: volume.kind,
+                held_bytes: file_bytes.max(volume.end),
+                live_bytes: (volume.live_bytes - idle).max(0) as u64,
+                live_records: volume.live_records,
+            }
+        })
+        .collect();
+    choose(&candidates, inner.volume_size, short)
+}
+
+/// Moves what is alive out of the volume and lets go of it. Whether that succeeded.
+async fn compact(inner: &Arc<Inner>, number: VolumeNumber) -> bool {
+    let Some(file) = inner.file(number) else { return false };
+    let Some(volume) = inner.shared().state.volumes.get(&number).cloned() else { return false };
+    let short = inner.space.is_short(inner);
+    let bytes_per_s = if short { 0 } else { inner.options.compaction_bytes_per_s };
+    let pacer = Pacer { inner: inner.clone(), bytes_per_s };
+    let mut tombstones = Vec::new();
+    if volume.live_records > 0 {
+        let moved = match volume.kind {
+            VolumeKind::Journal => move_journal(inner, number, &file, volume.end, &pacer).await,
+            VolumeKind::Bulk => move_bulk(inner, number, &file, &pacer).await.map(|()| Vec::new()),
+        };
+        match moved {
+            Ok(idle) => tombstones = idle,
+            Err(error) => {
+                tracing::debug!(volume = number, %error, "not compacted");
+                return false;
+            }
+        }
+    }
+    let dropped = inner.queue.run(Request::Drop { volume: number, tombstones }, true).await;
+    if dropped != Ok(Outcome::Done) {
+        return false;
+    }
+    count(&inner.counters.compacted_volumes, 1);
+    recycle(inner, number, &file);
+    inner.space.recompute(inner);
+    true
+}
+
+/// Keeps the file for the next volume, or removes it when there are enough.
+fn recycle(inner: &Inner, number: VolumeNumber, file: &VolumeFile) {
+    let spares = {
+        let mut shared = inner.shared();
+        shared.files.remove(&number);
+        shared.spare.len()
+    };
+    let size_bytes = file.written_end();
+    if spares >= SPARE_MAX || size_bytes < inner.volume_size / 2 {
+        // What stays behind after a failure is found, and used, at the next start.
+        let _ = inner.disk.remove(&file.name.to_string());
+        return;
+    }
+    let name = VolumeName::Free(file.seed.incarnation);
+    if inner.disk.rename(&file.name.to_string(), &name.to_string()).is_ok() {
+        inner.shared().spare.push(Spare { name, size_bytes });
+    }
+}
+
+/// What must be moved out of a journal volume.
+enum Alive {
+    Chunk { live: Live, payload_len: u32 },
+    Locator { live: Live },
+}
+
+/// Moves chunks, locators, tombstones and logs. Gives the tombstones that may go with the volume.
+async fn move_journal(
+    inner: &Arc<Inner>,
+    number: VolumeNumber,
+    file: &VolumeFile,
+    end: u64,
+    pacer: &Pacer,
+) -> Result<Vec<ChunkId>, StoreError> {
+    let mut alive = Vec::new();
+    let mut tombstones = Vec::new();
+    let mut damaged = false;
+    let mut visit = |item: Item| {
+        let Item::Batch(batch) = item else {
+            damaged = true;
+            return;
+        };
+        damaged |= batch.contents.unknown.is_some();
+        let shared = inner.shared();
+        for record in batch.contents.records {
+            let Ok((header, payload)) = record.content else {
+                damaged = true;
+                continue;
+            };
+            if !header.kind.is_chunk() {
+                continue;
+            }
+            let id = header.chunk_id();
+            match (header.kind, shared.state.index.get(id)) {
+                (Kind::Chunk, Some(Slot::Live(live))) if (live.volume, live.offset) == (number, record.offset) => {
+                    alive.push((id, record.offset, Alive::Chunk { live, payload_len: header.payload_len }));
+                }
+                // An older locator of the same chunk, from before a repair, is dead.
+                (Kind::Locator, Some(Slot::Live(live))) if live.journal == number => {
+                    let meant = Locator::decode(&batch.data[payload])
+                        .is_ok_and(|at| (at.incarnation, at.offset) == (u64::from(live.volume), live.offset));
+                    if meant {
+                        alive.push((id, record.offset, Alive::Locator { live }));
+                    }
+                }
+                (Kind::Tombstone, Some(Slot::Deleted { journal, .. })) if journal == number => tombstones.push(id),
+                _ => {}
+            }
+        }
+    };
+    scan_paced(&file.file, file.seed, Extent::Sealed(end), Some(pacer), &mut visit).await;
+    if damaged {
+        return Err(StoreError::Damaged("the volume has damage: it stays".into()));
+    }
+    move_chunks(inner, number, file, alive, pacer).await?;
+    move_logs(inner, number).await?;
+    let (idle, needed): (Vec<_>, Vec<_>) = {
+        let shared = inner.shared();
+        let rule = &inner.options.may_drop_tombstone;
+        tombstones.into_iter().partition(|id| shared.state.tombstone_is_idle(*id, number) && rule(*id))
+    };
+    for some in needed.chunks(4096) {
+        inner.queue.run(Request::Delete { ids: some.to_vec(), moved_from: Some(number) }, true).await?;
+    }
+    Ok(idle)
+}
+
+async fn move_chunks(
+    inner: &Arc<Inner>,
+    number: VolumeNumber,
+    file: &VolumeFile,
+    alive: Vec<(ChunkId, u64, Alive)>,
+    pacer: &Pacer,
+) -> Result<(), StoreError> {
+    let mut reader = RecordReader::new();
+    let mut moving: Vec<Pending> = Vec::new();
+    let mut len = 0;
+    for (id, offset, what) in alive {
+        let (live, payload_len) = match what {
+            Alive::Chunk { live, payload_len } => (live, payload_len),
+            Alive::Locator { live } => (live, Locator::LEN as u32),
+        };
+        let read = reader.read(number, file, offset, payload_len).await;
+        let (header, payload) = match read {
+            Ok(read) => read,
+            Err(failure) => {
+                let detail = format!("{failure:?}");
+                inner.shared().state.mark_damaged(id, live.volume, live.offset, &detail);
+                return Err(StoreError::Damaged(detail));
+            }
+        };
+        if header.kind == Kind::Chunk && crc64(&payload) != header.check {
+            inner.shared().state.mark_damaged(id, live.volume, live.offset, "whole-chunk checksum");
+            return Err(StoreError::Damaged(format!("chunk {id}: whole-chunk checksum")));
+        }
+        let record = RecordIn { header, payload: vec![payload] };
+        let moved_from = Some(Place { volume: live.volume, offset: live.offset, journal: live.journal });
+        len += record.cost();
+        let request = Request::Store { record, len: live.len, crc64: live.crc64, moved_from, bulk: None };
+        moving.push(inner.queue.push(request, true).await?);
+        if len >= MOVES_LEN_MAX {
+            settle(inner, &mut moving, &mut len, pacer).await?;
+        }
+    }
+    settle(inner, &mut moving, &mut len, pacer).await
+}
+
+async fn settle(inner: &Inner, moving: &mut Vec<Pending>, len: &mut usize, pacer: &Pacer) -> Result<(), StoreError> {
+    for pending in moving.drain(..) {
+        pending.await.map_err(|_| StoreError::Closed)??;
+    }
+    count(&inner.counters.compacted_bytes, *len as u64);
+    pacer.took(*len as u64).await;
+    *len = 0;
+    Ok(())
+}
+
+/// Rewrites every log that has something in this volume as one base record.
+async fn move_logs(inner: &Arc<Inner>, number: VolumeNumber) -> Result<(), StoreError> {
+    let groups: Vec<GroupId> = {
+        let shared = inner.shared();
+        let pinned = |log: &GroupLog| log.pinned_volumes().any(|pinned| pinned == number);
+        shared.state.raft.iter().filter(|(_, log)| pinned(log)).map(|(group, _)| *group).collect()
+    };
+    for group in groups {
+        rewrite_log(inner, group, number).await?;
+    }
+    Ok(())
+}
+
+async fn rewrite_log(inner: &Arc<Inner>, group: GroupId, volume: VolumeNumber) -> Result<(), StoreError> {
+    for _ in 0..REWRITES_MAX {
+        let (log, files) = {
+            let shared = inner.shared();
+            let Some(log) = shared.state.raft.get(&group) else { return Ok(()) };
+            if !log.pinned_volumes().any(|pinned| pinned == volume) {
+                return Ok(());
+            }
+            (log.clone(), shared.files.clone())
+        };
+        let number = log.number;
+        let mark = |kind| RecordHeader::raft(kind, group, log.peer, LogIndex(0), Term(0), number + 1);
+        let record = if log.removed {
+            RecordIn::bare(mark(Kind::RaftRemove))
+        } else if let Some(reason) = log.damage() {
+            if !log.only_damage_in(volume) {
+                return Err(StoreError::Damaged(format!("group {group}: {reason}")));
+            }
+            RecordIn::new(mark(Kind::RaftDamaged), reason.into_bytes())
+        } else {
+            let loaded = read::raft_log(&files, group, &log).await;
+            let loaded = loaded.map_err(|failure| StoreError::Damaged(format!("group {group}: {failure:?}")))?;
+            base_record(group, &log, &loaded.entries)
+        };
+        if record.payload_len() > PAYLOAD_MAX.min(inner.volume_size as usize / 4) {
+            return Err(StoreError::Invalid(format!("the log of group {group} is too long to rewrite")));
+        }
+        count(&inner.counters.compacted_bytes, record.cost() as u64);
+        if inner.queue.run(Request::RaftRewrite { record, number }, true).await? == Outcome::Done {
+            return Ok(());
+        }
+    }
+    Err(StoreError::Invalid(format!("the log of group {group} is busy")))
+}
+
+/// Moves the large chunks of a bulk volume, each verified, to the active one.
+async fn move_bulk(
+    inner: &Arc<Inner>,
+    number: VolumeNumber,
+    file: &VolumeFile,
+    pacer: &Pacer,
+) -> Result<(), StoreError> {
+    for (id, live) in large_in(inner, number).await {
+        if inner.is_shutting_down() {
+            return Err(StoreError::Closed);
+        }
+        let (owner, payload) = match read::verified_range(file, id, &live, 0..u32::MAX).await {
+            Ok(read) => read,
+            Err(failure) => {
+                let detail = format!("{failure:?}");
+                inner.shared().state.mark_damaged(id, live.volume, live.offset, &detail);
+                return Err(StoreError::Damaged(detail));
+            }
+        };
+        if crc64(&payload) != live.crc64 {
+            inner.shared().state.mark_damaged(id, live.volume, live.offset, "whole-chunk checksum");
+            return Err(StoreError::Damaged(format!("chunk {id}: whole-chunk checksum")));
+        }
+        let header = RecordHeader::chunk(Kind::Locator, id, owner, live.epoch, live.crc64);
+        let moved_from = Some(Place { volume: live.volume, offset: live.offset, journal: live.journal });
+        let payload: Vec<Bytes> = vec![payload];
+        bulk::store(inner, LargeChunk { header, len: live.len, payload, moved_from }, true).await?;
+        count(&inner.counters.compacted_bytes, u64::from(live.len));
+        pacer.took(u64::from(live.len)).await;
+    }
+    Ok(())
+}
+
+/// The live chunks of a bulk volume, by offset. Looks through the index in steps, so that nobody waits long for it.
+pub async fn large_in(inner: &Inner, number: VolumeNumber) -> Vec<(ChunkId, Live)> {
+    const STEP: usize = 8192;
+    let mut found = Vec::new();
+    let mut from = ChunkId::from_u128(0);
+    loop {
+        let step: Vec<_> = {
+            let shared = inner.shared();
+            shared.state.index.live_in(from..=ChunkId::from_u128(u128::MAX)).take(STEP).collect()
+        };
+        let (len, last) = (step.len(), step.last().map(|(id, _)| id.to_u128()));
+        let here = |live: &Live| live.volume == number && live.is_large() && live.health == Health::Good;
+        found.extend(step.into_iter().filter(|(_, live)| here(live)));
+        match last {
+            Some(last) if len == STEP && last < u128::MAX => from = ChunkId::from_u128(last + 1),
+            _ => break,
+        }
+    }
+    found.sort_by_key(|(_, live)| live.offset);
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(number: VolumeNumber, held_bytes: u64, live_bytes: u64) -> Candidate {
+        let kind = VolumeKind::Journal;
+        Candidate { number, kind, held_bytes, live_bytes, live_records: (live_bytes > 0).into() }
+    }
+
+    #[test]
+    fn empty_volumes_go_first_then_the_deadest() {
+        let some = [candidate(1, 1000, 400), candidate(2, 1000, 300), candidate(3, 1000, 0)];
+        assert_eq!(choose(&some, 1000, false), Some(3));
+        assert_eq!(choose(&some[..2], 1000, false), Some(2));
+    }
+
+    #[test]
+    fn mostly_live_volumes_are_left_alone_until_space_is_short() {
+        let some = [candidate(1, 1000, 600), candidate(2, 1000, 900), candidate(3, 1000, 1000)];
+        assert_eq!(choose(&some, 1000, false), None);
+        assert_eq!(choose(&some, 1000, true), Some(1));
+        assert_eq!(choose(&some[2..], 1000, true), None);
+    }
+
+    #[test]
+    fn many_stubs_are_merged() {
+        let stubs: Vec<_> = (1..=9).map(|number| candidate(number, 100, 90 + u64::from(number % 2))).collect();
+        assert_eq!(choose(&stubs, 1000, false), Some(2));
+        assert_eq!(choose(&stubs[..8], 1000, false), None);
+    }
+}
