@@ -123,7 +123,6 @@ struct Total {
     simulated: Duration,
 }
 
-#[expect(clippy::disallowed_methods, reason = "each simulation is single-threaded; many run side by side")]
 fn run_all(source: &Source, jobs: usize, planted: Option<Planted>) -> Total {
     let total = Mutex::new(Total::default());
     let stop = AtomicBool::new(false);
@@ -204,7 +203,6 @@ fn now() -> Instant {
 }
 
 /// A seed that nobody chose: the standard library seeds its hash maps from the operating system's entropy.
-#[expect(clippy::disallowed_types, reason = "only the keys drawn for the hasher are used")]
 fn fresh_seed() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::collections::hash_map::RandomState::new().build_hasher().finish() >> 16
