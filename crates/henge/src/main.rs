@@ -19,6 +19,7 @@ mod demo;
 mod dev;
 mod env;
 mod failure;
+mod fsck;
 mod http_client;
 mod listener;
 mod private_file;
@@ -57,7 +58,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Dev(args) => on_runtime(dev::run(args)),
         Command::Demo(args) => on_runtime(demo::run(args)),
         Command::Bench(args) => on_runtime(bench::run(args)),
-        _ => Err(Failure("later".into())),
+        Command::Fsck(args) => on_runtime(fsck::run(args)),
     }
 }
 

@@ -116,7 +116,7 @@ impl GenerationClock {
 }
 
 /// The generations of `node`; zero when the directory is new.
-async fn load_generations(disk: &dyn Disk, node: NodeId) -> Result<Generations, HomeError> {
+pub async fn load_generations(disk: &dyn Disk, node: NodeId) -> Result<Generations, HomeError> {
     let Some(raw) = read_file(disk, GENERATION_FILE, FILE_BYTES_MAX).await? else { return Ok(Generations::default()) };
     let damaged = |error: DecodeError| HomeError::Damaged { file: GENERATION_FILE, detail: error.to_string() };
     let mut reader = Reader::new(checked(&raw).map_err(damaged)?);

@@ -9,6 +9,7 @@ mod group;
 mod home;
 mod machine;
 mod metrics;
+pub mod offline;
 mod service;
 mod start;
 mod status;

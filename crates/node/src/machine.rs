@@ -103,7 +103,7 @@ impl Machine {
     }
 }
 
-fn apply_one(overlay: &mut Overlay<'_>, group: GroupId, entry: &Entry) -> Result<Reply, ViewError> {
+pub fn apply_one(overlay: &mut Overlay<'_>, group: GroupId, entry: &Entry) -> Result<Reply, ViewError> {
     let undecodable =
         |why: String| ViewError::Io(format!("entry {} of group {group} cannot be applied: {why}", entry.index));
     if entry.data[0] != ENTRY_COMMAND {

@@ -220,14 +220,13 @@ fn table_of_pieces(seed: Seed, id: &[u8; 16], pieces: &[Bytes]) -> Vec<u8> {
 
 /// Flushes what was written and hands the locators to the committer. A journal round never waits for this.
 pub async fn run_flusher(inner: Arc<Inner>) {
-    let mut shutdown = inner.shutdown.subscribe();
     loop {
         let finished = std::mem::take(&mut *inner.bulk.finished.lock().expect("no one panics while holding the list"));
         if finished.is_empty() {
             tokio::select! {
                 biased;
                 () = inner.bulk.wake.notified() => continue,
-                _ = shutdown.wait_for(|closed| *closed) => break,
+                () = inner.shutdown.wait() => break,
             }
         }
         let flushed = flush_all(&inner, &finished).await;
@@ -310,7 +309,7 @@ mod tests {
         let mut buffer = AlignedBuf::zeroed(1 << 20);
         buffer.as_mut_slice().fill(7);
         let payload = buffer.freeze();
-        assert_eq!(aligned(&[payload.clone()]).1, 0);
+        assert_eq!(aligned(std::slice::from_ref(&payload)).1, 0);
         assert_eq!(aligned(&[payload.slice(..payload.len() - 100)]).1, 4096 - 100);
         assert_eq!(aligned(&[payload.slice(1..)]).1, payload.len() as u64 - 1);
     }

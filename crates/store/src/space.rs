@@ -22,22 +22,33 @@ pub struct Space {
     since: AtomicU64,
     /// The file system said that it is full.
     no_space: AtomicBool,
+    /// A put was refused, and not enough has come back since.
+    full: AtomicBool,
 }
 
 impl Space {
     /// Lets a put of `len` bytes pass, or says that the disk is full.
     pub fn admit(&self, inner: &Inner, len: u64) -> Result<(), StoreError> {
         let since = self.since.fetch_add(len, Ordering::Relaxed) + len;
-        if since > RECOMPUTE_BYTES || !self.has_room(0, inner) {
+        if since > RECOMPUTE_BYTES || !self.has_room(inner) {
             self.recompute(inner);
             self.since.store(len, Ordering::Relaxed);
         }
-        if self.has_room(0, inner) { Ok(()) } else { Err(StoreError::Full) }
+        if self.has_room(inner) {
+            return Ok(());
+        }
+        self.full.store(true, Ordering::Relaxed);
+        self.since.fetch_sub(len, Ordering::Relaxed);
+        Err(StoreError::Full)
     }
 
-    fn has_room(&self, more: u64, inner: &Inner) -> bool {
-        let used = self.used.load(Ordering::Relaxed) + self.since.load(Ordering::Relaxed) + more;
-        !self.no_space.load(Ordering::Relaxed) && used <= put_limit(self.capacity.load(Ordering::Relaxed), inner)
+    fn has_room(&self, inner: &Inner) -> bool {
+        let used = self.used.load(Ordering::Relaxed) + self.since.load(Ordering::Relaxed);
+        !self.is_full() && used <= put_limit(self.capacity.load(Ordering::Relaxed), inner)
+    }
+
+    fn is_full(&self) -> bool {
+        self.no_space.load(Ordering::Relaxed) || self.full.load(Ordering::Relaxed)
     }
 
     pub fn note_no_space(&self) {
@@ -60,6 +71,10 @@ impl Space {
         self.used.store(used + other, Ordering::Relaxed);
         self.live.store(live, Ordering::Relaxed);
         self.since.store(0, Ordering::Relaxed);
+        // Some way below the limit, so that the disk does not open and close with each chunk.
+        if used + other < put_limit(capacity, inner) / 50 * 49 {
+            self.full.store(false, Ordering::Relaxed);
+        }
         if space.available_bytes > (16 << 20) {
             self.no_space.store(false, Ordering::Relaxed);
         }
@@ -76,7 +91,7 @@ impl Space {
         self.recompute(inner);
         let capacity = self.capacity.load(Ordering::Relaxed);
         let used = self.used.load(Ordering::Relaxed);
-        let full = self.no_space.load(Ordering::Relaxed);
+        let full = self.is_full();
         DiskUsage {
             capacity_bytes: capacity,
             used_bytes: used,
@@ -91,7 +106,7 @@ impl Space {
     pub fn is_short(&self, inner: &Inner) -> bool {
         let used = self.used.load(Ordering::Relaxed) + self.since.load(Ordering::Relaxed);
         let capacity = self.capacity.load(Ordering::Relaxed);
-        self.no_space.load(Ordering::Relaxed) || used > put_limit(capacity, inner) / 10 * 9
+        self.is_full() || used > put_limit(capacity, inner) / 10 * 9
     }
 }
 

@@ -4,6 +4,8 @@
 //! The contract: **a crash keeps a prefix of transactions**. Nothing is durable before [`Kv::flush`] returns; what
 //! was committed before a completed flush is durable; transactions after it may vanish, but only from the end. Raft's
 //! log is the durability of what is not flushed yet.
+//!
+//! [`LsmKv`] keeps rows on a disk, [`MemKv`] in memory, for tests; both pass [`conformance`].
 
 mod block;
 mod cache;
@@ -86,7 +88,8 @@ pub trait KvRead: Send + Sync {
 pub trait Kv: KvRead {
     /// Applies all changes or, after a crash, none; in order, visible at once, not durable before `flush`.
     fn commit(&self, changes: Vec<Change>) -> Result<(), KvError>;
-    /// Makes every transaction committed before this call durable. Errors are final: writing has stopped.
+    /// Makes every transaction committed before this call durable. An error is final, and writing has stopped, unless
+    /// the disk was merely full: then nothing is lost, commits still succeed, and a later flush may.
     fn flush(&self) -> BoxFuture<Result<(), KvError>>;
     /// Bytes in memory that a flush would write: the caller's hint to flush.
     fn unflushed_bytes(&self) -> u64;

@@ -92,7 +92,11 @@ impl Tree {
         for run in self.level(0).iter().filter(|run| run.meta.overlaps(from, to)) {
             out.push(Source::Level(Box::new(LevelCursor::new(Arc::from([run.clone()]), from))));
         }
-        for runs in self.levels[1..].iter().filter(|runs| runs.iter().any(|run| run.meta.overlaps(from, to))) {
+        for runs in &self.levels[1..] {
+            let at = runs.partition_point(|run| &run.meta.last[..] < from);
+            if !runs.get(at).is_some_and(|run| run.meta.overlaps(from, to)) {
+                continue;
+            }
             out.push(Source::Level(Box::new(LevelCursor::new(runs.clone(), from))));
         }
     }

@@ -4,4 +4,6 @@
 mod basic;
 mod bench;
 mod crash;
+mod damage;
 mod model;
+mod space;

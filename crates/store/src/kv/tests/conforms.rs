@@ -92,6 +92,8 @@ impl Harness for LsmHarness {
     }
 
     fn is_down(&self) -> bool {
+        // Power may have failed in an operation outside of any task, as when a snapshot is dropped.
+        self.machine.sim.run_for(Duration::ZERO);
         !self.machine.node.is_running()
     }
 

@@ -1,0 +1,9 @@
+//! henge from outside: the real binary, real processes, real sockets and signals.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
+
+mod bad_input;
+mod bench;
+mod dev;
+mod fsck;
+mod harness;
+mod server;

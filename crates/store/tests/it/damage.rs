@@ -1,0 +1,369 @@
+//! Damage of every kind at every place: never a wrong byte, never a panic, always a report; and what is damaged is
+//! told from what a crash left half written.
+
+use base::env::RandomExt;
+use base::ids::{GroupId, LogIndex, PeerId, Term};
+use base::sim::Fault;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use store::{DamagedWhat, DiskState, Engine, RaftEntry, RaftLog, RaftWrite, RecoveryReport, StoreError, inspect};
+
+use crate::bench::{Bench, IDENTITY, NODE, chunk, id, payload};
+use crate::model::applied;
+
+const SMALL: std::ops::Range<u32> = 0..60;
+const LARGE: std::ops::Range<u32> = 100..106;
+const DELETED: std::ops::Range<u32> = 200..210;
+const GROUPS: std::ops::RangeInclusive<u64> = 1..=3;
+
+fn len_of(number: u32) -> usize {
+    match number {
+        100.. if number < 200 => 300_000 + number as usize * 777,
+        _ => number as usize * 431 % 20_000,
+    }
+}
+
+/// A disk with some of everything, cleanly closed; and the logs it must hold.
+fn filled(seed: u64) -> (Bench, BTreeMap<GroupId, RaftLog>) {
+    let bench = Bench::formatted(seed);
+    let engine = bench.open();
+    for number in SMALL.chain(LARGE).chain(DELETED) {
+        bench.put(&engine, chunk(number, len_of(number))).unwrap();
+    }
+    bench.delete(&engine, DELETED.map(id).collect());
+    let mut logs = BTreeMap::new();
+    for group in GROUPS.map(GroupId) {
+        for index in 1..=20 {
+            let data = payload((group.0 * 1000 + index) as u32, 500);
+            let write = RaftWrite {
+                group,
+                peer: PeerId(1),
+                hard_state: Some(Bytes::from(format!("hard state {index}"))),
+                entries: vec![RaftEntry { index: LogIndex(index), term: Term(1), data }],
+                trim_to: (index == 15).then_some(LogIndex(5)),
+                ..RaftWrite::default()
+            };
+            bench.sim.block_on(engine.raft_write(write.clone())).unwrap();
+            let log = applied(logs.remove(&group), &write);
+            logs.insert(group, log);
+        }
+    }
+    bench.close(engine);
+    (bench, logs)
+}
+
+/// What was found not to be there; panics at wrong bytes, at resurrected chunks and at logs that are not exact.
+fn check(bench: &Bench, engine: &Engine, logs: &BTreeMap<GroupId, RaftLog>) -> Vec<String> {
+    let mut lost = Vec::new();
+    for number in SMALL.chain(LARGE) {
+        match bench.get(engine, id(number)) {
+            Ok(data) => assert_eq!(data, payload(number, len_of(number)), "wrong bytes of chunk {number}"),
+            Err(StoreError::Damaged(_) | StoreError::NotFound) => lost.push(format!("chunk {number}")),
+            Err(error) => panic!("chunk {number}: {error}"),
+        }
+    }
+    for number in DELETED {
+        match bench.get(engine, id(number)) {
+            Err(StoreError::Deleted | StoreError::NotFound | StoreError::Damaged(_)) => {}
+            other => lost.push(format!("tombstone {number}: {other:?}")),
+        }
+    }
+    for (group, expected) in logs {
+        match bench.sim.block_on(engine.raft_load(*group)) {
+            Ok(Some(log)) => assert_eq!(log, *expected, "the log of group {group}"),
+            Err(StoreError::Damaged(_)) => lost.push(format!("group {group}")),
+            other => panic!("group {group}: {other:?}"),
+        }
+    }
+    lost
+}
+
+/// Flips one byte, opens, reads everything, scrubs. What was lost must be in a report, and so must the flip itself.
+fn survive_flip(bench: &Bench, logs: &BTreeMap<GroupId, RaftLog>, file: &str, offset: u64, context: &str) {
+    let inspected = bench.sim.block_on(inspect(bench.dyn_disk()));
+    let in_use = file == "identity" || used(bench, file, offset);
+    let (engine, report) = match bench.try_open() {
+        Ok(opened) => opened,
+        Err(error) => panic!("{context}: {error}"),
+    };
+    let lost = check(bench, &engine, logs);
+    bench.sim.block_on(engine.scrub_now()).unwrap();
+    let noticed = !report.damaged.is_empty() || !engine.damaged().is_empty();
+    assert!(noticed || !in_use, "{context}: nobody noticed");
+    assert!(noticed || lost.is_empty(), "{context}: lost without a report: {lost:?}");
+    let inspected = inspected.unwrap();
+    assert!(!inspected.damaged.is_empty() || !noticed, "{context}: the inspection found nothing");
+    // One damaged byte costs at most one record.
+    assert!(lost.len() <= 1, "{context}: lost {lost:?}; {:?}", report.damaged);
+    bench.close(engine);
+}
+
+/// Whether this place is inside of what counts: behind the head of a recycled journal volume anything may stand, and
+/// the last batch of all, a closing batch without records, is vouched for by nobody.
+fn used(bench: &Bench, file: &str, offset: u64) -> bool {
+    let contents = bench.disk.contents(file).unwrap();
+    let Some((kind, number)) = file.split_once('-') else { return false };
+    let incarnation = u64::from_str_radix(number, 16).unwrap().to_le_bytes();
+    if kind == "bulk" {
+        return contents[offset as usize & !4095..][..4096].iter().any(|byte| *byte != 0);
+    }
+    let mut batches = Vec::new();
+    for (block, data) in contents.chunks(4096).enumerate() {
+        if kind == "journal" && data.starts_with(b"HBAT") && data[8..16] == incarnation {
+            let len = u32::from_le_bytes(data[36..40].try_into().unwrap());
+            batches.push((block as u64 * 4096)..(block as u64 * 4096 + u64::from(len)));
+        }
+    }
+    if bench.files("journal").last().is_some_and(|newest| newest == file) {
+        batches.pop();
+    }
+    batches.iter().any(|batch| batch.contains(&offset))
+}
+
+#[test]
+fn a_flipped_byte_anywhere_is_noticed_and_costs_at_most_one_record() {
+    for seed in 0..12 {
+        let (bench, logs) = filled(seed);
+        for round in 0..12 {
+            let files: Vec<_> = bench.disk.files();
+            let file = &files[bench.sim.below(files.len() as u64) as usize];
+            let contents = bench.disk.contents(file).unwrap();
+            // Mostly where something stands.
+            let blocks: Vec<usize> = (0..contents.len() / 4096)
+                .filter(|block| contents[block * 4096..][..4096].iter().any(|byte| *byte != 0))
+                .collect();
+            if blocks.is_empty() {
+                continue;
+            }
+            let block = blocks[bench.sim.below(blocks.len() as u64) as usize];
+            let offset = (block * 4096) as u64 + bench.sim.below(4096);
+            let mask = 1 << bench.sim.below(8);
+            bench.disk.flip(file, offset, mask);
+            survive_flip(&bench, &logs, file, offset, &format!("seed {seed} round {round} {file} at {offset}"));
+            // Opening may have renewed the identity, and appends elsewhere; the flip itself is undone.
+            if bench.disk.files().contains(file) && file != "identity" {
+                bench.disk.flip(file, offset, mask);
+            }
+        }
+    }
+}
+
+/// The file and offset of the first place where these bytes stand.
+fn find(bench: &Bench, prefix: &str, needle: &[u8]) -> (String, u64) {
+    for file in bench.files(prefix) {
+        let contents = bench.disk.contents(&file).unwrap();
+        if let Some(at) = contents.windows(needle.len()).position(|window| window == needle) {
+            return (file, at as u64);
+        }
+    }
+    panic!("not found");
+}
+
+#[test]
+fn each_kind_of_record_is_named_when_it_is_damaged() {
+    let opened = |bench: &Bench| -> (Engine, RecoveryReport) { bench.try_open().unwrap() };
+    let whats = |report: &RecoveryReport| report.damaged.iter().map(|d| d.what).collect::<Vec<_>>();
+
+    // The payload of a small chunk; then repaired by a put of the same bytes.
+    let (bench, _) = filled(20);
+    let (file, at) = find(&bench, "journal", &payload(7, len_of(7)));
+    bench.disk.flip(&file, at + 5, 4);
+    let (engine, report) = opened(&bench);
+    assert_eq!(whats(&report), [DamagedWhat::Chunk(id(7))]);
+    assert!(engine.stat(id(7)).unwrap().damaged);
+    assert!(matches!(bench.get(&engine, id(7)), Err(StoreError::Damaged(_))));
+    bench.put(&engine, chunk(7, len_of(7))).unwrap();
+    assert_eq!(bench.get(&engine, id(7)).unwrap(), payload(7, len_of(7)));
+    assert_eq!(engine.damaged(), []);
+    bench.crash(engine);
+    let (engine, _) = opened(&bench);
+    assert_eq!(bench.get(&engine, id(7)).unwrap(), payload(7, len_of(7)));
+
+    // The header of that record, 64 bytes and one block checksum before its payload: known by its directory line.
+    let (bench, _) = filled(21);
+    let (file, at) = find(&bench, "journal", &payload(7, len_of(7)));
+    bench.disk.flip(&file, at - 68 + 20, 4);
+    let (engine, report) = opened(&bench);
+    assert_eq!(whats(&report), [DamagedWhat::Chunk(id(7))]);
+    assert!(matches!(bench.get(&engine, id(7)), Err(StoreError::Damaged(_))));
+
+    // A large payload: found by the read, or by a scrub.
+    let (bench, _) = filled(22);
+    let (file, at) = find(&bench, "bulk", &payload(103, len_of(103))[..64]);
+    bench.disk.flip(&file, at + 200_000, 1);
+    let (engine, report) = opened(&bench);
+    assert_eq!(whats(&report), []);
+    assert_eq!(bench.sim.block_on(engine.scrub_now()).unwrap().damaged, 1);
+    assert_eq!(engine.damaged()[0].what, DamagedWhat::Chunk(id(103)));
+    assert!(matches!(bench.get(&engine, id(103)), Err(StoreError::Damaged(_))));
+    // Blocks that verify are still served.
+    let part = bench.sim.block_on(engine.get(id(103), 0..1000)).unwrap().into_bytes();
+    assert_eq!(part, payload(103, len_of(103)).slice(..1000));
+    bench.put(&engine, chunk(103, len_of(103))).unwrap();
+    assert_eq!(bench.get(&engine, id(103)).unwrap(), payload(103, len_of(103)));
+
+    // A Raft entry that counts; one that was trimmed costs nothing.
+    let (bench, logs) = filled(23);
+    let (file, at) = find(&bench, "journal", &payload(2010, 500));
+    bench.disk.flip(&file, at, 1);
+    let (engine, report) = opened(&bench);
+    assert_eq!(report.raft_damaged, [GroupId(2)]);
+    assert_eq!(check(&bench, &engine, &logs), ["group 2"]);
+    let again =
+        RaftWrite { group: GroupId(2), peer: PeerId(1), hard_state: Some(Bytes::new()), ..RaftWrite::default() };
+    let refused = bench.sim.block_on(engine.raft_write(again.clone()));
+    assert!(matches!(refused, Err(StoreError::Damaged(_))));
+    // The damage is written down: undoing the flip does not bring the peer back. Another peer may start anew.
+    bench.close(engine);
+    bench.disk.flip(&file, at, 1);
+    let engine = bench.open();
+    assert!(matches!(bench.sim.block_on(engine.raft_load(GroupId(2))), Err(StoreError::Damaged(_))));
+    let fresh = RaftWrite { peer: PeerId(2), reset: Some((LogIndex(50), Term(3))), ..again };
+    bench.sim.block_on(engine.raft_write(fresh)).unwrap();
+    assert_eq!(bench.sim.block_on(engine.raft_load(GroupId(2))).unwrap().unwrap().peer, PeerId(2));
+
+    let (bench, logs) = filled(24);
+    let (file, at) = find(&bench, "journal", &payload(2003, 500));
+    bench.disk.flip(&file, at, 1);
+    let (engine, report) = opened(&bench);
+    assert_eq!(report.raft_damaged, []);
+    assert_eq!(check(&bench, &engine, &logs), [""; 0]);
+}
+
+#[test]
+fn lost_blocks_in_the_middle_are_damage_and_everything_behind_them_is_found() {
+    for seed in 0..10 {
+        let (bench, logs) = filled(30 + seed);
+        let journal = bench.files("journal").remove(0);
+        let contents = bench.disk.contents(&journal).unwrap();
+        let used = contents.iter().rposition(|byte| *byte != 0).unwrap() as u64 / 4096;
+        // Three whole blocks somewhere in the middle: headers, directories and all.
+        let block = 4 + bench.sim.below(used - 12);
+        bench.disk.overwrite(&journal, block * 4096, &[0; 3 * 4096]);
+        let (engine, report) = bench.try_open().unwrap();
+        assert!(!report.damaged.is_empty());
+        assert_eq!(report.torn_bytes, 0, "nothing was cut");
+        let lost = check(&bench, &engine, &logs);
+        assert!(lost.len() <= 16, "{lost:?}");
+        assert_eq!(engine.state(), DiskState::Healthy);
+    }
+}
+
+#[test]
+fn a_torn_tail_is_no_damage_and_a_missing_volume_is() {
+    let (bench, logs) = filled(50);
+    let engine = bench.open();
+    bench.put(&engine, chunk(500, 3000)).unwrap();
+    // The last batch was never acknowledged: half of it reached the disk.
+    let journal = bench.files("journal").pop().unwrap();
+    bench.crash(engine);
+    let contents = bench.disk.contents(&journal).unwrap();
+    let end = contents.iter().rposition(|byte| *byte != 0).unwrap() as u64 / 4096 * 4096;
+    bench.disk.overwrite(&journal, end, &[0; 4096]);
+    let (engine, report) = bench.try_open().unwrap();
+    assert_eq!(report.damaged, []);
+    assert_eq!(check(&bench, &engine, &logs), [""; 0]);
+    bench.close(engine);
+
+    for prefix in ["journal", "bulk"] {
+        let (bench, logs) = filled(51);
+        let engine = bench.open();
+        bench.close(engine);
+        let file = bench.files(prefix).remove(0);
+        let disk = bench.dyn_disk();
+        disk.remove(&file).unwrap();
+        disk.flush_directory().unwrap();
+        let (engine, report) = bench.try_open().unwrap();
+        assert!(report.damaged.iter().any(|d| d.what == DamagedWhat::MissingVolume || prefix == "bulk"), "{report:?}");
+        assert!(!report.damaged.is_empty());
+        let lost = check(&bench, &engine, &logs);
+        assert!(lost.iter().any(|lost| lost.contains("chunk")));
+        if prefix == "journal" {
+            assert_eq!(lost.iter().filter(|lost| lost.contains("group")).count(), 3, "no lost log passes as new");
+        }
+    }
+}
+
+#[test]
+fn volumes_of_another_disk_do_not_verify_here() {
+    let (bench, _) = filled(60);
+    let other = Bench::new(60);
+    let env = other.node.env();
+    let identity = store::DiskIdentity { disk: base::ids::DiskId(0xd2), ..IDENTITY };
+    other.sim.block_on(Engine::format(&env, other.dyn_disk(), &identity, &crate::bench::small())).unwrap();
+    let journal = bench.files("journal").remove(0);
+    let contents = bench.disk.contents(&journal).unwrap();
+    other.sim.block_on(async {
+        base::env::replace_file(other.disk.as_ref(), &journal, Bytes::from(contents)).await.unwrap();
+    });
+    let engine = other.open();
+    for number in SMALL {
+        assert_eq!(other.get(&engine, id(number)), Err(StoreError::NotFound));
+    }
+}
+
+#[test]
+fn the_identity_survives_one_bad_copy_and_not_two() {
+    let (bench, _) = filled(61);
+    bench.disk.flip("identity", 30, 1);
+    let (engine, report) = bench.try_open().unwrap();
+    assert_eq!(report.damaged[0].what, DamagedWhat::Identity);
+    assert_eq!(*engine.identity(), IDENTITY);
+    bench.close(engine);
+    assert_eq!(bench.try_open().unwrap().1.damaged, [], "it was rewritten");
+    bench.node.crash();
+    bench.disk.flip("identity", 30, 1);
+    bench.disk.flip("identity", 4096 + 30, 1);
+    assert!(matches!(bench.try_open(), Err(StoreError::IdentityDamaged(_))));
+    let disk = bench.dyn_disk();
+    disk.remove("identity").unwrap();
+    assert!(matches!(bench.try_open(), Err(StoreError::IdentityDamaged(_))), "not taken for an empty disk");
+}
+
+#[test]
+fn a_failed_flush_is_final() {
+    let (bench, logs) = filled(62);
+    let engine = bench.open();
+    bench.put(&engine, chunk(500, 3000)).unwrap();
+    bench.sim.run_for(std::time::Duration::from_secs(1));
+    bench.disk.inject(Fault::FlushError, 1);
+    assert!(matches!(bench.put(&engine, chunk(501, 3000)), Err(StoreError::Broken(_))));
+    // The disk works again; nothing is written nevertheless, and everything can be read.
+    assert!(matches!(bench.put(&engine, chunk(502, 3000)), Err(StoreError::Broken(_))));
+    assert!(matches!(bench.sim.block_on(engine.delete(vec![id(1)])), Err(StoreError::Broken(_))));
+    assert!(matches!(engine.state(), DiskState::Broken(_)));
+    assert_eq!(check(&bench, &engine, &logs), [""; 0]);
+    assert_eq!(bench.get(&engine, id(500)).unwrap(), payload(500, 3000));
+    bench.crash(engine);
+    let engine = bench.open();
+    assert_eq!(check(&bench, &engine, &logs), [""; 0]);
+    assert_eq!(bench.get(&engine, id(500)).unwrap(), payload(500, 3000));
+}
+
+#[test]
+fn lost_and_misdirected_writes_and_rot_never_give_wrong_bytes() {
+    for seed in 0..30 {
+        let bench = Bench::formatted(seed);
+        let fault = [Fault::LostWrite, Fault::MisdirectedWrite, Fault::BitRot][seed as usize % 3];
+        let mut known = Vec::new();
+        for life in 0..4 {
+            bench.disk.set_rate_ppm(fault, 0);
+            let Ok((engine, _)) = bench.try_open() else { continue };
+            bench.disk.set_rate_ppm(fault, 20_000);
+            for number in life * 100..life * 100 + 40 {
+                let len = number as usize * 977 % 30_000 + if number % 13 == 0 { 300_000 } else { 0 };
+                if bench.put(&engine, chunk(number, len)).is_ok() {
+                    known.push((number, len));
+                }
+            }
+            for (number, len) in &known {
+                match bench.get(&engine, id(*number)) {
+                    Ok(data) => assert_eq!(data, payload(*number, *len), "seed {seed}"),
+                    Err(StoreError::Damaged(_) | StoreError::NotFound | StoreError::Io(_)) => {}
+                    Err(error) => panic!("seed {seed}: {error}"),
+                }
+            }
+            bench.sim.crash(NODE);
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Full disks, and space that comes back.
+
+use base::ids::{GroupId, LogIndex, PeerId, Term};
+use bytes::Bytes;
+use std::time::Duration;
+use store::{DiskState, Engine, EngineOptions, RaftEntry, RaftWrite, StoreError};
+
+use crate::bench::{Bench, chunk, id, payload, small};
+
+const MIB: u64 = 1 << 20;
+
+fn limited(size_mib: u64) -> EngineOptions {
+    EngineOptions { size_bytes_max: Some(size_mib * MIB), ..small() }
+}
+
+/// Puts chunks of `len` bytes until the disk is full. The numbers that were stored.
+fn fill(bench: &Bench, engine: &Engine, from: u32, len: usize) -> Vec<u32> {
+    let mut stored = Vec::new();
+    for number in from.. {
+        match bench.put(engine, chunk(number, len)) {
+            Ok(_) => stored.push(number),
+            Err(StoreError::Full) => return stored,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    unreachable!("the disk is finite")
+}
+
+#[test]
+fn written_and_deleted_ten_times_over_the_space_comes_back() {
+    let bench = Bench::formatted(1);
+    let (engine, _) = bench.try_open_with(limited(40)).unwrap();
+    let mut number = 0;
+    for round in 0..10 {
+        let mut numbers = Vec::new();
+        for _ in 0..40 {
+            let len = if number % 3 == 0 { 900_000 } else { 20_000 };
+            bench.put(&engine, chunk(number, len)).unwrap_or_else(|error| panic!("round {round}: {error}"));
+            numbers.push(number);
+            number += 1;
+        }
+        bench.delete(&engine, numbers.into_iter().map(id).collect());
+        bench.sim.run_for(Duration::from_secs(2));
+    }
+    let usage = engine.usage();
+    assert!(usage.used_bytes < 12 * MIB, "{usage:?} {:?}", engine.stats());
+    let on_disk: u64 = bench.dyn_disk().list().unwrap().iter().map(|entry| entry.size_bytes).sum();
+    assert!(on_disk < 24 * MIB, "{on_disk}");
+    assert_eq!(engine.state(), DiskState::Healthy);
+}
+
+#[test]
+fn a_full_disk_reads_deletes_and_votes_and_takes_writes_again_after_deletes() {
+    for len in [30_000, 800_000] {
+        let bench = Bench::formatted(2);
+        let (engine, _) = bench.try_open_with(limited(32)).unwrap();
+        let stored = fill(&bench, &engine, 0, len);
+        assert!(stored.len() * len > 20 << 20, "{}", stored.len());
+        assert_eq!(engine.state(), DiskState::Full);
+        assert!(!engine.usage().placement_open);
+        for number in &stored {
+            assert_eq!(bench.get(&engine, id(*number)).unwrap(), payload(*number, len));
+        }
+        let write = RaftWrite {
+            group: GroupId(1),
+            peer: PeerId(1),
+            hard_state: Some(Bytes::from_static(b"vote")),
+            entries: vec![RaftEntry { index: LogIndex(1), term: Term(1), data: payload(1, 5000) }],
+            ..RaftWrite::default()
+        };
+        bench.sim.block_on(engine.raft_write(write)).unwrap();
+        // Every second one: compaction has to move the others to win anything.
+        let (gone, kept): (Vec<u32>, Vec<u32>) = stored.iter().partition(|number| *number % 2 == 0);
+        bench.delete(&engine, gone.iter().copied().map(id).collect());
+        bench.sim.run_for(Duration::from_secs(5));
+        assert_eq!(engine.state(), DiskState::Healthy, "{:?}", engine.usage());
+        let more = fill(&bench, &engine, 100_000, len);
+        assert!(more.len() * 3 > gone.len(), "{} of {}", more.len(), gone.len());
+        bench.crash(engine);
+        let (engine, report) = bench.try_open_with(limited(32)).unwrap();
+        assert_eq!(report.damaged, []);
+        for number in kept.iter().chain(&more) {
+            assert_eq!(bench.get(&engine, id(*number)).unwrap(), payload(*number, len));
+        }
+        assert!(engine.stats().damaged == 0);
+    }
+}
+
+#[test]
+fn a_file_system_without_room_is_no_broken_disk() {
+    let bench = Bench::formatted(3);
+    let (engine, _) = bench.try_open().unwrap();
+    let stored: Vec<u32> = (0..20).collect();
+    for number in &stored {
+        bench.put(&engine, chunk(*number, 30_000)).unwrap();
+    }
+    // Somebody else took all the room.
+    let on_disk: u64 = bench.dyn_disk().list().unwrap().iter().map(|entry| entry.size_bytes).sum();
+    bench.disk.set_capacity(on_disk + 8192);
+    bench.sim.run_for(Duration::from_secs(5));
+    for number in 1000..1100 {
+        match bench.put(&engine, chunk(number, 60_000)) {
+            Ok(_) | Err(StoreError::Full) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!(engine.state(), DiskState::Full);
+    for number in &stored {
+        assert_eq!(bench.get(&engine, id(*number)).unwrap(), payload(*number, 30_000));
+    }
+    bench.disk.set_capacity(1 << 30);
+    bench.sim.run_for(Duration::from_secs(5));
+    assert_eq!(engine.state(), DiskState::Healthy);
+    bench.put(&engine, chunk(5000, 500_000)).unwrap();
+    bench.crash(engine);
+    let (engine, report) = bench.try_open().unwrap();
+    assert_eq!(report.damaged, []);
+    assert_eq!(bench.get(&engine, id(5000)).unwrap(), payload(5000, 500_000));
+    for number in &stored {
+        assert_eq!(bench.get(&engine, id(*number)).unwrap(), payload(*number, 30_000));
+    }
+}
+
+#[test]
+fn an_empty_disk_is_small_and_a_recycled_volume_shows_nothing_of_its_past() {
+    let bench = Bench::formatted(4);
+    let (engine, _) = bench.try_open_with(EngineOptions::default()).unwrap();
+    bench.sim.run_for(Duration::from_secs(10));
+    let on_disk: u64 = bench.dyn_disk().list().unwrap().iter().map(|entry| entry.size_bytes).sum();
+    assert!(on_disk < 20 * MIB, "{on_disk}");
+    bench.close(engine);
+
+    let engine = bench.open();
+    let rounds = 12;
+    for round in 0..rounds {
+        for number in round * 100..round * 100 + 40 {
+            bench.put(&engine, chunk(number, 60_000)).unwrap();
+        }
+        bench.delete(&engine, (round * 100..round * 100 + 40).map(id).collect());
+        bench.sim.run_for(Duration::from_secs(2));
+    }
+    let stats = engine.stats();
+    assert!(stats.compacted_volumes > 5, "{stats:?}");
+    bench.put(&engine, chunk(99_999, 1000)).unwrap();
+    bench.crash(engine);
+    let (engine, report) = bench.try_open().unwrap();
+    assert_eq!(report.damaged, [], "stale batches of an earlier incarnation are nothing");
+    assert_eq!(engine.stats().chunks, 1);
+    for number in 0..rounds * 100 {
+        assert!(matches!(bench.get(&engine, id(number)), Err(StoreError::Deleted | StoreError::NotFound)));
+    }
+}
+
+#[test]
+fn many_restarts_do_not_pile_up_volumes() {
+    let bench = Bench::formatted(5);
+    for life in 0..40 {
+        let engine = bench.open();
+        bench.put(&engine, chunk(life, 1000)).unwrap();
+        bench.sim.run_for(Duration::from_secs(3));
+        bench.close(engine);
+    }
+    let engine = bench.open();
+    bench.sim.run_for(Duration::from_secs(3));
+    assert!(engine.stats().volumes < 20, "{:?}", engine.stats());
+    for life in 0..40 {
+        assert_eq!(bench.get(&engine, id(life)).unwrap(), payload(life, 1000));
+    }
+}
+
+#[test]
+fn a_cold_log_does_not_pin_a_dead_volume() {
+    let bench = Bench::formatted(6);
+    let engine = bench.open();
+    let entry = |index| RaftEntry { index: LogIndex(index), term: Term(1), data: payload(index as u32, 300) };
+    let write = RaftWrite {
+        group: GroupId(1),
+        peer: PeerId(1),
+        hard_state: Some(Bytes::from_static(b"vote")),
+        entries: (1..=10).map(entry).collect(),
+        ..RaftWrite::default()
+    };
+    bench.sim.block_on(engine.raft_write(write)).unwrap();
+    let before = bench.sim.block_on(engine.raft_load(GroupId(1))).unwrap();
+    let first = bench.files("journal").remove(0);
+    for number in 0..120 {
+        bench.put(&engine, chunk(number, 50_000)).unwrap();
+        bench.delete(&engine, vec![id(number)]);
+    }
+    bench.sim.run_for(Duration::from_secs(5));
+    assert!(!bench.files("journal").contains(&first), "{:?}", bench.disk.files());
+    assert_eq!(bench.sim.block_on(engine.raft_load(GroupId(1))).unwrap(), before);
+    bench.crash(engine);
+    let engine = bench.open();
+    assert_eq!(bench.sim.block_on(engine.raft_load(GroupId(1))).unwrap(), before);
+}
+
+#[test]
+fn tombstones_go_once_no_volume_holds_their_chunk() {
+    let bench = Bench::formatted(7);
+    let engine = bench.open();
+    for number in 0..400 {
+        bench.put(&engine, chunk(number, 30_000)).unwrap();
+        bench.delete(&engine, vec![id(number)]);
+    }
+    bench.sim.run_for(Duration::from_secs(5));
+    assert!(engine.stats().tombstones < 150, "{:?}", engine.stats());
+}
