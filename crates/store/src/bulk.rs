@@ -220,14 +220,13 @@ fn table_of_pieces(seed: Seed, id: &[u8; 16], pieces: &[Bytes]) -> Vec<u8> {
 
 /// Flushes what was written and hands the locators to the committer. A journal round never waits for this.
 pub async fn run_flusher(inner: Arc<Inner>) {
-    let mut shutdown = inner.shutdown.subscribe();
     loop {
         let finished = std::mem::take(&mut *inner.bulk.finished.lock().expect("no one panics while holding the list"));
         if finished.is_empty() {
             tokio::select! {
                 biased;
                 () = inner.bulk.wake.notified() => continue,
-                _ = shutdown.wait_for(|closed| *closed) => break,
+                () = inner.shutdown.wait() => break,
             }
         }
         let flushed = flush_all(&inner, &finished).await;

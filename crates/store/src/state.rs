@@ -262,13 +262,28 @@ impl State {
 
     /// The quarantine list, less the chunks that were repaired or deleted since.
     pub fn quarantine(&self) -> Vec<DamagedRecord> {
-        let still = |record: &&DamagedRecord| match record.what {
-            DamagedWhat::Chunk(id) => {
-                matches!(self.index.get(id), Some(Slot::Live(live)) if live.health != Health::Good)
-            }
-            _ => true,
+        self.findings().filter(|(_, dead)| !dead).map(|(record, _)| record).collect()
+    }
+
+    /// All damage that was found; where a record had been superseded, as damage by which nothing was lost.
+    pub fn all_damage(&self) -> Vec<DamagedRecord> {
+        let as_told = |(record, dead)| {
+            if dead { DamagedRecord { what: DamagedWhat::Bookkeeping, ..record } } else { record }
         };
-        self.damaged.iter().filter(still).cloned().collect()
+        self.findings().map(as_told).collect()
+    }
+
+    /// Each finding, and whether it is about a chunk that does not need the damaged record any more.
+    fn findings(&self) -> impl Iterator<Item = (DamagedRecord, bool)> {
+        self.damaged.iter().map(|record| {
+            let needed = match record.what {
+                DamagedWhat::Chunk(id) => {
+                    matches!(self.index.get(id), Some(Slot::Live(live)) if live.health != Health::Good)
+                }
+                _ => true,
+            };
+            (record.clone(), !needed)
+        })
     }
 
     /// Whether a tombstone may go together with its volume: no other volume holds a record of its chunk. A chunk is

@@ -49,7 +49,7 @@ pub async fn list(gateway: &Gateway, request: &Request) -> Result<Reply> {
 }
 
 pub async fn create(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
-    if payload.length() > 0 {
+    if !payload.is_empty() {
         let configuration = request.xml_body(payload, "CreateBucketConfiguration", true).await?;
         let constraint = configuration.child_text("LocationConstraint").unwrap_or_default();
         if !constraint.is_empty() && constraint != gateway.region {
@@ -146,7 +146,7 @@ pub async fn acl(gateway: &Gateway, request: &Request) -> Result<Reply> {
 /// canned ones.
 pub async fn set_acl(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
     let bucket = existing(gateway, request).await?;
-    if payload.length() > 0 {
+    if !payload.is_empty() {
         let policy = request.xml_body(payload, "AccessControlPolicy", true).await?;
         if !grants_only_owner(&policy, &bucket.owner) {
             let message = "The bucket does not allow ACLs: access belongs to the owner.";
