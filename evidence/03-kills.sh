@@ -19,7 +19,7 @@ for round in $(seq 1 "$rounds"); do
     sleep "$seconds.$((RANDOM % 1000))"
     "$HENGE" dev kill 1 --data "$data" >/dev/null
     wait "$load" || true
-    fsck=$("$HENGE" fsck "$data"/node*1* 2>&1) || { echo "$fsck"; die "fsck after kill $round"; }
+    fsck=$("$HENGE" fsck "$data/node1" 2>&1) || { echo "$fsck"; die "fsck after kill $round"; }
     "$HENGE" dev start 1 --data "$data" >/dev/null
     verdict=$("$HENGE" bench verify "$log" --json --admin "$admin" --data "$data") || { echo "$verdict"; die "verify after kill $round"; }
     echo "kill $round: $verdict"

@@ -251,6 +251,7 @@ impl Client {
     async fn ask_leader(&self, group: GroupId, channel: Channel, ask: Ask) -> Result<Told, Error> {
         let env = &self.shared.env;
         let deadline = env.now() + OPERATION_MAX;
+        let is_change = matches!(ask, Ask::ProposeMap(_) | Ask::ProposeShard(_));
         let request = self.request(ask);
         let mut backoff = Backoff::new(deadline);
         let mut perhaps_done = false;
@@ -262,12 +263,14 @@ impl Client {
                     self.earn_retry();
                     return Ok(told);
                 }
+                // What this attempt was told says nothing about an earlier one.
+                Err(Attempt::Final(error)) if perhaps_done => return Err(Error::OutcomeUnknown(error.to_string())),
                 Err(Attempt::Final(error)) => return Err(error),
                 Err(attempt) => {
                     contact += 1;
                     let why = match attempt {
                         Attempt::Unknown(why) => {
-                            perhaps_done = true;
+                            perhaps_done = is_change;
                             why
                         }
                         Attempt::NotDone(why) => why,

@@ -41,6 +41,7 @@ enum Request {
     Propose { command: Command, reply: oneshot::Sender<Result<Reply, GroupError>> },
     Barrier { reply: oneshot::Sender<Result<(), GroupError>> },
     Trim { index: LogIndex },
+    Stop { done: oneshot::Sender<()> },
 }
 
 /// How others talk to the driver.
@@ -78,6 +79,15 @@ impl GroupHandle {
     /// Lets the log forget entries whose effect is durable in the key-value store.
     pub async fn trim(&self, index: LogIndex) {
         let _ = self.send(Request::Trim { index }).await;
+    }
+
+    /// Ends the driver, after the write that is under way: then nothing touches the log or the key-value store.
+    pub async fn stop(&self) {
+        let (done, stopped) = oneshot::channel();
+        if self.send(Request::Stop { done }).await.is_ok() {
+            // Dropped when the driver ended for another reason.
+            let _ = stopped.await;
+        }
     }
 
     async fn send(&self, request: Request) -> Result<(), GroupError> {
@@ -134,6 +144,7 @@ pub fn start(env: &Env, id: GroupId, peer: PeerId, raft: RaftPeer, machine: Mach
         barriers_granted: BTreeMap::new(),
         next_context: 1,
         applied: LogIndex(0),
+        stopping: None,
     };
     env.spawn("group", driver.run(requests));
     GroupHandle { id, mailbox, shared }
@@ -159,6 +170,8 @@ struct Driver {
     barriers_granted: BTreeMap<LogIndex, Vec<Barrier>>,
     next_context: u64,
     applied: LogIndex,
+    /// The driver was asked to end.
+    stopping: Option<oneshot::Sender<()>>,
 }
 
 /// What Raft wants durable and is not being written yet.
@@ -194,13 +207,34 @@ impl Driver {
                     self.raft.tick();
                 }
             }
+            if let Some(done) = self.stopping.take() {
+                return self.stop(done).await;
+            }
         }
+    }
+
+    async fn stop(mut self, done: oneshot::Sender<()>) {
+        if let Some(written) = self.writing.take() {
+            // Whether it succeeded matters to nobody any more: what waits for it is told that its outcome is unknown.
+            let _ = written.await;
+        }
+        let why = "the node is shutting down";
+        for (_, reply) in std::mem::take(&mut self.proposals).into_values() {
+            let _ = reply.send(Err(GroupError::Unknown(why.into())));
+        }
+        let asked = std::mem::take(&mut self.barriers_asked).into_values().flatten();
+        let granted = std::mem::take(&mut self.barriers_granted).into_values().flatten();
+        for barrier in self.barriers_new.drain(..).chain(asked).chain(granted) {
+            let _ = barrier.send(Err(GroupError::Busy(why.into())));
+        }
+        let _ = done.send(());
     }
 
     fn take(&mut self, request: Request) {
         match request {
             Request::Propose { command, reply } => self.propose(command, reply),
             Request::Barrier { reply } => self.barriers_new.push(reply),
+            Request::Stop { done } => self.stopping = Some(done),
             Request::Trim { index } => {
                 let index = index.min(self.applied);
                 self.raft.trim(index);

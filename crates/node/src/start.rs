@@ -209,6 +209,9 @@ impl Node {
     pub async fn shutdown(&self) {
         self.stop.send_replace(true);
         workers::flush_now(&self.service).await;
+        for group in self.service.groups.values() {
+            group.stop().await;
+        }
         self.kv.close().await;
         for engine in self.service.disks.engines() {
             engine.clone().close().await;

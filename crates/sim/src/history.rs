@@ -34,16 +34,30 @@ pub enum Condition {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Action {
-    Put { value: Value, condition: Condition },
-    Delete { condition: Condition },
+    Put {
+        value: Value,
+        condition: Condition,
+    },
+    Delete {
+        condition: Condition,
+    },
     /// Removes one version for good.
-    DeleteVersion { value: Value },
+    DeleteVersion {
+        value: Value,
+    },
     /// The newest version; `None`: there is none, or it is a delete marker.
-    Read { found: Option<Value> },
+    Read {
+        found: Option<Value>,
+    },
     /// One version by its id.
-    ReadVersion { value: Value, found: bool },
+    ReadVersion {
+        value: Value,
+        found: bool,
+    },
     /// All versions, oldest first.
-    ReadVersions { found: Vec<Entry> },
+    ReadVersions {
+        found: Vec<Entry>,
+    },
 }
 
 impl Action {

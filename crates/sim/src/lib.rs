@@ -4,6 +4,20 @@
 //! Knows: everything. Nothing depends on it.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod checks;
+mod churn;
+mod cluster;
 pub mod content;
 pub mod history;
 pub mod linearizability;
+mod nemesis;
+mod plan;
+mod recorder;
+mod run;
+mod timeline;
+mod upload;
+mod worker;
+mod workload;
+
+pub use plan::{Plan, Planted, Profile};
+pub use run::{Report, events, run};

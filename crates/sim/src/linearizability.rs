@@ -16,7 +16,9 @@ pub enum Verdict {
     Linearizable,
     /// The longest run of operations (indices into the history) that could be put in order; what comes next fits
     /// nowhere.
-    Violation { longest: Vec<usize> },
+    Violation {
+        longest: Vec<usize>,
+    },
     /// The search became too large.
     Undecided,
 }

@@ -162,7 +162,7 @@ impl Committer {
             waiting.answer(answer);
         }
         if freed {
-            self.inner.compaction_wake.notify_one();
+            self.inner.wake_compaction();
         }
     }
 
@@ -220,7 +220,7 @@ impl Committer {
         shared.journal = number;
         drop(shared);
         (self.number, self.file, self.position, self.needs_list) = (number, file, first_position(), true);
-        self.inner.compaction_wake.notify_one();
+        self.inner.wake_compaction();
         Ok(())
     }
 

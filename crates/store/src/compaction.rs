@@ -11,6 +11,7 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 
 use crate::bulk::{self, LargeChunk};
 use crate::errors::StoreError;
@@ -52,68 +53,89 @@ pub struct Candidate {
     pub live_records: i64,
 }
 
-/// Which volume to compact next: an empty one; else the one with most to win; else one of too many stubs.
+/// Which volume to compact next: the one with most to win; else one of too many stubs. Empty ones need no compaction.
 pub fn choose(candidates: &[Candidate], volume_size: u64, short: bool) -> Option<VolumeNumber> {
-    if let Some(empty) = candidates.iter().find(|candidate| candidate.live_records == 0) {
-        return Some(empty.number);
-    }
+    let candidates: Vec<_> = candidates.iter().filter(|candidate| candidate.live_records > 0).collect();
     let dead = |candidate: &Candidate| candidate.held_bytes.saturating_sub(candidate.live_bytes);
     let least = if short { DEAD_PERCENT_MIN_SHORT } else { DEAD_PERCENT_MIN };
-    let worth = |candidate: &&Candidate| dead(candidate) * 100 >= candidate.held_bytes * least;
+    let worth = |candidate: &&&Candidate| dead(candidate) * 100 >= candidate.held_bytes * least;
     let share = |candidate: &Candidate| dead(candidate) * 1000 / candidate.held_bytes.max(1);
     if let Some(best) = candidates.iter().filter(worth).max_by_key(|candidate| share(candidate)) {
         return Some(best.number);
     }
     let is_stub =
-        |candidate: &&Candidate| candidate.kind == VolumeKind::Journal && candidate.held_bytes < volume_size / 4;
+        |candidate: &&&Candidate| candidate.kind == VolumeKind::Journal && candidate.held_bytes < volume_size / 4;
     let stubs: Vec<_> = candidates.iter().filter(is_stub).collect();
     (stubs.len() > STUBS_MAX).then(|| stubs.iter().min_by_key(|stub| stub.live_bytes).map(|stub| stub.number))?
 }
 
-/// Runs until the engine is closed.
+/// Compacts, one volume after the other, until the engine is closed.
 pub async fn run(inner: Arc<Inner>) {
-    let mut shutdown = inner.shutdown.subscribe();
     let mut deferred: BTreeMap<VolumeNumber, MonoTime> = BTreeMap::new();
     loop {
         while !inner.is_shutting_down() && inner.broken().is_none() {
             let now = inner.env.now();
             deferred.retain(|_, until| *until > now);
-            let Some(victim) = next_victim(&inner, &deferred) else { break };
+            let mut candidates = candidates(&inner);
+            candidates.retain(|candidate| !deferred.contains_key(&candidate.number));
+            let short = inner.space.is_short(&inner);
+            let Some(victim) = choose(&candidates, inner.volume_size, short) else { break };
             if !compact(&inner, victim).await {
                 deferred.insert(victim, inner.env.now() + DEFER);
             }
         }
-        tokio::select! {
-            biased;
-            _ = shutdown.wait_for(|closed| *closed) => return,
-            () = inner.compaction_wake.notified() => {}
+        if !woken(&inner, &inner.compaction_wake).await {
+            return;
         }
     }
 }
 
-fn next_victim(inner: &Inner, deferred: &BTreeMap<VolumeNumber, MonoTime>) -> Option<VolumeNumber> {
-    let short = inner.space.is_short(inner);
+/// Lets go of volumes in which nothing is alive: beside [`run`], so that mass deletions give their space back while
+/// some other volume is being compacted at its leisure.
+pub async fn run_empties(inner: Arc<Inner>) {
+    loop {
+        let empty: Vec<_> = candidates(&inner).into_iter().filter(|candidate| candidate.live_records == 0).collect();
+        for candidate in empty {
+            if inner.is_shutting_down() || inner.broken().is_some() {
+                break;
+            }
+            if let Some(file) = inner.file(candidate.number) {
+                let_go(&inner, candidate.number, &file, Vec::new()).await;
+            }
+        }
+        if !woken(&inner, &inner.empties_wake).await {
+            return;
+        }
+    }
+}
+
+/// Waits for a reason to look again; false when the engine is closed.
+async fn woken(inner: &Inner, wake: &Notify) -> bool {
+    tokio::select! {
+        biased;
+        () = inner.shutdown.wait() => false,
+        () = wake.notified() => true,
+    }
+}
+
+/// Sealed volumes without damage.
+fn candidates(inner: &Inner) -> Vec<Candidate> {
     let shared = inner.shared();
     let eligible = |volume: &Volume| volume.sealed && !volume.pinned && volume.damaged_live == 0 && volume.pending == 0;
-    let candidates: Vec<_> = shared
-        .state
-        .volumes
-        .iter()
-        .filter(|(number, volume)| eligible(volume) && !deferred.contains_key(number))
-        .map(|(number, volume)| {
-            let file_bytes = shared.files.get(number).map_or(0, |file| file.written_end());
-            // In the oldest journal volume every tombstone is idle and goes with it.
-            let idle = if shared.state.is_oldest_journal(*number) { volume.tombstone_bytes } else { 0 };
-            Candidate {
-                number: *number,
-                kind: volume.kind,
-                held_bytes: file_bytes.max(volume.end),
-                live_bytes: (volume.live_bytes - idle).max(0) as u64,
-                live_records: volume.live_records,
-            }
-        })
-        .collect();
-    choose(&candidates, inner.volume_size, short)
+    let volumes = shared.state.volumes.iter().filter(|(_, volume)| eligible(volume));
+    let candidate = |(number, volume): (&VolumeNumber, &Volume)| {
+        let file_bytes = shared.files.get(number).map_or(0, |file| file.written_end());
+        // In the oldest journal volume every tombstone is idle and goes with it.
+        let idle = if shared.state.is_oldest_journal(*number) { volume.tombstone_bytes } else { 0 };
+        Candidate {
+            number: *number,
+            kind: volume.kind,
+            held_bytes: file_bytes.max(volume.end),
+            live_bytes: (volume.live_bytes - idle).max(0) as u64,
+            live_records: volume.live_records,
+        }
+    };
+    volumes.map(candidate).collect()
 }
 
 /// Moves what is alive out of the volume and lets go of it. Whether that succeeded.
@@ -137,12 +159,17 @@ async fn compact(inner: &Arc<Inner>, number: VolumeNumber) -> bool {
             }
         }
     }
+    let_go(inner, number, &file, tombstones).await
+}
+
+/// Drops a volume in which nothing but these tombstones is alive. Whether that is (still) so.
+async fn let_go(inner: &Arc<Inner>, number: VolumeNumber, file: &VolumeFile, tombstones: Vec<ChunkId>) -> bool {
     let dropped = inner.queue.run(Request::Drop { volume: number, tombstones }, true).await;
     if dropped != Ok(Outcome::Done) {
         return false;
     }
     count(&inner.counters.compacted_volumes, 1);
-    recycle(inner, number, &file);
+    recycle(inner, number, file);
     inner.space.recompute(inner);
     true
 }
@@ -396,9 +423,9 @@ mod tests {
     }
 
     #[test]
-    fn empty_volumes_go_first_then_the_deadest() {
+    fn the_deadest_goes_first_and_empty_ones_need_no_compaction() {
         let some = [candidate(1, 1000, 400), candidate(2, 1000, 300), candidate(3, 1000, 0)];
-        assert_eq!(choose(&some, 1000, false), Some(3));
+        assert_eq!(choose(&some, 1000, false), Some(2));
         assert_eq!(choose(&some[..2], 1000, false), Some(2));
     }
 

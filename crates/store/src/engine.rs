@@ -82,7 +82,7 @@ struct Stopper(Arc<Inner>);
 
 impl Drop for Stopper {
     fn drop(&mut self) {
-        self.0.shutdown.send_replace(true);
+        self.0.shutdown.begin();
     }
 }
 
@@ -355,7 +355,7 @@ impl Engine {
     /// Finishes what was begun, writes the closing batch, stops all tasks and lets go of the directory.
     pub async fn close(self) {
         bulk::drain(&self.inner).await;
-        self.inner.shutdown.send_replace(true);
+        self.inner.shutdown.begin();
         let alive = self.inner.alive.lock().expect("no one panics while holding it").take();
         if let Some(mut alive) = alive {
             // Nobody sends: this waits until the last task has dropped its end.
@@ -454,6 +454,7 @@ fn spawn_tasks(inner: &Arc<Inner>, committer: Committer) {
     spawn(inner, &alive, "store write ahead", write_ahead(inner.clone()));
     spawn(inner, &alive, "store housekeeping", housekeeping(inner.clone()));
     spawn(inner, &alive, "store compaction", compaction::run(inner.clone()));
+    spawn(inner, &alive, "store recycling", compaction::run_empties(inner.clone()));
     spawn(inner, &alive, "store scrub", scrub::run(inner.clone()));
 }
 
@@ -467,7 +468,6 @@ fn spawn(inner: &Inner, alive: &mpsc::Sender<()>, name: &'static str, task: impl
 
 /// Keeps zeroes written ahead of the journal's head, so that batches need no new space.
 async fn write_ahead(inner: Arc<Inner>) {
-    let mut shutdown = inner.shutdown.subscribe();
     loop {
         let (file, head) = {
             let shared = inner.shared();
@@ -488,7 +488,7 @@ async fn write_ahead(inner: Arc<Inner>) {
         }
         tokio::select! {
             biased;
-            _ = shutdown.wait_for(|closed| *closed) => return,
+            () = inner.shutdown.wait() => return,
             () = inner.ahead_wake.notified() => {}
         }
     }
@@ -498,7 +498,7 @@ async fn housekeeping(inner: Arc<Inner>) {
     while inner.pause(HOUSEKEEPING_INTERVAL).await {
         inner.space.count_others(&inner);
         inner.space.recompute(&inner);
-        inner.compaction_wake.notify_one();
+        inner.wake_compaction();
     }
 }
 

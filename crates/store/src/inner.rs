@@ -4,10 +4,10 @@ use base::Env;
 use base::env::{Disk, OpenMode};
 use base::ids::ChunkId;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 
 use crate::bulk::Bulk;
 use crate::errors::{StoreError, is_no_space};
@@ -88,9 +88,10 @@ pub struct Inner {
     pub counters: Counters,
     pub ahead_wake: Notify,
     pub compaction_wake: Notify,
+    pub empties_wake: Notify,
     pub scrub_lock: tokio::sync::Mutex<()>,
     broken: OnceLock<String>,
-    pub shutdown: watch::Sender<bool>,
+    pub shutdown: Shutdown,
     /// Each task holds the other end; all gone means all ended.
     pub alive: Mutex<Option<mpsc::Receiver<()>>>,
     pub lock: Mutex<Option<Box<dyn Send + Sync>>>,
@@ -119,9 +120,10 @@ impl Inner {
             counters: Counters::default(),
             ahead_wake: Notify::new(),
             compaction_wake: Notify::new(),
+            empties_wake: Notify::new(),
             scrub_lock: tokio::sync::Mutex::new(()),
             broken: OnceLock::new(),
-            shutdown: watch::Sender::new(false),
+            shutdown: Shutdown::default(),
             alive: Mutex::new(None),
             lock: Mutex::new(Some(lock)),
         }
@@ -157,16 +159,21 @@ impl Inner {
         self.poison(format!("{what}: {error}"))
     }
 
+    /// Something died, or some time passed: there may be space to give back.
+    pub fn wake_compaction(&self) {
+        self.compaction_wake.notify_one();
+        self.empties_wake.notify_one();
+    }
+
     pub fn is_shutting_down(&self) -> bool {
-        *self.shutdown.borrow()
+        self.shutdown.is_begun()
     }
 
     /// Sleeps, or returns early (false) when the engine is closed.
     pub async fn pause(&self, duration: Duration) -> bool {
-        let mut shutdown = self.shutdown.subscribe();
         tokio::select! {
             biased;
-            _ = shutdown.wait_for(|closed| *closed) => false,
+            () = self.shutdown.wait() => false,
             () = self.env.sleep(duration) => true,
         }
     }
@@ -195,6 +202,35 @@ impl Inner {
         shared.files.insert(number, file.clone());
         shared.state.volumes.insert(number, Volume::new(kind));
         Ok((number, file))
+    }
+}
+
+/// Tells all tasks that the engine closes. (A `tokio::sync::watch` wakes its waiters in random order, which no seed
+/// would replay.)
+#[derive(Default)]
+pub struct Shutdown {
+    begun: AtomicBool,
+    notify: Notify,
+}
+
+impl Shutdown {
+    pub fn begin(&self) {
+        self.begun.store(true, Ordering::Release);
+        self.notify.notify_waiters();
+    }
+
+    pub fn is_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+    }
+
+    pub async fn wait(&self) {
+        let notified = self.notify.notified();
+        tokio::pin!(notified);
+        // Registered before the look, so that a shutdown in between is not missed.
+        notified.as_mut().enable();
+        if !self.is_begun() {
+            notified.await;
+        }
     }
 }
 

@@ -57,7 +57,7 @@ pub async fn inspect(disk: Arc<dyn Disk>) -> Result<InspectReport, StoreError> {
         };
         report.raft.push((*group, loaded));
     }
-    report.damaged = recovered.state.quarantine();
+    report.damaged = recovered.state.all_damage();
     if found.copy_damaged {
         let detail = "one copy of the identity is damaged".to_string();
         report.damaged.push(DamagedRecord { volume: 0, offset: 0, what: DamagedWhat::Identity, detail });

@@ -53,8 +53,31 @@ pub async fn recover(disk: &Arc<dyn Disk>, disk_id: DiskId) -> Result<Recovered,
     }
     let newest = newest_list(&files).await;
     let mut plan = Plan::make(&files, newest);
-    plan.forget_dropped(&files).await;
-    let mut replay = Replay::new(&plan);
+    let (replay, cut, unsealed) = loop {
+        let (replay, cut, unsealed) = replay(&plan, &files, &names).await;
+        if !plan.forget(&replay.dropped) {
+            break (replay, cut, unsealed);
+        }
+    };
+    let Replay { state, mut report, .. } = replay;
+    report.volumes = state.volumes.len() as u64;
+    report.damaged = state.all_damage();
+    report.raft_damaged =
+        state.raft.iter().filter(|(_, log)| log.damage().is_some()).map(|(group, _)| *group).collect();
+    let mut spare: Vec<_> = names.into_iter().filter(|name| matches!(name, VolumeName::Free(_))).collect();
+    spare.extend(files.iter().filter(|(number, _)| !state.volumes.contains_key(number)).map(|(_, file)| file.name));
+    files.retain(|number, _| state.volumes.contains_key(number));
+    Ok(Recovered { state, files, spare, cut, unsealed, report })
+}
+
+/// Reads every record that counts by this plan. Gives where the journal was cut, too, and the volumes whose ends were
+/// found rather than listed.
+async fn replay(
+    plan: &Plan,
+    files: &BTreeMap<VolumeNumber, Arc<VolumeFile>>,
+    names: &[VolumeName],
+) -> (Replay, Cut, Vec<VolumeNumber>) {
+    let mut replay = Replay::new(plan);
     for incarnation in names.iter().map(incarnation_of) {
         replay.state.next_incarnation = replay.state.next_incarnation.max(incarnation.saturating_add(1));
     }
@@ -78,16 +101,8 @@ pub async fn recover(disk: &Arc<dyn Disk>, disk_id: DiskId) -> Result<Recovered,
             replay.state.volumes.remove(number);
         }
     }
-    replay.finish(&files);
-    let Replay { state, mut report, .. } = replay;
-    report.volumes = state.volumes.len() as u64;
-    report.damaged = state.quarantine();
-    report.raft_damaged =
-        state.raft.iter().filter(|(_, log)| log.damage().is_some()).map(|(group, _)| *group).collect();
-    let mut spare: Vec<_> = names.into_iter().filter(|name| matches!(name, VolumeName::Free(_))).collect();
-    spare.extend(files.iter().filter(|(number, _)| !state.volumes.contains_key(number)).map(|(_, file)| file.name));
-    files.retain(|number, _| state.volumes.contains_key(number));
-    Ok(Recovered { state, files, spare, cut, unsealed, report })
+    replay.finish(files);
+    (replay, cut, unsealed)
 }
 
 fn list(disk: &Arc<dyn Disk>) -> Result<Vec<VolumeName>, StoreError> {
@@ -171,24 +186,15 @@ impl Plan {
     }
 
     /// Takes out what was dropped after the list was written: it may be missing, and does not count where its file
-    /// has kept its name.
-    async fn forget_dropped(&mut self, files: &BTreeMap<VolumeNumber, Arc<VolumeFile>>) {
-        let mut dropped = Vec::new();
-        for number in self.journals.iter().filter(|(_, extent)| extent.is_none()).map(|(number, _)| number) {
-            let file = &files[number];
-            let mut visit = |item: Item| {
-                let Item::Batch(batch) = item else { return };
-                let headers = batch.contents.records.iter().filter_map(|record| record.content.as_ref().ok());
-                let drops = headers.filter(|(header, _)| header.kind == Kind::VolumeDropped);
-                dropped.extend(drops.map(|(header, _)| header.incarnation()));
-            };
-            scan(&file.file, file.seed, Extent::Open(file.written_end()), &mut visit).await;
+    /// has kept its name. Whether that changed anything, so that the records must be read again.
+    fn forget(&mut self, dropped: &[VolumeNumber]) -> bool {
+        let mut changed = false;
+        for number in dropped {
+            changed |= self.missing.remove(number);
+            changed |= self.live.remove(number).is_some();
+            self.journals.remove(number);
         }
-        for number in dropped.into_iter().filter_map(|incarnation| VolumeNumber::try_from(incarnation).ok()) {
-            self.missing.remove(&number);
-            self.live.remove(&number);
-            self.journals.remove(&number);
-        }
+        changed
     }
 }
 
@@ -211,6 +217,8 @@ struct Replay {
     /// This volume follows the one walked before it, so that its list of groups must agree.
     direct: bool,
     successor: Option<u64>,
+    /// Volumes that a later record says were let go of.
+    dropped: Vec<VolumeNumber>,
 }
 
 impl Replay {
@@ -228,6 +236,7 @@ impl Replay {
             unaccounted: false,
             direct: false,
             successor: None,
+            dropped: Vec::new(),
         }
     }
 
@@ -286,6 +295,10 @@ impl Replay {
             Kind::VolumeList => self.volume_list(payload),
             Kind::RaftList => self.raft_list(payload),
             Kind::Seal => self.successor = Some(header.incarnation()),
+            Kind::VolumeDropped => {
+                self.dropped.extend(VolumeNumber::try_from(header.incarnation()));
+                self.state.apply(self.volume, record.offset, header, payload);
+            }
             kind if kind.is_raft() => self.raft(record.offset, header, payload),
             _ => self.state.apply(self.volume, record.offset, header, payload),
         }

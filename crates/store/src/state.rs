@@ -162,6 +162,10 @@ impl State {
                     self.note_damage(live.journal, live.offset, DamagedWhat::Chunk(id), "other bytes under a known id");
                     return;
                 }
+                if (old.volume, old.offset) == (live.volume, live.offset) {
+                    // Compaction moved only the locator: the bytes are where they were, and as damaged as they were.
+                    live.health = old.health;
+                }
                 self.release(&old);
                 live.copies = old.copies || old.journal != live.journal;
             }
@@ -258,13 +262,28 @@ impl State {
 
     /// The quarantine list, less the chunks that were repaired or deleted since.
     pub fn quarantine(&self) -> Vec<DamagedRecord> {
-        let still = |record: &&DamagedRecord| match record.what {
-            DamagedWhat::Chunk(id) => {
-                matches!(self.index.get(id), Some(Slot::Live(live)) if live.health != Health::Good)
-            }
-            _ => true,
+        self.findings().filter(|(_, dead)| !dead).map(|(record, _)| record).collect()
+    }
+
+    /// All damage that was found; where a record had been superseded, as damage by which nothing was lost.
+    pub fn all_damage(&self) -> Vec<DamagedRecord> {
+        let as_told = |(record, dead)| {
+            if dead { DamagedRecord { what: DamagedWhat::Bookkeeping, ..record } } else { record }
         };
-        self.damaged.iter().filter(still).cloned().collect()
+        self.findings().map(as_told).collect()
+    }
+
+    /// Each finding, and whether it is about a chunk that does not need the damaged record any more.
+    fn findings(&self) -> impl Iterator<Item = (DamagedRecord, bool)> {
+        self.damaged.iter().map(|record| {
+            let needed = match record.what {
+                DamagedWhat::Chunk(id) => {
+                    matches!(self.index.get(id), Some(Slot::Live(live)) if live.health != Health::Good)
+                }
+                _ => true,
+            };
+            (record.clone(), !needed)
+        })
     }
 
     /// Whether a tombstone may go together with its volume: no other volume holds a record of its chunk. A chunk is
@@ -371,6 +390,29 @@ mod tests {
         let Some(Slot::Live(live)) = state.index.get(id) else { panic!("live") };
         assert_eq!((live.volume, live.len), (2, 100));
         assert_eq!(state.conflicts, 1);
+    }
+
+    /// A read found a large chunk damaged; then compaction moved its locator, and `status` said that all was well.
+    #[test]
+    fn moving_the_locator_of_a_damaged_chunk_does_not_heal_it() {
+        let mut state = state();
+        let id = ChunkId::from_u128(5);
+        let live = Live {
+            len: 1 << 20,
+            crc64: 1,
+            epoch: PgEpoch(1),
+            volume: 4,
+            offset: 4096,
+            journal: 1,
+            health: Health::Good,
+            copies: false,
+        };
+        state.store(id, live);
+        assert!(state.mark_damaged(id, 4, 4096, "payload block 0"));
+        state.store(id, Live { journal: 2, ..live });
+        assert_eq!(state.quarantine().len(), 1);
+        state.store(id, Live { volume: 3, offset: 8192, ..live });
+        assert!(state.quarantine().is_empty(), "a copy elsewhere is a repair");
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl Incarnation {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct TaskId {
     slot: u32,
     use_count: u32,
@@ -138,7 +138,7 @@ impl Wake for TaskWaker {
 
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.queued.swap(true, Ordering::Relaxed) {
-            lock(&self.queue.0).tasks.push(self.id);
+            lock(&self.queue.0).insert(self.id);
         }
     }
 }
@@ -146,8 +146,17 @@ impl Wake for TaskWaker {
 struct ReadyQueue(Mutex<Ready>);
 
 struct Ready {
+    /// Sorted: which task is drawn must not depend on the order in which they were woken, for that order may be random
+    /// (`tokio::sync::watch` wakes its receivers in an order of its own).
     tasks: Vec<TaskId>,
     prng: Prng,
+}
+
+impl Ready {
+    fn insert(&mut self, id: TaskId) {
+        let place = self.tasks.partition_point(|ready| *ready < id);
+        self.tasks.insert(place, id);
+    }
 }
 
 /// What one step of the loop did.
@@ -442,7 +451,8 @@ impl Core {
         world.nodes[slot].paused = paused;
         if !paused {
             let parked = std::mem::take(&mut world.nodes[slot].parked);
-            lock(&self.ready.0).tasks.extend(parked);
+            let mut ready = lock(&self.ready.0);
+            parked.into_iter().for_each(|id| ready.insert(id));
         }
     }
 
@@ -500,7 +510,7 @@ impl ReadyQueue {
         let ready = &mut *ready;
         match ready.tasks.len() {
             0 | 1 => ready.tasks.pop(),
-            many => Some(ready.tasks.swap_remove(ready.prng.below(many as u64) as usize)),
+            many => Some(ready.tasks.remove(ready.prng.below(many as u64) as usize)),
         }
     }
 }

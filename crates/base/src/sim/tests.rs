@@ -143,6 +143,33 @@ fn busy_run(seed: u64, extra_byte: bool) -> (u64, Vec<TraceEvent>) {
     (sim.trace_hash(), sim.trace())
 }
 
+/// `tokio::sync::watch` wakes its receivers in an order that differs from process to process.
+#[test]
+fn the_order_of_wakes_changes_nothing() {
+    let run = |backwards: bool| {
+        let sim = Sim::new(3);
+        let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let mut senders = Vec::new();
+        for number in 0..10 {
+            let (sender, receiver) = tokio::sync::oneshot::channel::<()>();
+            let order = order.clone();
+            sim.spawn("waiter", async move {
+                let _ = receiver.await;
+                order.lock().unwrap().push(number);
+            });
+            senders.push(sender);
+        }
+        sim.run_for(millis(1));
+        if backwards {
+            senders.reverse();
+        }
+        senders.into_iter().for_each(|sender| sender.send(()).unwrap());
+        sim.run_for(millis(1));
+        (order.lock().unwrap().clone(), sim.trace_hash())
+    };
+    assert_eq!(run(false), run(true));
+}
+
 #[test]
 fn same_seed_same_trace_other_seed_another() {
     for seed in 0..20 {

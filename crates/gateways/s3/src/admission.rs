@@ -413,6 +413,10 @@ fn a_body_of_another_length_is_refused() {
     assert_eq!(loose(&[Ok("abcde")], Some(4)), Err(Code::IncompleteBody));
     assert_eq!(loose(&[Ok("ab")], None), Err(Code::MissingContentLength));
     assert_eq!(loose(&[], Some(5 * (1 << 30) + 1)), Err(Code::EntityTooLarge));
+    let mut coded = request("PUT", "/bucket/key", &[("transfer-encoding", "chunked")]);
+    signer().sign(&mut coded, SignedBody::Unsigned, NOW_MS);
+    let pieces = [Ok(Bytes::from_static(b"ab")), Ok(Bytes::from_static(b"c"))].into();
+    assert_eq!(send_body(coded, RawBody::new(Loose { pieces, announced: None })).unwrap(), "abc", "HTTP marks the end");
     let no_length = ChunkedPut::signed();
     let (mut put, body) = no_length.build();
     put.headers_mut().remove("x-amz-decoded-content-length");
@@ -436,9 +440,9 @@ fn a_client_that_falls_silent_is_given_up() {
     let silent =
         futures_util::stream::pending::<std::result::Result<Frame<Bytes>, Box<dyn std::error::Error + Send + Sync>>>();
     let body = RawBody::new(http_body_util::StreamBody::new(silent));
-    let announced = crate::auth::BodyProof::ChunkedUnsigned;
-    let mut payload = crate::payload::Payload::new(body, announced, Some(1), Vec::new(), Arc::new(Impatient))
-        .unwrap_or_else(|error| panic!("{error}"));
+    let proof = crate::auth::BodyProof::ChunkedUnsigned;
+    let length = crate::payload::Length::Exactly(1);
+    let mut payload = crate::payload::Payload::new(body, proof, length, Vec::new(), Arc::new(Impatient));
     let error = payload.next().now_or_never().unwrap().unwrap().unwrap_err();
     assert_eq!(error.code, Code::RequestTimeout);
 }

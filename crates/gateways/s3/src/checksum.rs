@@ -221,9 +221,8 @@ impl Promised {
             let header = algorithm.header();
             if let Some(value) = headers.get(&header) {
                 let text = value.to_str().ok().filter(|text| algorithm.value(text).is_some());
-                let text = text.ok_or_else(|| {
-                    S3Error::new(Code::InvalidRequest, format!("Value for {header} header is invalid."))
-                })?;
+                let text = text
+                    .ok_or_else(|| S3Error::new(Code::BadDigest, format!("Value for {header} header is invalid.")))?;
                 promised.values.push((algorithm, text.to_owned()));
             }
             if announced.contains(&header) {
@@ -392,7 +391,7 @@ mod tests {
         for (header, value, code) in [
             ("content-md5", "x", Code::InvalidDigest),
             ("content-md5", "", Code::InvalidDigest),
-            ("x-amz-checksum-crc32", "AAAA", Code::InvalidRequest),
+            ("x-amz-checksum-crc32", "AAAA", Code::BadDigest),
             ("x-amz-sdk-checksum-algorithm", "CRC16", Code::InvalidRequest),
         ] {
             assert_eq!(read(&[(header, value)], &[]).unwrap_err().code, code, "{header}: {value}");

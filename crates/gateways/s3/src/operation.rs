@@ -181,11 +181,6 @@ impl Operation {
             name => return Err(not_implemented(name)),
         })
     }
-
-    /// Whether the body is the content of an object or part, and streams into the cluster.
-    pub fn takes_content(self) -> bool {
-        matches!(self, Operation::PutObject | Operation::UploadPart)
-    }
 }
 
 fn of_bucket_plain(method: &Method, query: &Query, headers: &HeaderMap) -> Result<Operation> {

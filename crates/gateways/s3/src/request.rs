@@ -57,7 +57,7 @@ impl Request {
         hashes.update(&document);
         promised.verify(&hashes.finish(), |name| payload.trailer(name))?;
         if document.is_empty() {
-            return Err(S3Error::new(Code::MissingRequestBodyError, "Request body is empty."));
+            return Err(malformed_xml("it is empty"));
         }
         let element = xml::read(&document).map_err(|xml::Malformed(why)| malformed_xml(why))?;
         if element.name == root { Ok(element) } else { Err(malformed_xml("its root element is another one")) }

@@ -1,14 +1,14 @@
 //! The HTTP service: limits, health, admission, and errors as S3 writes them.
 
 use crate::attributes::refuse_unbuilt;
-use crate::auth::{self, KeySource, Signed};
+use crate::auth::{self, BodyProof, KeySource, Signed};
 use crate::body::ResponseBody;
 use crate::encoding::hex;
 use crate::error::{Code, Result, S3Error, not_implemented};
 use crate::names;
 use crate::operation::Operation;
 use crate::ops::{self, Gateway};
-use crate::payload::{Payload, RawBody};
+use crate::payload::{Length, Payload, RawBody};
 use crate::query::Query;
 use crate::request::{Reply, Request, empty, insert};
 use crate::target::Target;
@@ -17,6 +17,7 @@ use bytes::Bytes;
 use client::Client;
 use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
 use http::{Method, StatusCode, request};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -130,13 +131,8 @@ pub(crate) async fn admit(
     let operation = Operation::resolve(&parts.method, &target, &query, &headers)?;
     refuse_unbuilt(&headers)?;
     let announced = announced_trailers(&headers);
-    let payload = Payload::new(body, proof, decoded_length(&headers)?, announced.clone(), options.clock.clone())?;
-    if operation.takes_content() && payload.length() > CONTENT_LENGTH_MAX {
-        let message = "Your proposed upload exceeds the maximum allowed size of 5 GiB; use a multipart upload.";
-        return Err(S3Error::new(Code::EntityTooLarge, message)
-            .field("ProposedSize", payload.length().to_string())
-            .field("MaxSizeAllowed", CONTENT_LENGTH_MAX.to_string()));
-    }
+    let length = content_length(&body, &proof, &headers)?;
+    let payload = Payload::new(body, proof, length, announced.clone(), options.clock.clone());
     Ok((Request { operation, target, query, headers, caller, announced }, payload))
 }
 
@@ -180,6 +176,26 @@ fn headers_from_query(query: &Query, headers: &mut http::HeaderMap) {
 fn announced_trailers(headers: &http::HeaderMap) -> Vec<String> {
     let values = headers.get(names::TRAILER).and_then(|value| value.to_str().ok()).unwrap_or_default();
     values.split(',').map(|name| name.trim().to_ascii_lowercase()).filter(|name| !name.is_empty()).collect()
+}
+
+/// How much content will come: known from the request, or bounded where HTTP's own chunked coding marks the end.
+fn content_length(body: &RawBody, proof: &BodyProof, headers: &http::HeaderMap) -> Result<Length> {
+    let framed = matches!(proof, BodyProof::ChunkedUnsigned | BodyProof::ChunkedSigned { .. });
+    let announced = if framed { decoded_length(headers)? } else { body.size_hint().exact() };
+    match announced {
+        Some(length) if length > CONTENT_LENGTH_MAX => {
+            let message = "Your proposed upload exceeds the maximum allowed size of 5 GiB; use a multipart upload.";
+            Err(S3Error::new(Code::EntityTooLarge, message)
+                .field("ProposedSize", length.to_string())
+                .field("MaxSizeAllowed", CONTENT_LENGTH_MAX.to_string()))
+        }
+        Some(length) => Ok(Length::Exactly(length)),
+        None if !framed && headers.contains_key(TRANSFER_ENCODING) => Ok(Length::AtMost(CONTENT_LENGTH_MAX)),
+        None => Err(S3Error::new(
+            Code::MissingContentLength,
+            "You must provide the Content-Length (for aws-chunked bodies x-amz-decoded-content-length) header.",
+        )),
+    }
 }
 
 fn decoded_length(headers: &http::HeaderMap) -> Result<Option<u64>> {

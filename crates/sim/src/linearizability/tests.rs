@@ -42,9 +42,8 @@ fn a_lost_acknowledged_write_is_a_violation() {
 
 #[test]
 fn a_stale_read_is_a_violation_only_when_the_newer_write_had_ended() {
-    let stale = |read_begins| {
-        vec![op(1, 2, put(1), Done), op(3, 6, put(2), Done), op(read_begins, 8, read(Some(1)), Done)]
-    };
+    let stale =
+        |read_begins| vec![op(1, 2, put(1), Done), op(3, 6, put(2), Done), op(read_begins, 8, read(Some(1)), Done)];
     assert!(is_linearizable(&stale(5)));
     assert!(!is_linearizable(&stale(7)));
 }
@@ -131,8 +130,7 @@ fn brute_force(history: &[Operation], state: &KeyState, left: &mut Vec<usize>) -
     }
     for position in 0..left.len() {
         let index = left[position];
-        let earliest_end =
-            left.iter().map(|i| &history[*i]).filter(|op| op.outcome != Unknown).map(|op| op.end).min();
+        let earliest_end = left.iter().map(|i| &history[*i]).filter(|op| op.outcome != Unknown).map(|op| op.end).min();
         if earliest_end.is_some_and(|end| end < history[index].begin) {
             continue;
         }

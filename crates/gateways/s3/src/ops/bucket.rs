@@ -7,7 +7,7 @@ use crate::error::{Code, Result, S3Error, not_implemented};
 use crate::names;
 use crate::payload::Payload;
 use crate::request::{Reply, Request, empty, insert, malformed_xml, xml_reply};
-use crate::xml::Writer;
+use crate::xml::{Element, Writer};
 use client::Versioning;
 use http::StatusCode;
 
@@ -49,7 +49,7 @@ pub async fn list(gateway: &Gateway, request: &Request) -> Result<Reply> {
 }
 
 pub async fn create(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
-    if payload.length() > 0 {
+    if !payload.is_empty() {
         let configuration = request.xml_body(payload, "CreateBucketConfiguration", true).await?;
         let constraint = configuration.child_text("LocationConstraint").unwrap_or_default();
         if !constraint.is_empty() && constraint != gateway.region {
@@ -141,15 +141,28 @@ pub async fn acl(gateway: &Gateway, request: &Request) -> Result<Reply> {
     })))
 }
 
-/// A canned private ACL changes nothing and is accepted ([`crate::attributes::refuse_unbuilt`] has refused others);
-/// a document is not.
+/// An ACL that says what is so anyway (all to the owner, nothing to others) changes nothing and is accepted; clients
+/// that copy an object write back the ACL that they read. [`crate::attributes::refuse_unbuilt`] has refused other
+/// canned ones.
 pub async fn set_acl(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
-    existing(gateway, request).await?;
-    if payload.length() > 0 {
-        let message = "The bucket does not allow ACLs: access belongs to the owner.";
-        return Err(S3Error::new(Code::AccessControlListNotSupported, message));
+    let bucket = existing(gateway, request).await?;
+    if !payload.is_empty() {
+        let policy = request.xml_body(payload, "AccessControlPolicy", true).await?;
+        if !grants_only_owner(&policy, &bucket.owner) {
+            let message = "The bucket does not allow ACLs: access belongs to the owner.";
+            return Err(S3Error::new(Code::AccessControlListNotSupported, message));
+        }
     }
     Ok(empty(StatusCode::OK))
+}
+
+fn grants_only_owner(policy: &Element, owner: &str) -> bool {
+    let Some(list) = policy.child("AccessControlList") else { return false };
+    let to_owner = |grant: &Element| {
+        let grantee = grant.child("Grantee").and_then(|grantee| grantee.child_text("ID"));
+        grantee == Some(owner) && grant.child_text("Permission") == Some("FULL_CONTROL")
+    };
+    !list.children.is_empty() && list.children.iter().all(to_owner)
 }
 
 /// No bucket can have this setting yet.
@@ -180,4 +193,27 @@ async fn existing(gateway: &Gateway, request: &Request) -> Result<client::Bucket
         super::object::find(gateway, &bucket, &request.target.key, request.version()?).await?;
     }
     Ok(bucket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_acl_that_changes_nothing_is_accepted() {
+        let grant = |id: &str, permission: &str| {
+            format!(
+                "<Grant><Grantee xmlns:xsi=\"a\" xsi:type=\"CanonicalUser\"><ID>{id}</ID></Grantee><Permission>{permission}</Permission></Grant>"
+            )
+        };
+        let accepted = |grants: String| {
+            let document =
+                format!("<AccessControlPolicy><AccessControlList>{grants}</AccessControlList></AccessControlPolicy>");
+            grants_only_owner(&crate::xml::read(document.as_bytes()).unwrap(), "me")
+        };
+        assert!(accepted(grant("me", "FULL_CONTROL")));
+        assert!(!accepted(grant("me", "READ")));
+        assert!(!accepted(grant("me", "FULL_CONTROL") + &grant("you", "READ")));
+        assert!(!accepted(String::new()));
+    }
 }

@@ -1,6 +1,6 @@
 //! Copies: the source is read, verified and written anew, as a stream. No bytes are shared between keys.
 
-use super::object::{find, insert_version, size_of, write_checksum_elements};
+use super::object::{find, insert_written_version, size_of, write_checksum_elements};
 use super::{Gateway, check_owner, is_versioned};
 use crate::attributes::{kept_headers, tags};
 use crate::checksum::{Algorithm, Hashes, Sums};
@@ -104,7 +104,7 @@ pub async fn object(gateway: &Gateway, request: &Request) -> Result<Reply> {
     };
     let written = writer.finish(FinishPut { attributes, precondition }).await?;
     let mut reply = xml_reply(result("CopyObjectResult", written.modified_ms, &written.etag, &sums, true));
-    insert_version(&mut reply, &written.version);
+    insert_written_version(&mut reply, &written.version);
     insert_source_version(&mut reply, &source);
     Ok(reply)
 }

@@ -23,6 +23,8 @@ struct Listing<'a> {
     limit: u32,
     /// Keys in the answer are percent-encoded (`encoding-type=url`).
     encoded: bool,
+    /// The first version of the protocol never encodes the prefix that it repeats, and clients do not decode it.
+    prefix_plain: bool,
 }
 
 impl<'a> Listing<'a> {
@@ -41,6 +43,7 @@ impl<'a> Listing<'a> {
             delimiter: query.get("delimiter").unwrap_or_default(),
             limit: query.number(limit_name)?.unwrap_or(PAGE_MAX).min(PAGE_MAX),
             encoded,
+            prefix_plain: false,
         })
     }
 
@@ -56,7 +59,10 @@ impl<'a> Listing<'a> {
     /// The parameters, as every answer repeats them.
     fn write(&self, xml: &mut Writer, bucket: &BucketInfo, limit_element: &str) {
         xml.text(if limit_element == "MaxUploads" { "Bucket" } else { "Name" }, &bucket.name);
-        self.key(xml, "Prefix", self.prefix.as_bytes());
+        match self.prefix_plain {
+            true => xml.text("Prefix", self.prefix),
+            false => self.key(xml, "Prefix", self.prefix.as_bytes()),
+        }
         if !self.delimiter.is_empty() {
             self.key(xml, "Delimiter", self.delimiter.as_bytes());
         }
@@ -117,7 +123,7 @@ fn write_object(xml: &mut Writer, object: &ObjectVersion) {
 
 pub async fn objects(gateway: &Gateway, request: &Request) -> Result<Reply> {
     let bucket = gateway.bucket(request).await?;
-    let listing = Listing::read(&request.query, "max-keys")?;
+    let listing = Listing { prefix_plain: true, ..Listing::read(&request.query, "max-keys")? };
     let marker = request.query.get("marker").unwrap_or_default();
     let page = listing.page(gateway, &bucket, Bytes::copy_from_slice(marker.as_bytes())).await?;
     Ok(xml_reply(Writer::answer("ListBucketResult", |xml| {
@@ -138,7 +144,7 @@ pub async fn objects_v2(gateway: &Gateway, request: &Request) -> Result<Reply> {
     let listing = Listing::read(&request.query, "max-keys")?;
     let token = request.query.get("continuation-token");
     let start_after = request.query.get("start-after").unwrap_or_default();
-    let after = match token {
+    let after = match token.filter(|token| !token.is_empty()) {
         Some(token) => Bytes::from(continuation_key(token).ok_or_else(bad_token)?),
         None => Bytes::copy_from_slice(start_after.as_bytes()),
     };
@@ -329,7 +335,7 @@ mod tests {
     #[test]
     fn keys_are_escaped_or_encoded() {
         let write = |encoded| {
-            let listing = Listing { prefix: "", delimiter: "", limit: 1, encoded };
+            let listing = Listing { prefix: "", delimiter: "", limit: 1, encoded, prefix_plain: false };
             let mut xml = Writer::document();
             listing.key(&mut xml, "Key", "a b/<é>".as_bytes());
             xml.finish().lines().nth(1).unwrap().to_owned()

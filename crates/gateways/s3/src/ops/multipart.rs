@@ -2,7 +2,7 @@
 //! here, from the parts that the request names.
 
 use super::Gateway;
-use super::object::{insert_version, store, write_checksum_elements};
+use super::object::{insert_written_version, store, write_checksum_elements};
 use crate::attributes::{of_write, write_checksums};
 use crate::checksum::{Algorithm, ChecksumType, Promised, combine, multipart_etag};
 use crate::conditions::{bare_etag, of_write as write_conditions};
@@ -63,7 +63,7 @@ pub async fn part(gateway: &Gateway, request: &Request, mut payload: Payload) ->
     let upload = gateway.client.upload(&bucket, &request.target.key, &id).await?;
     let promised = Promised::read(&request.headers, &request.announced)?;
     let algorithms = part_algorithms(promised.algorithms(), &upload)?;
-    let mut writer = gateway.client.write(&bucket, request.target.key.clone(), Some(payload.length()));
+    let mut writer = gateway.client.write(&bucket, request.target.key.clone(), payload.announced_length());
     let sums = store(&mut payload, &mut writer, &promised, algorithms).await?;
     let finish = FinishPart { upload: id, number, etag: sums.etag(), checksums: sums.checksums };
     let part = writer.finish_part(finish).await?;
@@ -107,7 +107,7 @@ pub async fn complete(gateway: &Gateway, request: &Request, payload: Payload) ->
     // An upload that is gone may have been completed by the same request before: the shard knows.
     let checksums = match gateway.client.upload(&bucket, key, &id).await {
         Ok(upload) => whole_checksum(gateway, &bucket, request, &upload, &named).await?,
-        Err(client::Error::NoSuchUpload) => Vec::new(),
+        Err(client::Error::NoSuchUpload) => completed_checksums(gateway, &bucket, key, &id).await?,
         Err(error) => return Err(error.into()),
     };
     let completed = CompleteRequest { parts: named, etag, checksums: checksums.clone(), size_expected, precondition };
@@ -119,8 +119,17 @@ pub async fn complete(gateway: &Gateway, request: &Request, payload: Payload) ->
         xml.text("ETag", &quoted(&written.etag));
         write_checksum_elements(xml, &checksums, true);
     }));
-    insert_version(&mut reply, &written.version);
+    insert_written_version(&mut reply, &written.version);
     Ok(reply)
+}
+
+/// The checksums of an object that this upload has made already.
+async fn completed_checksums(gateway: &Gateway, bucket: &BucketInfo, key: &Bytes, id: &Bytes) -> Result<Vec<Checksum>> {
+    match gateway.client.head(bucket, key, None).await {
+        Ok(object) if object.from_upload == *id => Ok(object.attributes.unwrap_or_default().checksums),
+        Ok(_) | Err(client::Error::NoSuchKey | client::Error::DeleteMarker { .. }) => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The parts that the request names: 1 to 10,000, in ascending order.
@@ -133,8 +142,11 @@ fn named_parts(document: &Element) -> Result<Vec<NamedPart>> {
         if !(1..=PARTS_MAX).contains(&number) {
             return Err(part_number_out_of_range());
         }
-        if named.last().is_some_and(|before| before.number >= number) {
-            return Err(client::Error::InvalidPartOrder.into());
+        match named.last().map(|before| before.number) {
+            Some(before) if before > number => return Err(client::Error::InvalidPartOrder.into()),
+            // A part that was uploaded twice may be named twice: the later one counts.
+            Some(before) if before == number => drop(named.pop()),
+            _ => {}
         }
         let checksum = |algorithm: Algorithm| {
             let value = part.child_text(algorithm.element())?.to_owned();
@@ -259,7 +271,7 @@ mod tests {
         let part = |number: &str| format!("<Part><PartNumber>{number}</PartNumber><ETag>\"A{number}\"</ETag></Part>");
         assert_eq!(named(&(part("1") + &part("3"))), Ok(vec![(1, "a1".to_owned()), (3, "a3".to_owned())]));
         assert_eq!(named(&(part("3") + &part("1"))), Err(Code::InvalidPartOrder));
-        assert_eq!(named(&(part("1") + &part("1"))), Err(Code::InvalidPartOrder));
+        assert_eq!(named(&(part("1").replace("A1", "B1") + &part("1"))), Ok(vec![(1, "a1".to_owned())]));
         assert_eq!(named(&part("10001")), Err(Code::InvalidArgument));
         assert_eq!(named(&part("0")), Err(Code::InvalidArgument));
         assert_eq!(named(""), Err(Code::MalformedXML));

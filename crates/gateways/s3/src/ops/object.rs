@@ -25,7 +25,7 @@ pub async fn put(gateway: &Gateway, request: &Request, mut payload: Payload) -> 
     let precondition = write_conditions(&request.headers)?;
     let attributes = of_write(&request.headers)?;
     let key = request.target.key.clone();
-    let mut writer = gateway.client.write(&bucket, key, Some(payload.length()));
+    let mut writer = gateway.client.write(&bucket, key, payload.announced_length());
     let sums = store(&mut payload, &mut writer, &promised, promised.algorithms()).await?;
     let attributes = Attributes { etag: sums.etag(), checksums: sums.checksums, ..attributes };
     let checksums = attributes.checksums.clone();
@@ -34,7 +34,7 @@ pub async fn put(gateway: &Gateway, request: &Request, mut payload: Payload) -> 
     insert_etag(&mut reply, &written.etag);
     write_checksums(&checksums, reply.headers_mut());
     insert(&mut reply, names::OBJECT_SIZE, &written.size.to_string());
-    insert_version(&mut reply, &written.version);
+    insert_written_version(&mut reply, &written.version);
     Ok(reply)
 }
 
@@ -78,8 +78,15 @@ struct Selected {
     range: Range<u64>,
     /// Whether a range or part was asked for (206).
     partial: bool,
-    /// Set when a part number was given.
-    parts_count: Option<usize>,
+    /// Set when a part of a multipart object was asked for.
+    part: Option<SelectedPart>,
+}
+
+struct SelectedPart {
+    number: u32,
+    /// Parts of the object.
+    count: usize,
+    checksums: Vec<client::Checksum>,
 }
 
 async fn select(gateway: &Gateway, request: &Request) -> Result<(BucketInfo, ObjectVersion, Selected)> {
@@ -87,16 +94,26 @@ async fn select(gateway: &Gateway, request: &Request) -> Result<(BucketInfo, Obj
     let object = find(gateway, &bucket, &request.target.key, request.version()?).await?;
     ReadConditions::of_read(&request.headers)?.check(&object)?;
     let range = request.header(&RANGE).and_then(ByteRange::read);
-    let selected = match (request.query.number("partNumber")?, range) {
+    let mut selected = match (request.query.number("partNumber")?, range) {
         (Some(_), Some(_)) => {
             let message = "Cannot specify both Range header and partNumber query parameter.";
             return Err(S3Error::new(Code::InvalidRequest, message));
         }
         (Some(number), None) => select_part(&object, number)?,
-        (None, Some(range)) => Selected { range: range.within(size_of(&object))?, partial: true, parts_count: None },
-        (None, None) => Selected { range: 0..size_of(&object), partial: false, parts_count: None },
+        (None, Some(range)) => Selected { range: range.within(size_of(&object))?, partial: true, part: None },
+        (None, None) => Selected { range: 0..size_of(&object), partial: false, part: None },
     };
+    if let Some((part, body)) = selected.part.as_mut().zip(object.body.as_ref()).filter(|_| wants_checksums(request)) {
+        let before = part.number - 1;
+        let page = gateway.client.list_parts(&bucket, &object.key, &body.upload, before, 1).await?;
+        let row = page.parts.into_iter().next().filter(|row| row.number == part.number);
+        part.checksums = row.map(|row| row.checksums).unwrap_or_default();
+    }
     Ok((bucket, object, selected))
+}
+
+fn wants_checksums(request: &Request) -> bool {
+    request.header(&names::CHECKSUM_MODE).is_some_and(|mode| mode.eq_ignore_ascii_case("ENABLED"))
 }
 
 /// The newest version of a key, or the named one. Delete markers are errors that say so.
@@ -123,21 +140,27 @@ pub async fn find(
 fn with_key(error: client::Error, key: &Bytes) -> S3Error {
     let names_key = matches!(error, client::Error::NoSuchKey | client::Error::NoSuchVersion);
     let error = S3Error::from(error);
-    if names_key { error.field("Key", String::from_utf8_lossy(key)) } else { error }
+    if !names_key {
+        return error;
+    }
+    error
+        .field("Key", String::from_utf8_lossy(key))
+        .header(names::DELETE_MARKER, http::HeaderValue::from_static("false"))
 }
 
 fn select_part(object: &ObjectVersion, number: u32) -> Result<Selected> {
     let parts = object.body.as_ref().map_or(&[][..], |body| &body.parts);
-    let absent = || S3Error::new(Code::InvalidPartNumber, "The requested partnumber is not satisfiable.");
+    let absent = || S3Error::new(Code::InvalidPart, "The requested partnumber is not satisfiable.");
     if parts.is_empty() {
         // An object that was written in one piece is its own first part.
-        let whole = Selected { range: 0..size_of(object), partial: size_of(object) > 0, parts_count: None };
+        let whole = Selected { range: 0..size_of(object), partial: size_of(object) > 0, part: None };
         return if number == 1 { Ok(whole) } else { Err(absent()) };
     }
     let position = parts.iter().position(|part| part.number == number).ok_or_else(absent)?;
     let start: u64 = parts[..position].iter().map(|part| part.size).sum();
     let range = start..start + parts[position].size;
-    Ok(Selected { partial: !range.is_empty(), range, parts_count: Some(parts.len()) })
+    let part = SelectedPart { number, count: parts.len(), checksums: Vec::new() };
+    Ok(Selected { partial: !range.is_empty(), range, part: Some(part) })
 }
 
 /// The headers of an answer to GET and HEAD.
@@ -152,11 +175,15 @@ fn describe(request: &Request, bucket: &BucketInfo, object: &ObjectVersion, sele
     insert(&mut reply, CONTENT_LENGTH, &(selected.range.end - selected.range.start).to_string());
     if selected.partial {
         insert(&mut reply, CONTENT_RANGE, &content_range(&selected.range, size_of(object)));
-    } else if request.header(&names::CHECKSUM_MODE).is_some_and(|mode| mode.eq_ignore_ascii_case("ENABLED")) {
+    } else if wants_checksums(request) {
         write_checksums(&attributes.checksums, reply.headers_mut());
     }
-    if let Some(count) = selected.parts_count {
-        insert(&mut reply, names::MP_PARTS_COUNT, &count.to_string());
+    if let Some(part) = &selected.part {
+        write_checksums(&part.checksums, reply.headers_mut());
+        if let Some(whole) = attributes.checksums.first().filter(|_| !part.checksums.is_empty()) {
+            insert(&mut reply, names::CHECKSUM_TYPE, ChecksumType::of(whole).as_str());
+        }
+        insert(&mut reply, names::MP_PARTS_COUNT, &part.count.to_string());
     }
     if !attributes.tags.is_empty() {
         insert(&mut reply, names::TAGGING_COUNT, &attributes.tags.len().to_string());
@@ -299,6 +326,13 @@ pub fn size_of(object: &ObjectVersion) -> u64 {
     object.body.as_ref().map_or(0, |body| body.size)
 }
 
+/// `x-amz-version-id` of what was written: not for the null version, which has no id of its own.
+pub fn insert_written_version(reply: &mut Reply, version: &[u8]) {
+    if version != b"null" {
+        insert_version(reply, version);
+    }
+}
+
 /// `x-amz-version-id`, where the bucket has versions.
 pub fn insert_version(reply: &mut Reply, version: &[u8]) {
     if !version.is_empty() {
@@ -316,11 +350,12 @@ mod tests {
         let parts = [(1, 10), (3, 20), (4, 5)].map(|(number, size)| PartSize { number, size }).to_vec();
         let object =
             ObjectVersion { body: Some(Body { size: 35, parts, ..Body::default() }), ..ObjectVersion::default() };
-        let of = |number| select_part(&object, number).map(|s| (s.range, s.parts_count)).map_err(|e| e.code);
+        let of =
+            |number| select_part(&object, number).map(|s| (s.range, s.part.map(|part| part.count))).map_err(|e| e.code);
         assert_eq!(of(1), Ok((0..10, Some(3))));
         assert_eq!(of(3), Ok((10..30, Some(3))));
         assert_eq!(of(4), Ok((30..35, Some(3))));
-        assert_eq!(of(2), Err(Code::InvalidPartNumber));
+        assert_eq!(of(2), Err(Code::InvalidPart));
         let plain = ObjectVersion { body: Some(Body { size: 7, ..Body::default() }), ..ObjectVersion::default() };
         assert_eq!(select_part(&plain, 1).unwrap().range, 0..7);
         assert!(select_part(&plain, 2).is_err());

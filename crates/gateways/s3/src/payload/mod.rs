@@ -26,8 +26,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 pub struct Payload {
     source: Source,
     framing: Framing,
-    /// Bytes of content that must arrive, exactly.
-    length: u64,
+    length: Length,
     taken: u64,
     /// What has arrived and is not decoded yet.
     pending: Bytes,
@@ -37,6 +36,14 @@ pub struct Payload {
     done: bool,
 }
 
+/// Bytes of content that must arrive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Length {
+    Exactly(u64),
+    /// Not announced: the transfer coding of HTTP marks the end (RFC 9112 section 7.1).
+    AtMost(u64),
+}
+
 enum Framing {
     Plain,
     Hashed { sha256: Sha256, expected: [u8; 32] },
@@ -44,15 +51,14 @@ enum Framing {
 }
 
 impl Payload {
-    /// `decoded_length`: `x-amz-decoded-content-length`, which an aws-chunked body needs. `announced`: the names in
-    /// `x-amz-trailer`.
+    /// `announced`: the names in `x-amz-trailer`.
     pub fn new(
         body: RawBody,
         proof: BodyProof,
-        decoded_length: Option<u64>,
+        length: Length,
         announced: Vec<String>,
         clock: Arc<dyn Clock>,
-    ) -> Result<Payload> {
+    ) -> Payload {
         let framing = match proof {
             BodyProof::None => Framing::Plain,
             BodyProof::Sha256(expected) => Framing::Hashed { sha256: Sha256::new(), expected },
@@ -61,17 +67,7 @@ impl Payload {
                 Framing::Chunked(Box::new(Chunked::new(Some(chain), trailers)))
             }
         };
-        let length = match framing {
-            Framing::Chunked(_) => decoded_length,
-            Framing::Plain | Framing::Hashed { .. } => body.size_hint().exact(),
-        };
-        let Some(length) = length else {
-            return Err(S3Error::new(
-                Code::MissingContentLength,
-                "You must provide the Content-Length (for aws-chunked bodies x-amz-decoded-content-length) header.",
-            ));
-        };
-        Ok(Payload {
+        Payload {
             source: Source { body, clock, moved: false, watchdog: None },
             framing,
             length,
@@ -80,12 +76,20 @@ impl Payload {
             announced,
             trailers: Vec::new(),
             done: false,
-        })
+        }
     }
 
     /// Bytes of content that the client announced.
-    pub fn length(&self) -> u64 {
-        self.length
+    pub fn announced_length(&self) -> Option<u64> {
+        match self.length {
+            Length::Exactly(length) => Some(length),
+            Length::AtMost(_) => None,
+        }
+    }
+
+    /// Whether it was announced that nothing will come.
+    pub fn is_empty(&self) -> bool {
+        self.length == Length::Exactly(0)
     }
 
     /// The next piece of content. `None`: the body is complete and has verified. After an error nothing more comes.
@@ -106,12 +110,16 @@ impl Payload {
     /// The whole body, if it has at most `max` bytes.
     pub async fn collect(&mut self, max: u64) -> Result<Bytes> {
         let too_long = || S3Error::new(Code::MaxMessageLengthExceeded, format!("The body is longer than {max} bytes."));
-        if self.length > max {
+        if self.announced_length().is_some_and(|length| length > max) {
             return Err(too_long());
         }
         let mut whole = BytesMut::new();
         while let Some(piece) = self.next().await {
-            whole.extend_from_slice(&piece?);
+            let piece = piece?;
+            if whole.len() as u64 + piece.len() as u64 > max {
+                return Err(too_long());
+            }
+            whole.extend_from_slice(&piece);
         }
         Ok(whole.freeze())
     }
@@ -119,10 +127,10 @@ impl Payload {
     async fn advance(&mut self) -> Result<Option<Bytes>> {
         loop {
             if let Some(content) = self.decode_pending()? {
-                self.taken += content.len() as u64;
-                if self.taken > self.length {
-                    return Err(S3Error::new(Code::IncompleteBody, "The body is longer than was announced."));
+                if content.len() as u64 > self.room() {
+                    return Err(self.too_long());
                 }
+                self.taken += content.len() as u64;
                 return Ok(Some(content));
             }
             match self.source.frame().await? {
@@ -132,7 +140,24 @@ impl Payload {
         }
     }
 
+    /// How much content may still come.
+    fn room(&self) -> u64 {
+        match self.length {
+            Length::Exactly(length) | Length::AtMost(length) => length - self.taken,
+        }
+    }
+
+    fn too_long(&self) -> S3Error {
+        match self.length {
+            Length::Exactly(_) => S3Error::new(Code::IncompleteBody, "The body is longer than was announced."),
+            Length::AtMost(most) => {
+                S3Error::new(Code::EntityTooLarge, format!("The body is longer than the maximum of {most} bytes."))
+            }
+        }
+    }
+
     fn decode_pending(&mut self) -> Result<Option<Bytes>> {
+        let room = self.room();
         while !self.pending.is_empty() {
             match &mut self.framing {
                 Framing::Plain => return Ok(Some(std::mem::take(&mut self.pending))),
@@ -140,7 +165,7 @@ impl Payload {
                     sha256.update(&self.pending);
                     return Ok(Some(std::mem::take(&mut self.pending)));
                 }
-                Framing::Chunked(chunked) => match chunked.decode(&mut self.pending, self.length - self.taken)? {
+                Framing::Chunked(chunked) => match chunked.decode(&mut self.pending, room)? {
                     Piece::Content(content) => return Ok(Some(content)),
                     Piece::NeedMore => {}
                 },
@@ -151,8 +176,10 @@ impl Payload {
 
     /// The source has ended: is the body what the client said?
     fn end(&mut self) -> Result<()> {
-        if self.taken != self.length {
-            let (taken, length) = (self.taken, self.length);
+        if let Length::Exactly(length) = self.length
+            && self.taken != length
+        {
+            let taken = self.taken;
             let message = format!("The body has {taken} bytes where {length} were announced. Nothing was stored.");
             return Err(S3Error::new(Code::IncompleteBody, message));
         }

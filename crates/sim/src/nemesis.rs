@@ -1,0 +1,197 @@
+//! Who takes the power away, kills the process, breaks flushes and flips bits, and brings the node back each time.
+
+use base::env::RandomExt;
+use base::sim::{Fault, SimHandle};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::cluster::{Cluster, NODE, StartFailure};
+use crate::plan::{Plan, Planted, Profile};
+use crate::recorder::Recorder;
+use crate::worker::{Excuses, Worker};
+use node::Verdict;
+
+/// Starts that may crash in a row before one is let through.
+const CRASHED_STARTS_MAX: u32 = 5;
+/// As the n-th operation from now: never.
+const NEVER: u64 = u64::MAX;
+
+#[derive(Clone)]
+pub struct Nemesis {
+    pub sim: SimHandle,
+    pub cluster: Cluster,
+    pub recorder: Recorder,
+    pub plan: Arc<Plan>,
+    pub excuses: Arc<Excuses>,
+    /// Reads everything after each start.
+    pub verifier: Worker,
+    /// The buckets of the plan exist.
+    pub is_set_up: Arc<AtomicBool>,
+}
+
+/// The node refused to start, rightly: the run is over.
+pub struct Refused;
+
+impl Nemesis {
+    /// Brings trouble until its share is done or the clients are; then the node runs.
+    pub async fn run(&self, clients_done: Arc<AtomicBool>) -> Result<(), Refused> {
+        for _ in 0..self.plan.crashes {
+            if clients_done.load(Ordering::Relaxed) {
+                break;
+            }
+            match self.plan.profile {
+                Profile::FlushErrors if self.sim.below(2) == 0 => self.break_flushes().await,
+                Profile::BitRot => self.rot(),
+                _ => {}
+            }
+            self.stop_somehow().await;
+            self.start().await?;
+            self.verify().await;
+        }
+        self.arm(0);
+        Ok(())
+    }
+
+    /// The end of one life of the node, in one of many ways.
+    async fn stop_somehow(&self) {
+        let patience = Duration::from_millis(self.sim.below(250));
+        match self.sim.below(10) {
+            0..5 => {
+                // In the middle of a disk operation.
+                self.arm(1 + self.sim.below([5, 60, 400][self.sim.below(3) as usize]));
+                let stopped = self.sim.node(NODE).stopped();
+                tokio::select! {
+                    biased;
+                    () = stopped => {}
+                    () = self.sim.sleep(patience * 4) => {}
+                }
+                self.recorder.count("crashes_in_operations", 1);
+                self.cluster.crash().await;
+            }
+            5..8 => {
+                self.sim.sleep(patience).await;
+                self.recorder.count("crashes", 1);
+                self.cluster.crash().await;
+            }
+            8 => {
+                self.sim.sleep(patience).await;
+                self.recorder.count("kills", 1);
+                self.cluster.kill().await;
+            }
+            _ => {
+                self.sim.sleep(patience).await;
+                self.recorder.count("shutdowns", 1);
+                self.cluster.shut_down().await;
+            }
+        }
+        self.arm(0);
+    }
+
+    /// Has the power fail in the middle of the n-th disk operation from now; 0 takes that back.
+    fn arm(&self, nth: u64) {
+        self.sim.disk(NODE, "data").crash_after_ops(nth);
+    }
+
+    /// Starts the node; some starts crash on the way.
+    pub async fn start(&self) -> Result<(), Refused> {
+        self.sim.sleep(Duration::from_millis(self.sim.below(50))).await;
+        let mut crashed = 0;
+        loop {
+            if crashed < CRASHED_STARTS_MAX && self.sim.below(4) == 0 {
+                self.arm(1 + self.sim.below([3, 15, 80][self.sim.below(3) as usize]));
+            }
+            let started = self.cluster.start().await;
+            if !self.sim.is_running(NODE) {
+                // Also when the start was quick enough to report what the failing power did to it.
+                crashed += 1;
+                self.recorder.count("crashes_in_starts", 1);
+                self.cluster.stopped().await;
+                self.arm(0);
+                continue;
+            }
+            match started {
+                Ok(()) => {
+                    self.recorder.count("starts", 1);
+                    return Ok(());
+                }
+                Err(StartFailure::Crashed) => unreachable!("a start that crashed leaves no running node"),
+                Err(StartFailure::Refused(why)) if self.excuses.damage.load(Ordering::Relaxed) => {
+                    self.recorder.count("starts_refused", 1);
+                    if why.is_empty() {
+                        self.recorder.violation("a start was refused without a reason".into());
+                    }
+                    return Err(Refused);
+                }
+                Err(StartFailure::Refused(why)) => {
+                    self.recorder.violation(format!("the node refuses to start: {why}"));
+                    return Err(Refused);
+                }
+                Err(StartFailure::Late) => {
+                    self.recorder.violation("the node did not start in time".into());
+                    return Err(Refused);
+                }
+            }
+        }
+    }
+
+    /// Flush errors are final: until it is started anew, the node must not acknowledge what it cannot keep.
+    async fn break_flushes(&self) {
+        let disks = self.cluster.chunk_disks();
+        let disk = &disks[self.sim.below(disks.len() as u64) as usize];
+        self.excuses.damage.store(true, Ordering::Relaxed);
+        disk.inject(Fault::FlushError, 1 + self.sim.below(40));
+        self.recorder.count("flush_errors", 1);
+        self.sim.sleep(Duration::from_millis(self.sim.below(800))).await;
+        if let Some(status) = self.cluster.status() {
+            let is_broken = status.nodes.iter().flat_map(|node| &node.disks).any(|disk| disk.state == "failed");
+            if is_broken {
+                self.recorder.count("disks_broken", 1);
+            }
+            if is_broken && status.verdict < Verdict::Unavailable {
+                self.recorder.violation(format!("a disk is broken and the status says {:?}", status.verdict));
+            }
+        }
+        disk.inject(Fault::FlushError, NEVER);
+        // Ended here, so that no answer given meanwhile is excused later.
+        self.recorder.count("crashes", 1);
+        self.cluster.crash().await;
+        self.arm(0);
+        self.excuses.damage.store(false, Ordering::Relaxed);
+        if self.start().await.is_err() {
+            self.recorder.violation("the node does not come back after a flush error".into());
+        }
+    }
+
+    /// Flips bits on a disk without metadata.
+    fn rot(&self) {
+        let disks = self.cluster.chunk_disks();
+        let Some(disk) = disks.get(1) else { return };
+        self.excuses.damage.store(true, Ordering::Relaxed);
+        for _ in 0..1 + self.sim.below(4) {
+            if disk.flip_anywhere().is_some() {
+                self.recorder.count("bits_flipped", 1);
+            }
+        }
+    }
+
+    /// What every start is followed by: a read of every key.
+    async fn verify(&self) {
+        if !self.is_set_up.load(Ordering::Relaxed) {
+            return;
+        }
+        let serving = self.cluster.serving(0).await;
+        self.verifier.read_all(&serving, self.sim.below(3) == 0).await;
+    }
+
+    /// Plants the run's defect, if it has one.
+    pub fn plant(&self) {
+        for disk in self.cluster.disks() {
+            match self.plan.planted {
+                None => {}
+                Some(Planted::SkipFlushes) => disk.ignore_flushes(true),
+                Some(Planted::SkipDirectoryFlushes) => disk.ignore_directory_flushes(true),
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What a run is made of, drawn from its seed.
+
+use base::env::{Random, RandomExt};
+use base::{KIB, MIB};
+use bytes::Bytes;
+use node::Tuning;
+use std::time::Duration;
+use store::EngineOptions;
+use store::kv::KvOptions;
+
+/// The kind of trouble of a run. Power cuts and kills happen in all of them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Profile {
+    /// Power cuts that lose and tear what was not flushed, and kills.
+    Crashes,
+    /// Flushes fail: the disk must take no more writes, and lose nothing acknowledged.
+    FlushErrors,
+    /// Bits flip at rest on disks without metadata: an error or the right bytes, never wrong ones.
+    BitRot,
+    /// Disks fill up and are emptied again.
+    DiskFull,
+}
+
+/// A defect planted into a run, to show that the checkers see it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Planted {
+    /// Flushes of files and directories are reported done and do nothing.
+    SkipFlushes,
+    /// Only flushes of directories do nothing.
+    SkipDirectoryFlushes,
+}
+
+#[derive(Clone, Debug)]
+pub struct BucketPlan {
+    pub name: &'static str,
+    pub versioned: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub profile: Profile,
+    pub planted: Option<Planted>,
+    pub disks: usize,
+    pub clients: u32,
+    /// Of each client.
+    pub operations: u32,
+    pub crashes: u32,
+    pub keys: Vec<Bytes>,
+    pub buckets: Vec<BucketPlan>,
+    /// Of ten thousand puts, how many are larger than a chunk.
+    pub large_per_myriad: u64,
+    /// What each disk may hold.
+    pub disk_bytes: u64,
+}
+
+impl Plan {
+    pub fn draw(random: &dyn Random, planted: Option<Planted>) -> Plan {
+        let profile = match random.below(100) {
+            _ if planted.is_some() => Profile::Crashes,
+            0..70 => Profile::Crashes,
+            70..80 => Profile::FlushErrors,
+            80..90 => Profile::BitRot,
+            _ => Profile::DiskFull,
+        };
+        let keys = 3 + random.below(10);
+        Plan {
+            profile,
+            planted,
+            disks: if profile == Profile::BitRot { 2 } else { 1 + random.below(3) as usize },
+            clients: 2 + random.below(5) as u32,
+            operations: 20 + random.below(60) as u32,
+            crashes: 1 + random.below(6) as u32,
+            // Some in folders, some not; no key is the beginning of another.
+            keys: (0..keys).map(|i| Bytes::from(format!("{}{i:02}", ["", "a/", "b/c/"][i as usize % 3]))).collect(),
+            buckets: vec![
+                BucketPlan { name: "plain", versioned: false },
+                BucketPlan { name: "versions", versioned: true },
+            ],
+            large_per_myriad: [0, 100, 400][random.below(3) as usize],
+            disk_bytes: if profile == Profile::DiskFull { 160 * MIB } else { 16 << 30 },
+        }
+    }
+
+    /// Sizes and times so small that flushes, trimming, compaction and recycling happen all the time.
+    pub fn tuning(&self) -> Tuning {
+        Tuning {
+            engine: EngineOptions {
+                volume_size_bytes: Some(8 * MIB),
+                ahead_bytes: 256 * KIB,
+                scrub_interval_s: 5,
+                ..EngineOptions::default()
+            },
+            key_value: KvOptions {
+                cache_bytes: MIB as usize,
+                block_bytes: 1 << 10,
+                run_bytes: 64 * KIB,
+                l0_runs: 2,
+                l0_runs_max: 6,
+                level1_bytes: 128 * KIB,
+                level_ratio: 4,
+                ..KvOptions::default()
+            },
+            flush_bytes: 16 * KIB,
+            garbage_grace: Duration::from_millis(300),
+        }
+    }
+
+    /// Sizes around every border: nothing, inline, small chunk, large chunk, several chunks.
+    pub fn draw_size(&self, random: &dyn Random) -> u64 {
+        if random.below(10_000) < self.large_per_myriad {
+            return [4 * MIB, 4 * MIB + 1, 5 * MIB, 9 * MIB][random.below(4) as usize] - random.below(2);
+        }
+        match random.below(20) {
+            0 => 0,
+            1..8 => random.below(KIB + 2),
+            8..14 => KIB + random.below(16 * KIB),
+            14..18 => 16 * KIB + random.below(100 * KIB),
+            18 => 256 * KIB - 2 + random.below(5),
+            _ => 256 * KIB + random.below(512 * KIB),
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! One client of a run: what all its operations have in common, and how answers are judged.
+
+use base::sim::{Crashed, SimHandle};
+use bytes::Bytes;
+use client::{Attributes, BucketInfo, Client, Error, FinishPut, ObjectVersion, Precondition, Written};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::cluster::{Cluster, OWNER, Serving};
+use crate::content::Content;
+use crate::history::{Condition, Outcome, Value};
+use crate::plan::Plan;
+use crate::recorder::{KeyName, Recorder};
+
+/// What the nemesis has made excusable at the moment.
+#[derive(Default)]
+pub struct Excuses {
+    /// Damage was done: errors are right answers, wrong bytes never are.
+    pub damage: AtomicBool,
+}
+
+#[derive(Clone)]
+pub struct Worker {
+    pub id: u32,
+    pub sim: SimHandle,
+    pub cluster: Cluster,
+    pub recorder: Recorder,
+    pub plan: Arc<Plan>,
+    pub excuses: Arc<Excuses>,
+}
+
+/// An answer to a write.
+pub enum Judged<T> {
+    Done(T),
+    /// The condition did not hold.
+    Refused,
+    /// Surely nothing was done.
+    Nothing,
+    Unknown,
+}
+
+impl<T> Judged<T> {
+    /// As histories record it; `None`: not at all.
+    pub fn outcome(&self) -> Option<Outcome> {
+        match self {
+            Judged::Done(_) => Some(Outcome::Done),
+            Judged::Refused => Some(Outcome::Refused),
+            Judged::Nothing => None,
+            Judged::Unknown => Some(Outcome::Unknown),
+        }
+    }
+}
+
+/// What a GET came to: the row, and the bytes of the range that was asked for.
+pub struct Got {
+    pub object: ObjectVersion,
+    pub range: Range<u64>,
+    pub body: Result<Vec<Bytes>, Error>,
+}
+
+impl Worker {
+    /// A bucket of the plan, by its number.
+    pub fn key(&self, bucket: usize, key: &Bytes) -> KeyName {
+        KeyName { bucket, key: key.clone() }
+    }
+
+    pub fn is_versioned(&self, bucket: usize) -> bool {
+        self.plan.buckets[bucket].versioned
+    }
+
+    /// The bucket as the node serves it now. A bucket of the plan always exists.
+    pub async fn bucket(&self, serving: &Serving, bucket: usize) -> Option<BucketInfo> {
+        let (client, name) = (serving.client.clone(), self.plan.buckets[bucket].name);
+        let found = serving.run(async move { client.bucket(name).await }).await;
+        match found {
+            Ok(Ok(info)) => Some(info),
+            Ok(Err(error)) => {
+                self.judge_error("bucket", &error);
+                None
+            }
+            Err(Crashed) => None,
+        }
+    }
+
+    /// Makes the buckets of the plan, through as many crashes as it takes.
+    pub async fn set_up(&self) {
+        let mut serving = self.cluster.serving(0).await;
+        for bucket in 0..self.plan.buckets.len() {
+            while !self.make_bucket(&serving, bucket).await {
+                self.pause(50).await;
+                serving = self.cluster.serving(0).await;
+            }
+        }
+    }
+
+    async fn make_bucket(&self, serving: &Serving, bucket: usize) -> bool {
+        let (client, plan) = (serving.client.clone(), self.plan.buckets[bucket].clone());
+        let made = serving.run(async move {
+            match client.create_bucket(plan.name, OWNER).await {
+                Ok(_) | Err(Error::BucketExists { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            if plan.versioned {
+                client.set_versioning(plan.name, client::Versioning::Enabled).await?;
+            }
+            Ok(())
+        });
+        match made.await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                self.judge_error("create bucket", &error);
+                false
+            }
+            Err(Crashed) => false,
+        }
+    }
+
+    pub async fn pause(&self, millis: u64) {
+        self.sim.sleep(std::time::Duration::from_millis(millis)).await;
+    }
+
+    pub fn are_errors_excused(&self) -> bool {
+        self.excuses.damage.load(Ordering::Relaxed)
+    }
+
+    /// Answers that are always possible are fine; anything else is a violation.
+    pub fn judge_error(&self, what: &str, error: &Error) {
+        match error {
+            Error::Unavailable(_) | Error::OutcomeUnknown(_) => self.recorder.count("unavailable", 1),
+            Error::Full if self.plan.profile == crate::plan::Profile::DiskFull => self.recorder.count("full", 1),
+            Error::Damaged(_) if self.are_errors_excused() => self.recorder.count("damaged", 1),
+            other => self.recorder.violation(format!(
+                "client {} at {:?}: {what} answered {other:?}",
+                self.id,
+                std::time::Duration::from_nanos(self.sim.now().0)
+            )),
+        }
+    }
+
+    /// What the answer to a write under `condition` says.
+    pub fn judge<T>(&self, what: &str, condition: Condition, answer: Result<Result<T, Error>, Crashed>) -> Judged<T> {
+        match answer {
+            Err(Crashed) => Judged::Unknown,
+            Ok(Ok(done)) => Judged::Done(done),
+            Ok(Err(Error::OutcomeUnknown(_))) => Judged::Unknown,
+            Ok(Err(Error::PreconditionFailed)) if condition != Condition::Always => Judged::Refused,
+            // S3 answers so when `If-Match` finds no object.
+            Ok(Err(Error::NoSuchKey)) if matches!(condition, Condition::Is(_)) => Judged::Refused,
+            Ok(Err(error)) => {
+                self.judge_error(what, &error);
+                Judged::Nothing
+            }
+        }
+    }
+
+    /// Compares what was read with what was written.
+    pub fn compare(&self, key: &KeyName, got: &Got) {
+        let place = || format!("bucket {} key {}", key.bucket, key.key.escape_ascii());
+        let Some((_, content)) = self.identify(key, &got.object) else { return };
+        if got.object.body.as_ref().map_or(0, |body| body.size) != content.len() {
+            self.recorder.violation(format!("{}: the size differs from what was written", place()));
+        }
+        let Ok(pieces) = &got.body else { return };
+        let mut offset = got.range.start;
+        for piece in pieces {
+            if let Err(at) = content.compare(offset, piece) {
+                self.recorder.violation(format!("{}: WRONG BYTES at offset {at} of a GET", place()));
+                return;
+            }
+            offset += piece.len() as u64;
+        }
+        self.recorder.count("bytes_compared", offset - got.range.start);
+        if offset != got.range.end.min(content.len()).max(got.range.start) {
+            self.recorder.violation(format!("{}: a GET of {:?} ended at offset {offset}", place(), got.range));
+        }
+    }
+
+    /// Which write an object came from. A value of another key, or none at all, is a violation.
+    pub fn identify(&self, key: &KeyName, object: &ObjectVersion) -> Option<(Value, Content)> {
+        let etag = object.attributes.as_ref().map_or("", |attributes| attributes.etag.as_str());
+        let value = Value::from_etag(etag);
+        let written = value.and_then(|value| Some((value, self.recorder.written(value)?)));
+        match written {
+            Some((value, written)) if written.key == *key => Some((value, written.content)),
+            _ => {
+                let place = format!("bucket {} key {}", key.bucket, key.key.escape_ascii());
+                self.recorder.violation(format!("{place}: ETag {etag:?} was never written there"));
+                None
+            }
+        }
+    }
+}
+
+/// Writes an object in pieces of `piece_len` bytes.
+pub async fn put(
+    client: Client,
+    bucket: BucketInfo,
+    key: Bytes,
+    (value, content): (Value, Content),
+    condition: Condition,
+    piece_len: usize,
+) -> Result<Written, Error> {
+    let mut writer = client.write(&bucket, key, Some(content.len()));
+    for run in &content.runs {
+        let mut bytes = run.bytes(0..run.len);
+        while !bytes.is_empty() {
+            let piece = bytes.split_to(bytes.len().min(piece_len));
+            writer.write(piece).await?;
+        }
+    }
+    let attributes = Attributes { etag: value.etag(), ..Attributes::default() };
+    writer.finish(FinishPut { attributes, precondition: precondition(condition) }).await
+}
+
+pub fn precondition(condition: Condition) -> Option<Precondition> {
+    match condition {
+        Condition::Always => None,
+        Condition::Absent => Some(Precondition { must_not_exist: true, ..Precondition::default() }),
+        Condition::Is(value) => Some(Precondition { etag_is: vec![value.etag()], ..Precondition::default() }),
+    }
+}
+
+/// Reads `part` (in thousandths of the size) of the newest or of one version.
+pub async fn get(
+    client: Client,
+    bucket: BucketInfo,
+    key: Bytes,
+    version: Option<Bytes>,
+    part: Range<u64>,
+) -> Result<Got, Error> {
+    let object = client.head(&bucket, &key, version).await?;
+    let size = object.body.as_ref().map_or(0, |body| body.size);
+    let range = size * part.start / 1000..(size * part.end).div_ceil(1000);
+    let mut reader = client.read(&bucket, &object, range.clone());
+    let mut pieces = Vec::new();
+    let mut body = Ok(());
+    while let Some(piece) = reader.next().await {
+        match piece {
+            Ok(piece) => pieces.push(piece),
+            Err(error) => body = Err(error),
+        }
+    }
+    Ok(Got { object, range, body: body.map(|()| pieces) })
+}
