@@ -5,7 +5,7 @@
 
 use base::Env;
 use base::ids::{GroupId, LogIndex, PeerId, Term};
-use protocol::raft::{Entry, HardState, NotTaken, RaftPeer, ReadGrant, Role};
+use protocol::raft::{Entry, HardState, NotTaken, RaftPeer, ReadGrant, Role, UNCOMMITTED_BYTES_MAX};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,8 +21,15 @@ const TICK: Duration = Duration::from_millis(100);
 const MAILBOX_MAX: usize = 1024;
 /// State that may wait for a flush; beyond it new commands are refused until the disk has caught up.
 const UNFLUSHED_BYTES_MAX: u64 = 256 << 20;
+/// Pause before a log write is tried again that the disk had no room for.
+const FULL_PAUSE: Duration = Duration::from_millis(200);
 /// Requests taken in one round.
 const ROUND_MAX: usize = 256;
+
+const _: () = assert!(
+    2 * UNCOMMITTED_BYTES_MAX as usize <= store::RAFT_WRITE_LEN_MAX,
+    "whatever gathers while a write is under way fits into the next one"
+);
 
 /// Why a group did not answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -308,8 +315,16 @@ impl Driver {
         };
         let (done, written) = oneshot::channel();
         let (engine, number) = (self.engine.clone(), unwritten.number);
+        let env = self.env.clone();
         self.env.spawn("raft write", async move {
-            let _ = done.send(engine.raft_write(write).await.map(|()| number));
+            let result = loop {
+                match engine.raft_write(write.clone()).await {
+                    // Space may come back, and nothing was written: meanwhile new commands are refused as too many.
+                    Err(StoreError::Full) => env.sleep(FULL_PAUSE).await,
+                    result => break result,
+                }
+            };
+            let _ = done.send(result.map(|()| number));
         });
         self.writing = Some(written);
     }

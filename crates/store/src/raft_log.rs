@@ -318,8 +318,12 @@ impl GroupLog {
         self.base = (header.index(), Term(header.check));
         self.hard_state =
             base.hard_state.map(|(at, len)| Bytes::copy_from_slice(&payload[at as usize..][..len as usize]));
-        let own = 64 + self.hard_state.as_ref().map_or(0, |h| h.len() as u64);
-        self.pin(PIN_BASE, Some((volume, own)), weigh);
+        self.pin(PIN_BASE, Some((volume, 64)), weigh);
+        if let Some(hard_state) = &self.hard_state {
+            // A trim moves the base on; term and vote stay here until they are written anew.
+            let len = hard_state.len() as u64;
+            self.pin(PIN_HARD_STATE, Some((volume, len)), weigh);
+        }
         for (index, entry) in (self.base.0.0 + 1..).zip(&base.entries) {
             let part = (entry.offset, entry.len);
             self.push(LogIndex(index), entry_at(entry.term, volume, offset, part, header.payload_len), weigh);
@@ -455,7 +459,12 @@ mod tests {
         assert_eq!(bench.indexes(), [10, 11]);
         assert_eq!(bench.log.hard_state.as_deref(), Some(b"new".as_slice()));
         assert_eq!(bench.weights[&1], (0, 0));
-        assert_eq!(bench.weights[&2].0, 3);
+        assert_eq!(bench.weights[&2].0, 4);
+        // The base record holds the only copy of term and vote: a trim elsewhere must not let its volume go.
+        bench.volume = 3;
+        bench.record(Kind::RaftTrim, 11, 4, b"");
+        assert_eq!(bench.log.hard_state.as_deref(), Some(b"new".as_slice()));
+        assert!(bench.weights[&2].0 > 0 && bench.weights[&2].1 > 0);
     }
 
     #[test]
