@@ -6,7 +6,7 @@ use base::buffer::{AlignedBuf, BLOCK, is_aligned};
 use base::checksum::{Crc32c, crc32c};
 use base::codec::Writer;
 use bytes::Bytes;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{Notify, Semaphore, oneshot};
 
 use crate::errors::StoreError;
@@ -38,7 +38,8 @@ struct Finished {
 pub struct Bulk {
     slots: Arc<Semaphore>,
     active: tokio::sync::Mutex<Option<VolumeNumber>>,
-    finished: Mutex<Vec<Finished>>,
+    /// Written, to be flushed. `None` once nobody flushes any more.
+    finished: Mutex<Option<Vec<Finished>>>,
     wake: Notify,
 }
 
@@ -56,9 +57,13 @@ impl Bulk {
         Bulk {
             slots: Arc::new(Semaphore::new(SLOTS)),
             active: tokio::sync::Mutex::new(None),
-            finished: Mutex::default(),
+            finished: Mutex::new(Some(Vec::new())),
             wake: Notify::new(),
         }
+    }
+
+    fn finished(&self) -> MutexGuard<'_, Option<Vec<Finished>>> {
+        self.finished.lock().expect("no one panics while holding the list")
     }
 
     /// The bulk volume to go on with after a restart.
@@ -86,8 +91,12 @@ async fn write(inner: &Arc<Inner>, chunk: LargeChunk, reply: oneshot::Sender<Ans
     };
     match written {
         Ok((file, request)) => {
-            let mut finished = inner.bulk.finished.lock().expect("no one panics while holding the list");
-            finished.push(Finished { file, request, reply, background });
+            let mut finished = inner.bulk.finished();
+            let Some(list) = &mut *finished else {
+                drop(reply.send(Err(StoreError::Closed)));
+                return;
+            };
+            list.push(Finished { file, request, reply, background });
             drop(finished);
             inner.bulk.wake.notify_one();
         }
@@ -221,7 +230,7 @@ fn table_of_pieces(seed: Seed, id: &[u8; 16], pieces: &[Bytes]) -> Vec<u8> {
 /// Flushes what was written and hands the locators to the committer. A journal round never waits for this.
 pub async fn run_flusher(inner: Arc<Inner>) {
     loop {
-        let finished = std::mem::take(&mut *inner.bulk.finished.lock().expect("no one panics while holding the list"));
+        let finished = inner.bulk.finished().as_mut().map(std::mem::take).unwrap_or_default();
         if finished.is_empty() {
             tokio::select! {
                 biased;
@@ -233,6 +242,10 @@ pub async fn run_flusher(inner: Arc<Inner>) {
         for one in finished {
             hand_over(&inner, one, flushed.clone()).await;
         }
+    }
+    let late = inner.bulk.finished().take().unwrap_or_default();
+    for one in late {
+        let _ = one.reply.send(Err(StoreError::Closed));
     }
     // The last one who may bring locators.
     inner.queue.close();

@@ -162,6 +162,10 @@ impl State {
                     self.note_damage(live.journal, live.offset, DamagedWhat::Chunk(id), "other bytes under a known id");
                     return;
                 }
+                if (old.volume, old.offset) == (live.volume, live.offset) {
+                    // Compaction moved only the locator: the bytes are where they were, and as damaged as they were.
+                    live.health = old.health;
+                }
                 self.release(&old);
                 live.copies = old.copies || old.journal != live.journal;
             }
@@ -386,6 +390,29 @@ mod tests {
         let Some(Slot::Live(live)) = state.index.get(id) else { panic!("live") };
         assert_eq!((live.volume, live.len), (2, 100));
         assert_eq!(state.conflicts, 1);
+    }
+
+    /// A read found a large chunk damaged; then compaction moved its locator, and `status` said that all was well.
+    #[test]
+    fn moving_the_locator_of_a_damaged_chunk_does_not_heal_it() {
+        let mut state = state();
+        let id = ChunkId::from_u128(5);
+        let live = Live {
+            len: 1 << 20,
+            crc64: 1,
+            epoch: PgEpoch(1),
+            volume: 4,
+            offset: 4096,
+            journal: 1,
+            health: Health::Good,
+            copies: false,
+        };
+        state.store(id, live);
+        assert!(state.mark_damaged(id, 4, 4096, "payload block 0"));
+        state.store(id, Live { journal: 2, ..live });
+        assert_eq!(state.quarantine().len(), 1);
+        state.store(id, Live { volume: 3, offset: 8192, ..live });
+        assert!(state.quarantine().is_empty(), "a copy elsewhere is a repair");
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub struct Model {
     pub logs: BTreeMap<GroupId, RaftLog>,
     /// The write of each group that was not answered.
     pub asked: BTreeMap<GroupId, RaftWrite>,
+    /// Volumes compacted or recycled so far.
+    pub compacted: u64,
 }
 
 impl Model {

@@ -1,6 +1,7 @@
 //! Full disks, and space that comes back.
 
 use base::ids::{GroupId, LogIndex, PeerId, Term};
+use base::sim::DiskModel;
 use bytes::Bytes;
 use std::time::Duration;
 use store::{DiskState, Engine, EngineOptions, RaftEntry, RaftWrite, StoreError};
@@ -205,4 +206,29 @@ fn tombstones_go_once_no_volume_holds_their_chunk() {
     }
     bench.sim.run_for(Duration::from_secs(5));
     assert!(engine.stats().tombstones < 150, "{:?}", engine.stats());
+}
+
+/// A bulk volume is full, sealed, and nothing in it is alive yet: its payloads are written, their locators still wait
+/// for a flush. It must not be taken for an empty one.
+#[test]
+fn a_volume_whose_locators_are_on_their_way_is_not_recycled() {
+    let bench = Bench::formatted(8);
+    let engine = bench.open();
+    bench.put(&engine, chunk(0, 400_000)).unwrap();
+    bench.delete(&engine, vec![id(0)]);
+    let slow = DiskModel { flush_nanos: (50_000_000, 60_000_000), ..DiskModel::default() };
+    bench.disk.set_model(slow);
+    bench.sim.block_on(async {
+        let puts = (1..=8).map(|number| engine.put(chunk(number, 400_000)));
+        let deletes = async {
+            for number in 100..110 {
+                engine.delete(vec![id(number)]).await.unwrap();
+            }
+        };
+        let (stored, ()) = futures_util::future::join(futures_util::future::join_all(puts), deletes).await;
+        assert!(stored.iter().all(Result::is_ok), "{stored:?}");
+    });
+    for number in 1..=8 {
+        assert_eq!(bench.get(&engine, id(number)).unwrap(), payload(number, 400_000));
+    }
 }
