@@ -303,8 +303,8 @@ async fn read_metadata(
     findings.verified_bytes += verification.bytes;
     for damage in &verification.damages {
         named.incomplete = true;
-        let rows = format!("rows from {} up to {}", damage.first.escape_ascii(), damage.last.escape_ascii());
-        findings.add("metadata", &place, format!("{rows}: {}", damage.detail));
+        let rows = format!("rows from {} up to {}", show_row(&damage.first), show_row(&damage.last));
+        findings.add("metadata", &place, format!("{rows} cannot be read: {}", damage.detail));
     }
     for harmless in &verification.harmless {
         findings.add("metadata", &place, format!("no row lost: {harmless}"));
@@ -324,6 +324,18 @@ async fn read_metadata(
     compare.all_rows(named, findings);
     kv.close().await;
     Ok(())
+}
+
+/// A row as the operator may know it. Bucket names may lie in rows that cannot be read, so ids stand for them.
+fn show_row(key: &[u8]) -> String {
+    match Key::decode(key) {
+        Ok(Key::Version { bucket, key, .. }) => format!("the versions of bucket {bucket}, key {}", key.escape_ascii()),
+        Ok(Key::Part { bucket, key, number, .. }) => {
+            format!("part {number} of bucket {bucket}, key {}", key.escape_ascii())
+        }
+        Ok(other) => format!("{other:?}"),
+        Err(_) => format!("{}", key.escape_ascii()),
+    }
 }
 
 /// One walk over all rows of one key-value store.

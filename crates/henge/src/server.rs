@@ -36,6 +36,12 @@ pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     let token = credentials::load_or_make_monitoring_token(&data, &*env.random)?;
     let (stop, stopping) = watch::channel(false);
     let addresses = ports.addresses;
+    if !addresses.admin.ip().is_loopback() {
+        tracing::warn!(
+            "--admin {}: root credentials travel there unencrypted; keep it within a trusted network",
+            addresses.admin
+        );
+    }
 
     let admin = Admin::new(root.clone(), &token, addresses.admin.ip().is_loopback());
     let admin_service = hyper_util::service::TowerToHyperService::new(admin.clone().router());

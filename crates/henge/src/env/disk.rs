@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::oneshot;
 
+use super::recycle::Recycler;
 use super::workers::Workers;
 
 /// The file whose lock is the directory's lock. Not listed: it is no file of the engine's.
@@ -31,6 +32,7 @@ const BOUNCE_BYTES_MAX: usize = 1 << 20;
 pub struct RealDisk {
     directory: PathBuf,
     workers: Arc<Workers>,
+    buffers: Arc<Recycler>,
 }
 
 impl RealDisk {
@@ -44,7 +46,8 @@ impl RealDisk {
     pub fn open(directory: &Path) -> io::Result<RealDisk> {
         // Found out now rather than in the first operation.
         fs::read_dir(directory)?;
-        Ok(RealDisk { directory: directory.to_owned(), workers: Arc::new(Workers::start()?) })
+        let workers = Arc::new(Workers::start()?);
+        Ok(RealDisk { directory: directory.to_owned(), workers, buffers: Arc::default() })
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -64,7 +67,8 @@ impl Disk for RealDisk {
         if caching == Caching::Direct {
             try_direct_io(&file)?;
         }
-        let inner = Arc::new(Inner { file, caching, flush_failed: AtomicBool::new(false) });
+        let buffers = Arc::clone(&self.buffers);
+        let inner = Arc::new(Inner { file, caching, buffers, flush_failed: AtomicBool::new(false) });
         Ok(Arc::new(RealFile { inner, workers: Arc::clone(&self.workers) }))
     }
 
@@ -149,6 +153,7 @@ struct RealFile {
 struct Inner {
     file: fs::File,
     caching: Caching,
+    buffers: Arc<Recycler>,
     /// After a failed flush the kernel forgets what was not written, and the next flush would claim success.
     flush_failed: AtomicBool,
 }
@@ -204,7 +209,7 @@ impl Inner {
         if self.caching == Caching::Direct {
             assert_eq!((offset % BLOCK as u64, len % BLOCK), (0, 0), "direct reads are whole blocks");
         }
-        let mut buffer = AlignedBuf::zeroed(len);
+        let mut buffer = self.buffers.take(len);
         let mut filled = 0;
         while filled < len {
             match self.file.read_at(&mut buffer.as_mut_slice()[filled..], offset + filled as u64) {
@@ -219,7 +224,7 @@ impl Inner {
             }
         }
         buffer.set_len(filled);
-        Ok(buffer.freeze())
+        Ok(self.buffers.freeze(buffer))
     }
 
     fn write(&self, offset: u64, pieces: Vec<Bytes>) -> io::Result<()> {
@@ -358,7 +363,8 @@ mod tests {
         // A pipe cannot be flushed: fdatasync(2) answers EINVAL.
         let (_reader, writer) = std::io::pipe().unwrap();
         let file = fs::File::from(std::os::fd::OwnedFd::from(writer));
-        let inner = Inner { file, caching: Caching::Buffered, flush_failed: AtomicBool::new(false) };
+        let inner =
+            Inner { file, caching: Caching::Buffered, buffers: Arc::default(), flush_failed: AtomicBool::new(false) };
         let first = inner.flush().unwrap_err();
         assert_eq!(first.raw_os_error(), Some(libc::EINVAL));
         assert!(inner.flush().unwrap_err().to_string().contains("earlier flush"));

@@ -8,6 +8,7 @@ mod conformance;
 mod disk;
 mod net;
 mod random;
+mod recycle;
 mod workers;
 
 pub use disk::RealDisk;

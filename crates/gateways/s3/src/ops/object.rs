@@ -63,7 +63,9 @@ pub async fn get(gateway: &Gateway, request: &Request) -> Result<Reply> {
     let mut reply = describe(request, &bucket, &object, &selected)?;
     let length = selected.range.end - selected.range.start;
     if length > 0 {
-        *reply.body_mut() = ResponseBody::object(gateway.client.read(&bucket, &object, selected.range), length);
+        let mut reader = gateway.client.read(&bucket, &object, selected.range);
+        let first = reader.next().await.transpose()?.unwrap_or_default();
+        *reply.body_mut() = ResponseBody::object(first, reader, length);
     }
     Ok(reply)
 }
