@@ -8,6 +8,7 @@ mod checks;
 mod churn;
 mod cluster;
 pub mod content;
+mod fullness;
 pub mod history;
 pub mod linearizability;
 mod nemesis;

@@ -75,7 +75,7 @@ fn run_in(sim: &Sim, planted: Option<Planted>, is_traced: bool) -> Report {
 }
 
 fn nemesis(sim: &SimHandle, plan: &Arc<Plan>, recorder: &Recorder) -> Nemesis {
-    let cluster = Cluster::new(sim.clone(), plan.clone());
+    let cluster = Cluster::new(sim.clone(), plan.clone(), recorder.clone());
     let excuses = Arc::new(Excuses::default());
     let verifier = Worker {
         id: 1000,
