@@ -5,6 +5,7 @@
 
 use base::Env;
 use base::ids::{GroupId, LogIndex, PeerId, Term};
+use bytes::Bytes;
 use protocol::raft::{Entry, HardState, NotTaken, RaftPeer, ReadGrant, Role, UNCOMMITTED_BYTES_MAX};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,7 +46,7 @@ pub enum GroupError {
 }
 
 enum Request {
-    Propose { command: Command, reply: oneshot::Sender<Result<Reply, GroupError>> },
+    Propose { data: Bytes, reply: oneshot::Sender<Result<Reply, GroupError>> },
     Barrier { reply: oneshot::Sender<Result<(), GroupError>> },
     Trim { index: LogIndex },
     Stop { done: oneshot::Sender<()> },
@@ -72,7 +73,7 @@ impl GroupHandle {
     /// Executes a command through the log.
     pub async fn propose(&self, command: Command) -> Result<Reply, GroupError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Request::Propose { command, reply }).await?;
+        self.send(Request::Propose { data: command.encode(), reply }).await?;
         answer.await.map_err(|_| GroupError::Unknown("the node is shutting down".into()))?
     }
 
@@ -239,7 +240,7 @@ impl Driver {
 
     fn take(&mut self, request: Request) {
         match request {
-            Request::Propose { command, reply } => self.propose(command, reply),
+            Request::Propose { data, reply } => self.propose(data, reply),
             Request::Barrier { reply } => self.barriers_new.push(reply),
             Request::Stop { done } => self.stopping = Some(done),
             Request::Trim { index } => {
@@ -250,7 +251,7 @@ impl Driver {
         }
     }
 
-    fn propose(&mut self, command: Command, reply: oneshot::Sender<Result<Reply, GroupError>>) {
+    fn propose(&mut self, data: Bytes, reply: oneshot::Sender<Result<Reply, GroupError>>) {
         if let Some(why) = self.failed() {
             let _ = reply.send(Err(GroupError::Failed(why)));
             return;
@@ -259,7 +260,7 @@ impl Driver {
             let _ = reply.send(Err(GroupError::Busy("the key-value store is behind with its flushes".into())));
             return;
         }
-        match self.raft.propose(command.encode()) {
+        match self.raft.propose(data) {
             Ok((index, term)) => {
                 self.proposals.insert(index, (term, reply));
             }
