@@ -452,7 +452,8 @@ async fn announce(
     };
     client.change_map_checked(MapCommand::SetNode(node)).await?;
     announce_disks(identity.node, disks, client).await?;
-    if client.map().map.pools.is_empty() {
+    // The groups come after the pool: a first start that crashed in between is finished here.
+    if client.map().map.pgs.is_empty() {
         set_up_pool(identity.node, disks, client).await?;
     }
     if client.map().map.shards.is_empty() {

@@ -23,8 +23,13 @@ use crate::worker::Worker;
 
 /// Virtual time in which garbage, orphans and compaction must come to their end when nobody writes.
 const QUIET: Duration = Duration::from_secs(6);
+/// Long enough for the first scrub, which begins ten minutes after a start.
+const QUIET_LONG: Duration = Duration::from_secs(620);
 /// Virtual time within which a healthy node must take a write.
 const SERVICE_MAX: Duration = Duration::from_secs(20);
+
+/// One of each kind: inline, a small chunk, a large one.
+const SERVICE_LENS: [u64; 3] = [100, 5000, 300_000];
 
 impl Worker {
     /// Reads every key of every bucket: what it is, and (`whole`) all its bytes.
@@ -118,7 +123,7 @@ impl Nemesis {
         if !self.verifier.are_errors_excused() {
             self.verifier.check_listings(&serving).await;
         }
-        self.sim.sleep(QUIET).await;
+        self.sim.sleep(if self.sim.below(4) == 0 { QUIET_LONG } else { QUIET }).await;
         self.check_status();
         if self.verifier.are_errors_excused() {
             self.cluster.crash().await;
@@ -153,11 +158,11 @@ impl Nemesis {
         let key = worker.key(0, &self.plan.keys[0]);
         let puts = async {
             let Some(info) = worker.bucket(serving, 0).await else { return };
-            let before = self.recorder.counts().get("puts_acknowledged").copied().unwrap_or(0);
-            worker.put(serving, &info, &key, Condition::Always).await;
-            let after = self.recorder.counts().get("puts_acknowledged").copied().unwrap_or(0);
-            if after == before && !worker.are_errors_excused() && self.plan.profile != Profile::DiskFull {
-                self.recorder.violation("a healthy node does not take a write".into());
+            for len in SERVICE_LENS {
+                let is_done = worker.put_len(serving, &info, &key, Condition::Always, len).await;
+                if !is_done && !worker.are_errors_excused() {
+                    self.recorder.violation(format!("a healthy node does not take an object of {len} bytes"));
+                }
             }
         };
         tokio::select! {

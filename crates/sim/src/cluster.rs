@@ -186,6 +186,11 @@ impl Cluster {
         ready.await.expect("the sender lives in this cluster").clone().expect("just waited for")
     }
 
+    /// Nothing stands in the way of an answer: the node runs, and was not told to end.
+    pub fn is_serving(&self) -> bool {
+        self.serving.borrow().is_some() && self.sim.is_running(NODE)
+    }
+
     pub fn status(&self) -> Option<Status> {
         self.shared().node.as_ref().map(Node::status)
     }
