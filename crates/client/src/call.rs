@@ -56,6 +56,8 @@ pub(crate) struct Shared {
     map: RwLock<Arc<MapView>>,
     leaders: Mutex<BTreeMap<GroupId, NodeId>>,
     retry_budget: AtomicU32,
+    /// When an unknown name was last looked for in a fresh map.
+    looked_up: Mutex<Option<MonoTime>>,
 }
 
 /// What belongs to one session: renewed as a whole.
@@ -93,6 +95,7 @@ impl Client {
                 map: RwLock::new(Arc::new(MapView::default())),
                 leaders: Mutex::new(BTreeMap::new()),
                 retry_budget: AtomicU32::new(RETRY_BUDGET_MAX),
+                looked_up: Mutex::new(None),
             }),
         }
     }
@@ -145,11 +148,32 @@ impl Client {
         }
     }
 
+    /// As `refresh_map`, but at most every 100 ms: for names that may be anybody's invention. In between the cached map
+    /// answers, which this node's own replica keeps fresh.
+    pub(crate) async fn refresh_map_sometimes(&self) -> Result<Arc<MapView>, Error> {
+        const INTERVAL: Duration = Duration::from_millis(100);
+        {
+            let mut last = self.shared.looked_up.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = self.shared.env.now();
+            if last.is_some_and(|last| now.since(last) < INTERVAL) {
+                return Ok(self.map());
+            }
+            *last = Some(now);
+        }
+        self.refresh_map().await
+    }
+
     /// Keeps the newer of two maps.
     pub fn learn_map(&self, map: meta::map::command::ClusterMap) -> Arc<MapView> {
+        let held = self.map();
+        if MapVersion(map.version) <= held.version() && held.version().0 > 0 {
+            return held;
+        }
+        // Indexed outside of the lock: every other request waits there.
+        let fresh = Arc::new(MapView::new(map));
         let mut held = self.shared.map.write().unwrap_or_else(PoisonError::into_inner);
-        if MapVersion(map.version) >= held.version() {
-            *held = Arc::new(MapView::new(map));
+        if fresh.version() > held.version() || held.version().0 == 0 {
+            *held = fresh;
         }
         held.clone()
     }

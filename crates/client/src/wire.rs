@@ -177,10 +177,21 @@ pub enum Failure {
     NoDisk = 11,
 }
 
+impl Failed {
+    pub fn new(failure: Failure, detail: impl Into<String>) -> Failed {
+        Failed { failure: failure as i32, detail: detail.into(), leader: 0 }
+    }
+}
+
+impl From<Failed> for Answer {
+    fn from(failed: Failed) -> Answer {
+        Answer::of(Told::Failed(failed))
+    }
+}
+
 impl Answer {
     pub fn failed(failure: Failure, detail: impl Into<String>) -> Answer {
-        let failed = Failed { failure: failure as i32, detail: detail.into(), leader: 0 };
-        Answer { map_version: 0, told: Some(Told::Failed(failed)) }
+        Failed::new(failure, detail).into()
     }
 
     pub fn of(told: Told) -> Answer {

@@ -225,14 +225,8 @@ impl ObjectWriter {
             return Ok(Body { size: self.size, inline: Some(bytes), inline_crc32c, ..Body::default() });
         }
         if self.filling.len() > 0 {
-            if self.in_flight.is_empty() {
-                // The last (for most objects the only) chunk needs no task of its own.
-                let payload = std::mem::replace(&mut self.filling, Filling::empty()).into_payload();
-                let chunk = self.client.store_chunk(&self.bucket, payload).await?;
-                self.stored.push(chunk);
-            } else {
-                self.dispatch().await?;
-            }
+            // In a task of its own, which deletes the chunk when the request is dropped meanwhile.
+            self.dispatch().await?;
         }
         while !self.in_flight.is_empty() {
             self.collect_one().await?;

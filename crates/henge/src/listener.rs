@@ -117,7 +117,11 @@ where
 {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
-        let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
+        let permit = tokio::select! {
+            biased;
+            () = stopped(&mut stop) => break,
+            permit = Arc::clone(&permits).acquire_owned() => permit.expect("the semaphore is never closed"),
+        };
         let accepted = tokio::select! {
             biased;
             () = stopped(&mut stop) => break,

@@ -5,7 +5,8 @@
 
 use base::Env;
 use base::ids::{GroupId, LogIndex, PeerId, Term};
-use protocol::raft::{Entry, HardState, NotTaken, RaftPeer, ReadGrant, Role};
+use bytes::Bytes;
+use protocol::raft::{Entry, HardState, NotTaken, RaftPeer, ReadGrant, Role, UNCOMMITTED_BYTES_MAX};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,8 +22,15 @@ const TICK: Duration = Duration::from_millis(100);
 const MAILBOX_MAX: usize = 1024;
 /// State that may wait for a flush; beyond it new commands are refused until the disk has caught up.
 const UNFLUSHED_BYTES_MAX: u64 = 256 << 20;
+/// Pause before a log write is tried again that the disk had no room for.
+const FULL_PAUSE: Duration = Duration::from_millis(200);
 /// Requests taken in one round.
 const ROUND_MAX: usize = 256;
+
+const _: () = assert!(
+    2 * UNCOMMITTED_BYTES_MAX as usize <= store::RAFT_WRITE_LEN_MAX,
+    "whatever gathers while a write is under way fits into the next one"
+);
 
 /// Why a group did not answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +46,7 @@ pub enum GroupError {
 }
 
 enum Request {
-    Propose { command: Command, reply: oneshot::Sender<Result<Reply, GroupError>> },
+    Propose { data: Bytes, reply: oneshot::Sender<Result<Reply, GroupError>> },
     Barrier { reply: oneshot::Sender<Result<(), GroupError>> },
     Trim { index: LogIndex },
     Stop { done: oneshot::Sender<()> },
@@ -65,7 +73,7 @@ impl GroupHandle {
     /// Executes a command through the log.
     pub async fn propose(&self, command: Command) -> Result<Reply, GroupError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Request::Propose { command, reply }).await?;
+        self.send(Request::Propose { data: command.encode(), reply }).await?;
         answer.await.map_err(|_| GroupError::Unknown("the node is shutting down".into()))?
     }
 
@@ -232,7 +240,7 @@ impl Driver {
 
     fn take(&mut self, request: Request) {
         match request {
-            Request::Propose { command, reply } => self.propose(command, reply),
+            Request::Propose { data, reply } => self.propose(data, reply),
             Request::Barrier { reply } => self.barriers_new.push(reply),
             Request::Stop { done } => self.stopping = Some(done),
             Request::Trim { index } => {
@@ -243,7 +251,7 @@ impl Driver {
         }
     }
 
-    fn propose(&mut self, command: Command, reply: oneshot::Sender<Result<Reply, GroupError>>) {
+    fn propose(&mut self, data: Bytes, reply: oneshot::Sender<Result<Reply, GroupError>>) {
         if let Some(why) = self.failed() {
             let _ = reply.send(Err(GroupError::Failed(why)));
             return;
@@ -252,7 +260,7 @@ impl Driver {
             let _ = reply.send(Err(GroupError::Busy("the key-value store is behind with its flushes".into())));
             return;
         }
-        match self.raft.propose(command.encode()) {
+        match self.raft.propose(data) {
             Ok((index, term)) => {
                 self.proposals.insert(index, (term, reply));
             }
@@ -308,8 +316,16 @@ impl Driver {
         };
         let (done, written) = oneshot::channel();
         let (engine, number) = (self.engine.clone(), unwritten.number);
+        let env = self.env.clone();
         self.env.spawn("raft write", async move {
-            let _ = done.send(engine.raft_write(write).await.map(|()| number));
+            let result = loop {
+                match engine.raft_write(write.clone()).await {
+                    // Space may come back, and nothing was written: meanwhile new commands are refused as too many.
+                    Err(StoreError::Full) => env.sleep(FULL_PAUSE).await,
+                    result => break result,
+                }
+            };
+            let _ = done.send(result.map(|()| number));
         });
         self.writing = Some(written);
     }

@@ -40,7 +40,10 @@ pub struct Generations {
 /// Why the directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum HomeError {
-    #[error("file `{file}` is damaged ({detail}): restore it from a backup of the directory, or start a new node")]
+    #[error(
+        "file `{file}` is damaged ({detail}): restore the newest copy of it (an older `generation` is refused later), or \
+         start anew with an empty --data"
+    )]
     Damaged { file: &'static str, detail: String },
     #[error("file `{file}` has format version {found}, this binary knows version {known}: start a newer henge")]
     NewerFormat { file: &'static str, found: u16, known: u16 },
@@ -85,8 +88,13 @@ pub struct GenerationClock {
 
 impl GenerationClock {
     /// Reads the clock and raises it: the new generation is durable before anything is done under it.
-    pub async fn start(disk: Arc<dyn Disk>, node: NodeId) -> Result<GenerationClock, HomeError> {
+    pub async fn start(disk: Arc<dyn Disk>, identity: &NodeIdentity) -> Result<GenerationClock, HomeError> {
+        let node = identity.node;
         let generations = load_generations(&*disk, node).await?;
+        if generations.current.0 == 0 && identity.set_up {
+            let detail = "it is missing although the node has run before".into();
+            return Err(HomeError::Damaged { file: GENERATION_FILE, detail });
+        }
         let clock = GenerationClock { disk, node, generations: Mutex::new(generations) };
         clock.raise().await?;
         Ok(clock)
@@ -161,6 +169,21 @@ mod tests {
     use super::*;
     use base::sim::Sim;
 
+    fn identity(node: u32) -> NodeIdentity {
+        NodeIdentity { cluster: ClusterId(1), node: NodeId(node), set_up: false }
+    }
+
+    #[test]
+    fn a_lost_generation_is_not_a_fresh_start() {
+        let sim = Sim::new(3);
+        let node = sim.node(NodeId(1));
+        let _env = node.env();
+        let disk: Arc<dyn Disk> = sim.disk(NodeId(1), "data");
+        let ran_before = NodeIdentity { set_up: true, ..identity(1) };
+        let start = sim.block_on(node.run(async move { GenerationClock::start(disk, &ran_before).await.is_err() }));
+        assert!(start.expect("no crash meanwhile"));
+    }
+
     #[test]
     fn generations_rise_over_crashes_and_foreign_files_are_refused() {
         let sim = Sim::new(1);
@@ -169,7 +192,7 @@ mod tests {
             let disk: Arc<dyn Disk> = sim.disk(NodeId(1), "data");
             let _env = node.env();
             let clock = sim.block_on(node.run(async move {
-                let clock = GenerationClock::start(disk, NodeId(7)).await?;
+                let clock = GenerationClock::start(disk, &identity(7)).await?;
                 clock.record_sweep(clock.now().await.current).await?;
                 Ok::<_, HomeError>(clock.now().await)
             }));
@@ -179,7 +202,7 @@ mod tests {
         }
         let disk: Arc<dyn Disk> = sim.disk(NodeId(1), "data");
         let _env = node.env();
-        let foreign = sim.block_on(node.run(async move { GenerationClock::start(disk, NodeId(8)).await.is_err() }));
+        let foreign = sim.block_on(node.run(async move { GenerationClock::start(disk, &identity(8)).await.is_err() }));
         assert!(foreign.expect("no crash meanwhile"));
     }
 

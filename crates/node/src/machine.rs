@@ -17,6 +17,7 @@ const ENTRY_COMMAND: u8 = 1;
 
 /// What a command asks for.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "encoded where it is made; never kept or queued")]
 pub enum Command {
     Map(MapEntry),
     Shard(ShardEntry),

@@ -57,8 +57,8 @@ type Answered = (Answer, Vec<Bytes>);
 
 impl Service {
     async fn answer(&self, request: Request, bulk: Vec<Bytes>) -> Answered {
-        if let Err(answer) = self.check_generation(&request) {
-            return (answer, Vec::new());
+        if let Err(failed) = self.check_generation(&request) {
+            return (failed.into(), Vec::new());
         }
         let Some(ask) = request.ask else {
             return (Answer::failed(Failure::Invalid, "a request of a newer version"), Vec::new());
@@ -80,25 +80,25 @@ impl Service {
     }
 
     /// The zombie learns its fate from this answer.
-    fn check_generation(&self, request: &Request) -> Result<(), Answer> {
+    fn check_generation(&self, request: &Request) -> Result<(), Failed> {
         let map = self.map.borrow();
         let floor = map.nodes.iter().find(|row| row.id == request.node).map_or(0, |row| row.generation_floor);
         if request.generation < floor {
             let why = format!("generation {} of node {} is below its floor {floor}", request.generation, request.node);
-            return Err(Answer::failed(Failure::StaleGeneration, why));
+            return Err(Failed::new(Failure::StaleGeneration, why));
         }
         Ok(())
     }
 
-    fn group(&self, id: GroupId) -> Result<&GroupHandle, Answer> {
-        self.groups.get(&id).ok_or_else(|| Answer::failed(Failure::NotLeader, format!("no replica of group {id} here")))
+    fn group(&self, id: GroupId) -> Result<&GroupHandle, Failed> {
+        self.groups.get(&id).ok_or_else(|| Failed::new(Failure::NotLeader, format!("no replica of group {id} here")))
     }
 
     async fn get_map(&self, linearizable: bool) -> Answer {
         if linearizable {
             let group = match self.group(GROUP_ZERO) {
                 Ok(group) => group,
-                Err(answer) => return answer,
+                Err(failed) => return failed.into(),
             };
             if let Err(error) = group.barrier().await {
                 return group_failure(error);
@@ -110,7 +110,7 @@ impl Service {
     async fn propose(&self, id: GroupId, command: Command) -> Answer {
         let group = match self.group(id) {
             Ok(group) => group,
-            Err(answer) => return answer,
+            Err(failed) => return failed.into(),
         };
         match group.propose(command).await {
             Ok(Reply::Map(reply)) => Answer::of(Told::MapReply(reply)),
@@ -122,7 +122,7 @@ impl Service {
     async fn query(&self, id: GroupId, query: meta::object::command::ShardQuery) -> Answer {
         let group = match self.group(id) {
             Ok(group) => group,
-            Err(answer) => return answer,
+            Err(failed) => return failed.into(),
         };
         if let Err(error) = group.barrier().await {
             return group_failure(error);
@@ -142,7 +142,7 @@ impl Service {
     async fn put_chunk(&self, put: wire::PutChunk, bulk: Vec<Bytes>) -> Answer {
         let (engine, id) = match (self.engine(&put.disk), chunk_id(&put.id)) {
             (Ok(engine), Some(id)) => (engine, id),
-            (Err(answer), _) => return answer,
+            (Err(failed), _) => return failed.into(),
             (_, None) => return Answer::failed(Failure::Invalid, "a chunk id has 16 bytes"),
         };
         let current = self.placement_epoch(id);
@@ -161,7 +161,7 @@ impl Service {
     async fn get_chunk(&self, get: wire::GetChunk) -> Answered {
         let (engine, id) = match (self.engine(&get.disk), chunk_id(&get.id)) {
             (Ok(engine), Some(id)) => (engine, id),
-            (Err(answer), _) => return (answer, Vec::new()),
+            (Err(failed), _) => return (failed.into(), Vec::new()),
             (_, None) => return (Answer::failed(Failure::Invalid, "a chunk id has 16 bytes"), Vec::new()),
         };
         match engine.get(id, get.start..get.end).await {
@@ -173,7 +173,7 @@ impl Service {
     async fn delete_chunks(&self, delete: wire::DeleteChunks) -> Answer {
         let engine = match self.engine(&delete.disk) {
             Ok(engine) => engine,
-            Err(answer) => return answer,
+            Err(failed) => return failed.into(),
         };
         if !delete.ids.len().is_multiple_of(ChunkId::LEN) || delete.ids.len() > DELETES_MAX * ChunkId::LEN {
             return Answer::failed(Failure::Invalid, "chunk ids have 16 bytes each, at most 4096 at once");
@@ -185,10 +185,10 @@ impl Service {
         }
     }
 
-    fn engine(&self, raw: &[u8]) -> Result<&Engine, Answer> {
+    fn engine(&self, raw: &[u8]) -> Result<&Engine, Failed> {
         let id = raw.try_into().map(|raw| DiskId(u128::from_be_bytes(raw)));
-        let id = id.map_err(|_| Answer::failed(Failure::Invalid, "a disk id has 16 bytes"))?;
-        self.disks.engine(id).map_err(|why| Answer::failed(Failure::NoDisk, why))
+        let id = id.map_err(|_| Failed::new(Failure::Invalid, "a disk id has 16 bytes"))?;
+        self.disks.engine(id).map_err(|why| Failed::new(Failure::NoDisk, why))
     }
 
     fn placement_epoch(&self, id: ChunkId) -> Option<PgEpoch> {

@@ -128,7 +128,7 @@ impl Node {
         let env = config.env.clone();
         let home_lock = lock_home(&config)?;
         let identity = identify(&config).await?;
-        let clock = Arc::new(GenerationClock::start(config.data.clone(), identity.node).await?);
+        let clock = Arc::new(GenerationClock::start(config.data.clone(), &identity).await?);
         let session = Session { node: identity.node, generation: clock.now().await.current };
 
         let disks = Arc::new(open_disks(&config, &tuning, &identity).await?);
@@ -452,7 +452,8 @@ async fn announce(
     };
     client.change_map_checked(MapCommand::SetNode(node)).await?;
     announce_disks(identity.node, disks, client).await?;
-    if client.map().map.pools.is_empty() {
+    // The groups come after the pool: a first start that crashed in between is finished here.
+    if client.map().map.pgs.is_empty() {
         set_up_pool(identity.node, disks, client).await?;
     }
     if client.map().map.shards.is_empty() {
@@ -524,19 +525,19 @@ async fn set_up_shard(node: NodeId, client: &Client) -> Result<(), StartError> {
 async fn announce_root(config: &Config, client: &Client) -> Result<(), StartError> {
     let (access_key, secret_key) = config.root.clone();
     let known = client.map().key(&access_key).cloned();
-    if known.as_ref().is_some_and(|row| row.secret_key == secret_key && row.root) {
+    if known.is_some_and(|row| row.secret_key == secret_key && row.root) {
         return Ok(());
     }
-    if known.is_some() {
-        client.delete_access_key(&access_key).await?;
-    }
-    let old: Vec<KeyRow> = client.map().map.keys.iter().filter(|row| row.root).cloned().collect();
-    for row in old {
-        client.delete_access_key(&row.access_key).await?;
-    }
     let row = KeyRow { access_key, secret_key, name: "root".into(), created_ms: client.wall_ms(), root: true };
-    client.insert_access_key(row).await?;
-    Ok(())
+    match client.insert_access_key(row).await {
+        Ok(_) => Ok(()),
+        Err(client::Error::KeyExists) => {
+            let why =
+                "the root user has the id of another access key: choose another HENGE_ROOT_USER, or delete that key";
+            Err(StartError(why.into()))
+        }
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn start_workers(
@@ -557,6 +558,8 @@ fn start_workers(
     let (sweeper, finisher) = (client.clone(), client.clone());
     let renew = workers::renew_session(env.clone(), client.clone(), clock.clone(), stop.subscribe());
     env.spawn("renew session", renew);
+    let announce = workers::announce_failures(env.clone(), service.clone(), client.clone(), stop.subscribe());
+    env.spawn("announce failures", announce);
     env.spawn("sweep orphans", workers::sweep_orphans(env.clone(), service.clone(), sweeper, clock));
     env.spawn("finish buckets", async move {
         if let Err(error) = finisher.finish_buckets().await {

@@ -5,8 +5,10 @@ use base::Env;
 use base::env::MonoTime;
 use base::ids::{ChunkId, Generation, GroupId, PoolId, Session};
 use base::{GIB, MIB};
+use bytes::Bytes;
 use client::{Client, Error};
-use meta::object::command::{ListGarbage, ShardFound, ShardQuery, ShardRead};
+use meta::map::command::{DiskRow, DiskState, MapCommand, NodeRow};
+use meta::object::command::{Garbage, ListGarbage, ShardFound, ShardQuery, ShardRead};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +26,7 @@ pub const GARBAGE_GRACE: Duration = Duration::from_secs(15);
 const GARBAGE_CHECK: Duration = Duration::from_millis(500);
 /// A session lives for a day at most.
 const RENEW_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+const DISK_CHECK: Duration = Duration::from_secs(1);
 const RENEW_CHECK: Duration = Duration::from_secs(60);
 /// Garbage rows handled at once.
 const GARBAGE_ROWS_MAX: u32 = 128;
@@ -73,14 +76,23 @@ pub async fn renew_session(env: Env, client: Client, clock: Arc<GenerationClock>
         if env.now().since(renewed) < RENEW_AFTER && client.chunks_named() < u32::MAX / 2 {
             continue;
         }
-        match clock.raise().await {
-            Ok(generation) => {
-                client.renew_session(Session { generation, ..client.session() });
-                renewed = env.now();
-            }
-            Err(error) => tracing::error!("the generation cannot be raised: {error}"),
+        match raise(&client, &clock).await {
+            Ok(()) => renewed = env.now(),
+            Err(why) => tracing::error!("the generation cannot be raised: {why}"),
         }
     }
+}
+
+/// First in the own directory, then in the map (which refuses a generation that it has seen), then in use.
+async fn raise(client: &Client, clock: &GenerationClock) -> Result<(), String> {
+    let generation = clock.raise().await.map_err(|error| error.to_string())?;
+    let session = client.session();
+    let map = client.map();
+    let row = map.map.nodes.iter().find(|row| row.id == session.node.0).cloned().unwrap_or_default();
+    let row = NodeRow { id: session.node.0, generation: generation.0, ..row };
+    client.change_map_checked(MapCommand::SetNode(row)).await.map_err(|error| error.to_string())?;
+    client.renew_session(Session { generation, ..session });
+    Ok(())
 }
 
 /// Writes tombstones for the chunks in the garbage queues of all shards, then retires the rows.
@@ -145,16 +157,61 @@ async fn collect_until(service: &Service, client: &Client, group: GroupId, due: 
         let rows: Vec<_> = page.rows.into_iter().take_while(|row| row.sequence <= due).collect();
         let Some(last) = rows.last() else { return Ok(()) };
         after = last.sequence;
-        let mut chunks = Vec::new();
-        for row in &rows {
-            let unpacked = meta::chunks::unpack(&row.chunks).map_err(|error| Error::Damaged(error.to_string()))?;
-            chunks.extend(unpacked.into_iter().map(|chunk| chunk.id));
+        let buried = bury_rows(service, client, &rows).await?;
+        if !buried.is_empty() {
+            client.retire_garbage(group, buried).await?;
         }
-        client.bury_chunks(&chunks).await?;
-        service.counters.garbage_chunks.inc_by(chunks.len() as u64);
-        client.retire_garbage(group, rows.iter().map(|row| row.sequence).collect()).await?;
     }
     Ok(())
+}
+
+/// Writes tombstones for the chunks of all rows at once or, where a disk is out of service, row by row, so that what
+/// cannot be deleted now does not hold up the rest. Answers the rows that are done.
+async fn bury_rows(service: &Service, client: &Client, rows: &[Garbage]) -> Result<Vec<u64>, Error> {
+    let mut chunks: Vec<Vec<ChunkId>> = Vec::with_capacity(rows.len());
+    for row in rows {
+        let unpacked = meta::chunks::unpack(&row.chunks).map_err(|error| Error::Damaged(error.to_string()))?;
+        chunks.push(unpacked.into_iter().map(|chunk| chunk.id).collect());
+    }
+    if client.bury_chunks(&chunks.concat()).await.is_ok() {
+        service.counters.garbage_chunks.inc_by(chunks.iter().map(|ids| ids.len() as u64).sum());
+        return Ok(rows.iter().map(|row| row.sequence).collect());
+    }
+    let mut buried = Vec::new();
+    for (row, ids) in rows.iter().zip(&chunks) {
+        match client.bury_chunks(ids).await {
+            Ok(()) => {
+                service.counters.garbage_chunks.inc_by(ids.len() as u64);
+                buried.push(row.sequence);
+            }
+            Err(error) => tracing::debug!("garbage row {} waits: {error}", row.sequence),
+        }
+    }
+    Ok(buried)
+}
+
+/// Tells the cluster map when a disk fails while the node runs, so that no new data is placed there.
+pub async fn announce_failures(env: Env, service: Arc<Service>, client: Client, mut stop: watch::Receiver<bool>) {
+    let mut announced = BTreeSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = env.sleep(DISK_CHECK) => {}
+        }
+        for disk in service.disks.all.iter().filter(|disk| disk.state().0 == "failed") {
+            let id = Bytes::copy_from_slice(&disk.id.0.to_be_bytes());
+            let map = client.map();
+            let row = map.map.disks.iter().find(|row| row.id == id && row.state() == DiskState::Up);
+            let Some(row) = row.filter(|_| !announced.contains(&disk.id)) else { continue };
+            tracing::error!("disk {} has failed: {}", disk.label, disk.state().1);
+            let failed = DiskRow { state: DiskState::Failed as i32, ..row.clone() };
+            match client.change_map_checked(MapCommand::SetDisk(failed)).await {
+                Ok(_) => drop(announced.insert(disk.id)),
+                Err(error) => tracing::warn!("the failure of disk {} is not in the map yet: {error}", disk.label),
+            }
+        }
+    }
 }
 
 /// After a start: nobody can commit chunks of this node's earlier lives any more, so what no key names of them goes.

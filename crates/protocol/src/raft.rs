@@ -20,9 +20,10 @@ pub const ELECTION_TICKS: usize = 10;
 /// Ticks between heartbeats of a leader.
 pub const HEARTBEAT_TICKS: usize = 2;
 /// Bytes of proposals that may be waiting for commitment before new ones are refused.
-pub const UNCOMMITTED_BYTES_MAX: u64 = 64 << 20;
+/// All of them may end up in one write to the log.
+pub const UNCOMMITTED_BYTES_MAX: u64 = 8 << 20;
 /// Bytes of entries handed out for apply at once.
-const COMMITTED_BYTES_PER_READY_MAX: u64 = 8 << 20;
+const COMMITTED_BYTES_PER_READY_MAX: u64 = 4 << 20;
 /// Bytes of entries in one append message.
 const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 /// Append messages in flight to one follower.

@@ -23,8 +23,13 @@ use crate::worker::Worker;
 
 /// Virtual time in which garbage, orphans and compaction must come to their end when nobody writes.
 const QUIET: Duration = Duration::from_secs(6);
+/// Long enough for the first scrub, which begins ten minutes after a start.
+const QUIET_LONG: Duration = Duration::from_secs(620);
 /// Virtual time within which a healthy node must take a write.
 const SERVICE_MAX: Duration = Duration::from_secs(20);
+
+/// One of each kind: inline, a small chunk, a large one.
+const SERVICE_LENS: [u64; 3] = [100, 5000, 300_000];
 
 impl Worker {
     /// Reads every key of every bucket: what it is, and (`whole`) all its bytes.
@@ -110,14 +115,20 @@ impl Nemesis {
         }
         let serving = self.cluster.serving(0).await;
         self.check_service(&serving).await;
+        if self.plan.profile == Profile::DiskFull && !self.fill_and_empty().await {
+            return;
+        }
+        let serving = self.cluster.serving(0).await;
+        let damaged = |counts: BTreeMap<&'static str, u64>| counts.get("damaged").copied().unwrap_or(0);
+        let damaged_before = damaged(self.recorder.counts());
         self.verifier.read_all(&serving, true).await;
+        let has_damage = damaged(self.recorder.counts()) > damaged_before;
         if !self.verifier.are_errors_excused() {
             self.verifier.check_listings(&serving).await;
         }
-        self.sim.sleep(QUIET).await;
-        self.check_status();
-        self.gather_metrics();
-        if self.plan.profile == Profile::BitRot {
+        self.sim.sleep(if self.sim.below(4) == 0 { QUIET_LONG } else { QUIET }).await;
+        self.check_status(has_damage);
+        if self.verifier.are_errors_excused() {
             self.cluster.crash().await;
             return;
         }
@@ -129,7 +140,7 @@ impl Nemesis {
         self.sim.disk(NODE, "data").crash_after_ops(0);
     }
 
-    async fn start_undisturbed(&self) -> Result<(), ()> {
+    pub async fn start_undisturbed(&self) -> Result<(), ()> {
         match self.cluster.start().await {
             Ok(()) => Ok(()),
             Err(failure) if self.verifier.are_errors_excused() => {
@@ -150,11 +161,11 @@ impl Nemesis {
         let key = worker.key(0, &self.plan.keys[0]);
         let puts = async {
             let Some(info) = worker.bucket(serving, 0).await else { return };
-            let before = self.recorder.counts().get("puts_acknowledged").copied().unwrap_or(0);
-            worker.put(serving, &info, &key, Condition::Always).await;
-            let after = self.recorder.counts().get("puts_acknowledged").copied().unwrap_or(0);
-            if after == before && !worker.are_errors_excused() && self.plan.profile != Profile::DiskFull {
-                self.recorder.violation("a healthy node does not take a write".into());
+            for len in SERVICE_LENS {
+                let is_done = worker.put_len(serving, &info, &key, Condition::Always, len).await;
+                if !is_done && !worker.are_errors_excused() {
+                    self.recorder.violation(format!("a healthy node does not take an object of {len} bytes"));
+                }
             }
         };
         tokio::select! {
@@ -167,11 +178,14 @@ impl Nemesis {
     }
 
     /// One copy is never safe; and nothing is reported that was not done.
-    fn check_status(&self) {
+    fn check_status(&self, has_damage: bool) {
         let Some(status) = self.cluster.status() else {
             return self.recorder.violation("a running node has no status".into());
         };
-        let expected = if self.verifier.are_errors_excused() {
+        let expected = if has_damage {
+            // A client was just told that its object is damaged.
+            status.verdict >= Verdict::Unavailable
+        } else if self.verifier.are_errors_excused() {
             status.verdict >= Verdict::AtRisk
         } else {
             status.verdict == Verdict::AtRisk && status.chunks.corrupt == 0 && status.chunks.lost == 0
@@ -179,29 +193,6 @@ impl Nemesis {
         let is_full = self.plan.profile == Profile::DiskFull && status.verdict == Verdict::Unavailable;
         if !expected && !is_full {
             self.recorder.violation(format!("status says {:?} because of {:?}", status.verdict, status.reasons));
-        }
-    }
-
-    /// What the product says about its background work: a run in which nothing of it happened tests little.
-    pub fn gather_metrics(&self) {
-        const GATHERED: [(&str, &str); 8] = [
-            ("henge_metadata_flushes_total", "key_value_flushes"),
-            ("henge_garbage_chunks_total", "garbage_chunks"),
-            ("henge_orphan_chunks_total", "orphan_chunks"),
-            ("henge_store_batches_total", "batches"),
-            ("henge_store_compacted_bytes_total", "compacted_bytes"),
-            ("henge_store_scrub_passes_total", "scrub_passes"),
-            ("henge_store_conflicts_total", "conflicts"),
-            ("henge_store_damaged_total", "records_damaged"),
-        ];
-        let Some(text) = self.cluster.metrics() else { return };
-        self.recorder.note(|| text.clone());
-        for line in text.lines().filter(|line| !line.starts_with('#')) {
-            let Some((name, value)) = line.rsplit_once(' ') else { continue };
-            let name = name.split('{').next().unwrap_or(name);
-            if let Some((_, count)) = GATHERED.iter().find(|(metric, _)| *metric == name) {
-                self.recorder.count(count, value.parse::<f64>().unwrap_or(0.0) as u64);
-            }
         }
     }
 

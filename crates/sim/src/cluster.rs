@@ -12,12 +12,25 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use crate::plan::Plan;
+use crate::recorder::Recorder;
 
 pub const NODE: NodeId = NodeId(1);
 pub const OWNER: &str = "root";
 
 /// Virtual time within which a start must end, one way or the other.
 const START_MAX: Duration = Duration::from_secs(120);
+
+/// Metrics of the product that are added up over all lives of the node.
+const GATHERED: [(&str, &str); 8] = [
+    ("henge_metadata_flushes_total", "key_value_flushes"),
+    ("henge_garbage_chunks_total", "garbage_chunks"),
+    ("henge_orphan_chunks_total", "orphan_chunks"),
+    ("henge_store_batches_total", "batches"),
+    ("henge_store_compacted_bytes_total", "compacted_bytes"),
+    ("henge_store_scrub_passes_total", "scrub_passes"),
+    ("henge_store_conflicts_total", "conflicts"),
+    ("henge_store_damaged_total", "records_damaged"),
+];
 
 /// One life of the node, as its clients see it.
 #[derive(Clone)]
@@ -53,6 +66,7 @@ pub enum StartFailure {
 pub struct Cluster {
     pub sim: SimHandle,
     plan: Arc<Plan>,
+    recorder: Recorder,
     shared: Arc<Mutex<Shared>>,
     serving: Arc<watch::Sender<Option<Serving>>>,
 }
@@ -64,8 +78,8 @@ struct Shared {
 }
 
 impl Cluster {
-    pub fn new(sim: SimHandle, plan: Arc<Plan>) -> Cluster {
-        Cluster { sim, plan, shared: Arc::default(), serving: Arc::new(watch::Sender::new(None)) }
+    pub fn new(sim: SimHandle, plan: Arc<Plan>, recorder: Recorder) -> Cluster {
+        Cluster { sim, plan, recorder, shared: Arc::default(), serving: Arc::new(watch::Sender::new(None)) }
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
@@ -122,6 +136,8 @@ impl Cluster {
             shared.node = Some(node);
             shared.starts
         };
+        // Sessions of earlier lives are closed now: nothing of theirs is executed any more.
+        self.recorder.close_unknown();
         self.serving.send_replace(Some(Serving { client, start, env }));
         Ok(())
     }
@@ -130,6 +146,7 @@ impl Cluster {
     pub async fn stopped(&self) {
         self.sim.node(NODE).stopped().await;
         self.serving.send_replace(None);
+        self.gather_metrics();
         let node = self.shared().node.take();
         drop(node);
     }
@@ -149,6 +166,7 @@ impl Cluster {
     /// An orderly end. The node may still crash in the middle of it.
     pub async fn shut_down(&self) {
         self.serving.send_replace(None);
+        self.gather_metrics();
         let node = self.shared().node.take();
         if let Some(node) = node {
             let (sender, receiver) = oneshot::channel::<()>();
@@ -168,12 +186,25 @@ impl Cluster {
         ready.await.expect("the sender lives in this cluster").clone().expect("just waited for")
     }
 
+    /// Nothing stands in the way of an answer: the node runs, and was not told to end.
+    pub fn is_serving(&self) -> bool {
+        self.serving.borrow().is_some() && self.sim.is_running(NODE)
+    }
+
     pub fn status(&self) -> Option<Status> {
         self.shared().node.as_ref().map(Node::status)
     }
 
-    pub fn metrics(&self) -> Option<String> {
-        self.shared().node.as_ref().map(Node::metrics_text)
+    /// What the product says about its background work: a run in which nothing of it happened tests little.
+    fn gather_metrics(&self) {
+        let Some(text) = self.shared().node.as_ref().map(Node::metrics_text) else { return };
+        for line in text.lines().filter(|line| !line.starts_with('#')) {
+            let Some((name, value)) = line.rsplit_once(' ') else { continue };
+            let name = name.split('{').next().unwrap_or(name);
+            if let Some((_, count)) = GATHERED.iter().find(|(metric, _)| *metric == name) {
+                self.recorder.count(count, value.parse::<f64>().unwrap_or(0.0) as u64);
+            }
+        }
     }
 }
 

@@ -75,16 +75,19 @@ pub enum Outcome {
     Done,
     /// The condition did not hold.
     Refused,
-    /// It may have happened, or may still happen at any time, or never.
+    /// It may have happened, or may still happen before its end, or never.
     Unknown,
 }
+
+/// The end of an operation that may still happen at any time.
+pub const OPEN: u64 = u64::MAX;
 
 /// One operation with the moments between which it happened.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Operation {
     pub client: u32,
-    /// Positions in the order of all beginnings and ends of the run; `end` is without meaning when the outcome is
-    /// unknown.
+    /// Positions in the order of all beginnings and ends of the run. When the outcome is unknown, `end` is the moment
+    /// after which it cannot happen any more, [`OPEN`] as long as there is none.
     pub begin: u64,
     pub end: u64,
     pub action: Action,

@@ -3,8 +3,8 @@
 //!
 //! The algorithm of Wing and Gong (1993) with Lowe's memory of seen configurations (2017): operations that may come
 //! first are tried in turn; a configuration (the set of operations done, the state reached) is never tried twice.
-//! Operations with unknown outcomes may be given a moment at any time after their beginning, or none; to keep the search
-//! small, they are given one only where something may notice it.
+//! Operations with unknown outcomes may be given a moment at any time between their beginning and their end (which may be
+//! never), or none; to keep the search small, they are given one only where something may notice it.
 
 use crate::history::{KeyState, Operation, Outcome};
 
@@ -41,7 +41,8 @@ struct Events {
     events: Vec<Event>,
     next: Vec<usize>,
     previous: Vec<usize>,
-    /// Where each operation begins and ends in `events`; no end when its outcome is unknown.
+    /// Where each operation begins and ends in `events`; no end when its outcome is unknown, for nothing then has to wait
+    /// for it.
     begin_at: Vec<usize>,
     end_at: Vec<Option<usize>>,
 }
@@ -111,9 +112,11 @@ struct Search<'a> {
     history: &'a [Operation],
     events: Events,
     done: Vec<u64>,
-    /// Operations in the order tried, each with the state before it.
-    order: Vec<(usize, KeyState)>,
+    /// Operations in the order tried, each with the state and the newest beginning before it.
+    order: Vec<(usize, KeyState, u64)>,
     state: KeyState,
+    /// The newest beginning among the operations placed: whatever comes next happens after it.
+    newest_begin: u64,
     /// Operations with known outcomes that have no place yet.
     unplaced: usize,
     seen: Seen,
@@ -129,6 +132,7 @@ impl<'a> Search<'a> {
             done: vec![0; history.len().div_ceil(64)],
             order: Vec::new(),
             state: KeyState::default(),
+            newest_begin: 0,
             unplaced: history.iter().filter(|op| op.outcome != Outcome::Unknown).count(),
             seen: Seen::default(),
             longest: Vec::new(),
@@ -158,6 +162,9 @@ impl<'a> Search<'a> {
     /// Has `operation` happen next, if its outcome fits and the configuration is new.
     fn place(&mut self, operation: usize) -> bool {
         let op = &self.history[operation];
+        if op.outcome == Outcome::Unknown && op.end < self.newest_begin {
+            return false;
+        }
         if self.last_is_unknown() && !self.versioned && op.action.overwrites() {
             // Whatever the unknown operation did is gone: the order without it reaches the same state.
             return false;
@@ -168,23 +175,25 @@ impl<'a> Search<'a> {
             self.done[operation / 64] &= !(1 << (operation % 64));
             return false;
         }
-        self.order.push((operation, std::mem::replace(&mut self.state, next)));
+        self.order.push((operation, std::mem::replace(&mut self.state, next), self.newest_begin));
+        self.newest_begin = self.newest_begin.max(op.begin);
         self.events.take(operation);
         self.unplaced -= usize::from(op.outcome != Outcome::Unknown);
         if self.order.len() > self.longest.len() {
-            self.longest = self.order.iter().map(|(operation, _)| *operation).collect();
+            self.longest = self.order.iter().map(|(operation, ..)| *operation).collect();
         }
         true
     }
 
     fn last_is_unknown(&self) -> bool {
-        self.order.last().is_some_and(|(operation, _)| self.history[*operation].outcome == Outcome::Unknown)
+        self.order.last().is_some_and(|(operation, ..)| self.history[*operation].outcome == Outcome::Unknown)
     }
 
     /// Takes the last operation out of the order again; answers where to go on.
     fn step_back(&mut self) -> Option<usize> {
-        let (operation, before) = self.order.pop()?;
+        let (operation, before, newest_begin) = self.order.pop()?;
         self.state = before;
+        self.newest_begin = newest_begin;
         self.done[operation / 64] &= !(1 << (operation % 64));
         self.events.put_back(operation);
         self.unplaced += usize::from(self.history[operation].outcome != Outcome::Unknown);

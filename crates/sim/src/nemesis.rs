@@ -46,6 +46,9 @@ impl Nemesis {
                 _ => {}
             }
             self.stop_somehow().await;
+            if self.plan.profile == Profile::MetadataRot && self.sim.below(3) == 0 {
+                self.flip_metadata();
+            }
             self.start().await?;
             self.verify().await;
         }
@@ -163,14 +166,30 @@ impl Nemesis {
         }
     }
 
-    /// Flips bits on a disk without metadata.
+    /// Damages a disk without metadata, at rest or by writes to come.
     fn rot(&self) {
         let disks = self.cluster.chunk_disks();
         let Some(disk) = disks.get(1) else { return };
         self.excuses.damage.store(true, Ordering::Relaxed);
         for _ in 0..1 + self.sim.below(4) {
-            if disk.flip_anywhere().is_some() {
-                self.recorder.count("bits_flipped", 1);
+            let soon = 1 + self.sim.below(20);
+            match self.sim.below(6) {
+                0 => disk.inject(Fault::LostWrite, soon),
+                1 => disk.inject(Fault::MisdirectedWrite, soon),
+                2 => disk.inject(Fault::ReadError, soon),
+                _ => drop(disk.flip_anywhere()),
+            }
+            self.recorder.count("disk_faults", 1);
+        }
+    }
+
+    /// Flips bits on the disk with the metadata.
+    fn flip_metadata(&self) {
+        self.excuses.damage.store(true, Ordering::Relaxed);
+        for _ in 0..1 + self.sim.below(3) {
+            if let Some((file, offset)) = self.cluster.chunk_disks()[0].flip_anywhere() {
+                self.recorder.note(|| format!("a bit has flipped in {file} at byte {offset}"));
+                self.recorder.count("metadata_bits_flipped", 1);
             }
         }
     }
@@ -184,13 +203,13 @@ impl Nemesis {
         self.verifier.read_all(&serving, self.sim.below(3) == 0).await;
     }
 
-    /// Plants the run's defect, if it has one.
-    pub fn plant(&self) {
-        for disk in self.cluster.disks() {
+    /// Plants the run's defect, if it has one: some from the start, some (`late`) when there is a cluster to harm.
+    pub fn plant(&self, late: bool) {
+        for disk in self.cluster.chunk_disks() {
             match self.plan.planted {
-                None => {}
-                Some(Planted::SkipFlushes) => disk.ignore_flushes(true),
-                Some(Planted::SkipDirectoryFlushes) => disk.ignore_directory_flushes(true),
+                Some(Planted::SkipFlushes) if late => disk.ignore_flushes(true),
+                Some(Planted::SkipDirectoryFlushes) if !late => disk.ignore_directory_flushes(true),
+                _ => {}
             }
         }
     }

@@ -15,8 +15,11 @@ pub enum Profile {
     Crashes,
     /// Flushes fail: the disk must take no more writes, and lose nothing acknowledged.
     FlushErrors,
-    /// Bits flip at rest on disks without metadata: an error or the right bytes, never wrong ones.
+    /// Bits flip at rest, writes are lost or land elsewhere on a disk without metadata: an error or the right bytes,
+    /// never wrong ones; and what lies on other disks is served.
     BitRot,
+    /// Bits flip on the disk with the metadata while the node is down: it says so, or serves what is right.
+    MetadataRot,
     /// Disks fill up and are emptied again.
     DiskFull,
 }
@@ -24,11 +27,14 @@ pub enum Profile {
 /// A defect planted into a run, to show that the checkers see it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Planted {
-    /// Flushes of files and directories are reported done and do nothing.
+    /// Once there is a cluster, flushes of files and directories are reported done and do nothing.
     SkipFlushes,
     /// Only flushes of directories do nothing.
     SkipDirectoryFlushes,
 }
+
+/// What a disk holds that is to be filled.
+const DISK_FULL_BYTES: u64 = 96 * MIB;
 
 #[derive(Clone, Debug)]
 pub struct BucketPlan {
@@ -59,14 +65,19 @@ impl Plan {
             _ if planted.is_some() => Profile::Crashes,
             0..70 => Profile::Crashes,
             70..80 => Profile::FlushErrors,
-            80..90 => Profile::BitRot,
+            80..88 => Profile::BitRot,
+            88..94 => Profile::MetadataRot,
             _ => Profile::DiskFull,
         };
         let keys = 3 + random.below(10);
         Plan {
             profile,
             planted,
-            disks: if profile == Profile::BitRot { 2 } else { 1 + random.below(3) as usize },
+            disks: match profile {
+                Profile::BitRot => 2,
+                Profile::DiskFull => 1,
+                _ => 1 + random.below(3) as usize,
+            },
             clients: 2 + random.below(5) as u32,
             operations: 20 + random.below(60) as u32,
             crashes: 1 + random.below(6) as u32,
@@ -77,7 +88,7 @@ impl Plan {
                 BucketPlan { name: "versions", versioned: true },
             ],
             large_per_myriad: [0, 100, 400][random.below(3) as usize],
-            disk_bytes: if profile == Profile::DiskFull { 160 * MIB } else { 16 << 30 },
+            disk_bytes: if profile == Profile::DiskFull { DISK_FULL_BYTES } else { 16 << 30 },
         }
     }
 
@@ -85,9 +96,9 @@ impl Plan {
     pub fn tuning(&self) -> Tuning {
         Tuning {
             engine: EngineOptions {
-                volume_size_bytes: Some(8 * MIB),
+                volume_size_bytes: Some(6 * MIB),
                 ahead_bytes: 256 * KIB,
-                scrub_interval_s: 5,
+                scrub_interval_s: 2,
                 ..EngineOptions::default()
             },
             key_value: KvOptions {
@@ -100,7 +111,7 @@ impl Plan {
                 level_ratio: 4,
                 ..KvOptions::default()
             },
-            flush_bytes: 16 * KIB,
+            flush_bytes: 4 * KIB,
             garbage_grace: Duration::from_millis(300),
         }
     }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::content::Content;
-use crate::history::{Action, Operation, Outcome, Value};
+use crate::history::{Action, OPEN, Operation, Outcome, Value};
 use crate::linearizability::{self, Verdict};
 
 /// Violations that are kept: the first ones tell the story.
@@ -110,7 +110,7 @@ impl Recorder {
 
     /// Adds an operation that has just ended.
     pub fn record(&self, client: u32, key: &KeyName, begin: u64, action: Action, outcome: Outcome) {
-        let end = self.moment();
+        let end = if outcome == Outcome::Unknown { OPEN } else { self.moment() };
         self.record_span(client, key, (begin, end), action, outcome);
     }
 
@@ -125,6 +125,16 @@ impl Recorder {
             )
         });
         self.log().histories.entry(key.clone()).or_default().push(operation);
+    }
+
+    /// The node has started anew: what earlier lives left undecided has happened by now, or never will.
+    pub fn close_unknown(&self) {
+        let now = self.moment();
+        let mut log = self.log();
+        let operations = log.histories.values_mut().flatten();
+        for operation in operations.filter(|operation| operation.outcome == Outcome::Unknown && operation.end == OPEN) {
+            operation.end = now;
+        }
     }
 
     pub fn violation(&self, what: String) {
@@ -182,7 +192,7 @@ fn describe(key: &KeyName, history: &[Operation], longest: &[usize]) -> String {
     let horizon = first_stuck.map_or(u64::MAX, |i| history[i].end);
     let line = |i: usize, mark: &str| {
         let op = &history[i];
-        let span = format!("{}..{}", op.begin, if op.outcome == Outcome::Unknown { 0 } else { op.end });
+        let span = if op.end == OPEN { format!("{}..", op.begin) } else { format!("{}..{}", op.begin, op.end) };
         format!("    {mark} [{span:>13}] client {}: {:?} -> {:?}\n", op.client, op.action, op.outcome)
     };
     for i in longest.iter().skip(longest.len().saturating_sub(SHOWN)) {

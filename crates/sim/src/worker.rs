@@ -127,7 +127,11 @@ impl Worker {
     /// Answers that are always possible are fine; anything else is a violation.
     pub fn judge_error(&self, what: &str, error: &Error) {
         match error {
-            Error::Unavailable(_) | Error::OutcomeUnknown(_) => self.recorder.count("unavailable", 1),
+            Error::Unavailable(_) | Error::OutcomeUnknown(_)
+                if self.are_errors_excused() || !self.cluster.is_serving() =>
+            {
+                self.recorder.count("unavailable", 1);
+            }
             Error::Full if self.plan.profile == crate::plan::Profile::DiskFull => self.recorder.count("full", 1),
             Error::Damaged(_) if self.are_errors_excused() => self.recorder.count("damaged", 1),
             other => self.recorder.violation(format!(
@@ -143,7 +147,10 @@ impl Worker {
         match answer {
             Err(Crashed) => Judged::Unknown,
             Ok(Ok(done)) => Judged::Done(done),
-            Ok(Err(Error::OutcomeUnknown(_))) => Judged::Unknown,
+            Ok(Err(error @ Error::OutcomeUnknown(_))) => {
+                self.judge_error(what, &error);
+                Judged::Unknown
+            }
             Ok(Err(Error::PreconditionFailed)) if condition != Condition::Always => Judged::Refused,
             // S3 answers so when `If-Match` finds no object.
             Ok(Err(Error::NoSuchKey)) if matches!(condition, Condition::Is(_)) => Judged::Refused,

@@ -68,12 +68,21 @@ impl Worker {
         self.recorder.recent_value(key, self.sim.below(2) as usize)
     }
 
-    pub fn draw_content(&self, value: Value) -> Content {
-        Content::one(u64::from(value.0), self.plan.draw_size(&self.sim))
+    pub async fn put(&self, serving: &Serving, info: &BucketInfo, key: &KeyName, condition: Condition) {
+        let len = self.plan.draw_size(&self.sim);
+        self.put_len(serving, info, key, condition, len).await;
     }
 
-    pub async fn put(&self, serving: &Serving, info: &BucketInfo, key: &KeyName, condition: Condition) {
-        let value = self.recorder.new_value(key, |value| self.draw_content(value));
+    /// Answers whether it was acknowledged.
+    pub async fn put_len(
+        &self,
+        serving: &Serving,
+        info: &BucketInfo,
+        key: &KeyName,
+        condition: Condition,
+        len: u64,
+    ) -> bool {
+        let value = self.recorder.new_value(key, |value| Content::one(u64::from(value.0), len));
         let content = self.recorder.written(value).expect("it was just made").content;
         let piece_len = [usize::MAX, 64 << 10, 100_000][self.sim.below(3) as usize];
         let put =
@@ -87,6 +96,7 @@ impl Worker {
         if let Some(outcome) = judged.outcome() {
             self.recorder.record(self.id, key, begin, Action::Put { value, condition }, outcome);
         }
+        matches!(judged, Judged::Done(_))
     }
 
     /// A client that goes away in the middle of its body.
@@ -136,7 +146,7 @@ impl Worker {
     /// A body may break off because the object was replaced meanwhile; otherwise never.
     async fn judge_body(&self, serving: &Serving, info: &BucketInfo, key: &KeyName, got: &Got) {
         let Err(error) = &got.body else { return };
-        if matches!(error, Error::Unavailable(_)) || self.are_errors_excused() {
+        if self.are_errors_excused() {
             return self.judge_error("get", error);
         }
         let (client, info, name) = (serving.client.clone(), info.clone(), key.key.clone());

@@ -8,7 +8,7 @@
 //! When nothing waits, a closing batch follows, so that the last round, too, is covered by a later `durable_upto`.
 
 use base::buffer::BLOCK;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::errors::StoreError;
@@ -227,6 +227,9 @@ impl Committer {
     /// The first batch of a volume: all live volumes, all groups.
     async fn write_list(&mut self) -> Result<(), StoreError> {
         let records = {
+            // A volume that another task is making right now has an incarnation but is not among the live ones yet; the
+            // list must have either both or neither.
+            let _making = self.inner.making_volumes.lock().unwrap_or_else(PoisonError::into_inner);
             let shared = self.inner.shared();
             let listed = shared.state.volumes.iter().filter(|(number, _)| **number != self.number);
             let volumes = listed.map(|(number, volume)| ListedVolume {

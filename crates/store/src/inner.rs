@@ -5,7 +5,7 @@ use base::env::{Disk, OpenMode};
 use base::ids::ChunkId;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 
@@ -79,6 +79,9 @@ pub struct Inner {
     pub disk: Arc<dyn Disk>,
     pub identity: DiskIdentity,
     pub options: EngineOptions,
+    /// Held while a volume is made, and while the list of volumes is composed: an incarnation that was given out is
+    /// among the live volumes before anybody lists them.
+    pub making_volumes: Mutex<()>,
     /// Of volumes made from now on, in bytes.
     pub volume_size: u64,
     pub shared: Mutex<Shared>,
@@ -112,6 +115,7 @@ impl Inner {
             disk,
             identity,
             options,
+            making_volumes: Mutex::new(()),
             volume_size,
             shared: Mutex::new(shared),
             queue: Queue::new(),
@@ -180,6 +184,7 @@ impl Inner {
 
     /// A new volume: a recycled file under a new incarnation, or a new file. Its name is durable when this returns.
     pub fn create_volume(&self, kind: VolumeKind) -> Result<(VolumeNumber, Arc<VolumeFile>), StoreError> {
+        let _making = self.making_volumes.lock().unwrap_or_else(PoisonError::into_inner);
         let (incarnation, spare) = {
             let mut shared = self.shared();
             let incarnation = shared.state.next_incarnation.max(1);

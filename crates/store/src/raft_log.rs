@@ -318,8 +318,11 @@ impl GroupLog {
         self.base = (header.index(), Term(header.check));
         self.hard_state =
             base.hard_state.map(|(at, len)| Bytes::copy_from_slice(&payload[at as usize..][..len as usize]));
-        let own = 64 + self.hard_state.as_ref().map_or(0, |h| h.len() as u64);
-        self.pin(PIN_BASE, Some((volume, own)), weigh);
+        self.pin(PIN_BASE, Some((volume, 64)), weigh);
+        // A pin of its own: a later trim moves the base elsewhere and leaves the hard state here.
+        if let Some(hard_state) = &self.hard_state {
+            self.pin(PIN_HARD_STATE, Some((volume, hard_state.len() as u64)), weigh);
+        }
         for (index, entry) in (self.base.0.0 + 1..).zip(&base.entries) {
             let part = (entry.offset, entry.len);
             self.push(LogIndex(index), entry_at(entry.term, volume, offset, part, header.payload_len), weigh);
@@ -455,7 +458,21 @@ mod tests {
         assert_eq!(bench.indexes(), [10, 11]);
         assert_eq!(bench.log.hard_state.as_deref(), Some(b"new".as_slice()));
         assert_eq!(bench.weights[&1], (0, 0));
-        assert_eq!(bench.weights[&2].0, 3);
+        assert_eq!(bench.weights[&2].0, 4);
+    }
+
+    /// The volume with the base was emptied by a trim and recycled, and with it went the vote.
+    #[test]
+    fn the_hard_state_of_a_base_outlives_a_trim() {
+        let mut bench = Bench::new();
+        let entries = [(Term(3), b"abc".as_slice())];
+        bench.record(Kind::RaftBase, 9, 3, &encode_base(Some(b"vote"), entries.into_iter()));
+        bench.volume = 2;
+        bench.record(Kind::RaftTrim, 10, 3, &encode_trim(LogIndex(10)));
+        assert!(bench.log.pinned_volumes().any(|volume| volume == 1));
+        bench.record(Kind::RaftHardState, 0, 0, b"next");
+        assert!(bench.log.pinned_volumes().all(|volume| volume == 2));
+        assert_eq!(bench.weights[&1], (0, 0));
     }
 
     #[test]

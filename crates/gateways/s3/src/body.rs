@@ -45,11 +45,15 @@ impl ResponseBody {
         ResponseBody { kind: Kind::Whole(bytes.into()) }
     }
 
-    /// `length`: exactly so many bytes come from `reader`.
-    pub fn object(reader: ObjectReader, length: u64) -> ResponseBody {
-        let pieces = futures_util::stream::unfold(reader, |mut reader| async move {
-            let piece = reader.next().await?;
-            Some((piece, reader))
+    /// `first` was read already, so that an object whose first bytes are lost gets a whole error instead of a broken
+    /// answer. `length`: exactly so many bytes come, with `first`.
+    pub fn object(first: Bytes, reader: ObjectReader, length: u64) -> ResponseBody {
+        let pieces = futures_util::stream::unfold((Some(first), reader), |(first, mut reader)| async move {
+            let piece = match first {
+                Some(first) => Ok(first),
+                None => reader.next().await?,
+            };
+            Some((piece, (None, reader)))
         });
         ResponseBody::stream(Box::pin(pieces), length)
     }

@@ -211,6 +211,7 @@ pub struct Promised {
 impl Promised {
     /// From `content-md5`, `x-amz-checksum-*`, `x-amz-trailer` (already split) and `x-amz-sdk-checksum-algorithm`.
     pub fn read(headers: &HeaderMap, announced: &[String]) -> Result<Promised> {
+        const PREFIX: &str = "x-amz-checksum-";
         let mut promised = Promised::default();
         if let Some(value) = headers.get(crate::names::CONTENT_MD5) {
             let raw = value.to_str().ok().and_then(unbase64).and_then(|raw| <[u8; 16]>::try_from(raw).ok());
@@ -228,6 +229,15 @@ impl Promised {
             if announced.contains(&header) {
                 promised.trailers.push(algorithm);
             }
+        }
+        let known = |name: &str| {
+            Algorithm::ALL.iter().any(|algorithm| algorithm.header() == name)
+                || ["algorithm", "type", "mode"].iter().any(|word| name.strip_prefix(PREFIX) == Some(word))
+        };
+        let promises = headers.keys().map(|name| name.as_str()).chain(announced.iter().map(String::as_str));
+        if let Some(name) = promises.filter(|name| name.starts_with(PREFIX)).find(|name| !known(name)) {
+            // A promise that nobody would verify.
+            return Err(S3Error::new(Code::InvalidRequest, format!("The checksum {name} is not supported.")));
         }
         if promised.values.len() + promised.trailers.len() > 1 {
             let message = "Expecting a single x-amz-checksum- header. Multiple checksum types are not allowed.";

@@ -24,7 +24,8 @@ mod query;
 mod range;
 mod request;
 mod service;
-pub mod sign;
+#[cfg(test)]
+mod sign;
 mod target;
 mod xml;
 

@@ -135,7 +135,7 @@ impl Operation {
             };
             return Operation::of_subresource(name, method);
         }
-        refuse_unknown_parameters(method, query)?;
+        refuse_unknown_parameters(method, query, of_object)?;
         if of_object { of_object_plain(method, query, headers) } else { of_bucket_plain(method, query, headers) }
     }
 
@@ -218,11 +218,12 @@ fn of_object_plain(method: &Method, query: &Query, headers: &HeaderMap) -> Resul
 
 /// Reading ignores parameters that it does not know, as S3 does; writing refuses them, because they may be a
 /// subresource of a later day. `x-...` is for the client's own use.
-fn refuse_unknown_parameters(method: &Method, query: &Query) -> Result<()> {
+fn refuse_unknown_parameters(method: &Method, query: &Query, of_object: bool) -> Result<()> {
     if matches!(*method, Method::GET | Method::HEAD) {
         return Ok(());
     }
-    let known = |name: &str| OF_WRITES.contains(&name) || name.starts_with("x-") || name.starts_with("X-");
+    // On a bucket they are what is left of a request whose key was lost: never a request to the bucket.
+    let known = |name: &str| of_object && OF_WRITES.contains(&name) || name.starts_with("x-") || name.starts_with("X-");
     match query.names().find(|name| !known(name)) {
         Some(name) => Err(not_implemented(&format!("The subresource {name:?} with {method}"))),
         None => Ok(()),

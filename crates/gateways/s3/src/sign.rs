@@ -1,4 +1,5 @@
-//! The other side of [`crate::auth`]: signs requests as a client, for the demo, the benchmark and the tests.
+//! The other side of [`crate::auth`]: signs requests as a client would, for the tests. The examples of the S3 reference
+//! hold both sides to what neither of them made up.
 
 use crate::auth::ChunkChain;
 use crate::auth::canonical::{CanonicalRequest, Scope, string_to_sign};

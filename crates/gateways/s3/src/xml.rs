@@ -115,6 +115,9 @@ impl Element {
     }
 }
 
+/// Elements of one document: 10,000 parts with all their checksums fit.
+const ELEMENTS_MAX: usize = 100_000;
+
 /// What is wrong with a document, in a few words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed(pub &'static str);
@@ -125,6 +128,7 @@ pub fn read(document: &[u8]) -> Result<Element, Malformed> {
     let mut reader = Reader { rest: text.trim_start_matches('\u{feff}') };
     let mut open: Vec<Element> = Vec::new();
     let mut root = None;
+    let mut elements = 0;
     while let Some(token) = reader.next()? {
         match token {
             Token::Text(text) => match open.last_mut() {
@@ -135,6 +139,10 @@ pub fn read(document: &[u8]) -> Result<Element, Malformed> {
             Token::Open { name, empty } => {
                 if root.is_some() {
                     return Err(Malformed("there is more than one root element"));
+                }
+                elements += 1;
+                if elements > ELEMENTS_MAX {
+                    return Err(Malformed("it has too many elements"));
                 }
                 if open.len() >= DEPTH_MAX {
                     return Err(Malformed("it is nested too deeply"));

@@ -6,4 +6,5 @@ mod bench;
 mod dev;
 mod fsck;
 mod harness;
+mod s3;
 mod server;

@@ -401,10 +401,23 @@ impl Step<'_> {
         require(!row.access_key.is_empty() && !row.secret_key.is_empty(), "an access key has an id and a secret")?;
         let key = access_key(&row.access_key);
         let name_key = access_key_name(&row.name);
-        let is_taken =
-            self.read::<KeyRow>(&key)?.is_some() || !row.name.is_empty() && self.read::<KeyName>(&name_key)?.is_some();
+        let same_id = self.read::<KeyRow>(&key)?;
+        let same_name = if row.name.is_empty() { None } else { self.read::<KeyName>(&name_key)? };
+        // A new root key takes the place of the old one, in one step: there is always exactly one.
+        let old_root = match &same_name {
+            Some(name) if row.root => self.read::<KeyRow>(&access_key(&name.name))?.filter(|old| old.root),
+            _ => None,
+        };
+        let is_taken = match &old_root {
+            Some(old) => same_id.is_some_and(|found| found.access_key != old.access_key),
+            None => same_id.is_some() || same_name.is_some(),
+        };
         if is_taken {
             return refuse(MapOutcome::KeyExists, row.access_key);
+        }
+        if let Some(old) = old_root {
+            self.changes.delete(access_key(&old.access_key).encode());
+            self.state.access_keys -= 1;
         }
         count_up(&mut self.state.access_keys, ACCESS_KEYS_MAX, "access keys")?;
         self.put(&key, &row, None);

@@ -118,3 +118,33 @@ fn one_of_many_creators_wins() {
     }));
     assert_eq!(wins.expect("nothing crashes here"), 1);
 }
+
+/// A first start was cut off between the pool and its placement groups: the next ones found the pool, made no groups,
+/// and no chunk could ever be stored.
+#[test]
+fn the_first_start_may_crash_at_any_operation() {
+    let mut crashes = 0;
+    for nth in 1..400 {
+        let sim = Sim::new(nth);
+        let node = sim.node(NODE);
+        let first = config(&sim, node.env());
+        sim.disk(NODE, "data").crash_after_ops(nth);
+        let started = sim.block_on(node.run(async move { Node::start(first).await.is_ok() }));
+        sim.disk(NODE, "data").crash_after_ops(0);
+        if started == Ok(true) {
+            assert!(crashes > 20, "a first start has many operations");
+            return;
+        }
+        crashes += 1;
+        sim.crash(NODE);
+        let again = config(&sim, node.env());
+        sim.block_on(node.run(async move {
+            let running = Node::start(again).await.expect("what a crash left is finished");
+            let client = running.client();
+            let bucket = client.create_bucket("b", "root").await.expect("the name is free");
+            put(&client, &bucket, "chunk", bytes_of(5000, 1)).await.expect("stored as a chunk");
+        }))
+        .expect("nothing crashes here");
+    }
+    panic!("a first start does not end");
+}

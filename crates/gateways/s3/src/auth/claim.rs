@@ -242,7 +242,9 @@ fn header_list(text: &str) -> Option<Vec<String>> {
     let valid = |name: &String| {
         HeaderName::from_bytes(name.as_bytes()).is_ok() && !name.bytes().any(|b| b.is_ascii_uppercase())
     };
-    names.iter().all(valid).then_some(names)
+    // Each name costs a copy of its header's value in the canonical request: a name that is repeated would multiply it.
+    let once = names.iter().collect::<std::collections::BTreeSet<_>>().len() == names.len();
+    (once && names.iter().all(valid)).then_some(names)
 }
 
 fn payload_claim(text: &str) -> Result<PayloadClaim> {

@@ -43,6 +43,7 @@ impl SigningKey {
         SigningKey(hmac(&service, b"aws4_request"))
     }
 
+    #[cfg(test)]
     pub fn sign(&self, text: &str) -> [u8; 32] {
         hmac(&self.0, text.as_bytes())
     }

@@ -25,6 +25,9 @@ pub async fn list(gateway: &Gateway, request: &Request) -> Result<Reply> {
         None => Vec::new(),
     };
     let mut buckets = gateway.client.list_buckets().await?;
+    if !gateway.is_root(request).await? {
+        buckets.retain(|bucket| bucket.owner == request.caller.access_key());
+    }
     buckets.retain(|bucket| bucket.name.starts_with(prefix) && bucket.name.as_bytes() > after.as_slice());
     let more = buckets.len() > limit;
     buckets.truncate(limit);

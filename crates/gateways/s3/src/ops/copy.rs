@@ -59,6 +59,7 @@ async fn source(gateway: &Gateway, request: &Request) -> Result<Source> {
     let header = request.headers.get(names::COPY_SOURCE).map(|value| value.as_bytes()).unwrap_or_default();
     let wanted = CopySource::read(header)?;
     let bucket = gateway.client.bucket(&wanted.target.bucket).await?;
+    gateway.authorize(request, &bucket).await?;
     check_owner(&bucket, request.header(&names::EXPECTED_SOURCE_BUCKET_OWNER))?;
     let version_named = wanted.version.is_some();
     let found = find(gateway, &bucket, &wanted.target.key, wanted.version).await;

@@ -61,8 +61,22 @@ impl Gateway {
     /// The bucket that the request names.
     async fn bucket(&self, request: &Request) -> Result<BucketInfo> {
         let bucket = self.client.bucket(&request.target.bucket).await?;
+        self.authorize(request, &bucket).await?;
         check_owner(&bucket, request.header(&names::EXPECTED_BUCKET_OWNER))?;
         Ok(bucket)
+    }
+
+    /// The one place that decides whether a caller may use a bucket: its owner and the root user may do everything,
+    /// others nothing. (Policies will be decided here.)
+    async fn authorize(&self, request: &Request, bucket: &BucketInfo) -> Result<()> {
+        if bucket.owner == request.caller.access_key() || self.is_root(request).await? {
+            return Ok(());
+        }
+        Err(S3Error::new(Code::AccessDenied, "Access denied: the bucket belongs to another access key."))
+    }
+
+    async fn is_root(&self, request: &Request) -> Result<bool> {
+        Ok(self.client.access_key(request.caller.access_key()).await?.is_some_and(|key| key.root))
     }
 }
 

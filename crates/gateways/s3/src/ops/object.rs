@@ -16,7 +16,7 @@ use crate::xml::Writer;
 use bytes::Bytes;
 use client::{Attributes, Body, BucketInfo, FinishPut, ObjectVersion, ObjectWriter, Part};
 use http::StatusCode;
-use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, LAST_MODIFIED, RANGE};
+use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, IF_RANGE, LAST_MODIFIED, RANGE};
 use std::ops::Range;
 
 pub async fn put(gateway: &Gateway, request: &Request, mut payload: Payload) -> Result<Reply> {
@@ -63,7 +63,9 @@ pub async fn get(gateway: &Gateway, request: &Request) -> Result<Reply> {
     let mut reply = describe(request, &bucket, &object, &selected)?;
     let length = selected.range.end - selected.range.start;
     if length > 0 {
-        *reply.body_mut() = ResponseBody::object(gateway.client.read(&bucket, &object, selected.range), length);
+        let mut reader = gateway.client.read(&bucket, &object, selected.range);
+        let first = reader.next().await.transpose()?.unwrap_or_default();
+        *reply.body_mut() = ResponseBody::object(first, reader, length);
     }
     Ok(reply)
 }
@@ -89,11 +91,18 @@ struct SelectedPart {
     checksums: Vec<client::Checksum>,
 }
 
+/// RFC 9110 section 13.1.5: a range of another version than the one that the client began with is not sent.
+fn if_range_holds(request: &Request, object: &ObjectVersion) -> bool {
+    let Some(validator) = request.header(&IF_RANGE) else { return true };
+    let etag = object.attributes.as_ref().map_or("", |attributes| attributes.etag.as_str());
+    validator.trim_matches('"') == etag || validator == http_date(object.modified_ms)
+}
+
 async fn select(gateway: &Gateway, request: &Request) -> Result<(BucketInfo, ObjectVersion, Selected)> {
     let bucket = gateway.bucket(request).await?;
     let object = find(gateway, &bucket, &request.target.key, request.version()?).await?;
     ReadConditions::of_read(&request.headers)?.check(&object)?;
-    let range = request.header(&RANGE).and_then(ByteRange::read);
+    let range = request.header(&RANGE).and_then(ByteRange::read).filter(|_| if_range_holds(request, &object));
     let mut selected = match (request.query.number("partNumber")?, range) {
         (Some(_), Some(_)) => {
             let message = "Cannot specify both Range header and partNumber query parameter.";

@@ -1,0 +1,350 @@
+//! S3 over a real socket, byte by byte: what the protocol promises, and what a broken client must not achieve.
+
+use crate::harness::{Server, TestDir};
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::{Digest, Sha256};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A client that signs every request, and shows the answer as it came.
+struct S3 {
+    address: String,
+    access_key: String,
+    secret_key: String,
+    region: String,
+}
+
+struct Answer {
+    status: u16,
+    /// Lower-case names.
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(given, _)| given == name).map(|(_, value)| value.as_str())
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The text of the first element called `name`.
+    fn element(&self, name: &str) -> Option<String> {
+        self.elements(name).into_iter().next()
+    }
+
+    fn elements(&self, name: &str) -> Vec<String> {
+        let text = self.text();
+        let (open, close) = (format!("<{name}>"), format!("</{name}>"));
+        let pieces = text.split(&open).skip(1);
+        pieces.filter_map(|piece| piece.split(&close).next().map(str::to_owned)).collect()
+    }
+
+    /// Status and error code.
+    fn outcome(&self) -> (u16, String) {
+        (self.status, self.element("Code").unwrap_or_default())
+    }
+}
+
+impl S3 {
+    fn of(server: &Server) -> S3 {
+        let field = |name: &str| server.cluster[name].as_str().unwrap().to_owned();
+        S3 {
+            address: server.s3_address(),
+            access_key: field("access_key"),
+            secret_key: field("secret_key"),
+            region: field("region"),
+        }
+    }
+
+    fn get(&self, target: &str) -> Answer {
+        self.send("GET", target, &[], b"")
+    }
+
+    fn put(&self, target: &str, body: &[u8]) -> Answer {
+        self.send("PUT", target, &[], body)
+    }
+
+    fn send(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let hash = hex(&Sha256::digest(body));
+        self.send_raw(method, target, headers, &hash, body.len(), body)
+    }
+
+    /// Claims `hash` and `length` of the body, whatever they are, and sends `body`.
+    fn send_raw(
+        &self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        hash: &str,
+        length: usize,
+        body: &[u8],
+    ) -> Answer {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let head = self.head(method, target, headers, hash, length);
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(body).unwrap();
+        if body.len() < length {
+            stream.shutdown(Shutdown::Write).unwrap();
+        }
+        read_answer(stream, method)
+    }
+
+    fn head(&self, method: &str, target: &str, headers: &[(&str, &str)], hash: &str, length: usize) -> String {
+        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let date = amz_date(now_s);
+        let mut signed: Vec<(String, String)> =
+            headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        signed.push(("host".into(), self.address.clone()));
+        signed.push(("x-amz-content-sha256".into(), hash.into()));
+        signed.push(("x-amz-date".into(), date.clone()));
+        signed.sort();
+        let names: Vec<&str> = signed.iter().map(|(name, _)| name.as_str()).collect();
+        let names = names.join(";");
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let mut pairs: Vec<String> = query
+            .split('&')
+            .filter(|pair| !pair.is_empty())
+            .map(|pair| if pair.contains('=') { pair.to_owned() } else { format!("{pair}=") })
+            .collect();
+        pairs.sort();
+        let lines: String = signed.iter().map(|(name, value)| format!("{name}:{value}\n")).collect();
+        let canonical = format!("{method}\n{path}\n{}\n{lines}\n{names}\n{hash}", pairs.join("&"));
+        let scope = format!("{}/{}/s3/aws4_request", &date[..8], self.region);
+        let text = format!("AWS4-HMAC-SHA256\n{date}\n{scope}\n{}", hex(&Sha256::digest(canonical)));
+        let secret = format!("AWS4{}", self.secret_key);
+        let key = [&date[..8], &self.region, "s3", "aws4_request"]
+            .iter()
+            .fold(secret.into_bytes(), |key, part| hmac(&key, part.as_bytes()));
+        let signature = hex(&hmac(&key, text.as_bytes()));
+        let lines: String = signed.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        format!(
+            "{method} {target} HTTP/1.1\r\n{lines}Authorization: AWS4-HMAC-SHA256 Credential={}/{scope}, \
+             SignedHeaders={names}, Signature={signature}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n",
+            self.access_key
+        )
+    }
+}
+
+fn hmac(key: &[u8], data: &[u8]) -> Vec<u8> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(key).unwrap();
+    mac.update(data);
+    mac.finalize().into_bytes().to_vec()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// `yyyymmddThhmmssZ` (days to a date after Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+fn amz_date(now_s: u64) -> String {
+    let days = now_s / 86_400 + 719_468;
+    let of_era = days % 146_097;
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = year_of_era + days / 146_097 * 400 + u64::from(month <= 2);
+    let (day, second) = (of_year - (153 * shifted + 2) / 5 + 1, now_s % 86_400);
+    format!("{year:04}{month:02}{day:02}T{:02}{:02}{:02}Z", second / 3600, second / 60 % 60, second % 60)
+}
+
+fn read_answer(mut stream: TcpStream, method: &str) -> Answer {
+    let mut raw = Vec::new();
+    stream.read_to_end(&mut raw).unwrap();
+    let end = raw.windows(4).position(|window| window == b"\r\n\r\n").expect("the answer has a head");
+    let head = String::from_utf8(raw[..end].to_vec()).unwrap();
+    let mut lines = head.split("\r\n");
+    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let split = |line: &str| line.split_once(": ").map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
+    let headers: Vec<(String, String)> = lines.filter_map(split).collect();
+    let answer = Answer { status, headers, body: raw[end + 4..].to_vec() };
+    let length: Option<usize> = answer.header("content-length").map(|text| text.parse().unwrap());
+    if method != "HEAD" && status != 304 && status != 204 {
+        assert_eq!(length, Some(answer.body.len()), "the answer is as long as it says");
+    } else {
+        assert!(answer.body.is_empty(), "this answer has no body");
+    }
+    answer
+}
+
+fn started(purpose: &str) -> (TestDir, Server, S3) {
+    let directory = TestDir::new(purpose);
+    let server = Server::start(&directory.path().join("data"));
+    let s3 = S3::of(&server);
+    assert_eq!(s3.put("/bucket", b"").status, 200);
+    (directory, server, s3)
+}
+
+#[test]
+fn an_object_comes_back_whole_in_parts_and_on_condition() {
+    let (_directory, _server, s3) = started("object");
+    let content: Vec<u8> = (0..300_000u32).map(|n| (n * 7 + n / 251) as u8).collect();
+    let headers = [("content-type", "text/plain"), ("x-amz-meta-colour", "green")];
+    let put = s3.send("PUT", "/bucket/a%20b/c", &headers, &content);
+    assert_eq!(put.status, 200, "{}", put.text());
+    let etag = put.header("etag").unwrap();
+    let got = s3.get("/bucket/a%20b/c");
+    assert_eq!((got.status, got.body == content), (200, true));
+    assert_eq!(got.header("content-type"), Some("text/plain"));
+    assert_eq!(got.header("x-amz-meta-colour"), Some("green"));
+    let head = s3.send("HEAD", "/bucket/a%20b/c", &[], b"");
+    assert_eq!((head.header("content-length"), head.header("etag")), (Some("300000"), Some(etag)));
+    for (range, expected) in
+        [("bytes=0-0", 0..1), ("bytes=-5", 299_995..300_000), ("bytes=262140-262150", 262_140..262_151)]
+    {
+        let part = s3.send("GET", "/bucket/a%20b/c", &[("range", range)], b"");
+        assert_eq!((part.status, part.body == content[expected]), (206, true), "{range}");
+    }
+    let get_if = |name: &str, value: &str| s3.send("GET", "/bucket/a%20b/c", &[(name, value)], b"").outcome().0;
+    assert_eq!(get_if("range", "bytes=300000-"), 416);
+    assert_eq!(get_if("if-none-match", etag), 304);
+    assert_eq!(get_if("if-match", "\"other\""), 412);
+    assert_eq!(s3.send("DELETE", "/bucket/a%20b/c", &[], b"").status, 204);
+    assert_eq!(s3.get("/bucket/a%20b/c").outcome(), (404, "NoSuchKey".to_owned()));
+    assert_eq!(s3.send("HEAD", "/bucket/a%20b/c", &[], b"").status, 404);
+}
+
+#[test]
+fn errors_name_code_resource_and_request() {
+    let (_directory, _server, s3) = started("errors");
+    let missing = s3.get("/bucket/%3Cmissing%3E");
+    assert_eq!(missing.outcome(), (404, "NoSuchKey".to_owned()));
+    assert_eq!(missing.element("Resource").as_deref(), Some("/bucket/&lt;missing&gt;"));
+    assert_eq!(missing.element("RequestId").as_deref(), missing.header("x-amz-request-id"));
+    for (method, target, status, code) in [
+        ("GET", "/no-such-bucket", 404, "NoSuchBucket"),
+        ("GET", "/bucket?policy", 404, "NoSuchBucketPolicy"),
+        ("PUT", "/bucket?lifecycle", 501, "NotImplemented"),
+        ("PUT", "/bucket/key?renameObject", 501, "NotImplemented"),
+        ("GET", "/Bad_Name", 400, "InvalidBucketName"),
+        ("GET", "/bucket?max-keys=-1", 400, "InvalidArgument"),
+        ("GET", "/bucket/key?versionId=x", 400, "InvalidArgument"),
+        ("POST", "/bucket?delete", 400, "MalformedXML"),
+    ] {
+        assert_eq!(s3.send(method, target, &[], b"").outcome(), (status, code.to_owned()), "{method} {target}");
+    }
+    assert_eq!(s3.get("/bucket/key").status, 404, "a refused PUT has stored nothing");
+    assert_eq!(s3.put("/bucket/key", b"x").status, 200);
+    assert_eq!(s3.send("DELETE", "/bucket", &[], b"").outcome(), (409, "BucketNotEmpty".to_owned()));
+}
+
+#[test]
+fn broken_bodies_store_nothing() {
+    let (_directory, _server, s3) = started("broken");
+    let hash = hex(&Sha256::digest(b"0123456789"));
+    let put = |headers: &[(&str, &str)], hash: &str, length: usize, body: &[u8]| {
+        s3.send_raw("PUT", "/bucket/key", headers, hash, length, body).outcome()
+    };
+    assert_eq!(put(&[], &hash, 10, b"01234").0, 400, "cut off");
+    assert_eq!(put(&[], "UNSIGNED-PAYLOAD", 10, b"01234").0, 400, "cut off");
+    assert_eq!(put(&[], &hash, 10, b"0123456788"), (400, "XAmzContentSHA256Mismatch".to_owned()));
+    let md5 = [("content-md5", "1B2M2Y8AsgTpgAmY7PhCfg==")];
+    assert_eq!(put(&md5, &hash, 10, b"0123456789"), (400, "BadDigest".to_owned()));
+    let crc = [("x-amz-checksum-crc32", "AAAAAA==")];
+    assert_eq!(put(&crc, &hash, 10, b"0123456789"), (400, "BadDigest".to_owned()));
+    let framed = [("x-amz-decoded-content-length", "5"), ("x-amz-trailer", "x-amz-checksum-crc32")];
+    let body = |checksum: &str| format!("5\r\nhello\r\n0\r\nx-amz-checksum-crc32:{checksum}\r\n\r\n").into_bytes();
+    let mode = "STREAMING-UNSIGNED-PAYLOAD-TRAILER";
+    let wrong = body("AAAAAA==");
+    assert_eq!(put(&framed, mode, wrong.len(), &wrong), (400, "BadDigest".to_owned()));
+    let right = body("NhCmhg==");
+    assert_eq!(put(&framed, mode, right.len(), &right[..12]).0, 400, "cut off");
+    assert_eq!(s3.get("/bucket/key").status, 404, "none of them stored anything");
+    assert_eq!(put(&framed, mode, right.len(), &right).0, 200);
+    assert_eq!(s3.get("/bucket/key").text(), "hello");
+    assert_eq!(put(&[], &hash, 10, b"01234").0, 400);
+    assert_eq!(s3.get("/bucket/key").text(), "hello", "the old object stands");
+}
+
+#[test]
+fn a_multipart_upload_becomes_one_object_once() {
+    let (_directory, _server, s3) = started("multipart");
+    let created = s3.send("POST", "/bucket/big?uploads", &[], b"");
+    let upload = created.element("UploadId").unwrap();
+    let parts = [vec![1u8; 5 << 20], vec![2u8; 5 << 20], vec![3u8; 1000]];
+    let mut list = String::new();
+    for (number, part) in (1..).zip(&parts) {
+        let put = s3.put(&format!("/bucket/big?partNumber={number}&uploadId={upload}"), part);
+        let etag = put.header("etag").unwrap();
+        list.push_str(&format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>"));
+    }
+    assert_eq!(s3.get("/bucket/big").status, 404, "invisible until it is complete");
+    assert_eq!(s3.get(&format!("/bucket/big?uploadId={upload}")).elements("PartNumber"), ["1", "2", "3"]);
+    let document = format!("<CompleteMultipartUpload>{list}</CompleteMultipartUpload>");
+    let complete = || s3.send("POST", &format!("/bucket/big?uploadId={upload}"), &[], document.as_bytes());
+    let (first, again) = (complete(), complete());
+    assert_eq!(first.status, 200, "{}", first.text());
+    assert!(first.element("ETag").unwrap().ends_with("-3&quot;"), "{}", first.text());
+    assert_eq!((again.status, again.element("ETag")), (200, first.element("ETag")));
+    assert!(s3.get("/bucket/big").body == parts.concat());
+    assert!(s3.get("/bucket/big?partNumber=2").body == parts[1]);
+    let copy = s3.send("PUT", "/bucket/copy", &[("x-amz-copy-source", "/bucket/big")], b"");
+    assert_eq!(copy.status, 200, "{}", copy.text());
+    assert!(s3.get("/bucket/copy").body == parts.concat());
+    let other = s3.send("POST", "/bucket/other?uploads", &[], b"").element("UploadId").unwrap();
+    assert_eq!(s3.send("DELETE", &format!("/bucket/other?uploadId={other}"), &[], b"").status, 204);
+    let late = s3.put(&format!("/bucket/other?partNumber=1&uploadId={other}"), b"late");
+    assert_eq!(late.outcome(), (404, "NoSuchUpload".to_owned()));
+}
+
+#[test]
+fn listings_go_on_where_they_stopped() {
+    let (_directory, _server, s3) = started("listing");
+    let keys = ["a", "b/1", "b/2", "c", "d/1", "e"];
+    for key in keys {
+        assert_eq!(s3.put(&format!("/bucket/{key}"), b"").status, 200);
+    }
+    let pages = |query: &str| {
+        let (mut names, mut token) = (Vec::new(), String::new());
+        loop {
+            let page = s3.get(&format!("/bucket?list-type=2&max-keys=2&{query}{token}"));
+            assert_eq!(page.status, 200, "{}", page.text());
+            names.extend(page.elements("Key"));
+            names.extend(
+                page.elements("CommonPrefixes").iter().map(|p| p.replace("<Prefix>", "").replace("</Prefix>", "")),
+            );
+            match page.element("NextContinuationToken") {
+                Some(next) => {
+                    token = format!(
+                        "&continuation-token={}",
+                        next.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D")
+                    )
+                }
+                None => break names,
+            }
+        }
+    };
+    assert_eq!(pages(""), keys);
+    let mut folded = pages("delimiter=%2F");
+    folded.sort();
+    assert_eq!(folded, ["a", "b/", "c", "d/", "e"]);
+    let objects: String = keys.iter().map(|key| format!("<Object><Key>{key}</Key></Object>")).collect();
+    let delete = s3.send("POST", "/bucket?delete", &[], format!("<Delete>{objects}</Delete>").as_bytes());
+    assert_eq!(delete.elements("Deleted").len(), keys.len(), "{}", delete.text());
+    assert_eq!(pages(""), Vec::<String>::new());
+}
+
+#[test]
+fn of_many_that_create_a_key_one_wins() {
+    let (_directory, _server, s3) = started("race");
+    for round in 0..10 {
+        let target = format!("/bucket/key-{round}");
+        let statuses: Vec<u16> = std::thread::scope(|scope| {
+            let racers: Vec<_> = (0..16u8)
+                .map(|racer| {
+                    let (s3, target) = (&s3, &target);
+                    scope.spawn(move || s3.send("PUT", target, &[("if-none-match", "*")], &[racer]).status)
+                })
+                .collect();
+            racers.into_iter().map(|racer| racer.join().unwrap()).collect()
+        });
+        assert_eq!(statuses.iter().filter(|&&status| status == 200).count(), 1, "{statuses:?}");
+        assert!(statuses.iter().all(|status| [200, 409, 412].contains(status)), "{statuses:?}");
+        let winner = statuses.iter().position(|&status| status == 200).unwrap();
+        assert_eq!(s3.get(&target).body, [winner as u8]);
+    }
+}
