@@ -13,6 +13,7 @@ use crate::cli::{DevAction, DevArgs, DevNode};
 use crate::cluster_file::{ClusterFile, ClusterNode};
 use crate::env::RealDisk;
 use crate::failure::{Context, Failure};
+use crate::listener;
 use crate::processes::{self, Lifetime, Running, ServerSpec};
 use crate::signals::Signals;
 
@@ -64,6 +65,10 @@ async fn supervise(nodes: u32, data: &Path, base_port: Option<u16>) -> Result<Ex
     let mut children = Vec::new();
     for id in 1..=nodes {
         let spec = spec_of(id, &data, base_port, Lifetime::WithParent)?;
+        for address in [spec.s3, spec.admin, spec.cluster] {
+            // Taken and let go: a port in use is found here, where the flag that changes it is known.
+            drop(listener::bind(address, "--base-port").await?);
+        }
         let mut child = processes::spawn_server(&spec)?;
         let started = tokio::select! {
             biased;

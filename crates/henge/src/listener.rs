@@ -207,3 +207,75 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
     // An error means that the sender is gone, which is a stop as well.
     let _ = stop.wait_for(|stop| *stop).await;
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use http_body_util::Full;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::sync::Notify;
+
+    const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n";
+
+    #[tokio::test]
+    async fn a_request_that_runs_when_the_node_stops_gets_its_answer() {
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0)), "--s3").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (arrived, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let signals = (Arc::clone(&arrived), Arc::clone(&go_on));
+        let service = hyper::service::service_fn(move |_request: Request<Incoming>| {
+            let (arrived, go_on) = signals.clone();
+            async move {
+                arrived.notify_one();
+                go_on.notified().await;
+                Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from_static(b"done"))))
+            }
+        });
+        let (stop, stopping) = watch::channel(false);
+        let serving = tokio::spawn(serve(listener, None, service, stopping));
+        let mut idle = TcpStream::connect(address).await.unwrap();
+        let mut busy = TcpStream::connect(address).await.unwrap();
+        busy.write_all(REQUEST).await.unwrap();
+        arrived.notified().await;
+        stop.send_replace(true);
+        let mut nothing = Vec::new();
+        idle.read_to_end(&mut nothing).await.unwrap();
+        assert!(nothing.is_empty(), "an idle connection is closed");
+        assert!(!serving.is_finished(), "a running request is waited for");
+        go_on.notify_one();
+        let mut answer = Vec::new();
+        busy.read_to_end(&mut answer).await.unwrap();
+        assert!(answer.ends_with(b"done"), "{}", String::from_utf8_lossy(&answer));
+        serving.await.unwrap();
+        assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+    }
+
+    #[tokio::test]
+    async fn headers_without_bound_are_refused() {
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0)), "--s3").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let service = hyper::service::service_fn(|_request: Request<Incoming>| async {
+            Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from_static(b"done"))))
+        });
+        let (_stop, stopping) = watch::channel(false);
+        tokio::spawn(serve(listener, None, service, stopping));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: here\r\nX-Long: ").await.unwrap();
+        // The server may close before all is sent.
+        let _ = stream.write_all(&vec![b'a'; 2 * BUFFER_BYTES_MAX]).await;
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer).await;
+        assert!(!answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    }
+
+    #[tokio::test]
+    async fn ports_that_are_taken_are_named_with_their_flag() {
+        let listener = bind(SocketAddr::from(([127, 0, 0, 1], 0)), "--s3").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let refused = bind(address, "--admin").await.map(drop).unwrap_err().0;
+        assert!(refused.contains(&address.to_string()) && refused.contains("--admin"), "{refused}");
+        let (_reserved, address) = reserve(SocketAddr::from(([127, 0, 0, 1], 0)), "--cluster").await.unwrap();
+        assert!(reserve(address, "--cluster").await.is_err() && bind(address, "--s3").await.is_err());
+    }
+}
