@@ -13,7 +13,7 @@ use crate::cli::{DevAction, DevArgs, DevNode};
 use crate::cluster_file::{ClusterFile, ClusterNode};
 use crate::env::RealDisk;
 use crate::failure::{Context, Failure};
-use crate::processes::{self, Lifetime, ServerSpec};
+use crate::processes::{self, Lifetime, Running, ServerSpec};
 use crate::signals::Signals;
 
 const DEFAULT_BASE_PORT: u16 = 9000;
@@ -51,7 +51,7 @@ async fn supervise(nodes: u32, data: &Path, base_port: Option<u16>) -> Result<Ex
     let earlier = ClusterFile::read(&data)?;
     let base_port = choose_base_port(base_port, earlier.as_ref(), &data)?;
     let mut nodes_before = earlier.iter().flat_map(|cluster| &cluster.nodes);
-    if let Some(node) = nodes_before.find(|node| processes::serves(node.pid, &node.data)) {
+    if let Some(node) = nodes_before.find(|node| running(node).is_some()) {
         return Err(Failure(format!(
             "node {} of this cluster runs already (process {}); stop it with `henge dev stop {} --data {}`",
             node.id,
@@ -188,41 +188,38 @@ async fn stop_all(data: &Path, mut children: Vec<(u32, Child)>) -> Result<ExitCo
     println!("stopping");
     let cluster = ClusterFile::read(data)?;
     let nodes = cluster.map(|cluster| cluster.nodes).unwrap_or_default();
-    let running: Vec<&ClusterNode> = nodes.iter().filter(|node| processes::serves(node.pid, &node.data)).collect();
-    for node in &running {
-        ask_to_stop(node.pid)?;
+    let running: Vec<Running> = nodes.iter().filter_map(running).collect();
+    for process in &running {
+        ask_to_stop(process)?;
+    }
+    for process in &running {
+        if process.wait_gone().await.is_err() {
+            process.signal(libc::SIGKILL)?;
+            process.wait_gone().await?;
+        }
     }
     for (id, child) in &mut children {
-        let pid = child.id();
-        let Some(node) = nodes.iter().find(|node| node.id == *id) else { continue };
-        wait_or_kill(pid, &node.data).await?;
         child.wait().context(|| format!("node {id} cannot be waited for"))?;
-    }
-    for node in running {
-        wait_or_kill(node.pid, &node.data).await?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn wait_or_kill(pid: u32, data: &Path) -> Result<(), Failure> {
-    if processes::wait_gone(pid, data).await.is_err() {
-        processes::send_signal(pid, libc::SIGKILL)?;
-        processes::wait_gone(pid, data).await?;
-    }
-    Ok(())
+fn running(node: &ClusterNode) -> Option<Running> {
+    Running::find(node.pid, &node.data)
 }
 
-fn ask_to_stop(pid: u32) -> Result<(), Failure> {
-    processes::send_signal(pid, libc::SIGTERM)?;
+fn ask_to_stop(process: &Running) -> Result<(), Failure> {
+    process.signal(libc::SIGTERM)?;
     // A paused process acts on it only when it goes on.
-    processes::send_signal(pid, libc::SIGCONT)
+    process.signal(libc::SIGCONT)
 }
 
 async fn start(args: &DevNode) -> Result<ExitCode, Failure> {
     let (data, cluster, node) = find(args)?;
-    if processes::serves(node.pid, &node.data) {
+    if running(&node).is_some() {
         return Err(Failure(format!("node {} runs already (process {})", node.id, node.pid)));
     }
+    processes::wait_if_dying(node.pid).await?;
     let base_port = choose_base_port(None, Some(&cluster), &data)?;
     let spec = spec_of(node.id, &data, base_port, Lifetime::OnItsOwn)?;
     let mut child = processes::spawn_server(&spec)?;
@@ -233,25 +230,24 @@ async fn start(args: &DevNode) -> Result<ExitCode, Failure> {
 }
 
 async fn stop(args: &DevNode) -> Result<ExitCode, Failure> {
-    let (_, _, node) = find_running(args)?;
-    ask_to_stop(node.pid)?;
-    processes::wait_gone(node.pid, &node.data).await?;
-    println!("node {} has stopped", node.id);
+    let process = find_running(args)?;
+    ask_to_stop(&process)?;
+    process.wait_gone().await?;
+    println!("node {} has stopped", args.node);
     Ok(ExitCode::SUCCESS)
 }
 
 async fn kill(args: &DevNode) -> Result<ExitCode, Failure> {
-    let (_, _, node) = find_running(args)?;
-    processes::send_signal(node.pid, libc::SIGKILL)?;
-    processes::wait_gone(node.pid, &node.data).await?;
-    println!("node {} was killed", node.id);
+    let process = find_running(args)?;
+    process.signal(libc::SIGKILL)?;
+    process.wait_gone().await?;
+    println!("node {} was killed (process {})", args.node, process.pid());
     Ok(ExitCode::SUCCESS)
 }
 
 fn signal_running(args: &DevNode, signal: libc::c_int, done: &str) -> Result<ExitCode, Failure> {
-    let (_, _, node) = find_running(args)?;
-    processes::send_signal(node.pid, signal)?;
-    println!("node {} is {done}", node.id);
+    find_running(args)?.signal(signal)?;
+    println!("node {} is {done}", args.node);
     Ok(ExitCode::SUCCESS)
 }
 
@@ -267,13 +263,12 @@ fn find(args: &DevNode) -> Result<(PathBuf, ClusterFile, ClusterNode), Failure> 
     Ok((data, cluster, node))
 }
 
-fn find_running(args: &DevNode) -> Result<(PathBuf, ClusterFile, ClusterNode), Failure> {
-    let found = find(args)?;
-    if processes::serves(found.2.pid, &found.2.data) {
-        return Ok(found);
-    }
-    let (id, data) = (found.2.id, args.data.display());
-    Err(Failure(format!("node {id} does not run; start it with `henge dev start {id} --data {data}`")))
+fn find_running(args: &DevNode) -> Result<Running, Failure> {
+    let (_, _, node) = find(args)?;
+    running(&node).ok_or_else(|| {
+        let (id, data) = (node.id, args.data.display());
+        Failure(format!("node {id} does not run; start it with `henge dev start {id} --data {data}`"))
+    })
 }
 
 #[cfg(test)]

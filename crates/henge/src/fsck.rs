@@ -25,6 +25,7 @@ use crate::cli::FsckArgs;
 use crate::cluster_file::ClusterFile;
 use crate::env::{RealDisk, real_env};
 use crate::failure::{Context, Failure};
+use crate::predecessor;
 use crate::units::show_bytes;
 
 /// Lines of damage, and ids of orphans, that are listed.
@@ -165,6 +166,7 @@ async fn check_homes(homes: &BTreeSet<PathBuf>, findings: &mut Findings) -> Resu
                 continue;
             }
         };
+        predecessor::wait_for_lock(&disk).await;
         locks.push(disk.lock().map_err(|error| running_or(home, &error))?);
         match node::offline::identity(&disk).await {
             Ok(Some(_)) => {}
@@ -200,6 +202,7 @@ async fn inspect(path: &Path, findings: &mut Findings) -> Result<Option<Inspecte
             return Ok(None);
         }
     };
+    predecessor::wait_for_lock(&*disk).await;
     let report = match store::inspect(Arc::clone(&disk)).await {
         Ok(report) => report,
         Err(StoreError::InUse) => return Err(Failure(format!("{place} is in use: stop its node first"))),

@@ -12,14 +12,18 @@ use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::failure::{Context, Failure};
+use crate::predecessor;
 
 /// Connections served at once; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 4096;
+
+/// Connections that wait in the kernel's queue.
+const BACKLOG: u32 = 1024;
 
 /// How long a client may take to finish a TLS handshake, and to send the headers of a request.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -36,7 +40,21 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Binds `address`. `flag` is what the operator can change.
 pub async fn bind(address: SocketAddr, flag: &str) -> Result<TcpListener, Failure> {
-    TcpListener::bind(address).await.map_err(|error| bind_failure(address, flag, &error))
+    let bound = predecessor::retry(io::ErrorKind::AddrInUse, || {
+        let socket = new_socket(address)?;
+        // Connections of the process before may linger; nobody else listens when this succeeds.
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    });
+    bound.await.map_err(|error| bind_failure(address, flag, &error))
+}
+
+fn new_socket(address: SocketAddr) -> io::Result<TcpSocket> {
+    match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4(),
+        SocketAddr::V6(_) => TcpSocket::new_v6(),
+    }
 }
 
 fn bind_failure(address: SocketAddr, flag: &str, error: &io::Error) -> Failure {
@@ -55,19 +73,16 @@ fn bind_failure(address: SocketAddr, flag: &str, error: &io::Error) -> Failure {
 }
 
 /// Takes `address` without listening on it: connections to it are refused, and no other program can bind it.
-pub fn reserve(address: SocketAddr, flag: &str) -> Result<(std::os::fd::OwnedFd, SocketAddr), Failure> {
-    let taken = (|| {
-        let socket = match address {
-            SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4(),
-            SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6(),
-        }?;
+pub async fn reserve(address: SocketAddr, flag: &str) -> Result<(std::os::fd::OwnedFd, SocketAddr), Failure> {
+    let taken = predecessor::retry(io::ErrorKind::AddrInUse, || {
+        let socket = new_socket(address)?;
         socket.bind(address)?;
         let bound = socket.local_addr()?;
         // SAFETY: the descriptor was just released by its only owner.
         let fd = unsafe { std::os::fd::OwnedFd::from_raw_fd(socket.into_raw_fd()) };
         Ok((fd, bound))
-    })();
-    taken.map_err(|error| bind_failure(address, flag, &error))
+    });
+    taken.await.map_err(|error| bind_failure(address, flag, &error))
 }
 
 /// The certificate chain and key of `--tls-cert` and `--tls-key`.

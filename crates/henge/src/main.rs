@@ -22,6 +22,7 @@ mod failure;
 mod fsck;
 mod http_client;
 mod listener;
+mod predecessor;
 mod private_file;
 mod processes;
 mod report;

@@ -5,6 +5,8 @@ use http_body_util::Full;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -102,47 +104,98 @@ fn last_words(log: &Path) -> Option<String> {
     text.lines().rev().find_map(|line| line.strip_prefix("henge: ").map(str::to_owned))
 }
 
-/// Whether process `pid` is a server on `data`: a process id may meanwhile belong to somebody else.
-pub fn serves(pid: u32, data: &Path) -> bool {
-    use std::os::unix::ffi::OsStrExt;
-    let Ok(arguments) = fs::read(format!("/proc/{pid}/cmdline")) else { return false };
-    let mut arguments = arguments.split(|byte| *byte == 0);
-    arguments.any(|argument| argument == data.as_os_str().as_bytes())
+/// A process that is certainly the one meant: process ids are used again, the kernel's handles are not.
+pub struct Running {
+    pid: u32,
+    handle: OwnedFd,
 }
 
-/// Sends a signal to a process, which must be known to be ours.
-pub fn send_signal(pid: u32, signal: libc::c_int) -> Result<(), Failure> {
-    let raw = libc::pid_t::try_from(pid).context(|| format!("{pid} is no process"))?;
-    assert!(raw > 0, "0 and negative numbers would name whole groups of processes");
-    // SAFETY: kill(2) takes two integers and touches no memory of ours.
-    match unsafe { libc::kill(raw, signal) } {
-        0 => Ok(()),
-        _ => Err(Failure(format!("process {pid} cannot be signalled: {}", io::Error::last_os_error()))),
+impl Running {
+    /// The server on `data` that was process `pid`, if it still is.
+    pub fn find(pid: u32, data: &Path) -> Option<Running> {
+        // First the handle, then the look: what is seen belongs to the process of the handle.
+        let running = Running::open(pid)?;
+        let arguments = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let mut arguments = arguments.split(|byte| *byte == 0);
+        arguments.any(|argument| argument == data.as_os_str().as_bytes()).then_some(running)
     }
-}
 
-/// Waits until `pid` is no longer a server on `data`.
-pub async fn wait_gone(pid: u32, data: &Path) -> Result<(), Failure> {
-    let deadline = Instant::now() + STOP_TIMEOUT;
-    while serves(pid, data) {
-        if Instant::now() > deadline {
-            return Err(Failure(format!("process {pid} does not stop; end it with `kill -9 {pid}`")));
+    fn open(pid: u32) -> Option<Running> {
+        let raw = libc::pid_t::try_from(pid).ok().filter(|raw| *raw > 0)?;
+        // SAFETY: pidfd_open(2) takes two integers.
+        let handle = unsafe { libc::syscall(libc::SYS_pidfd_open, raw, 0) };
+        let handle = std::os::fd::RawFd::try_from(handle).ok().filter(|handle| *handle >= 0)?;
+        // SAFETY: the call has just made this descriptor, and nobody else knows it.
+        Some(Running { pid, handle: unsafe { OwnedFd::from_raw_fd(handle) } })
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    pub fn signal(&self, signal: libc::c_int) -> Result<(), Failure> {
+        let no_details = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: pidfd_send_signal(2) with a null siginfo reads no memory of ours.
+        match unsafe { libc::syscall(libc::SYS_pidfd_send_signal, self.handle.as_raw_fd(), signal, no_details, 0) } {
+            0 => Ok(()),
+            _ => Err(Failure(format!("process {} cannot be signalled: {}", self.pid, io::Error::last_os_error()))),
         }
-        tokio::time::sleep(POLL_INTERVAL).await;
     }
-    Ok(())
+
+    /// Waits until the process has ended, and with it all its locks and ports are free.
+    pub async fn wait_gone(&self) -> Result<(), Failure> {
+        let deadline = Instant::now() + STOP_TIMEOUT;
+        while !self.has_ended() {
+            if Instant::now() > deadline {
+                return Err(Failure(format!("process {} does not stop; end it with `kill -9 {}`", self.pid, self.pid)));
+            }
+            tokio::time::sleep(POLL_INTERVAL).await;
+        }
+        Ok(())
+    }
+
+    /// A process that was killed loses its arguments first and its files later; the handle tells of the very end.
+    fn has_ended(&self) -> bool {
+        let mut poll = libc::pollfd { fd: self.handle.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: the structure is one valid pollfd, and the call does not wait.
+        unsafe { libc::poll(&mut poll, 1, 0) == 1 }
+    }
+}
+
+/// Waits for a process that is about to end: it has lost its arguments already, but may hold its files and ports.
+pub async fn wait_if_dying(pid: u32) -> Result<(), Failure> {
+    let Some(process) = Running::open(pid) else { return Ok(()) };
+    match fs::read(format!("/proc/{pid}/cmdline")) {
+        Ok(arguments) if arguments.is_empty() => process.wait_gone().await,
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_process_is_known_by_its_arguments() {
+    #[tokio::test]
+    async fn a_process_is_known_by_its_arguments_and_its_end_is_seen() {
         let me = std::process::id();
         let program = std::env::args_os().next().unwrap();
-        assert!(serves(me, Path::new(&program)));
-        assert!(!serves(me, Path::new("/elsewhere")));
-        assert!(!serves(u32::MAX / 2, Path::new(&program)));
+        assert!(Running::find(me, Path::new(&program)).is_some());
+        assert!(Running::find(me, Path::new("/elsewhere")).is_none());
+        assert!(Running::find(u32::MAX / 2, Path::new(&program)).is_none());
+
+        let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
+        // Until it has become the other program, it shows our arguments.
+        let found = loop {
+            if let Some(found) = Running::find(child.id(), Path::new("1000")) {
+                break found;
+            }
+            std::thread::yield_now();
+        };
+        assert!(!found.has_ended());
+        found.signal(libc::SIGKILL).unwrap();
+        found.wait_gone().await.unwrap();
+        wait_if_dying(child.id()).await.unwrap();
+        child.wait().unwrap();
+        assert!(found.signal(libc::SIGKILL).is_err());
     }
 }

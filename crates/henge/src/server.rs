@@ -18,6 +18,7 @@ use crate::credentials::{self, Credentials, Origin};
 use crate::env::{FIRST_NODE, RealDisk, real_env};
 use crate::failure::{Context, Failure};
 use crate::listener;
+use crate::predecessor;
 use crate::report::Report;
 use crate::signals::Signals;
 
@@ -49,6 +50,9 @@ pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
 
     let disks = disk_args(&args, &data)?;
     let config = node_config(&args, env.clone(), data_disk, &disks, &root, addresses)?;
+    for disk in config.disks.iter().map(|spec| &spec.disk).chain([&config.data]) {
+        predecessor::wait_for_lock(&**disk).await;
+    }
     let node = node::Node::start(config).await.map_err(|error| Failure(error.to_string()))?;
     let node = Arc::new(node);
     let https = tls.is_some();
@@ -92,7 +96,7 @@ impl Ports {
     async fn take(args: &ServerArgs) -> Result<Ports, Failure> {
         let s3 = listener::bind(args.s3, "--s3").await?;
         let admin = listener::bind(args.admin, "--admin").await?;
-        let (cluster, cluster_address) = listener::reserve(args.cluster, "--cluster")?;
+        let (cluster, cluster_address) = listener::reserve(args.cluster, "--cluster").await?;
         let address_of = |listener: &TcpListener| listener.local_addr().context(|| "a port has no address".into());
         let addresses = Addresses { s3: address_of(&s3)?, admin: address_of(&admin)?, cluster: cluster_address };
         Ok(Ports { s3, admin, cluster, addresses })

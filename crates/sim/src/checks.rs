@@ -119,12 +119,15 @@ impl Nemesis {
             return;
         }
         let serving = self.cluster.serving(0).await;
+        let damaged = |counts: BTreeMap<&'static str, u64>| counts.get("damaged").copied().unwrap_or(0);
+        let damaged_before = damaged(self.recorder.counts());
         self.verifier.read_all(&serving, true).await;
+        let has_damage = damaged(self.recorder.counts()) > damaged_before;
         if !self.verifier.are_errors_excused() {
             self.verifier.check_listings(&serving).await;
         }
         self.sim.sleep(if self.sim.below(4) == 0 { QUIET_LONG } else { QUIET }).await;
-        self.check_status();
+        self.check_status(has_damage);
         if self.verifier.are_errors_excused() {
             self.cluster.crash().await;
             return;
@@ -175,11 +178,14 @@ impl Nemesis {
     }
 
     /// One copy is never safe; and nothing is reported that was not done.
-    fn check_status(&self) {
+    fn check_status(&self, has_damage: bool) {
         let Some(status) = self.cluster.status() else {
             return self.recorder.violation("a running node has no status".into());
         };
-        let expected = if self.verifier.are_errors_excused() {
+        let expected = if has_damage {
+            // A client was just told that its object is damaged.
+            status.verdict >= Verdict::Unavailable
+        } else if self.verifier.are_errors_excused() {
             status.verdict >= Verdict::AtRisk
         } else {
             status.verdict == Verdict::AtRisk && status.chunks.corrupt == 0 && status.chunks.lost == 0

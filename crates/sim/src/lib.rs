@@ -2,6 +2,26 @@
 //! use it, a nemesis that crashes it, and checkers that hold what clients saw against what was promised.
 //!
 //! Knows: everything. Nothing depends on it.
+//!
+//! ```text
+//! plan (drawn from the seed) ─► cluster: node::Node on base::sim ◄─ nemesis: power cuts in the middle of disk
+//!        │                          ▲            │                  operations and of starts, kills, shutdowns,
+//!        ▼                          │            │                  failing flushes, rot, lost writes, full disks
+//! workload, upload, churn ──────────┘            ▼
+//!        └─► recorder: histories ─► linearizability (each key)   checks: listings, status, service, disks (when quiet)
+//! ```
+//!
+//! `cargo run -p sim --bin simulate -- --seconds 600` runs fresh seeds; `--seed N --trace` replays one and prints its
+//! timeline. Each failure that is mended adds its seed, or a test of its own, where the mended code is.
+//!
+//! What is held against a node: a key's history is linearizable, where what a crash left undecided has happened before
+//! the next start is over, or never; every byte read is the one that was written; listings are reads of every key in
+//! their range; a deleted bucket holds nothing that was acknowledged; of a completed and an aborted upload only one is
+//! acknowledged; a node that nothing stands in the way of answers; when all is quiet, metadata and chunks name each other
+//! exactly; and `status` is neither better nor worse than the truth.
+//!
+//! Not covered yet: several nodes, an unreliable network between them, clocks that jump, versioning that changes, access
+//! keys, the gateway's own operations, copies of objects.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod checks;

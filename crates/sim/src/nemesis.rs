@@ -203,13 +203,13 @@ impl Nemesis {
         self.verifier.read_all(&serving, self.sim.below(3) == 0).await;
     }
 
-    /// Plants the run's defect, if it has one.
-    pub fn plant(&self) {
-        for disk in self.cluster.disks() {
+    /// Plants the run's defect, if it has one: some from the start, some (`late`) when there is a cluster to harm.
+    pub fn plant(&self, late: bool) {
+        for disk in self.cluster.chunk_disks() {
             match self.plan.planted {
-                None => {}
-                Some(Planted::SkipFlushes) => disk.ignore_flushes(true),
-                Some(Planted::SkipDirectoryFlushes) => disk.ignore_directory_flushes(true),
+                Some(Planted::SkipFlushes) if late => disk.ignore_flushes(true),
+                Some(Planted::SkipDirectoryFlushes) if !late => disk.ignore_directory_flushes(true),
+                _ => {}
             }
         }
     }

@@ -27,7 +27,7 @@ pub enum Profile {
 /// A defect planted into a run, to show that the checkers see it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Planted {
-    /// Flushes of files and directories are reported done and do nothing.
+    /// Once there is a cluster, flushes of files and directories are reported done and do nothing.
     SkipFlushes,
     /// Only flushes of directories do nothing.
     SkipDirectoryFlushes,

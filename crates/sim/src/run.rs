@@ -56,7 +56,7 @@ fn run_in(sim: &Sim, planted: Option<Planted>, is_traced: bool) -> Report {
     let recorder = Recorder::new(SimHandle::clone(sim), is_traced);
     recorder.note(|| format!("{plan:?}"));
     let nemesis = nemesis(sim, &plan, &recorder);
-    nemesis.plant();
+    nemesis.plant(false);
     let timeline = is_traced.then(|| tracing::subscriber::set_default(Timeline(SimHandle::clone(sim))));
     sim.block_on(live(SimHandle::clone(sim), nemesis));
     drop(timeline);
@@ -104,10 +104,11 @@ async fn live(sim: SimHandle, nemesis: Nemesis) {
     let clients_done = Arc::new(AtomicBool::new(false));
     let is_set_up = nemesis.is_set_up.clone();
     let (sender, all_done) = oneshot::channel();
-    let (done, worker) = (clients_done.clone(), nemesis.verifier.clone());
+    let (done, worker, planter) = (clients_done.clone(), nemesis.verifier.clone(), nemesis.clone());
     let clients_sim = sim.clone();
     sim.spawn("clients", async move {
         worker.set_up().await;
+        planter.plant(true);
         is_set_up.store(true, Ordering::Relaxed);
         run_clients(&clients_sim, &worker).await;
         done.store(true, Ordering::Relaxed);
