@@ -32,6 +32,9 @@ use crate::units::show_bytes;
 const DAMAGE_LISTED_MAX: usize = 10_000;
 const ORPHANS_LISTED_MAX: usize = 10_000;
 
+/// Lines of damage shown to people; `--json` has more.
+const DAMAGE_SHOWN_MAX: usize = 50;
+
 /// Rows read at once.
 const SCAN_ROWS: usize = 1000;
 
@@ -47,6 +50,8 @@ struct Findings {
     /// Chunks that they name, and chunks that the disks hold.
     chunks_named: u64,
     chunks_held: u64,
+    /// Chunks on disks whose directories were not given.
+    chunks_elsewhere: u64,
     /// Deleted chunks whose space comes back when the node runs.
     garbage: u64,
     /// Log entries that the next start will apply.
@@ -94,12 +99,19 @@ pub async fn run(args: FsckArgs) -> Result<ExitCode, Failure> {
     }
     findings.disks = disks.len() as u64;
     check_one_cluster(&disks, &mut findings);
-    let held = hold(&disks, &mut findings);
+    let mut held = hold(&disks, &mut findings);
+    held.some_unreadable = disks.len() < places.disks.len();
     let mut named = Named::default();
     let mut metadata_found = false;
     for disk in disks.iter().filter(|disk| disk.holds_metadata) {
         metadata_found = true;
         read_metadata(disk, &held, &mut named, &mut findings).await?;
+    }
+    if findings.chunks_elsewhere > 0 {
+        let chunks = findings.chunks_elsewhere;
+        findings.notes.push(format!(
+            "{chunks} chunks lie on disks whose directories were not given: give all to have them checked"
+        ));
     }
     if metadata_found {
         find_orphans(&held, &named, &mut findings);
@@ -253,6 +265,8 @@ fn check_one_cluster(disks: &[InspectedDisk], findings: &mut Findings) {
 struct Held {
     chunks: BTreeMap<ChunkId, Vec<(DiskId, ChunkStat)>>,
     disks: BTreeMap<DiskId, String>,
+    /// A disk that was given could not be read: it may be any of those that are missing.
+    some_unreadable: bool,
 }
 
 fn hold(disks: &[InspectedDisk], findings: &mut Findings) -> Held {
@@ -481,6 +495,12 @@ impl<'a> Compare<'a> {
         let copies = self.held.chunks.get(&chunk.id).map(Vec::as_slice).unwrap_or_default();
         let good = |stat: &ChunkStat| !stat.damaged && stat.len == chunk.len && stat.crc64 == chunk.crc64;
         let good_on: BTreeSet<DiskId> = copies.iter().filter(|(_, stat)| good(stat)).map(|(disk, _)| *disk).collect();
+        let members = self.members_of(chunk.id);
+        let elsewhere = |member: &DiskId| !self.held.disks.contains_key(member);
+        if copies.is_empty() && !self.held.some_unreadable && members.iter().any(elsewhere) {
+            findings.chunks_elsewhere += 1;
+            return;
+        }
         if good_on.is_empty() {
             let why = match copies.first() {
                 None => "is on none of the disks".to_owned(),
@@ -490,7 +510,7 @@ impl<'a> Compare<'a> {
             findings.add("lost", name, format!("chunk {} {why}", chunk.id));
             return;
         }
-        for member in self.members_of(chunk.id) {
+        for member in members {
             if let Some(path) = self.held.disks.get(&member).filter(|_| !good_on.contains(&member)) {
                 findings.add(
                     "corrupt",
@@ -562,11 +582,11 @@ fn find_orphans(held: &Held, named: &Named, findings: &mut Findings) {
 
 impl Findings {
     fn print(&self) {
-        for damage in &self.damage {
+        for damage in self.damage.iter().take(DAMAGE_SHOWN_MAX) {
             println!("DAMAGE ({}) {}: {}", damage.kind, damage.place, damage.detail);
         }
-        if self.damage_count > self.damage.len() as u64 {
-            println!("... and {} more", self.damage_count - self.damage.len() as u64);
+        if self.damage_count > DAMAGE_SHOWN_MAX as u64 {
+            println!("... and {} more; --json lists them", self.damage_count - DAMAGE_SHOWN_MAX as u64);
         }
         for note in &self.notes {
             println!("note: {note}");

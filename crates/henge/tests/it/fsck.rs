@@ -58,3 +58,23 @@ fn clean_after_kill_9_and_damage_is_named() {
     std::fs::write(&identity, good).unwrap();
     assert_eq!(fsck(directory.path()).0, Some(0));
 }
+
+#[test]
+fn with_two_disks_a_missing_one_is_told_from_one_that_was_not_given() {
+    let directory = TestDir::new("fsck-disks");
+    let place = |name: &str| directory.path().join(name);
+    let disks = [place("a").display().to_string(), place("b").display().to_string()];
+    let mut server = Server::start_with(&place("data"), &["--disk", &disks[0], "--disk", &disks[1]], &[]);
+    let put = server.command(&["bench", "put", "--size", "300KiB", "--seconds", "1", "--concurrency", "8", "--keep"]);
+    assert!(put.status.success(), "{}", stderr(&put));
+    server.kill();
+    let (status, all) = fsck(&place("data"));
+    assert_eq!((status, &all["disks"], &all["chunks_elsewhere"]), (Some(0), &2.into(), &0.into()), "{all}");
+    let (status, one) = fsck(&place("a"));
+    assert_eq!(status, Some(0), "{one}");
+    assert!(one["chunks_elsewhere"].as_u64() > Some(0), "placement uses both disks: {one}");
+    std::fs::rename(place("b"), place("gone")).unwrap();
+    let (status, lost) = fsck(&place("data"));
+    assert_eq!(status, Some(2), "{lost}");
+    assert!(lost["damage"].as_array().unwrap().iter().any(|line| line["kind"] == "lost"), "{lost}");
+}
