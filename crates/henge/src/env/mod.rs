@@ -1,6 +1,6 @@
 //! The real `Env`: the only place where product code meets the operating system's clock, randomness, tasks, network
 //! and disks. Everything here has a simulated twin in `base::sim`, and the two are held to one contract by
-//! [`conformance`].
+//! `conformance.rs`.
 
 mod clock;
 #[cfg(test)]
