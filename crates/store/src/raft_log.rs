@@ -107,6 +107,8 @@ pub struct GroupLog {
     pub removed: bool,
     damaged: Option<String>,
     hard_state_damaged: bool,
+    /// Some entry was damaged at some time. While none ever was, an asker need not look at each of them.
+    entry_was_damaged: bool,
     /// Which volumes hold the records that still matter, beside the entries: (volume, bytes).
     pins: [Option<(VolumeNumber, u64)>; 3],
 }
@@ -126,6 +128,7 @@ impl GroupLog {
             removed: false,
             damaged: None,
             hard_state_damaged: false,
+            entry_was_damaged: false,
             pins: [None; 3],
         }
     }
@@ -154,6 +157,12 @@ impl GroupLog {
         if self.hard_state_damaged {
             return Some("the hard state is damaged".into());
         }
+        // Asked before every write: without damage, the ends of the log tell whether it is whole.
+        let whole_len = self.last().0.saturating_sub(self.base.0.0);
+        let starts_at_base = self.entries.first_key_value().is_none_or(|(first, _)| first.0 == self.base.0.0 + 1);
+        if !self.entry_was_damaged && starts_at_base && self.entries.len() as u64 == whole_len {
+            return None;
+        }
         for (expected, (index, entry)) in (self.base.0.0 + 1..).zip(&self.entries) {
             if index.0 != expected {
                 return Some(format!("entries from {expected} to before {index} are missing"));
@@ -174,6 +183,7 @@ impl GroupLog {
         let mut found = false;
         for entry in self.entries.values_mut().filter(|entry| entry.volume == volume && entry.offset() == offset) {
             entry.damaged = true;
+            self.entry_was_damaged = true;
             found = true;
         }
         found
@@ -259,6 +269,7 @@ impl GroupLog {
             Kind::RaftEntry => {
                 let mut entry = entry_at(Term(0), volume, offset, (0, 0), 0);
                 entry.damaged = true;
+                self.entry_was_damaged = true;
                 self.push(index, entry, weigh);
             }
             Kind::RaftHardState => {
