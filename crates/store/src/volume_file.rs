@@ -106,8 +106,10 @@ mod tests {
     /// reported success.
     #[test]
     fn a_batch_is_not_durable_when_an_overlapping_flush_failed() {
+        const BATCHES: usize = 100;
         let mut overlapped = 0;
-        for seed in 0..200 {
+        for seed in 0..400 {
+            let nth = seed % 80 + 1;
             let sim = Sim::new(seed);
             let node = sim.node(NodeId(1));
             let env = node.env();
@@ -119,19 +121,26 @@ mod tests {
                 let file = VolumeFile::open(&*on_node, name, seed, OpenMode::CreateNew).expect("a new file");
                 on_node.flush_directory().expect("durable name");
                 file.write_ahead(1 << 20).await.expect("the first zeroes");
-                on_node.inject(Fault::FlushError, 1);
+                on_node.inject(Fault::FlushError, nth);
                 let file = Arc::new(file);
                 let ahead = file.clone();
                 env.spawn("ahead", async move { drop(ahead.write_ahead(2 << 20).await) });
-                file.append(0, vec![7; 4096].into()).await.is_ok()
+                let mut acknowledged = 0;
+                while acknowledged < BATCHES
+                    && file.append(acknowledged as u64 * 4096, vec![7; 4096].into()).await.is_ok()
+                {
+                    acknowledged += 1;
+                }
+                acknowledged
             }));
             sim.crash(NodeId(1));
-            if appended == Ok(true) {
-                let contents = disk.contents(&name.to_string()).expect("the name is durable");
-                assert_eq!(contents[..4096], [7; 4096], "seed {seed}: acknowledged and lost");
-            } else {
-                overlapped += 1;
-            }
+            let acknowledged = appended.expect("nothing crashes meanwhile");
+            let contents = disk.contents(&name.to_string()).expect("the name is durable");
+            assert!(
+                contents[..acknowledged * 4096].iter().all(|byte| *byte == 7),
+                "seed {seed}: acknowledged and lost"
+            );
+            overlapped += usize::from(acknowledged > 0 && acknowledged < BATCHES);
         }
         assert!(overlapped > 0, "some seeds let the flushes overlap");
     }
