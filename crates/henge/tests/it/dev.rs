@@ -106,8 +106,10 @@ fn a_node_is_killed_started_paused_and_the_cluster_comes_back() {
 
     assert!(node_command("pause", &data).status.success());
     let pid = after["nodes"][0]["pid"].as_u64().unwrap();
-    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    assert!(state.contains(") T "), "{state}");
+    // A signal takes effect when the process next looks.
+    wait_for("the pause", || {
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T ").then_some(())
+    });
     assert!(node_command("resume", &data).status.success());
     assert!(is_ready(&after));
     let status = henge().args(["status", "--data"]).arg(&data).output().unwrap();
