@@ -21,6 +21,9 @@ struct Arguments {
     /// Fresh seeds for so many seconds.
     #[arg(long)]
     seconds: Option<u64>,
+    /// With `--seconds`: the seed to begin with, so that every run tries the same ones.
+    #[arg(long, requires = "seconds")]
+    first: Option<u64>,
     /// One seed, twice, comparing the traces.
     #[arg(long)]
     seed: Option<u64>,
@@ -58,7 +61,7 @@ fn main() -> ExitCode {
     let source = match (arguments.seeds, arguments.seconds) {
         (Some((from, to)), _) => Source { next: AtomicU64::new(from), end: Some(to), deadline: None },
         (None, seconds) => {
-            let first = fresh_seed();
+            let first = arguments.first.unwrap_or_else(fresh_seed);
             let deadline = now() + Duration::from_secs(seconds.unwrap_or(60));
             println!("seeds from {first} on");
             Source { next: AtomicU64::new(first), end: None, deadline: Some(deadline) }
