@@ -15,7 +15,7 @@ use store::Engine;
 use store::kv::{KvRead, LsmKv};
 use tokio::sync::oneshot;
 
-use crate::cluster::{NODE, Serving};
+use crate::cluster::{FOUNDER, Serving};
 use crate::history::{Action, Condition, Outcome};
 use crate::nemesis::Nemesis;
 use crate::plan::Profile;
@@ -109,16 +109,16 @@ impl Nemesis {
     /// After the last trouble: one more power cut, then everything must be as it should.
     pub async fn check_all(&self) {
         self.arm_nothing();
-        self.cluster.crash().await;
+        self.cluster.crash(FOUNDER).await;
         if self.start_undisturbed().await.is_err() {
             return;
         }
-        let serving = self.cluster.serving(0).await;
+        let serving = self.verifier.serving().await;
         self.check_service(&serving).await;
         if self.plan.profile == Profile::DiskFull && !self.fill_and_empty().await {
             return;
         }
-        let serving = self.cluster.serving(0).await;
+        let serving = self.verifier.serving().await;
         let damaged = |counts: BTreeMap<&'static str, u64>| counts.get("damaged").copied().unwrap_or(0);
         let damaged_before = damaged(self.recorder.counts());
         self.verifier.read_all(&serving, true).await;
@@ -129,19 +129,19 @@ impl Nemesis {
         self.sim.sleep(if self.sim.below(4) == 0 { QUIET_LONG } else { QUIET }).await;
         self.check_status(has_damage);
         if self.verifier.are_errors_excused() {
-            self.cluster.crash().await;
+            self.cluster.crash(FOUNDER).await;
             return;
         }
-        self.cluster.shut_down().await;
+        self.cluster.shut_down(FOUNDER).await;
         self.check_disks().await;
     }
 
     fn arm_nothing(&self) {
-        self.sim.disk(NODE, "data").crash_after_ops(0);
+        self.sim.disk(FOUNDER, "data").crash_after_ops(0);
     }
 
     pub async fn start_undisturbed(&self) -> Result<(), ()> {
-        match self.cluster.start().await {
+        match self.cluster.start(FOUNDER).await {
             Ok(()) => Ok(()),
             Err(failure) if self.verifier.are_errors_excused() => {
                 self.recorder.count("starts_refused", 1);
@@ -179,7 +179,7 @@ impl Nemesis {
 
     /// One copy is never safe; and nothing is reported that was not done.
     fn check_status(&self, has_damage: bool) {
-        let Some(status) = self.cluster.status() else {
+        let Some(status) = self.cluster.status(FOUNDER) else {
             return self.recorder.violation("a running node has no status".into());
         };
         let expected = if has_damage {
@@ -198,10 +198,10 @@ impl Nemesis {
 
     /// The disks of the stopped node: each chunk that metadata names exists and verifies; nobody else does.
     async fn check_disks(&self) {
-        let env = self.sim.env(NODE);
+        let env = self.sim.env(FOUNDER);
         let (sender, receiver) = oneshot::channel();
         let disks: Vec<Arc<dyn Disk>> =
-            self.cluster.chunk_disks().into_iter().map(|disk| disk as Arc<dyn Disk>).collect();
+            self.cluster.chunk_disks(FOUNDER).into_iter().map(|disk| disk as Arc<dyn Disk>).collect();
         let tuning = self.plan.tuning();
         let task_env = env.clone();
         env.spawn("check disks", async move {
@@ -212,7 +212,7 @@ impl Nemesis {
             Ok(Err(why)) => self.recorder.violation(format!("the stopped node's disks cannot be read: {why}")),
             Err(_) => self.recorder.violation("the check of the disks was cut short".into()),
         }
-        self.sim.kill(NODE);
+        self.sim.kill(FOUNDER);
     }
 }
 

@@ -41,4 +41,4 @@ mod worker;
 mod workload;
 
 pub use plan::{Plan, Planted, Profile};
-pub use run::{Report, events, run};
+pub use run::{Report, Wanted, events, run};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::cluster::{Cluster, NODE, StartFailure};
+use crate::cluster::{Cluster, FOUNDER, StartFailure};
 use crate::plan::{Plan, Planted, Profile};
 use crate::recorder::Recorder;
 use crate::worker::{Excuses, Worker};
@@ -63,29 +63,29 @@ impl Nemesis {
             0..5 => {
                 // In the middle of a disk operation.
                 self.arm(1 + self.sim.below([5, 60, 400][self.sim.below(3) as usize]));
-                let stopped = self.sim.node(NODE).stopped();
+                let stopped = self.sim.node(FOUNDER).stopped();
                 tokio::select! {
                     biased;
                     () = stopped => {}
                     () = self.sim.sleep(patience * 4) => {}
                 }
                 self.recorder.count("crashes_in_operations", 1);
-                self.cluster.crash().await;
+                self.cluster.crash(FOUNDER).await;
             }
             5..8 => {
                 self.sim.sleep(patience).await;
                 self.recorder.count("crashes", 1);
-                self.cluster.crash().await;
+                self.cluster.crash(FOUNDER).await;
             }
             8 => {
                 self.sim.sleep(patience).await;
                 self.recorder.count("kills", 1);
-                self.cluster.kill().await;
+                self.cluster.kill(FOUNDER).await;
             }
             _ => {
                 self.sim.sleep(patience).await;
                 self.recorder.count("shutdowns", 1);
-                self.cluster.shut_down().await;
+                self.cluster.shut_down(FOUNDER).await;
             }
         }
         self.arm(0);
@@ -93,7 +93,7 @@ impl Nemesis {
 
     /// Has the power fail in the middle of the n-th disk operation from now; 0 takes that back.
     fn arm(&self, nth: u64) {
-        self.sim.disk(NODE, "data").crash_after_ops(nth);
+        self.sim.disk(FOUNDER, "data").crash_after_ops(nth);
     }
 
     /// Starts the node; some starts crash on the way.
@@ -104,12 +104,12 @@ impl Nemesis {
             if crashed < CRASHED_STARTS_MAX && self.sim.below(4) == 0 {
                 self.arm(1 + self.sim.below([3, 15, 80][self.sim.below(3) as usize]));
             }
-            let started = self.cluster.start().await;
-            if !self.sim.is_running(NODE) {
+            let started = self.cluster.start(FOUNDER).await;
+            if !self.sim.is_running(FOUNDER) {
                 // Also when the start was quick enough to report what the failing power did to it.
                 crashed += 1;
                 self.recorder.count("crashes_in_starts", 1);
-                self.cluster.stopped().await;
+                self.cluster.stopped(FOUNDER).await;
                 self.arm(0);
                 continue;
             }
@@ -140,13 +140,13 @@ impl Nemesis {
 
     /// Flush errors are final: until it is started anew, the node must not acknowledge what it cannot keep.
     async fn break_flushes(&self) {
-        let disks = self.cluster.chunk_disks();
+        let disks = self.cluster.chunk_disks(FOUNDER);
         let disk = &disks[self.sim.below(disks.len() as u64) as usize];
         self.excuses.damage.store(true, Ordering::Relaxed);
         disk.inject(Fault::FlushError, 1 + self.sim.below(40));
         self.recorder.count("flush_errors", 1);
         self.sim.sleep(Duration::from_millis(self.sim.below(800))).await;
-        if let Some(status) = self.cluster.status() {
+        if let Some(status) = self.cluster.status(FOUNDER) {
             let is_broken = status.nodes.iter().flat_map(|node| &node.disks).any(|disk| disk.state == "failed");
             if is_broken {
                 self.recorder.count("disks_broken", 1);
@@ -158,7 +158,7 @@ impl Nemesis {
         disk.inject(Fault::FlushError, NEVER);
         // Ended here, so that no answer given meanwhile is excused later.
         self.recorder.count("crashes", 1);
-        self.cluster.crash().await;
+        self.cluster.crash(FOUNDER).await;
         self.arm(0);
         self.excuses.damage.store(false, Ordering::Relaxed);
         if self.start().await.is_err() {
@@ -168,7 +168,7 @@ impl Nemesis {
 
     /// Damages a disk without metadata, at rest or by writes to come.
     fn rot(&self) {
-        let disks = self.cluster.chunk_disks();
+        let disks = self.cluster.chunk_disks(FOUNDER);
         let Some(disk) = disks.get(1) else { return };
         self.excuses.damage.store(true, Ordering::Relaxed);
         for _ in 0..1 + self.sim.below(4) {
@@ -187,7 +187,7 @@ impl Nemesis {
     fn flip_metadata(&self) {
         self.excuses.damage.store(true, Ordering::Relaxed);
         for _ in 0..1 + self.sim.below(3) {
-            if let Some((file, offset)) = self.cluster.chunk_disks()[0].flip_anywhere() {
+            if let Some((file, offset)) = self.cluster.chunk_disks(FOUNDER)[0].flip_anywhere() {
                 self.recorder.note(|| format!("a bit has flipped in {file} at byte {offset}"));
                 self.recorder.count("metadata_bits_flipped", 1);
             }
@@ -199,13 +199,13 @@ impl Nemesis {
         if !self.is_set_up.load(Ordering::Relaxed) {
             return;
         }
-        let serving = self.cluster.serving(0).await;
+        let serving = self.verifier.serving().await;
         self.verifier.read_all(&serving, self.sim.below(3) == 0).await;
     }
 
     /// Plants the run's defect, if it has one: some from the start, some (`late`) when there is a cluster to harm.
     pub fn plant(&self, late: bool) {
-        for disk in self.cluster.chunk_disks() {
+        for disk in self.cluster.chunk_disks(FOUNDER) {
             match self.plan.planted {
                 Some(Planted::SkipFlushes) if late => disk.ignore_flushes(true),
                 Some(Planted::SkipDirectoryFlushes) if !late => disk.ignore_directory_flushes(true),

@@ -4,11 +4,11 @@ use base::env::RandomExt;
 use base::sim::{NetModel, Sim, SimHandle, TraceEvent};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, FOUNDER};
 use crate::nemesis::Nemesis;
 use crate::plan::{Plan, Planted, Profile};
 use crate::recorder::Recorder;
@@ -17,6 +17,13 @@ use crate::worker::{Excuses, Worker};
 
 /// Task runs and events of one run; more is a live lock.
 const EVENTS_MAX: u64 = 20_000_000;
+
+/// What is not left to the seed.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Wanted {
+    pub planted: Option<Planted>,
+    pub profile: Option<Profile>,
+}
 
 /// What a run has come to.
 #[derive(Clone, Debug)]
@@ -34,25 +41,25 @@ pub struct Report {
 }
 
 /// Runs `seed` to its end. `is_traced` prints what happens as it happens.
-pub fn run(seed: u64, planted: Option<Planted>, is_traced: bool) -> Report {
-    run_in(&Sim::new(seed), planted, is_traced)
+pub fn run(seed: u64, wanted: Wanted, is_traced: bool) -> Report {
+    run_in(&Sim::new(seed), wanted, is_traced)
 }
 
 /// Every event of a run: to find where two runs of one seed part.
-pub fn events(seed: u64, planted: Option<Planted>) -> Vec<TraceEvent> {
+pub fn events(seed: u64, wanted: Wanted) -> Vec<TraceEvent> {
     let sim = Sim::new(seed);
     sim.record_trace();
-    run_in(&sim, planted, false);
+    run_in(&sim, wanted, false);
     sim.trace()
 }
 
-fn run_in(sim: &Sim, planted: Option<Planted>, is_traced: bool) -> Report {
+fn run_in(sim: &Sim, wanted: Wanted, is_traced: bool) -> Report {
     let seed = sim.seed();
     sim.set_events_max(EVENTS_MAX);
     if sim.below(3) == 0 {
         sim.set_net_model(NetModel::rough());
     }
-    let plan = Arc::new(Plan::draw(&**sim, planted));
+    let plan = Arc::new(Plan::draw(&**sim, wanted.planted, wanted.profile));
     let recorder = Recorder::new(SimHandle::clone(sim), is_traced);
     recorder.note(|| format!("{plan:?}"));
     let nemesis = nemesis(sim, &plan, &recorder);
@@ -84,6 +91,7 @@ fn nemesis(sim: &SimHandle, plan: &Arc<Plan>, recorder: &Recorder) -> Nemesis {
         recorder: recorder.clone(),
         plan: plan.clone(),
         excuses: excuses.clone(),
+        home: Arc::new(AtomicU32::new(FOUNDER.0)),
     };
     Nemesis {
         sim: sim.clone(),
@@ -127,7 +135,7 @@ async fn run_clients(sim: &SimHandle, worker: &Worker) {
     let mut ends = Vec::new();
     for id in 0..=worker.plan.clients {
         let (sender, end) = oneshot::channel::<()>();
-        let client = Worker { id, ..worker.clone() };
+        let client = Worker { id, home: Arc::new(AtomicU32::new(FOUNDER.0)), ..worker.clone() };
         let is_last = id == worker.plan.clients;
         sim.spawn("client", async move {
             if is_last {

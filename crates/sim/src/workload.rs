@@ -21,7 +21,7 @@ impl Worker {
     /// Works through its share of operations, through all crashes.
     pub async fn work(self) {
         for _ in 0..self.plan.operations {
-            let serving = self.cluster.serving(0).await;
+            let serving = self.serving().await;
             self.operate(&serving).await;
             self.recorder.count("operations", 1);
             // Mostly no pause, sometimes a long one: lulls let background work come to its end.
