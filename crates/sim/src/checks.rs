@@ -22,9 +22,9 @@ use crate::plan::Profile;
 use crate::worker::Worker;
 
 /// Virtual time in which garbage, orphans and compaction must come to their end when nobody writes.
-const QUIET: Duration = Duration::from_secs(6);
+pub const QUIET: Duration = Duration::from_secs(6);
 /// Long enough for the first scrub, which begins ten minutes after a start.
-const QUIET_LONG: Duration = Duration::from_secs(620);
+pub const QUIET_LONG: Duration = Duration::from_secs(620);
 /// Virtual time within which a healthy node must take a write.
 const SERVICE_MAX: Duration = Duration::from_secs(20);
 
@@ -108,7 +108,7 @@ impl Worker {
 impl Nemesis {
     /// After the last trouble: one more power cut, then everything must be as it should.
     pub async fn check_all(&self) {
-        self.arm_nothing();
+        self.arm(FOUNDER, 0);
         self.cluster.crash(FOUNDER).await;
         if self.start_undisturbed().await.is_err() {
             return;
@@ -136,10 +136,6 @@ impl Nemesis {
         self.check_disks().await;
     }
 
-    fn arm_nothing(&self) {
-        self.sim.disk(FOUNDER, "data").crash_after_ops(0);
-    }
-
     pub async fn start_undisturbed(&self) -> Result<(), ()> {
         match self.cluster.start(FOUNDER).await {
             Ok(()) => Ok(()),
@@ -156,7 +152,7 @@ impl Nemesis {
     }
 
     /// Liveness: a healthy node takes a write within a bounded time.
-    async fn check_service(&self, serving: &Serving) {
+    pub async fn check_service(&self, serving: &Serving) {
         let worker = &self.verifier;
         let key = worker.key(0, &self.plan.keys[0]);
         let puts = async {
@@ -164,7 +160,10 @@ impl Nemesis {
             for len in SERVICE_LENS {
                 let is_done = worker.put_len(serving, &info, &key, Condition::Always, len).await;
                 if !is_done && !worker.are_errors_excused() {
-                    self.recorder.violation(format!("a healthy node does not take an object of {len} bytes"));
+                    self.recorder.violation(format!(
+                        "node {} is healthy and does not take an object of {len} bytes",
+                        serving.node
+                    ));
                 }
             }
         };
@@ -172,7 +171,7 @@ impl Nemesis {
             biased;
             () = puts => {}
             () = self.sim.sleep(SERVICE_MAX) => {
-                self.recorder.violation(format!("a healthy node took no write within {SERVICE_MAX:?}"));
+                self.recorder.violation(format!("node {} is healthy and took no write within {SERVICE_MAX:?}", serving.node));
             }
         }
     }
@@ -255,7 +254,7 @@ async fn compare_disks(env: &Env, disks: Vec<Arc<dyn Disk>>, tuning: node::Tunin
 }
 
 /// All chunks that rows name; each by one row only.
-fn named_chunks(kv: &dyn KvRead) -> Result<BTreeMap<ChunkId, NamedChunk>, String> {
+pub fn named_chunks(kv: &dyn KvRead) -> Result<BTreeMap<ChunkId, NamedChunk>, String> {
     const ROWS: usize = 1000;
     let mut named = BTreeMap::new();
     let mut from = Vec::new();

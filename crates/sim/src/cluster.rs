@@ -2,10 +2,12 @@
 
 use base::Env;
 use base::env::Disk;
-use base::ids::NodeId;
 use base::env::RandomExt;
+use base::ids::NodeId;
 use base::sim::{SimDisk, SimHandle};
 use client::Client;
+use meta::group::FEATURE_LEVEL;
+use meta::map::command::{MapCommand, NodeRow, NodeState, SetNodeState};
 use node::{Config, DiskSpec, Node, Status};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -189,6 +191,39 @@ impl Cluster {
         };
         self.change(id, |member| *member = Member { node: Some(node), serving: Some(serving) });
         Ok(())
+    }
+
+    /// Makes a new node of the cluster, through the gateway of `through`: its id is allotted, its directory says who it
+    /// is. It does not run yet.
+    pub async fn join(&self, through: &Serving) -> Result<NodeId, String> {
+        let client = through.client.clone();
+        let row = NodeRow { state: NodeState::Joining as i32, feature_level_max: FEATURE_LEVEL, ..NodeRow::default() };
+        let allotted = through.run(async move { client.change_map_checked(MapCommand::SetNode(row)).await }).await;
+        let reply = allotted.map_err(|NoAnswer| "no answer".to_string())?.map_err(|error| error.to_string())?;
+        let id = NodeId(u32::try_from(reply.id).map_err(|error| error.to_string())?);
+        Err(format!("node {id} cannot join yet"))
+    }
+
+    /// The cluster forgets a node that is gone for good.
+    pub async fn remove(&self, gone: NodeId, through: &Serving) -> Result<(), String> {
+        let client = through.client.clone();
+        self.shared().members.remove(&gone);
+        let removal = async move {
+            let map = client.refresh_map().await?;
+            let row = map.map.nodes.iter().find(|row| row.id == gone.0).cloned().unwrap_or_default();
+            let change = SetNodeState {
+                id: gone.0,
+                state: NodeState::Removed as i32,
+                raise_floor: true,
+                generation: row.generation,
+            };
+            client.change_map_checked(MapCommand::SetNodeState(change)).await
+        };
+        match through.run(removal).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(NoAnswer) => Err("no answer".into()),
+        }
     }
 
     /// Waits until the node has stopped, and lets go of it.

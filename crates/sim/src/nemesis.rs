@@ -1,6 +1,8 @@
 //! Who takes the power away, kills the process, breaks flushes and flips bits, and brings the node back each time.
+//! What happens to several nodes and to the network between them is in `trouble.rs`.
 
 use base::env::RandomExt;
+use base::ids::NodeId;
 use base::sim::{Fault, SimHandle};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,6 +11,7 @@ use std::time::Duration;
 use crate::cluster::{Cluster, FOUNDER, StartFailure};
 use crate::plan::{Plan, Planted, Profile};
 use crate::recorder::Recorder;
+use crate::trouble::Ration;
 use crate::worker::{Excuses, Worker};
 use node::Verdict;
 
@@ -28,6 +31,7 @@ pub struct Nemesis {
     pub verifier: Worker,
     /// The buckets of the plan exist.
     pub is_set_up: Arc<AtomicBool>,
+    pub ration: Ration,
 }
 
 /// The node refused to start, rightly: the run is over.
@@ -49,10 +53,10 @@ impl Nemesis {
             if self.plan.profile == Profile::MetadataRot && self.sim.below(3) == 0 {
                 self.flip_metadata();
             }
-            self.start().await?;
+            self.start(FOUNDER).await?;
             self.verify().await;
         }
-        self.arm(0);
+        self.arm(FOUNDER, 0);
         Ok(())
     }
 
@@ -62,7 +66,7 @@ impl Nemesis {
         match self.sim.below(10) {
             0..5 => {
                 // In the middle of a disk operation.
-                self.arm(1 + self.sim.below([5, 60, 400][self.sim.below(3) as usize]));
+                self.arm(FOUNDER, 1 + self.sim.below([5, 60, 400][self.sim.below(3) as usize]));
                 let stopped = self.sim.node(FOUNDER).stopped();
                 tokio::select! {
                     biased;
@@ -88,29 +92,29 @@ impl Nemesis {
                 self.cluster.shut_down(FOUNDER).await;
             }
         }
-        self.arm(0);
+        self.arm(FOUNDER, 0);
     }
 
     /// Has the power fail in the middle of the n-th disk operation from now; 0 takes that back.
-    fn arm(&self, nth: u64) {
-        self.sim.disk(FOUNDER, "data").crash_after_ops(nth);
+    pub fn arm(&self, node: NodeId, nth: u64) {
+        self.sim.disk(node, "data").crash_after_ops(nth);
     }
 
-    /// Starts the node; some starts crash on the way.
-    pub async fn start(&self) -> Result<(), Refused> {
+    /// Starts a node; some starts crash on the way.
+    pub async fn start(&self, node: NodeId) -> Result<(), Refused> {
         self.sim.sleep(Duration::from_millis(self.sim.below(50))).await;
         let mut crashed = 0;
         loop {
             if crashed < CRASHED_STARTS_MAX && self.sim.below(4) == 0 {
-                self.arm(1 + self.sim.below([3, 15, 80][self.sim.below(3) as usize]));
+                self.arm(node, 1 + self.sim.below([3, 15, 80][self.sim.below(3) as usize]));
             }
-            let started = self.cluster.start(FOUNDER).await;
-            if !self.sim.is_running(FOUNDER) {
+            let started = self.cluster.start(node).await;
+            if !self.sim.is_running(node) {
                 // Also when the start was quick enough to report what the failing power did to it.
                 crashed += 1;
                 self.recorder.count("crashes_in_starts", 1);
-                self.cluster.stopped(FOUNDER).await;
-                self.arm(0);
+                self.cluster.stopped(node).await;
+                self.arm(node, 0);
                 continue;
             }
             match started {
@@ -127,11 +131,11 @@ impl Nemesis {
                     return Err(Refused);
                 }
                 Err(StartFailure::Refused(why)) => {
-                    self.recorder.violation(format!("the node refuses to start: {why}"));
+                    self.recorder.violation(format!("node {node} refuses to start: {why}"));
                     return Err(Refused);
                 }
                 Err(StartFailure::Late) => {
-                    self.recorder.violation("the node did not start in time".into());
+                    self.recorder.violation(format!("node {node} did not start in time"));
                     return Err(Refused);
                 }
             }
@@ -159,9 +163,9 @@ impl Nemesis {
         // Ended here, so that no answer given meanwhile is excused later.
         self.recorder.count("crashes", 1);
         self.cluster.crash(FOUNDER).await;
-        self.arm(0);
+        self.arm(FOUNDER, 0);
         self.excuses.damage.store(false, Ordering::Relaxed);
-        if self.start().await.is_err() {
+        if self.start(FOUNDER).await.is_err() {
             self.recorder.violation("the node does not come back after a flush error".into());
         }
     }
@@ -205,7 +209,8 @@ impl Nemesis {
 
     /// Plants the run's defect, if it has one: some from the start, some (`late`) when there is a cluster to harm.
     pub fn plant(&self, late: bool) {
-        for disk in self.cluster.chunk_disks(FOUNDER) {
+        let disks = self.cluster.nodes().into_iter().flat_map(|node| self.cluster.chunk_disks(node));
+        for disk in disks {
             match self.plan.planted {
                 Some(Planted::SkipFlushes) if late => disk.ignore_flushes(true),
                 Some(Planted::SkipDirectoryFlushes) if !late => disk.ignore_directory_flushes(true),

@@ -13,6 +13,7 @@ use crate::nemesis::Nemesis;
 use crate::plan::{Plan, Planted, Profile};
 use crate::recorder::Recorder;
 use crate::timeline::Timeline;
+use crate::trouble::Ration;
 use crate::worker::{Excuses, Worker};
 
 /// Task runs and events of one run; more is a live lock.
@@ -101,12 +102,13 @@ fn nemesis(sim: &SimHandle, plan: &Arc<Plan>, recorder: &Recorder) -> Nemesis {
         excuses,
         verifier,
         is_set_up: Arc::default(),
+        ration: Ration::default(),
     }
 }
 
 /// The first start, the clients with the nemesis against them, the checks at the end.
 async fn live(sim: SimHandle, nemesis: Nemesis) {
-    if nemesis.start().await.is_err() {
+    if nemesis.found().await.is_err() {
         return;
     }
     let clients_done = Arc::new(AtomicBool::new(false));
@@ -122,11 +124,18 @@ async fn live(sim: SimHandle, nemesis: Nemesis) {
         done.store(true, Ordering::Relaxed);
         let _ = sender.send(());
     });
-    if nemesis.run(clients_done).await.is_err() {
+    let is_cluster = nemesis.plan.nodes > 1;
+    let survived = if is_cluster { nemesis.trouble(clients_done).await } else { nemesis.run(clients_done).await };
+    if survived.is_err() {
         // The node is gone for good, and its clients wait for it in vain.
         return;
     }
-    if all_done.await.is_ok() && !nemesis.recorder.has_violations() {
+    if all_done.await.is_err() || nemesis.recorder.has_violations() {
+        return;
+    }
+    if is_cluster {
+        nemesis.check_cluster().await;
+    } else {
         nemesis.check_all().await;
     }
 }

@@ -59,8 +59,7 @@ fn parse_range(text: &str) -> Result<(u64, u64), String> {
 }
 
 /// Names of what can be planted.
-const PLANTED: [(&str, Planted); 2] =
-    [("flush", Planted::SkipFlushes), ("directory", Planted::SkipDirectoryFlushes)];
+const PLANTED: [(&str, Planted); 2] = [("flush", Planted::SkipFlushes), ("directory", Planted::SkipDirectoryFlushes)];
 
 fn parse_planted(text: &str) -> Result<Planted, String> {
     let found = PLANTED.iter().find(|(name, _)| *name == text).map(|(_, planted)| *planted);
