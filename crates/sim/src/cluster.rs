@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use crate::plan::Plan;
+use crate::planted::PlantedNet;
 use crate::recorder::Recorder;
 
 /// The node that makes the cluster; the others join it.
@@ -164,7 +165,8 @@ impl Cluster {
     /// Starts a node, which must not run.
     pub async fn start(&self, id: NodeId) -> Result<(), StartFailure> {
         assert!(!self.sim.is_running(id), "a node is started once at a time");
-        let env = self.sim.env(id);
+        let mut env = self.sim.env(id);
+        env.net = PlantedNet::over(env.net, id, self.plan.planted);
         let (config, tuning) = (self.config(id, env.clone()), self.plan.tuning());
         let (sender, receiver) = oneshot::channel();
         env.spawn("start", async move {
