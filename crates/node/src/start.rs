@@ -12,7 +12,7 @@ use meta::group::{self, FEATURE_LEVEL};
 use meta::map::command::{DiskRow, DiskState, InitCluster, MapCommand, NodeRow, PgRow, PgRows, PoolRow, ShardRow};
 use meta::object::command::InitShard;
 use protocol::placement::{Candidate, members};
-use protocol::raft::{Configuration, Entry, HardState, RaftPeer, Restored};
+use protocol::raft::{Configuration, Entry, HardState, RaftPeer, Restored, Waiting};
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -398,7 +398,7 @@ async fn open_groups(
 /// First the configuration, durably; then the log, whose existence says that the group exists.
 async fn create_group(engine: &Engine, kv: &Arc<dyn Kv>, id: GroupId) -> Result<RaftLog, StartError> {
     let failed = |why: String| StartError(format!("group {id} cannot be created: {why}"));
-    let configuration = Configuration { voters: vec![FIRST_PEER], learners: vec![] };
+    let configuration = Configuration { voters: vec![FIRST_PEER], ..Configuration::default() };
     let encoded = encode_configuration(&configuration);
     let row = group::advance(&KvView::of(kv), id, LogIndex(0), Term(0), encoded).map_err(|e| failed(e.to_string()))?;
     kv.commit(vec![change_out(row)]).map_err(|error| failed(error.to_string()))?;
@@ -442,6 +442,7 @@ fn restore(env: &Env, kv: &Arc<dyn Kv>, id: GroupId, log: RaftLog) -> Result<(Ra
         base: log.base,
         entries: log.entries.into_iter().map(entry).collect(),
         applied: LogIndex(state.applied_index),
+        waiting: Waiting::No,
     };
     let mut raft = RaftPeer::new(restored, env.random.clone()).map_err(refuse)?;
     if only_voter {
