@@ -164,6 +164,7 @@ impl Plan {
             },
             flush_bytes: 4 * KIB,
             garbage_grace: Duration::from_millis(300),
+            ..Tuning::default()
         }
     }
 
