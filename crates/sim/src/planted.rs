@@ -33,7 +33,7 @@ impl PlantedNet {
     /// The answer that is made up on the spot, if this request is one for that.
     fn made_up(&self, to: NodeId, request: &Request) -> Option<Frame> {
         let done = |epoch| {
-            let told = Told::Chunk(ChunkDone { epoch });
+            let told = Told::Chunk(ChunkDone { epoch, ..ChunkDone::default() });
             wire::frame(&Answer { map_version: request.map_version, ..Answer::of(told) }, Vec::new())
         };
         match (self.planted, request.ask.as_ref()?) {
