@@ -9,6 +9,7 @@ use client::Error;
 use client::wire::Failure;
 use fake::{Fake, GATEWAY};
 use meta::map::command::Acknowledgement::{All, Majority};
+use meta::map::command::{MapCommand, NodeRow};
 use std::time::Duration;
 
 fn body() -> Bytes {
@@ -52,6 +53,20 @@ fn a_member_that_is_silent_and_not_down_is_never_left_out() {
     fake.sim().partition(&[&[NodeId(3)], &[NodeId(1), NodeId(2), GATEWAY]]);
     let refused = fake.put(&bucket, "k", body());
     assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+}
+
+/// The client's map still says that node 3 is down; the answers of the others show a map in which it is back.
+#[test]
+fn a_member_that_came_back_counts_as_soon_as_any_answer_shows_it() {
+    let fake = Fake::new(17);
+    let bucket = fake.bucket(All);
+    fake.state().vote_down(3);
+    let stale = fake.state().map();
+    fake.client.learn_map(stale);
+    let back = NodeRow { id: 3, generation: 2, feature_level_max: 1, ..NodeRow::default() };
+    fake.state().change(MapCommand::SetNode(back));
+    fake.put(&bucket, "k", body()).unwrap();
+    assert_eq!(fake.holders(), [1, 2, 3]);
 }
 
 #[test]
@@ -245,7 +260,7 @@ fn tokens_and_nodes_by_the_operators_words() {
     let client = fake.client.clone();
     fake.run(async move {
         client.create_token("0123456789abcdef", [1; 32], Duration::from_secs(60)).await.unwrap();
-        let row = meta::map::command::NodeRow { feature_level_max: 1, ..Default::default() };
+        let row = NodeRow { feature_level_max: 1, ..NodeRow::default() };
         let redeem = |secret| client.redeem_token("0123456789abcdef", [secret; 32], Bytes::new(), row.clone());
         assert!(matches!(redeem(2).await, Err(Error::Invalid(why)) if why.contains("does not know")));
         assert_eq!(redeem(1).await, Ok(NodeId(4)));
