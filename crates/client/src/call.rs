@@ -231,7 +231,7 @@ impl Client {
     ) -> Result<ShardOutcome, Error> {
         let slot = self.slots(group).take().await;
         let entry = ShardEntry { slot: Some(slot.reference()), range_epoch, command: Some(command) };
-        let ask = Ask::ProposeShard(ProposeShard { group: group.0, entry: Some(entry) });
+        let ask = Ask::ProposeShard(ProposeShard { group: group.0, entry: Some(entry), everyone: true });
         match self.ask_leader(group, Channel::Control, ask).await? {
             Told::ShardReply(reply) => match reply.outcome {
                 Some(ShardOutcome::Refused(refused)) => Err(refusal(&refused)),
@@ -435,6 +435,7 @@ fn unexpected(told: &Told) -> Error {
         Told::ShardReply(_) => "a shard reply",
         Told::ShardAnswer(_) => "a shard answer",
         Told::Chunk(_) => "a chunk answer",
+        Told::SnapshotRows(_) => "a page of a snapshot",
     };
     Error::OutcomeUnknown(format!("{kind} came as the answer to another kind of request"))
 }

@@ -20,7 +20,7 @@ pub struct Request {
     /// Newest map that the sender knows.
     #[prost(uint64, tag = "3")]
     pub map_version: u64,
-    #[prost(oneof = "Ask", tags = "10, 11, 12, 13, 14, 15, 16")]
+    #[prost(oneof = "Ask", tags = "10, 11, 12, 13, 14, 15, 16, 20")]
     pub ask: Option<Ask>,
 }
 
@@ -41,6 +41,8 @@ pub enum Ask {
     GetChunk(GetChunk),
     #[prost(message, tag = "16")]
     DeleteChunks(DeleteChunks),
+    #[prost(message, tag = "20")]
+    SnapshotPage(SnapshotPage),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -56,6 +58,9 @@ pub struct ProposeShard {
     pub group: u64,
     #[prost(message, optional, tag = "2")]
     pub entry: Option<ShardEntry>,
+    /// The answer waits until every voter that is not down has flushed the entry; else a majority is enough.
+    #[prost(bool, tag = "3")]
+    pub everyone: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -105,12 +110,47 @@ pub struct DeleteChunks {
     pub ids: Bytes,
 }
 
+/// A page of the state of a group, for a replica that lags too far behind the log.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SnapshotPage {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// 0: a new snapshot; else as answered.
+    #[prost(uint64, tag = "2")]
+    pub token: u64,
+    /// The last key of the page before.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub after: Bytes,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SnapshotRows {
+    #[prost(uint64, tag = "1")]
+    pub token: u64,
+    /// The group's own row as of this snapshot.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub state: Bytes,
+    #[prost(message, repeated, tag = "3")]
+    pub rows: Vec<SnapshotRow>,
+    /// Nothing follows.
+    #[prost(bool, tag = "4")]
+    pub done: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SnapshotRow {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub key: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: Bytes,
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Answer {
     /// Newest map that the answering node knows.
     #[prost(uint64, tag = "1")]
     pub map_version: u64,
-    #[prost(oneof = "Told", tags = "10, 11, 12, 13, 14, 15")]
+    #[prost(oneof = "Told", tags = "10, 11, 12, 13, 14, 15, 19")]
     pub told: Option<Told>,
 }
 
@@ -129,6 +169,8 @@ pub enum Told {
     /// A chunk request was carried out.
     #[prost(message, tag = "15")]
     Chunk(ChunkDone),
+    #[prost(message, tag = "19")]
+    SnapshotRows(SnapshotRows),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]

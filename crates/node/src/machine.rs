@@ -1,6 +1,6 @@
 //! The state machine of a group, behind one face for the driver: bytes of log entries in, changes and replies out.
 
-use base::ids::{GROUP_ZERO, GroupId, LogIndex, PeerId, Term};
+use base::ids::{GROUP_ZERO, GroupId, LogIndex, Term};
 use bytes::Bytes;
 use meta::group;
 use meta::map::command::{ClusterMap, MapEntry, MapReply};
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use store::kv::{Kv, KvError};
 use tokio::sync::watch;
 
-/// First byte of every command's entry, so that other kinds of entries can follow.
+/// First byte of every command's entry. Configuration changes are Raft's own ([`Entry::is_configuration`]).
 const ENTRY_COMMAND: u8 = 1;
 
 /// What a command asks for.
@@ -35,7 +35,7 @@ pub struct Machine {
     group: GroupId,
     kv: Arc<dyn Kv>,
     configuration: Configuration,
-    /// Group 0 only: the map after the last batch.
+    /// Group 0 only: the map after the last batch, for everybody on this node.
     map: Option<watch::Sender<Arc<ClusterMap>>>,
 }
 
@@ -63,17 +63,25 @@ impl Command {
 }
 
 impl Machine {
-    pub fn new(group: GroupId, kv: Arc<dyn Kv>, configuration: Configuration) -> Result<Machine, ViewError> {
-        let map = match group {
-            GROUP_ZERO => Some(watch::Sender::new(Arc::new(meta::map::load(&KvView::of(&kv))?))),
-            _ => None,
-        };
-        Ok(Machine { group, kv, configuration, map })
+    /// `map`: where the state of group 0 is published.
+    pub fn new(
+        group: GroupId,
+        kv: Arc<dyn Kv>,
+        configuration: Configuration,
+        map: &watch::Sender<Arc<ClusterMap>>,
+    ) -> Result<Machine, ViewError> {
+        let map = (group == GROUP_ZERO).then(|| map.clone());
+        let mut machine = Machine { group, kv, configuration, map };
+        machine.reload()?;
+        Ok(machine)
     }
 
-    /// Follows the map (group 0 only).
-    pub fn watch_map(&self) -> Option<watch::Receiver<Arc<ClusterMap>>> {
-        self.map.as_ref().map(watch::Sender::subscribe)
+    /// Reads again what is held in memory: the rows were replaced.
+    pub fn reload(&mut self) -> Result<(), ViewError> {
+        if let Some(map) = &self.map {
+            map.send_replace(Arc::new(meta::map::load(&KvView::of(&self.kv))?));
+        }
+        Ok(())
     }
 
     /// Bytes that the next flush of the key-value store would write.
@@ -82,25 +90,44 @@ impl Machine {
     }
 
     /// Applies entries in order and commits all their changes, with the applied index, in one transaction.
-    pub fn apply(&mut self, entries: &[Entry]) -> Result<Applied, ViewError> {
+    /// `reconfigure` answers the configuration from a configuration entry on.
+    pub fn apply(
+        &mut self,
+        entries: &[Entry],
+        reconfigure: &mut dyn FnMut(&Entry) -> Configuration,
+    ) -> Result<Applied, ViewError> {
         let last = entries.last().expect("a batch is never empty");
         let view = KvView::of(&self.kv);
         let mut overlay = Overlay::new(&view);
         let mut replies = Vec::with_capacity(entries.len());
         for entry in entries.iter().filter(|entry| !entry.data.is_empty()) {
+            if entry.is_configuration() {
+                self.configuration = reconfigure(entry);
+                continue;
+            }
             let reply = apply_one(&mut overlay, self.group, entry)?;
             replies.push((entry.index, entry.term, reply));
         }
         let map_changed = self.map.is_some() && !overlay.is_empty();
-        let conf_state = encode_configuration(&self.configuration);
+        let conf_state = self.configuration.encode();
         let advanced = group::advance(&overlay, self.group, last.index, last.term, conf_state)?;
-        let mut changes: Vec<store::kv::Change> = overlay.into_changes().0.into_iter().map(change_out).collect();
-        changes.push(change_out(advanced));
-        self.kv.commit(changes).map_err(|error| view_error(&error))?;
+        let changes = overlay.into_changes().0;
         if let Some(map) = self.map.as_ref().filter(|_| map_changed) {
-            map.send_replace(Arc::new(meta::map::load(&KvView::of(&self.kv))?));
+            let mut newest = ClusterMap::clone(&map.borrow());
+            for change in &changes {
+                meta::map::absorb(&mut newest, change)?;
+            }
+            self.commit(changes, advanced)?;
+            map.send_replace(Arc::new(newest));
+        } else {
+            self.commit(changes, advanced)?;
         }
         Ok(Applied { last: (last.index, last.term), replies })
+    }
+
+    fn commit(&self, changes: Vec<Change>, advanced: Change) -> Result<(), ViewError> {
+        let changes = changes.into_iter().chain([advanced]).map(change_out).collect();
+        self.kv.commit(changes).map_err(|error| view_error(&error))
     }
 }
 
@@ -122,27 +149,6 @@ pub fn apply_one(overlay: &mut Overlay<'_>, group: GroupId, entry: &Entry) -> Re
     };
     overlay.absorb(changes);
     Ok(reply)
-}
-
-/// The configuration as the group's row keeps it.
-#[derive(Clone, PartialEq, prost::Message)]
-struct ConfigurationRow {
-    #[prost(uint64, repeated, tag = "1")]
-    voters: Vec<u64>,
-    #[prost(uint64, repeated, tag = "2")]
-    learners: Vec<u64>,
-}
-
-pub fn encode_configuration(configuration: &Configuration) -> Bytes {
-    let numbers = |peers: &[PeerId]| peers.iter().map(|peer| peer.0).collect();
-    let row = ConfigurationRow { voters: numbers(&configuration.voters), learners: numbers(&configuration.learners) };
-    row.encode_to_vec().into()
-}
-
-pub fn decode_configuration(raw: &Bytes) -> Result<Configuration, String> {
-    let row = ConfigurationRow::decode(raw.clone()).map_err(|error| error.to_string())?;
-    let peers = |numbers: Vec<u64>| numbers.into_iter().map(PeerId).collect();
-    Ok(Configuration { voters: peers(row.voters), learners: peers(row.learners) })
 }
 
 /// The key-value store as `meta` reads it.
