@@ -276,6 +276,11 @@ pub trait Net: Send + Sync {
     fn send(&self, to: NodeId, channel: Channel, message: Frame);
     /// Whom incoming requests and messages, also those to oneself, are given to. Set once, at start.
     fn serve(&self, handler: Arc<dyn Handler>);
+    /// Where the other nodes are: HOST:PORT each. Replaces what was learnt before about these nodes; a connection to an
+    /// address that changed is made anew. A network that knows where everybody is has nothing to learn.
+    fn learn_peers(&self, peers: &[(NodeId, String)]) {
+        let _ = peers;
+    }
 }
 
 /// The receiving side of [`Net`].
