@@ -4,16 +4,20 @@
 //! gateways, command lines, the real clock or file system.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod announce;
 mod disks;
 mod group;
 mod home;
 mod machine;
 mod metrics;
 pub mod offline;
+mod replicas;
 mod service;
 mod start;
 mod status;
+mod transport;
 mod workers;
 
+pub use home::join as join_identity;
 pub use start::{Config, DiskSpec, Node, StartError, Tuning};
 pub use status::{ChunkCounts, DiskStatus, GroupStatus, NodeStatus, RepairStatus, Status, Verdict};
