@@ -4,7 +4,7 @@
 use base::Env;
 use base::buffer::BLOCK;
 use base::env::Disk;
-use base::ids::{DiskId, Generation, GroupId, MapVersion, NodeId, PgId, PoolId, Session};
+use base::ids::{DiskId, Generation, MapVersion, NodeId, PgId, PoolId, Session};
 use bytes::Bytes;
 use client::{Client, KeyRow};
 use meta::group::FEATURE_LEVEL;

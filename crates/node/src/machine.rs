@@ -63,21 +63,25 @@ impl Command {
 }
 
 impl Machine {
-    /// `map`: where the state of group 0 is published.
+    /// `map`: where the state of group 0 is published. `stateless`: the rows mean nothing yet.
     pub fn new(
         group: GroupId,
         kv: Arc<dyn Kv>,
-        configuration: Configuration,
+        configuration: &Configuration,
+        stateless: bool,
         map: &watch::Sender<Arc<ClusterMap>>,
     ) -> Result<Machine, ViewError> {
         let map = (group == GROUP_ZERO).then(|| map.clone());
-        let mut machine = Machine { group, kv, configuration, map };
-        machine.reload()?;
+        let mut machine = Machine { group, kv, configuration: Configuration::default(), map };
+        if !stateless {
+            machine.reload(configuration)?;
+        }
         Ok(machine)
     }
 
     /// Reads again what is held in memory: the rows were replaced.
-    pub fn reload(&mut self) -> Result<(), ViewError> {
+    pub fn reload(&mut self, configuration: &Configuration) -> Result<(), ViewError> {
+        self.configuration = configuration.clone();
         if let Some(map) = &self.map {
             map.send_replace(Arc::new(meta::map::load(&KvView::of(&self.kv))?));
         }

@@ -82,12 +82,7 @@ impl Replicas {
     /// Founds a group with this node as its only voter. First the configuration, durably; then the log, whose
     /// existence says that the group exists.
     pub async fn found(&self, id: GroupId) -> Result<(), String> {
-        let configuration = Configuration {
-            voters: vec![FIRST_PEER],
-            nodes: BTreeMap::from([(FIRST_PEER, self.node)]),
-            peer_last: FIRST_PEER,
-            ..Configuration::default()
-        };
+        let configuration = Configuration::of_one(FIRST_PEER, self.node);
         let failed = |why: String| format!("group {id} cannot be created: {why}");
         let view = KvView::over(&*self.kv);
         let row = group::advance(&view, id, LogIndex(0), Term(0), configuration.encode());
@@ -196,17 +191,16 @@ impl Replicas {
         let never_acknowledged = log.base.0.0 == 0 && log.entries.is_empty();
         match state.install() {
             Install::Whole => {}
-            // A peer that never acknowledged anything begins anew.
-            Install::Incomplete if never_acknowledged => state = group::GroupState::default(),
-            Install::Incomplete => return Err(refuse("its state was being replaced when the node stopped".into())),
+            // Its log still vouches for what this peer acknowledged.
+            Install::Incomplete => state.applied_index = 0,
             Install::LogDue => log = self.reset_log(id, log, &state).await.map_err(refuse)?,
         }
         let configuration = match state.conf_state.is_empty() {
             true => Configuration::default(),
             false => Configuration::decode(&state.conf_state).map_err(refuse)?,
         };
-        let is_new = configuration.voters.is_empty();
-        if is_new && !never_acknowledged {
+        let stateless = configuration.is_empty() || state.install() == Install::Incomplete;
+        if configuration.is_empty() && !never_acknowledged {
             return Err(refuse("its state is missing from the key-value store".into()));
         }
         let hard_state = match &log.hard_state {
@@ -222,17 +216,14 @@ impl Replicas {
             base: log.base,
             entries: log.entries.into_iter().map(entry).collect(),
             applied: LogIndex(state.applied_index),
-            waiting: if is_new { Waiting::ForState } else { Waiting::No },
+            waiting: if stateless { Waiting::ForState } else { Waiting::No },
         };
         let mut raft = RaftPeer::new(restored, self.env.random.clone()).map_err(refuse)?;
-        if !is_new {
-            raft.set_snapshot_point(LogIndex(state.applied_index), Term(state.applied_term), &configuration);
-        }
-        if only_voter {
+        if only_voter && !stateless {
             raft.campaign();
         }
         let machine =
-            Machine::new(id, kv, configuration.clone(), &self.map).map_err(|error| refuse(error.to_string()))?;
+            Machine::new(id, kv, &configuration, stateless, &self.map).map_err(|error| refuse(error.to_string()))?;
         let handle = driver::start(driver::Parts {
             env: self.env.clone(),
             id,
@@ -242,6 +233,7 @@ impl Replicas {
             machine,
             configuration,
             applied: LogIndex(state.applied_index),
+            stateless,
             engine: self.engine.clone(),
             kv: self.kv.clone(),
             map: self.map.subscribe(),

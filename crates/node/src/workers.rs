@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use crate::group::GroupHandle;
 use crate::home::{GenerationClock, Generations};
 use crate::machine::KvView;
-use crate::service::Service;
+use crate::service::{Service, Standing};
 
 /// Unflushed state or log that makes a flush worth its writing.
 pub const FLUSH_BYTES: u64 = 32 * MIB;
@@ -232,6 +232,14 @@ pub async fn follow_map(env: Env, service: Arc<Service>, client: Client, home: A
 
 /// After a start: nobody can commit chunks of this node's earlier lives any more, so what no key names of them goes.
 pub async fn sweep_orphans(env: Env, service: Arc<Service>, client: Client, clock: Arc<GenerationClock>) {
+    let mut standing = service.standing.subscribe();
+    if standing.wait_for(|standing| *standing == Standing::Serving).await.is_err() {
+        return;
+    }
+    if client.map().map.nodes.len() > 1 {
+        // Its own replica may lag behind what the shard's leader has decided.
+        return;
+    }
     let generations = clock.now().await;
     match sweep(&env, &service, &client, generations).await {
         Ok(removed) => {

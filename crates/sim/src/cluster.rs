@@ -111,6 +111,7 @@ impl Cluster {
             advertise: "127.0.0.1:9002".into(),
             region: "us-east-1".into(),
             root: (OWNER.into(), "not-a-secret".into()),
+            authority: None,
         }
     }
 

@@ -37,8 +37,6 @@ const ROUND_MAX: usize = 256;
 const MEMBERSHIP_INTERVAL: Duration = Duration::from_millis(200);
 /// How often a leader looks whether another should lead.
 const LEADERSHIP_INTERVAL: Duration = Duration::from_secs(5);
-/// How long a sent snapshot may go without a sign of life before it is sent again.
-const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(3);
 /// Entries kept behind the applied index for followers that lag a little: else each of them needed a snapshot.
 const TAIL_ENTRIES: u64 = 256;
 /// Voters of a shard, and of group 0 while the cluster is small.
@@ -66,14 +64,15 @@ pub struct Driver {
     reads: Reads,
     applied: LogIndex,
     led: bool,
-    /// A snapshot is being fetched: the state is incomplete, and what is committed meanwhile is kept for afterwards.
-    installing: bool,
+    /// A snapshot is being fetched; what is committed meanwhile is kept for afterwards.
+    fetching: bool,
+    /// There is no state: none came yet, or fetching it was cut off when the old one was gone already.
+    stateless: bool,
     held: Vec<Entry>,
     /// Where peers wrote from, for answers before the configuration is known.
     heard_from: BTreeMap<PeerId, NodeId>,
     /// Peers that will never answer again.
     gone: BTreeSet<PeerId>,
-    snapshots_sent: BTreeMap<PeerId, (MonoTime, LogIndex)>,
     membership_due: MonoTime,
     leadership_due: MonoTime,
     /// The driver was asked to end.
@@ -126,11 +125,11 @@ impl Driver {
             reads: Reads::default(),
             applied: parts.applied,
             led: false,
-            installing: false,
+            fetching: false,
+            stateless: parts.stateless,
             held: Vec::new(),
             heard_from: BTreeMap::new(),
             gone: BTreeSet::new(),
-            snapshots_sent: BTreeMap::new(),
             membership_due: now,
             leadership_due: now + LEADERSHIP_INTERVAL,
             stopping: None,
@@ -196,7 +195,6 @@ impl Driver {
         if self.raft.leadership().role != Role::Leader {
             return;
         }
-        self.chase_snapshots(now);
         if now >= self.membership_due {
             self.membership_due = now + MEMBERSHIP_INTERVAL;
             self.plan_membership();
@@ -232,7 +230,7 @@ impl Driver {
     fn trim(&mut self, index: LogIndex) {
         let alone = self.configuration.voters.len() + self.configuration.learners.len() <= 1;
         let index = if alone { index } else { LogIndex(index.0.saturating_sub(TAIL_ENTRIES)) };
-        let index = index.min(self.applied).min(self.raft.applied());
+        let index = index.min(self.applied).min(self.raft.applied_index());
         if index.0 > 0 {
             self.raft.trim(index);
             self.unwritten.trim = self.unwritten.trim.max(Some(index));
@@ -253,17 +251,19 @@ impl Driver {
         if message.kind() == MessageKind::Snapshot && self.fetch_snapshot(from, &message) {
             return;
         }
-        self.raft.step(message);
+        if let Err(why) = self.raft.step(message) {
+            tracing::warn!(group = self.id.0, "{why}");
+        }
     }
 
     /// Peer ids are never used again: one that was allotted and is in no role any more was removed.
     fn is_removed(&self, peer: PeerId) -> bool {
         let configuration = &self.configuration;
-        !configuration.voters.is_empty() && peer <= configuration.peer_last && !configuration.holds(peer)
+        !configuration.is_empty() && peer <= configuration.peer_last && !configuration.is_member(peer)
     }
 
     fn peer_gone(&mut self, peer: PeerId) {
-        if peer != self.peer && self.configuration.holds(peer) && self.gone.insert(peer) {
+        if peer != self.peer && self.configuration.is_member(peer) && self.gone.insert(peer) {
             tracing::warn!(group = self.id.0, peer = peer.0, "a peer has lost its log and will be replaced");
         }
     }
@@ -273,7 +273,8 @@ impl Driver {
         if self.failed().is_some() {
             return self.refuse_all();
         }
-        self.reads.ask(&mut self.raft, self.leader_node());
+        let leader = self.leader_node();
+        self.reads.ask(&mut self.raft, leader);
         while let Some(ready) = self.raft.take_ready() {
             if !self.carry_out(ready) {
                 return self.refuse_all();
@@ -288,9 +289,7 @@ impl Driver {
     /// `false` when the replica has failed.
     fn carry_out(&mut self, ready: Ready) -> bool {
         self.send(ready.messages);
-        if let Some((index, term, configuration)) = ready.restored {
-            self.held.clear();
-            self.configuration = configuration;
+        if let Some((index, term, _)) = ready.restored {
             self.unwritten.reset(index, term);
         }
         self.reads.grant(&ready.reads, self.applied);
@@ -355,20 +354,20 @@ impl Driver {
 
     /// `false` when the replica has failed.
     fn apply(&mut self, entries: Vec<Entry>) -> bool {
-        if self.installing {
+        if self.fetching || self.stateless {
             self.held.extend(entries);
             return true;
         }
         let last = entries.last().expect("a batch is never empty").index;
-        // What a snapshot brought already is not applied again.
-        let entries: Vec<Entry> = entries.into_iter().filter(|entry| entry.index > self.applied).collect();
-        if !entries.is_empty() {
-            let (raft, configuration) = (&mut self.raft, &mut self.configuration);
-            let mut reconfigure = |entry: &Entry| {
-                *configuration = raft.apply_configuration(entry);
-                configuration.clone()
-            };
-            let applied = match self.machine.apply(&entries, &mut reconfigure) {
+        // What a snapshot brought already is not applied again; Raft follows its configurations all the same.
+        let (old, new): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(|entry| entry.index <= self.applied);
+        for entry in old.iter().filter(|entry| entry.is_configuration()) {
+            self.raft.apply_configuration(entry);
+        }
+        if !new.is_empty() {
+            let raft = &mut self.raft;
+            let mut reconfigure = |entry: &Entry| raft.apply_configuration(entry);
+            let applied = match self.machine.apply(&new, &mut reconfigure) {
                 Ok(applied) => applied,
                 Err(error) => {
                     self.fail(error.to_string());
@@ -376,13 +375,13 @@ impl Driver {
                 }
             };
             self.applied = applied.last.0;
-            self.raft.set_snapshot_point(applied.last.0, applied.last.1, &self.configuration);
             self.shared.applied.store(self.applied.0, Ordering::Release);
+            self.configuration = self.raft.configuration().clone();
             for (index, term, reply) in applied.replies {
                 self.answer(index, term, reply);
             }
         }
-        self.raft.applied_up_to(last);
+        self.raft.applied(last);
         self.reads.applied(self.applied);
         true
     }
@@ -426,7 +425,6 @@ impl Driver {
             self.abandon(&GroupError::NotLeader(self.leader_node()));
             self.waiting.abandon(why);
             self.gone.clear();
-            self.snapshots_sent.clear();
         }
         self.led = leads;
     }
@@ -463,7 +461,7 @@ impl Driver {
         self.shared.term.store(leadership.term.0, Ordering::Relaxed);
         self.shared.leader_node.store(leader, Ordering::Relaxed);
         self.shared.leads.store(leadership.role == Role::Leader, Ordering::Relaxed);
-        let ready = !self.installing && !self.configuration.voters.is_empty();
+        let ready = !self.fetching && !self.stateless;
         self.shared.ready.store(ready, Ordering::Relaxed);
         self.shared.log_bytes.store(self.raft.log_size().0, Ordering::Relaxed);
         let mut shown = self.shared.configuration.lock().unwrap_or_else(PoisonError::into_inner);
@@ -488,7 +486,6 @@ impl Driver {
         if messages.is_empty() {
             return;
         }
-        let now = self.env.now();
         let progress = if self.configuration.learners.is_empty() { Vec::new() } else { self.raft.progress() };
         let mut by_node: BTreeMap<NodeId, Vec<RaftItem>> = BTreeMap::new();
         for message in messages {
@@ -497,24 +494,10 @@ impl Driver {
             // Only a peer that never acknowledged anything may begin with an empty log.
             let matched = progress.iter().find(|progress| progress.peer == to).map(|progress| progress.matched);
             let fresh = self.configuration.learners.contains(&to) && matched == Some(LogIndex(0));
-            if message.kind() == MessageKind::Snapshot {
-                self.snapshots_sent.insert(to, (now, matched.unwrap_or_default()));
-            }
             by_node.entry(node).or_default().push(RaftItem { group: self.id.0, message: message.encode(), fresh });
         }
         for (node, items) in by_node {
             transport::send(&self.env, node, items);
-        }
-    }
-
-    /// Raft pauses a peer that was sent a snapshot until it hears of it. The message may be lost, or its receiver.
-    fn chase_snapshots(&mut self, now: MonoTime) {
-        let late = |since: &MonoTime| now.since(*since) >= SNAPSHOT_PATIENCE;
-        let peers: Vec<PeerId> =
-            self.snapshots_sent.iter().filter(|(_, (since, _))| late(since)).map(|(peer, _)| *peer).collect();
-        for peer in peers {
-            self.snapshots_sent.remove(&peer);
-            self.raft.report_snapshot(peer, false);
         }
     }
 
@@ -540,7 +523,7 @@ impl Driver {
         if let Some(change) = change {
             tracing::info!(group = self.id.0, "the group changes: {change:?}");
             // Refused when one is pending: planned again soon.
-            let _ = self.raft.propose_configuration(change);
+            let _ = self.raft.propose_configuration(&change);
         }
     }
 
@@ -553,21 +536,21 @@ impl Driver {
             .progress()
             .iter()
             .any(|progress| progress.peer == preferred && progress.active && progress.matched >= self.applied);
-        if preferred != self.peer && caught_up && self.waiting.is_empty() {
+        if preferred != self.peer && caught_up {
             self.raft.transfer_leadership(preferred);
         }
     }
 
     /// Begins to fetch the state that a snapshot message announces. `false`: Raft itself says what is to be done.
     fn fetch_snapshot(&mut self, from: NodeId, message: &Message) -> bool {
-        if self.installing {
+        if self.fetching {
             return true;
         }
-        let Some((index, _)) = message.snapshot_point() else { return false };
-        if index <= self.applied || message.term() < self.raft.leadership().term {
+        let Some((index, _, _)) = message.snapshot() else { return false };
+        if !self.raft.would_restore(message) {
             return false;
         }
-        self.installing = true;
+        self.fetching = true;
         let fetch = install::Fetch {
             env: self.env.clone(),
             kv: self.kv.clone(),
@@ -586,39 +569,33 @@ impl Driver {
         true
     }
 
-    fn installed(&mut self, result: Result<Box<Installed>, String>) {
-        self.installing = false;
+    fn installed(&mut self, result: Result<Box<Installed>, install::Failed>) {
+        self.fetching = false;
         let installed = match result {
             Ok(installed) => installed,
-            Err(why) if self.applied.0 == 0 || why.starts_with(install::NOTHING_CHANGED) => {
-                tracing::warn!(group = self.id.0, "a snapshot was not installed: {why}");
-                let held = std::mem::take(&mut self.held);
-                if !held.is_empty() && self.applied.0 > 0 {
-                    self.apply(held);
-                }
-                return;
+            Err(failed) => {
+                tracing::warn!(group = self.id.0, "a snapshot was not installed and is asked for again: {}", failed.why);
+                self.stateless |= failed.state_is_gone;
+                return self.apply_held();
             }
-            Err(why) => return self.fail(format!("its state was being replaced: {why}")),
         };
         let Installed { index, term, configuration, message } = *installed;
         tracing::info!(group = self.id.0, index = index.0, "a snapshot was installed");
-        if let Err(error) = self.machine.reload() {
+        self.stateless = false;
+        if let Err(error) = self.machine.reload(&configuration) {
             return self.fail(error.to_string());
         }
         self.applied = index;
         self.shared.applied.store(index.0, Ordering::Release);
         self.configuration = configuration.clone();
-        self.raft.step(message.with_snapshot(index, term, &configuration));
-        let mut held = std::mem::take(&mut self.held);
-        while let Some(ready) = self.raft.take_ready() {
-            if ready.restored.is_some() {
-                held.clear();
-            }
-            if !self.carry_out(ready) {
-                return;
-            }
+        if let Err(why) = self.raft.step(message.with_snapshot(index, term, &configuration)) {
+            tracing::warn!(group = self.id.0, "{why}");
         }
-        self.raft.set_snapshot_point(index, term, &self.configuration);
+        self.apply_held();
+    }
+
+    fn apply_held(&mut self) {
+        let held = std::mem::take(&mut self.held);
         if !held.is_empty() {
             self.apply(held);
         }

@@ -10,7 +10,7 @@ use base::env::{Channel, MonoTime};
 use base::ids::{GroupId, LogIndex, NodeId, Term};
 use bytes::Bytes;
 use client::wire::{self, Answer, Ask, Request, SnapshotPage, Told};
-use meta::group::{self, Install};
+use meta::group::{self, GroupState, Install};
 use protocol::raft::{Configuration, Message};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,8 +19,6 @@ use store::kv::{Change, Kv, KvRead, LsmKv};
 
 use crate::machine::KvView;
 
-/// Start of the error when nothing was changed yet: the replica goes on with what it had.
-pub const NOTHING_CHANGED: &str = "no state came";
 /// Rows and bytes of one page.
 const PAGE_ROWS: usize = 4096;
 const PAGE_BYTES: usize = 4 << 20;
@@ -50,14 +48,35 @@ pub struct Installed {
     pub message: Message,
 }
 
-pub async fn fetch(fetch: Fetch) -> Result<Installed, String> {
-    let first = page(&fetch, 0, Bytes::new()).await.map_err(|why| format!("{NOTHING_CHANGED}: {why}"))?;
-    let state = group::decode(&first.state).map_err(|why| format!("{NOTHING_CHANGED}: {why}"))?;
-    if state.applied_index < fetch.at_least.0 || !state.is_supported() {
-        return Err(format!("{NOTHING_CHANGED}: the state offered is too old, or of a newer version"));
-    }
-    let configuration = Configuration::decode(&state.conf_state).map_err(|why| format!("{NOTHING_CHANGED}: {why}"))?;
+/// Why no state came.
+pub struct Failed {
+    pub why: String,
+    /// What was there before is not whole any more.
+    pub state_is_gone: bool,
+}
 
+pub async fn fetch(fetch: Fetch) -> Result<Installed, Failed> {
+    let (first, state, configuration) =
+        begin(&fetch).await.map_err(|why| Failed { why, state_is_gone: false })?;
+    replace(fetch, first, state, configuration).await.map_err(|why| Failed { why, state_is_gone: true })
+}
+
+async fn begin(fetch: &Fetch) -> Result<(wire::SnapshotRows, GroupState, Configuration), String> {
+    let first = page(fetch, 0, Bytes::new()).await?;
+    let state = group::decode(&first.state)?;
+    if state.applied_index < fetch.at_least.0 || !state.is_supported() {
+        return Err("the state offered is too old, or of a newer version".into());
+    }
+    let configuration = Configuration::decode(&state.conf_state)?;
+    Ok((first, state, configuration))
+}
+
+async fn replace(
+    fetch: Fetch,
+    first: wire::SnapshotRows,
+    state: GroupState,
+    configuration: Configuration,
+) -> Result<Installed, String> {
     let kv: &dyn Kv = &*fetch.kv;
     let old = group::load(&KvView::over(&*fetch.kv), fetch.group).map_err(|error| error.to_string())?;
     let marked = group::mark(fetch.group, &old, Install::Incomplete);

@@ -62,7 +62,7 @@ enum Request {
     Step { from: NodeId, message: Message },
     /// That peer of the group has lost its log, or was removed long ago: it never answers again.
     Gone { peer: PeerId },
-    Installed(Result<Box<Installed>, String>),
+    Installed(Result<Box<Installed>, install::Failed>),
     Stop { done: oneshot::Sender<()> },
 }
 
@@ -98,6 +98,8 @@ pub struct Parts {
     pub machine: Machine,
     pub configuration: Configuration,
     pub applied: LogIndex,
+    /// The replica has no state yet.
+    pub stateless: bool,
     pub engine: Engine,
     pub kv: Arc<LsmKv>,
     pub map: watch::Receiver<Arc<ClusterMap>>,
@@ -111,7 +113,7 @@ pub fn start(parts: Parts) -> GroupHandle {
         term: AtomicU64::new(0),
         leader_node: AtomicU64::new(0),
         leads: AtomicBool::new(false),
-        ready: AtomicBool::new(!parts.configuration.voters.is_empty()),
+        ready: AtomicBool::new(!parts.stateless),
         log_bytes: AtomicU64::new(0),
         configuration: Mutex::new(Arc::new(parts.configuration.clone())),
         failed: Mutex::new(None),
