@@ -5,6 +5,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod announce;
+mod control;
+mod controller;
 mod disks;
 mod group;
 mod home;
@@ -12,6 +14,7 @@ mod machine;
 mod metrics;
 pub mod offline;
 mod replicas;
+mod repair;
 mod service;
 mod start;
 mod status;
@@ -19,5 +22,5 @@ mod transport;
 mod workers;
 
 pub use home::join as join_identity;
-pub use start::{Config, DiskSpec, Node, StartError, Tuning};
+pub use start::{Config, DiskSpec, Healing, Node, StartError, Tuning};
 pub use status::{ChunkCounts, DiskStatus, GroupStatus, NodeStatus, RepairStatus, Status, Verdict};

@@ -7,13 +7,10 @@ use meta::map::command::{ClusterMap, MapEntry, MapReply};
 use meta::object::command::{ShardEntry, ShardReply};
 use meta::view::{Change, Overlay, Row, View, ViewError};
 use prost::Message;
-use protocol::raft::{Configuration, Entry};
+use protocol::raft::{Configuration, ENTRY_COMMAND, Entry};
 use std::sync::Arc;
 use store::kv::{Kv, KvError};
 use tokio::sync::watch;
-
-/// First byte of every command's entry. Configuration changes are Raft's own ([`Entry::is_configuration`]).
-const ENTRY_COMMAND: u8 = 1;
 
 /// What a command asks for.
 #[derive(Clone, Debug)]

@@ -14,6 +14,7 @@ use store::kv::Kv;
 use store::{Engine, NewChunk, StoreError};
 use tokio::sync::watch;
 
+use crate::controller::Control;
 use crate::disks::Disks;
 use crate::group::install::Offered;
 use crate::group::{Acknowledge, GroupError, GroupHandle};
@@ -21,6 +22,7 @@ use crate::machine::{Command, KvView, Reply};
 use crate::metrics::Counters;
 use crate::replicas::Replicas;
 use crate::transport;
+use crate::repair::Progress;
 
 /// Chunks named in one delete request.
 const DELETES_MAX: usize = 4096;
@@ -39,6 +41,8 @@ pub struct Service {
     pub counters: Arc<Counters>,
     /// What opening the key-value store found: whole sentences.
     pub metadata_damage: Vec<String>,
+    pub control: Arc<Control>,
+    pub repair: Arc<Progress>,
     /// The map decoded for look-ups, as of the version it carries.
     pub view: RwLock<Arc<MapView>>,
 }
@@ -111,7 +115,16 @@ impl Service {
                 Ok(rows) => (Answer::of(Told::SnapshotRows(rows)), Vec::new()),
                 Err(why) => (Answer::failed(Failure::Busy, why), Vec::new()),
             },
+            Ask::NodeReport(report) => (self.hear(NodeId(request.node), report), Vec::new()),
+            Ask::Inventory(_) | Ask::PgDigests(_) | Ask::Named(_) => {
+                (Answer::failed(Failure::Invalid, "not served yet"), Vec::new())
+            }
         }
+    }
+
+    fn hear(&self, from: NodeId, report: wire::NodeReport) -> Answer {
+        self.control.hear(&self.env, from, report);
+        Answer::of(Told::Chunk(ChunkDone::default()))
     }
 
     /// The zombie learns its fate from this answer.
@@ -201,7 +214,7 @@ impl Service {
             let why = format!("the placement of chunk {id} changed while it was stored");
             return Answer::failed(Failure::StalePlacement, why);
         }
-        Answer::of(Told::Chunk(ChunkDone { epoch: put.epoch }))
+        Answer::of(Told::Chunk(ChunkDone { epoch: put.epoch, owner: put.owner }))
     }
 
     async fn get_chunk(&self, get: wire::GetChunk) -> Answered {
@@ -211,7 +224,9 @@ impl Service {
             (_, None) => return (Answer::failed(Failure::Invalid, "a chunk id has 16 bytes"), Vec::new()),
         };
         match engine.get(id, get.start..get.end).await {
-            Ok(data) => (Answer::of(Told::Chunk(ChunkDone { epoch: data.stat.epoch.0 })), data.pieces),
+            Ok(data) => {
+                (Answer::of(Told::Chunk(ChunkDone { epoch: data.stat.epoch.0, owner: data.owner.0 })), data.pieces)
+            }
             Err(error) => (store_failure(id, &error), Vec::new()),
         }
     }
@@ -226,7 +241,7 @@ impl Service {
         }
         let ids: Vec<ChunkId> = delete.ids.chunks_exact(ChunkId::LEN).filter_map(chunk_id).collect();
         match engine.delete(ids).await {
-            Ok(()) => Answer::of(Told::Chunk(ChunkDone { epoch: 0 })),
+            Ok(()) => Answer::of(Told::Chunk(ChunkDone::default())),
             Err(error) => Answer::failed(Failure::Busy, error.to_string()),
         }
     }

@@ -11,6 +11,7 @@ use store::{DiskIdentity, Engine, EngineOptions, StoreError};
 use tokio::sync::watch;
 
 use crate::announce::Announcer;
+use crate::controller;
 use crate::disks::{Disks, NodeDisk};
 use crate::group::GroupHandle;
 use crate::group::install::Offered;
@@ -63,6 +64,31 @@ pub struct Tuning {
     pub flush_bytes: u64,
     /// How long a reader may still need chunks that were deleted: liveness only.
     pub garbage_grace: Duration,
+    pub healing: Healing,
+}
+
+/// Times of detection and repair.
+#[derive(Clone, Debug)]
+pub struct Healing {
+    /// How long a node may be down until its copies are made again elsewhere.
+    pub lost_after: Duration,
+    /// From one comparison of the copies of placement groups to the next.
+    pub compare_interval: Duration,
+    /// A chunk that a copy lacks in two comparisons at least this far apart is missing; before, it may be under way.
+    pub missing_after: Duration,
+    /// From one sweep for chunks that nothing names to the next.
+    pub sweep_interval: Duration,
+}
+
+impl Default for Healing {
+    fn default() -> Healing {
+        Healing {
+            lost_after: controller::LOST_AFTER,
+            compare_interval: Duration::from_secs(2),
+            missing_after: Duration::from_secs(5),
+            sweep_interval: Duration::from_secs(3600),
+        }
+    }
 }
 
 impl Default for Tuning {
@@ -72,6 +98,7 @@ impl Default for Tuning {
             key_value: KvOptions::default(),
             flush_bytes: workers::FLUSH_BYTES,
             garbage_grace: workers::GARBAGE_GRACE,
+            healing: Healing::default(),
         }
     }
 }
@@ -137,6 +164,8 @@ impl Node {
             standing: watch::Sender::new(Standing::Starting),
             counters: Arc::new(Counters::default()),
             metadata_damage,
+            control: Arc::default(),
+            repair: Arc::default(),
             view: RwLock::new(Arc::new(MapView::default())),
         });
         env.net.serve(Arc::new(Front(service.clone())));
@@ -214,7 +243,7 @@ impl Node {
 
     /// In Prometheus' text format.
     pub fn metrics_text(&self) -> String {
-        metrics::text(&self.service.counters, &self.status(), &self.service.disks)
+        metrics::text(&self.service, &self.status())
     }
 
     /// Stops workers, flushes the key-value store (so that the next start replays little), closes the disks.
@@ -388,7 +417,15 @@ fn start_workers(
     let announce = workers::announce_failures(env.clone(), service.clone(), client.clone(), stop.subscribe());
     env.spawn("announce failures", announce);
     env.spawn("sweep orphans", workers::sweep_orphans(env.clone(), service.clone(), sweeper, clock));
+    env.spawn("report", controller::report(env.clone(), service.clone(), client.clone(), stop.subscribe()));
+    let control =
+        controller::control(env.clone(), service.clone(), client.clone(), tuning.healing.lost_after, stop.subscribe());
+    env.spawn("control", control);
+    let mut standing = service.standing.subscribe();
     env.spawn("finish buckets", async move {
+        if standing.wait_for(|standing| *standing == Standing::Serving).await.is_err() {
+            return;
+        }
         if let Err(error) = finisher.finish_buckets().await {
             tracing::warn!("half-made buckets wait for the next start: {error}");
         }

@@ -7,7 +7,7 @@ use base::Env;
 use base::env::MonoTime;
 use base::ids::{GROUP_ZERO, GroupId, LogIndex, NodeId, PeerId, Term};
 use bytes::Bytes;
-use meta::map::command::{ClusterMap, NodeState};
+use meta::map::command::{ClusterMap, NodeRow, NodeState};
 use protocol::membership::{self, NodeView};
 use protocol::raft::{
     Configuration, Entry, HardState, Message, MessageKind, NotTaken, RaftPeer, Ready, Role,
@@ -507,19 +507,13 @@ impl Driver {
         }
         let map = self.map.borrow().clone();
         let nodes = node_views(&map);
-        let members = nodes.iter().filter(|view| view.state != membership::NodeState::Gone).count();
+        let stay = [membership::NodeState::Up, membership::NodeState::Down];
+        let members = nodes.iter().filter(|view| stay.contains(&view.state)).count();
         let wanted = if self.id == GROUP_ZERO && members >= VOTERS_OF_MAP { VOTERS_OF_MAP } else { VOTERS };
-        let progress = self.raft.progress();
         let gone: Vec<PeerId> = self.gone.iter().copied().collect();
-        let change = membership::next_change(
-            &self.configuration,
-            &nodes,
-            &progress,
-            wanted,
-            self.id == GROUP_ZERO,
-            self.applied,
-            &gone,
-        );
+        let progress = self.raft.progress();
+        let group_zero = self.id == GROUP_ZERO;
+        let change = membership::next_change(&self.configuration, &nodes, &gone, &progress, wanted, group_zero);
         if let Some(change) = change {
             tracing::info!(group = self.id.0, "the group changes: {change:?}");
             // Refused when one is pending: planned again soon.
@@ -640,16 +634,18 @@ fn is_up(map: &ClusterMap, node: NodeId) -> bool {
         .any(|row| row.id == node.0 && matches!(row.state(), NodeState::Up | NodeState::Draining | NodeState::Joining))
 }
 
+/// Nodes that were up at least once.
 fn node_views(map: &ClusterMap) -> Vec<NodeView> {
-    let view = |row: &meta::map::command::NodeRow| NodeView {
-        node: NodeId(row.id),
-        state: match row.state() {
+    let view = |row: &NodeRow| {
+        let state = match row.state() {
+            NodeState::Joining => return None,
             NodeState::Up => membership::NodeState::Up,
-            NodeState::Joining => membership::NodeState::Joining,
             NodeState::Draining => membership::NodeState::Draining,
             NodeState::Down => membership::NodeState::Down,
-            NodeState::Lost | NodeState::Removed => membership::NodeState::Gone,
-        },
+            NodeState::Lost => membership::NodeState::Gone,
+            NodeState::Removed => membership::NodeState::Removed,
+        };
+        Some(NodeView { node: NodeId(row.id), state })
     };
-    map.nodes.iter().map(view).collect()
+    map.nodes.iter().filter_map(view).collect()
 }
