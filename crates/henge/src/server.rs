@@ -179,6 +179,7 @@ fn node_config(
         advertise: args.advertise.clone().unwrap_or_else(|| addresses.cluster.to_string()),
         region: args.region.clone(),
         root: (root.access_key.clone(), root.secret_key.clone()),
+        authority: None,
     })
 }
 

@@ -14,6 +14,8 @@ pub const CAUGHT_UP_LAG_MAX: u64 = 1000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeState {
     Up,
+    /// Serves as when up, but is to go: its votes are replaced as soon as others can take them.
+    Draining,
     /// Not there at the moment. Nothing is decided about it.
     Down,
     /// Lost: it is not expected back. Its votes are replaced as soon as another can take them.
@@ -30,11 +32,13 @@ pub struct NodeView {
 
 /// The next change of a group's members, if one is due.
 ///
-/// `nodes` is in the order in which they are to be chosen; a node that is not listed counts as down. In group 0 every
-/// node gets a replica; in other groups, as many as there are to be voters.
+/// `nodes` is in the order in which they are to be chosen; a node that is not listed counts as down. `gone`: peers that
+/// never answer again although their nodes are there, because they lost their logs. In group 0 every node gets a
+/// replica; in other groups, as many as there are to be voters.
 pub fn next_change(
     configuration: &Configuration,
     nodes: &[NodeView],
+    gone: &[PeerId],
     progress: &[PeerProgress],
     wanted_voters: usize,
     group_zero: bool,
@@ -42,7 +46,7 @@ pub fn next_change(
     if configuration.is_empty() || configuration.is_joint() {
         return None;
     }
-    let plan = Plan { configuration, nodes, progress, wanted_voters, group_zero };
+    let plan = Plan { configuration, nodes, gone, progress, wanted_voters, group_zero };
     plan.replace_voter()
         .or_else(|| plan.grow())
         .or_else(|| plan.add_learner())
@@ -53,6 +57,7 @@ pub fn next_change(
 struct Plan<'a> {
     configuration: &'a Configuration,
     nodes: &'a [NodeView],
+    gone: &'a [PeerId],
     progress: &'a [PeerProgress],
     wanted_voters: usize,
     group_zero: bool,
@@ -62,7 +67,7 @@ impl Plan<'_> {
     /// A voter that is not expected back gives its vote to a learner, in one step.
     fn replace_voter(&self) -> Option<ConfigurationChange> {
         let leaving =
-            self.voters_in(&[NodeState::Removed]).next().or_else(|| self.voters_in(&[NodeState::Gone]).next())?;
+            [NodeState::Removed, NodeState::Gone, NodeState::Draining].iter().find_map(|state| self.voters_in(std::slice::from_ref(state)).next())?;
         let heir = self.caught_up().next()?;
         Some(ConfigurationChange::Promote { peers: vec![heir], remove: vec![leaving] })
     }
@@ -86,7 +91,11 @@ impl Plan<'_> {
         if !self.group_zero && self.replicas_that_stay() >= self.wanted_voters {
             return None;
         }
-        let lacks = |view: &&NodeView| view.state == NodeState::Up && self.configuration.peer_of(view.node).is_none();
+        let serves = |view: &NodeView| {
+            view.state == NodeState::Up || (self.group_zero && view.state == NodeState::Draining)
+        };
+        let has = |node| self.configuration.peer_of(node).is_some_and(|peer| !self.gone.contains(&peer));
+        let lacks = |view: &&NodeView| serves(view) && !has(view.node);
         let node = self.nodes.iter().find(lacks)?.node;
         Some(ConfigurationChange::AddLearner { node })
     }
@@ -139,6 +148,9 @@ impl Plan<'_> {
     }
 
     fn state_of(&self, peer: PeerId) -> NodeState {
+        if self.gone.contains(&peer) {
+            return NodeState::Gone;
+        }
         let node = self.configuration.node_of(peer);
         let view = self.nodes.iter().find(|view| Some(view.node) == node);
         view.map_or(NodeState::Down, |view| view.state)

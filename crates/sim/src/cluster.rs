@@ -3,8 +3,8 @@
 use base::Env;
 use base::env::Disk;
 use base::env::RandomExt;
-use base::ids::{GroupId, NodeId};
-use base::sim::{SimDisk, SimHandle};
+use base::ids::{ClusterId, GroupId, NodeId};
+use base::sim::{Crashed, SimDisk, SimHandle};
 use client::Client;
 use meta::group::FEATURE_LEVEL;
 use meta::map::command::{MapCommand, NodeRow, NodeState, SetNodeState};
@@ -163,9 +163,10 @@ impl Cluster {
             data,
             disks: self.chunk_disks(node).into_iter().map(spec).collect(),
             locality: String::new(),
-            advertise: format!("10.0.0.{node}:9002"),
+            advertise: address(node),
             region: "us-east-1".into(),
             root: (OWNER.into(), "not-a-secret".into()),
+            authority: None,
         }
     }
 
@@ -210,7 +211,21 @@ impl Cluster {
         let allotted = through.run(async move { client.change_map_checked(MapCommand::SetNode(row)).await }).await;
         let reply = allotted.map_err(|_| "no answer".to_string())?.map_err(|error| error.to_string())?;
         let id = NodeId(u32::try_from(reply.id).map_err(|error| error.to_string())?);
-        Err(format!("node {id} cannot join yet"))
+        let contacts: Vec<(NodeId, String)> = self.nodes().into_iter().map(|node| (node, address(node))).collect();
+        let (disk, cluster) = (self.sim.disk(id, "data"), self.cluster_id().ok_or("no node runs")?);
+        let joined = self.sim.node(id).run(async move { node::join_identity(&*disk, cluster, id, &contacts).await });
+        match joined.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(error.to_string()),
+            Err(Crashed) => return Err("the new node crashed".into()),
+        }
+        self.sim.kill(id);
+        self.change(id, |_| ());
+        Ok(id)
+    }
+
+    fn cluster_id(&self) -> Option<ClusterId> {
+        self.shared().members.values().find_map(|member| member.node.as_ref().map(Node::cluster))
     }
 
     /// The cluster forgets a node that is gone for good.
@@ -345,6 +360,10 @@ impl Cluster {
             }
         }
     }
+}
+
+fn address(node: NodeId) -> String {
+    format!("10.0.0.{node}:9002")
 }
 
 fn disk_name(index: usize) -> String {
