@@ -233,7 +233,7 @@ impl Node {
     /// Serves reads and writes now.
     pub fn ready(&self) -> bool {
         let serves = *self.service.standing.borrow() == Standing::Serving;
-        let works = |group: &GroupHandle| group.failed().is_none() && group.leader().is_some();
+        let works = |group: &GroupHandle| group.failed().is_none() && group.is_ready() && group.leader().is_some();
         serves && self.service.replicas.all().iter().all(works) && !*self.stop.borrow()
     }
 
@@ -282,7 +282,12 @@ async fn identify(config: &Config) -> Result<NodeIdentity, StartError> {
     Ok(identity)
 }
 
-async fn open_disks(config: &Config, tuning: &Tuning, identity: &NodeIdentity, alone: bool) -> Result<Disks, StartError> {
+async fn open_disks(
+    config: &Config,
+    tuning: &Tuning,
+    identity: &NodeIdentity,
+    alone: bool,
+) -> Result<Disks, StartError> {
     let mut all: Vec<NodeDisk> = Vec::new();
     for (position, spec) in config.disks.iter().enumerate() {
         let disk = open_disk(&config.env, spec, &tuning.engine, identity, position == 0, alone).await?;
@@ -432,4 +437,3 @@ fn start_workers(
     });
     env.spawn("follow map", workers::follow_map(env.clone(), service.clone(), client.clone(), home));
 }
-
