@@ -9,7 +9,8 @@ use bytes::Bytes;
 use client::{Client, KeyRow};
 use meta::group::FEATURE_LEVEL;
 use meta::map::command::{
-    Authority, ClusterMap, DiskRow, DiskState, InitCluster, MapCommand, NodeRow, NodeState, PgRow, PgRows, PoolRow, ShardRow,
+    Authority, ClusterMap, DiskRow, DiskState, InitCluster, MapCommand, NodeRow, NodeState, PgRow, PgRows, PoolRow,
+    ShardRow,
 };
 use meta::object::command::InitShard;
 use protocol::placement::{Candidate, members};
@@ -49,7 +50,13 @@ pub struct Announcer {
 }
 
 impl Announcer {
-    pub fn new(config: &Config, identity: NodeIdentity, clock: Arc<GenerationClock>, service: &Arc<Service>, client: &Client) -> Announcer {
+    pub fn new(
+        config: &Config,
+        identity: NodeIdentity,
+        clock: Arc<GenerationClock>,
+        service: &Arc<Service>,
+        client: &Client,
+    ) -> Announcer {
         Announcer {
             env: config.env.clone(),
             data: config.data.clone(),
@@ -96,7 +103,9 @@ impl Announcer {
                 _ = stop.wait_for(|stop| *stop) => return,
                 fenced = fenced => if fenced.is_err() { return },
             }
-            tracing::warn!("the cluster has voted this node out while it was silent; it comes back under a new generation");
+            tracing::warn!(
+                "the cluster has voted this node out while it was silent; it comes back under a new generation"
+            );
             self.service.standing.send_replace(Standing::Fenced);
             if let Err(why) = self.renew().await {
                 self.service.standing.send_replace(Standing::Ended(why));
@@ -117,7 +126,8 @@ impl Announcer {
 
     /// A generation that nobody has seen.
     async fn renew(&self) -> Result<(), String> {
-        let generation = self.clock.raise().await.map_err(|error| format!("the generation cannot be raised: {error}"))?;
+        let generation =
+            self.clock.raise().await.map_err(|error| format!("the generation cannot be raised: {error}"))?;
         self.client.renew_session(Session { node: self.identity.node, generation });
         Ok(())
     }
@@ -175,7 +185,10 @@ impl Announcer {
         let before = map.map.nodes.iter().find(|row| row.id == self.identity.node.0).cloned();
         match &before {
             Some(row) if row.state() == NodeState::Removed => {
-                let why = format!("node {} was removed from the cluster: start anew with an empty --data and a token", row.id);
+                let why = format!(
+                    "node {} was removed from the cluster: start anew with an empty --data and a token",
+                    row.id
+                );
                 return Err(Announce::Never(StartError(why)));
             }
             None if self.identity.joined => {
@@ -215,7 +228,9 @@ impl Announcer {
         if client.map().map.shards.is_empty() {
             set_up_shard(self.identity.node, client).await?;
         }
-        if let Some((certificate_pem, key_pem)) = self.authority.clone().filter(|_| client.map().map.authority.is_none()) {
+        if let Some((certificate_pem, key_pem)) =
+            self.authority.clone().filter(|_| client.map().map.authority.is_none())
+        {
             client.change_map_checked(MapCommand::SetAuthority(Authority { certificate_pem, key_pem })).await?;
         }
         Ok(())

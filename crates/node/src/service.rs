@@ -20,9 +20,9 @@ use crate::group::install::Offered;
 use crate::group::{Acknowledge, GroupError, GroupHandle};
 use crate::machine::{Command, KvView, Reply};
 use crate::metrics::Counters;
+use crate::repair::Progress;
 use crate::replicas::Replicas;
 use crate::transport;
-use crate::repair::Progress;
 
 /// Chunks named in one delete request.
 const DELETES_MAX: usize = 4096;
@@ -89,7 +89,9 @@ impl Service {
     async fn answer(&self, request: Request, bulk: Vec<Bytes>) -> Answered {
         // The map is for everybody: from it a node learns that it was voted out. Raft has terms.
         let is_open = matches!(request.ask, Some(Ask::GetMap(_) | Ask::SnapshotPage(_)));
-        if let Err(failed) = self.check_generation(&request).or_else(|failed| if is_open { Ok(()) } else { Err(failed) }) {
+        if let Err(failed) =
+            self.check_generation(&request).or_else(|failed| if is_open { Ok(()) } else { Err(failed) })
+        {
             return (failed.into(), Vec::new());
         }
         let Some(ask) = request.ask else {

@@ -16,6 +16,7 @@ use crate::disks::{Disks, NodeDisk};
 use crate::group::GroupHandle;
 use crate::group::install::Offered;
 use crate::home::{self, GenerationClock, HomeError, NodeIdentity};
+use crate::machine::KvView;
 use crate::metrics::{self, Counters};
 use crate::replicas::Replicas;
 use crate::service::{Front, Service, Standing};
@@ -239,7 +240,7 @@ impl Node {
     /// Serves reads and writes now.
     pub fn ready(&self) -> bool {
         let serves = *self.service.standing.borrow() == Standing::Serving;
-        let works = |group: &GroupHandle| group.failed().is_none() && group.leader().is_some();
+        let works = |group: &GroupHandle| group.failed().is_none() && group.is_ready() && group.leader().is_some();
         serves && self.service.replicas.all().iter().all(works) && !*self.stop.borrow()
     }
 
@@ -288,7 +289,12 @@ async fn identify(config: &Config) -> Result<NodeIdentity, StartError> {
     Ok(identity)
 }
 
-async fn open_disks(config: &Config, tuning: &Tuning, identity: &NodeIdentity, alone: bool) -> Result<Disks, StartError> {
+async fn open_disks(
+    config: &Config,
+    tuning: &Tuning,
+    identity: &NodeIdentity,
+    alone: bool,
+) -> Result<Disks, StartError> {
     let mut all: Vec<NodeDisk> = Vec::new();
     for (position, spec) in config.disks.iter().enumerate() {
         let disk = open_disk(&config.env, spec, &tuning.engine, identity, position == 0, alone).await?;
@@ -438,4 +444,3 @@ fn start_workers(
     });
     env.spawn("follow map", workers::follow_map(env.clone(), service.clone(), client.clone(), home));
 }
-

@@ -114,12 +114,7 @@ pub async fn collect_garbage(
 }
 
 /// The newest sequence that has been garbage for at least `grace`.
-fn due_sequence(
-    env: &Env,
-    group: &GroupHandle,
-    seen: &mut VecDeque<(MonoTime, u64)>,
-    grace: Duration,
-) -> u64 {
+fn due_sequence(env: &Env, group: &GroupHandle, seen: &mut VecDeque<(MonoTime, u64)>, grace: Duration) -> u64 {
     const SEEN_MAX: usize = 256;
     // Whatever is garbage now has a sequence up to the one of the applied index.
     let newest = meta::object::garbage_sequence_max(group.applied());

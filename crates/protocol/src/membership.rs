@@ -66,8 +66,9 @@ struct Plan<'a> {
 impl Plan<'_> {
     /// A voter that is not expected back gives its vote to a learner, in one step.
     fn replace_voter(&self) -> Option<ConfigurationChange> {
-        let leaving =
-            [NodeState::Removed, NodeState::Gone, NodeState::Draining].iter().find_map(|state| self.voters_in(std::slice::from_ref(state)).next())?;
+        let leaving = [NodeState::Removed, NodeState::Gone, NodeState::Draining]
+            .iter()
+            .find_map(|state| self.voters_in(std::slice::from_ref(state)).next())?;
         let heir = self.caught_up().next()?;
         Some(ConfigurationChange::Promote { peers: vec![heir], remove: vec![leaving] })
     }
@@ -91,9 +92,8 @@ impl Plan<'_> {
         if !self.group_zero && self.replicas_that_stay() >= self.wanted_voters {
             return None;
         }
-        let serves = |view: &NodeView| {
-            view.state == NodeState::Up || (self.group_zero && view.state == NodeState::Draining)
-        };
+        let serves =
+            |view: &NodeView| view.state == NodeState::Up || (self.group_zero && view.state == NodeState::Draining);
         let has = |node| self.configuration.peer_of(node).is_some_and(|peer| !self.gone.contains(&peer));
         let lacks = |view: &&NodeView| serves(view) && !has(view.node);
         let node = self.nodes.iter().find(lacks)?.node;

@@ -9,9 +9,7 @@ use base::ids::{GROUP_ZERO, GroupId, LogIndex, NodeId, PeerId, Term};
 use bytes::Bytes;
 use meta::map::command::{ClusterMap, NodeRow, NodeState};
 use protocol::membership::{self, NodeView};
-use protocol::raft::{
-    Configuration, Entry, HardState, Message, MessageKind, NotTaken, RaftPeer, Ready, Role,
-};
+use protocol::raft::{Configuration, Entry, HardState, Message, MessageKind, NotTaken, RaftPeer, Ready, Role};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
@@ -568,7 +566,11 @@ impl Driver {
         let installed = match result {
             Ok(installed) => installed,
             Err(failed) => {
-                tracing::warn!(group = self.id.0, "a snapshot was not installed and is asked for again: {}", failed.why);
+                tracing::warn!(
+                    group = self.id.0,
+                    "a snapshot was not installed and is asked for again: {}",
+                    failed.why
+                );
                 self.stateless |= failed.state_is_gone;
                 return self.apply_held();
             }

@@ -56,8 +56,7 @@ pub struct Failed {
 }
 
 pub async fn fetch(fetch: Fetch) -> Result<Installed, Failed> {
-    let (first, state, configuration) =
-        begin(&fetch).await.map_err(|why| Failed { why, state_is_gone: false })?;
+    let (first, state, configuration) = begin(&fetch).await.map_err(|why| Failed { why, state_is_gone: false })?;
     replace(fetch, first, state, configuration).await.map_err(|why| Failed { why, state_is_gone: true })
 }
 

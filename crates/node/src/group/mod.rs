@@ -55,15 +55,30 @@ pub enum Acknowledge {
 }
 
 enum Request {
-    Propose { data: Bytes, acknowledge: Acknowledge, reply: oneshot::Sender<Result<Reply, GroupError>> },
-    Barrier { reply: oneshot::Sender<Result<(), GroupError>> },
-    Trim { index: LogIndex },
+    Propose {
+        data: Bytes,
+        acknowledge: Acknowledge,
+        reply: oneshot::Sender<Result<Reply, GroupError>>,
+    },
+    Barrier {
+        reply: oneshot::Sender<Result<(), GroupError>>,
+    },
+    Trim {
+        index: LogIndex,
+    },
     /// From the peer on this node.
-    Step { from: NodeId, message: Message },
+    Step {
+        from: NodeId,
+        message: Message,
+    },
     /// That peer of the group has lost its log, or was removed long ago: it never answers again.
-    Gone { peer: PeerId },
+    Gone {
+        peer: PeerId,
+    },
     Installed(Result<Box<Installed>, install::Failed>),
-    Stop { done: oneshot::Sender<()> },
+    Stop {
+        done: oneshot::Sender<()>,
+    },
 }
 
 /// How others talk to the driver.

@@ -58,7 +58,8 @@ impl Cluster {
         let row = NodeRow { state: NodeState::Joining as i32, address: "somewhere:1".into(), ..NodeRow::default() };
         let reply = self.on(NodeId(1), async move { client.change_map_checked(MapCommand::SetNode(row)).await });
         let id = NodeId(reply.expect("a node id is allotted").id as u32);
-        let contacts: Vec<(NodeId, String)> = self.nodes.keys().map(|node| (*node, format!("node{node}:9002"))).collect();
+        let contacts: Vec<(NodeId, String)> =
+            self.nodes.keys().map(|node| (*node, format!("node{node}:9002"))).collect();
         let data: Arc<dyn Disk> = self.sim.disk(id, "data");
         let _env = self.sim_node(id).env();
         let joined = self.on(id, async move { node::join_identity(&*data, cluster, id, &contacts).await });
@@ -89,11 +90,12 @@ impl Cluster {
         self.wait(&format!("voters {nodes:?}"), Duration::from_secs(60), |cluster| {
             cluster.nodes.iter().filter(|(id, _)| cluster.sim.is_running(**id)).all(|(_, node)| {
                 let groups = node.status().groups;
-                groups.len() == 2 && groups.iter().all(|group| {
-                    let mut voters = group.voters.clone();
-                    voters.sort_unstable();
-                    voters == nodes
-                })
+                groups.len() == 2
+                    && groups.iter().all(|group| {
+                        let mut voters = group.voters.clone();
+                        voters.sort_unstable();
+                        voters == nodes
+                    })
             })
         });
     }
