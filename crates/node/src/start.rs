@@ -16,7 +16,6 @@ use crate::disks::{Disks, NodeDisk};
 use crate::group::GroupHandle;
 use crate::group::install::Offered;
 use crate::home::{self, GenerationClock, HomeError, NodeIdentity};
-use crate::machine::KvView;
 use crate::metrics::{self, Counters};
 use crate::replicas::Replicas;
 use crate::service::{Front, Service, Standing};
