@@ -158,7 +158,7 @@ impl Drop for Named {
 fn ordeal(seed: u64) {
     let nodes = 3 + (seed % 3) as u32;
     let mut cluster = Cluster::new(seed, nodes);
-    cluster.group_zero = seed % 2 == 0;
+    cluster.group_zero = seed.is_multiple_of(2);
     cluster.wanted_voters = if nodes == 5 && seed % 4 < 2 { 5 } else { 3 };
     cluster.flushes_changes = seed % 8 < 6;
     let random = cluster.random.clone();
