@@ -243,8 +243,14 @@ impl Node {
         serves && self.service.replicas.all().iter().all(works) && !*self.stop.borrow()
     }
 
+    /// As this node sees itself; other nodes are not asked.
     pub fn status(&self) -> Status {
-        status::collect(&self.service)
+        status::of_this_node(&self.service)
+    }
+
+    /// As all nodes of the cluster see themselves; takes about a second when one does not answer.
+    pub async fn cluster_status(&self) -> Status {
+        status::of_the_cluster(&self.service, &self.client).await
     }
 
     /// In Prometheus' text format.
