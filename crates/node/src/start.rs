@@ -16,7 +16,6 @@ use crate::disks::{Disks, NodeDisk};
 use crate::group::GroupHandle;
 use crate::group::install::Offered;
 use crate::home::{self, GenerationClock, HomeError, NodeIdentity};
-use crate::machine::KvView;
 use crate::metrics::{self, Counters};
 use crate::replicas::Replicas;
 use crate::service::{Front, Service, Standing};
@@ -234,7 +233,7 @@ impl Node {
     /// The generation below which the sessions of `node` are closed in `group`, as far as the replica here has applied
     /// it; `None` when it cannot be read.
     pub fn closed_below(&self, group: GroupId, node: NodeId) -> Option<Generation> {
-        meta::slots::floor(&KvView::over(&*self.kv), group, node).ok()
+        meta::slots::floor(&crate::machine::KvView::over(&*self.kv), group, node).ok()
     }
 
     /// Serves reads and writes now.
