@@ -32,7 +32,7 @@ pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
         (Some(certificate), Some(key)) => Some(listener::tls_acceptor(certificate, key)?),
         _ => None,
     };
-    let env = real_env(tokio::runtime::Handle::current());
+    let (env, _net) = real_env(FIRST_NODE, tokio::runtime::Handle::current());
     let (root, origin) = credentials::load_or_make(&data, &*env.random)?;
     let token = credentials::load_or_make_monitoring_token(&data, &*env.random)?;
     let (stop, stopping) = watch::channel(false);
