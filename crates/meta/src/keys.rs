@@ -24,6 +24,8 @@
 //! 02  16  name (rest)                  BucketName      -> id
 //! 02  17  access key (rest)            AccessKey
 //! 02  18  name (rest)                  AccessKeyName   -> access key
+//! 02  19                               Authority       the cluster's certificate authority
+//! 02  1a  id (rest)                    Token           the right to join once
 //!
 //! 03                                   reserved: rows that belong to a disk, not to a group
 //!
@@ -101,6 +103,10 @@ pub enum Key {
     AccessKeyName {
         name: Bytes,
     },
+    Authority,
+    Token {
+        id: Bytes,
+    },
 
     Version {
         bucket: BucketId,
@@ -150,6 +156,8 @@ mod tag {
     pub const BUCKET_NAME: u8 = 0x16;
     pub const ACCESS_KEY: u8 = 0x17;
     pub const ACCESS_KEY_NAME: u8 = 0x18;
+    pub const AUTHORITY: u8 = 0x19;
+    pub const TOKEN: u8 = 0x1a;
 }
 
 impl Key {
@@ -269,6 +277,8 @@ fn put_map(out: &mut Vec<u8>, key: &Key) {
         Key::BucketName { name } => put_name(out, tag::BUCKET_NAME, name),
         Key::AccessKey { access_key } => put_name(out, tag::ACCESS_KEY, access_key),
         Key::AccessKeyName { name } => put_name(out, tag::ACCESS_KEY_NAME, name),
+        Key::Authority => out.put_u8(tag::AUTHORITY),
+        Key::Token { id } => put_name(out, tag::TOKEN, id),
         _ => unreachable!("every other key is written by encode"),
     }
 }
@@ -306,6 +316,8 @@ fn decode_map(reader: &mut Reader<'_>) -> Result<Key, DecodeError> {
         tag::BUCKET_NAME => Key::BucketName { name: take_rest(reader)? },
         tag::ACCESS_KEY => Key::AccessKey { access_key: take_rest(reader)? },
         tag::ACCESS_KEY_NAME => Key::AccessKeyName { name: take_rest(reader)? },
+        tag::AUTHORITY => Key::Authority,
+        tag::TOKEN => Key::Token { id: take_rest(reader)? },
         _ => return Err(reader.error("map row unknown")),
     })
 }
@@ -443,6 +455,11 @@ pub fn node_rows() -> (Bytes, Bytes) {
     (Bytes::from_static(&[tag::MAP, tag::NODE]), Bytes::from_static(&[tag::MAP, tag::NODE + 1]))
 }
 
+/// All tokens' rows of the cluster map.
+pub fn token_rows() -> (Bytes, Bytes) {
+    (Bytes::from_static(&[tag::MAP, tag::TOKEN]), Bytes::from_static(&[tag::MAP, tag::TOKEN + 1]))
+}
+
 /// All garbage rows of `group` with a sequence above `after`.
 pub fn garbage_rows(group: GroupId, after: Option<u64>) -> (Bytes, Bytes) {
     let first = after.map_or(Some(0), |after| after.checked_add(1));
@@ -493,7 +510,7 @@ mod tests {
 
     fn any_key() -> impl Strategy<Value = Key> {
         let numbers = (any::<u64>(), any::<u64>(), any::<u32>(), any::<u32>(), any::<u16>());
-        (0usize..19, numbers, object_key(), any::<u128>()).prop_map(|(kind, (a, b, c, d, e), key, upload)| {
+        (0usize..21, numbers, object_key(), any::<u128>()).prop_map(|(kind, (a, b, c, d, e), key, upload)| {
             let group = GroupId(a);
             let bucket = BucketId(b);
             match kind {
@@ -515,6 +532,8 @@ mod tests {
                 15 => Key::Version { bucket, key, order: a },
                 16 => Key::Upload { bucket, key, upload },
                 17 => Key::Completed { bucket, key, upload },
+                18 => Key::Authority,
+                19 => Key::Token { id: key },
                 _ => Key::Part { bucket, key, upload, number: e.max(1) },
             }
         })

@@ -6,12 +6,9 @@ use prost::Message;
 
 use super::command::{
     Acknowledgement, BucketEntry, BucketId as BucketIdMessage, BucketState, ClusterMap, DiskRow, DiskState,
-    InitCluster, KeyName, KeyRow, MapCommand, MapEntry, MapOutcome, MapReply, NodeRow, NodeState, PgRow, PgRows,
-    PoolRow, ShardRow,
+    InitCluster, KeyName, KeyRow, MapCommand, MapEntry, MapOutcome, MapReply, NodeRow, NodeState, PoolRow, ShardRow,
 };
-use super::{
-    ACCESS_KEYS_MAX, BUCKETS_MAX, COPIES_MAX, DISKS_MAX, NODES_MAX, PG_BITS_MAX, PGS_MAX, SHARDS_MAX, TEXT_LEN_MAX,
-};
+use super::{ACCESS_KEYS_MAX, BUCKETS_MAX, COPIES_MAX, DISKS_MAX, NODES_MAX, PG_BITS_MAX, SHARDS_MAX, TEXT_LEN_MAX};
 use crate::group::{decode_row, read_row};
 use crate::keys::{self, Key};
 use crate::object::command::{CloseSession, SlotRef, Versioning};
@@ -47,6 +44,10 @@ pub(super) struct MapState {
     pub buckets: u64,
     #[prost(uint64, tag = "12")]
     pub access_keys: u64,
+    #[prost(uint64, tag = "13")]
+    pub tokens: u64,
+    #[prost(uint32, tag = "14")]
+    pub cluster_generation: u32,
 }
 
 impl MapState {
@@ -55,6 +56,7 @@ impl MapState {
         map.cluster = self.cluster;
         map.region = self.region;
         map.feature_level = self.feature_level;
+        map.cluster_generation = self.cluster_generation;
     }
 }
 
@@ -95,13 +97,13 @@ fn standing(view: &dyn View, slot: Option<&SlotRef>) -> Result<Standing<MapReply
     slots::standing(view, GROUP_ZERO, slot)
 }
 
-enum Halt {
+pub(super) enum Halt {
     Refused(Box<MapReply>),
     View(ViewError),
 }
 
 impl Halt {
-    fn refused(outcome: MapOutcome, detail: impl Into<String>) -> Halt {
+    pub fn refused(outcome: MapOutcome, detail: impl Into<String>) -> Halt {
         Halt::Refused(Box::new(MapReply { outcome: outcome as i32, detail: detail.into(), ..MapReply::default() }))
     }
 
@@ -119,19 +121,20 @@ impl From<ViewError> for Halt {
     }
 }
 
-fn refuse<T>(outcome: MapOutcome, detail: impl Into<String>) -> Result<T, Halt> {
+pub(super) fn refuse<T>(outcome: MapOutcome, detail: impl Into<String>) -> Result<T, Halt> {
     Err(Halt::refused(outcome, detail))
 }
 
-fn require(condition: bool, detail: &str) -> Result<(), Halt> {
+pub(super) fn require(condition: bool, detail: &str) -> Result<(), Halt> {
     if condition { Ok(()) } else { refuse(MapOutcome::Invalid, detail) }
 }
 
-struct Step<'v> {
-    view: &'v dyn View,
-    state: MapState,
-    changes: Changes,
-    is_effective: bool,
+/// One command on its way: what it changes so far. Nodes and tokens are in `nodes.rs`, placement in `placement.rs`.
+pub(super) struct Step<'v> {
+    pub view: &'v dyn View,
+    pub state: MapState,
+    pub changes: Changes,
+    pub is_effective: bool,
 }
 
 impl Step<'_> {
@@ -157,6 +160,11 @@ impl Step<'_> {
             MapCommand::DeleteKey(name) => self.delete_key(name),
             MapCommand::CloseSession(close) => self.close_session(close),
             MapCommand::SetFeatureLevel(level) => self.set_feature_level(level.level),
+            MapCommand::CreateToken(row) => self.create_token(row),
+            MapCommand::RedeemToken(redeem) => self.redeem_token(redeem),
+            MapCommand::SetAuthority(authority) => self.set_authority(authority),
+            MapCommand::SetClusterGeneration(raise) => self.set_cluster_generation(raise.generation),
+            MapCommand::SetNodeState(change) => self.set_node_state(&change),
         }
     }
 
@@ -169,12 +177,12 @@ impl Step<'_> {
         (self.changes, reply)
     }
 
-    fn read<M: Message + Default>(&self, key: &Key) -> Result<Option<M>, Halt> {
+    pub fn read<M: Message + Default>(&self, key: &Key) -> Result<Option<M>, Halt> {
         Ok(read_row(self.view, key)?)
     }
 
     /// Writes a row when it differs from the one before.
-    fn put<M: Message + PartialEq>(&mut self, key: &Key, row: &M, before: Option<&M>) {
+    pub fn put<M: Message + PartialEq>(&mut self, key: &Key, row: &M, before: Option<&M>) {
         if before != Some(row) {
             self.changes.put(key.encode(), encode(row));
             self.is_effective = true;
@@ -194,38 +202,6 @@ impl Step<'_> {
         self.state.feature_level = init.feature_level;
         self.is_effective = true;
         Ok(MapReply::default())
-    }
-
-    fn set_node(&mut self, mut row: NodeRow) -> Result<MapReply, Halt> {
-        check_text(&row.locality)?;
-        check_text(&row.address)?;
-        require(NodeState::try_from(row.state).is_ok(), "the node's state is not known")?;
-        let is_allotted = row.id == 0;
-        if is_allotted {
-            let Some(id) = self.state.node_id_last.checked_add(1) else {
-                return refuse(MapOutcome::TooMany, "no node id is left");
-            };
-            row.id = id;
-        }
-        let key = Key::Node { id: NodeId(row.id) };
-        let before: Option<NodeRow> = self.read(&key)?;
-        match &before {
-            Some(before) => {
-                row.generation_floor = row.generation_floor.max(before.generation_floor);
-                // A fenced node comes back under a new generation only.
-                let is_fenced = row.generation < row.generation_floor && row.state == NodeState::Up as i32;
-                if row.generation < before.generation || is_fenced {
-                    let detail = format!("generation {} is fenced or older than {}", row.generation, before.generation);
-                    return refuse(MapOutcome::Stale, detail);
-                }
-                let was_removed = before.state == NodeState::Removed as i32;
-                require(!was_removed || row.state == before.state, "a removed node does not come back")?;
-            }
-            None => count_up(&mut self.state.nodes, NODES_MAX, "nodes")?,
-        }
-        self.state.node_id_last = self.state.node_id_last.max(row.id);
-        self.put(&key, &row, before.as_ref());
-        Ok(MapReply { id: u64::from(row.id), ..MapReply::default() })
     }
 
     fn set_disk(&mut self, row: DiskRow) -> Result<MapReply, Halt> {
@@ -262,57 +238,6 @@ impl Step<'_> {
         require(row.pg_bits >= bits_before, "placement groups are split, never merged")?;
         self.put(&key, &row, before.as_ref());
         Ok(MapReply::default())
-    }
-
-    fn set_pgs(&mut self, rows: PgRows) -> Result<MapReply, Halt> {
-        // One command carries no more rows than the map may hold.
-        for (number, row) in rows.rows.iter().enumerate() {
-            let in_order = number == 0 || {
-                let last = &rows.rows[number - 1];
-                (last.pool, last.prefix) < (row.pool, row.prefix)
-            };
-            require(in_order, "placement groups come in order, each once")?;
-            self.set_pg(row)?;
-        }
-        Ok(MapReply::default())
-    }
-
-    fn set_pg(&mut self, row: &PgRow) -> Result<(), Halt> {
-        let pool_id = u8::try_from(row.pool).unwrap_or(0);
-        let pool: Option<PoolRow> = self.read(&Key::Pool { id: pool_id })?;
-        let Some(pool) = pool.filter(|pool| pool.id == row.pool) else {
-            return refuse(MapOutcome::NotFound, format!("pool {}", row.pool));
-        };
-        require(row.prefix >> pool.pg_bits == 0, "the pool has no such placement group")?;
-        self.check_members(&row.members)?;
-        self.check_members(&row.members_before)?;
-        require(!row.members.is_empty(), "a placement group has members")?;
-        let key = Key::Pg { pool: pool_id, prefix: row.prefix };
-        let before: Option<PgRow> = self.read(&key)?;
-        match &before {
-            Some(before) if row.epoch <= before.epoch => {
-                return refuse(
-                    MapOutcome::Stale,
-                    format!("placement group {}.{:x} is at epoch {}", row.pool, row.prefix, before.epoch),
-                );
-            }
-            Some(_) => {}
-            None => count_up(&mut self.state.pgs, PGS_MAX, "placement groups")?,
-        }
-        self.put(&key, row, before.as_ref());
-        Ok(())
-    }
-
-    fn check_members(&self, members: &[Bytes]) -> Result<(), Halt> {
-        require(members.len() <= COPIES_MAX, "a placement group has at most 16 members")?;
-        for (number, member) in members.iter().enumerate() {
-            require(!members[..number].contains(member), "a member is named twice")?;
-            let id = id_u128(member)?;
-            if self.view.get(&Key::Disk { id }.encode())?.is_none() {
-                return refuse(MapOutcome::NotFound, format!("disk {}", base::ids::DiskId(id)));
-            }
-        }
-        Ok(())
     }
 
     fn set_shard(&mut self, row: ShardRow) -> Result<MapReply, Halt> {
@@ -449,6 +374,18 @@ impl Step<'_> {
         Ok(MapReply::default())
     }
 
+    fn set_cluster_generation(&mut self, generation: u32) -> Result<MapReply, Halt> {
+        let before = self.state.cluster_generation;
+        if generation < before {
+            return refuse(MapOutcome::Stale, format!("the cluster is at generation {before}"));
+        }
+        if generation > before {
+            self.state.cluster_generation = generation;
+            self.is_effective = true;
+        }
+        Ok(MapReply::default())
+    }
+
     fn set_feature_level(&mut self, level: u32) -> Result<MapReply, Halt> {
         if level < self.state.feature_level {
             return refuse(MapOutcome::Stale, format!("the feature level is {}", self.state.feature_level));
@@ -471,7 +408,7 @@ fn encode(row: &impl Message) -> Bytes {
     Bytes::from(row.encode_to_vec())
 }
 
-fn count_up(count: &mut u64, max: u64, what: &str) -> Result<(), Halt> {
+pub(super) fn count_up(count: &mut u64, max: u64, what: &str) -> Result<(), Halt> {
     if *count >= max {
         return refuse(MapOutcome::TooMany, format!("the map holds at most {max} {what}"));
     }
@@ -479,7 +416,7 @@ fn count_up(count: &mut u64, max: u64, what: &str) -> Result<(), Halt> {
     Ok(())
 }
 
-fn check_text(text: &str) -> Result<(), Halt> {
+pub(super) fn check_text(text: &str) -> Result<(), Halt> {
     require(text.len() <= TEXT_LEN_MAX, "a name or address is too long")
 }
 
@@ -491,7 +428,7 @@ fn check_bucket(entry: &BucketEntry) -> Result<(), Halt> {
     check_text(&entry.name)
 }
 
-fn id_u128(raw: &[u8]) -> Result<u128, Halt> {
+pub(super) fn id_u128(raw: &[u8]) -> Result<u128, Halt> {
     match <[u8; 16]>::try_from(raw) {
         Ok(id) => Ok(u128::from_be_bytes(id)),
         Err(_) => refuse(MapOutcome::Invalid, "a disk id has 16 bytes"),

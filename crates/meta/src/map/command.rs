@@ -25,16 +25,33 @@ pub struct NodeRow {
     pub address: String,
     #[prost(uint32, tag = "7")]
     pub feature_level_max: u32,
+    /// An operator wants it gone: whenever it comes up it drains. Set and cleared by `SetNodeState`; `SetNode` keeps it.
+    #[prost(bool, tag = "8")]
+    pub leaving: bool,
 }
 
+/// What the cluster decided about a node.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, prost::Enumeration)]
 #[repr(i32)]
 pub enum NodeState {
     Up = 0,
+    /// Silent: writes skip it.
     Down = 1,
+    /// Silent for so long that its copies are made again elsewhere.
     Lost = 2,
+    /// Serves as when up, and is given nothing new: its data moves away.
     Draining = 3,
+    /// For ever.
     Removed = 4,
+    /// Redeemed a token and was never up: takes no data and no votes.
+    Joining = 5,
+}
+
+impl NodeState {
+    /// Reads and stores may be sent to it.
+    pub fn serves(self) -> bool {
+        matches!(self, NodeState::Up | NodeState::Draining)
+    }
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -179,12 +196,63 @@ impl std::fmt::Debug for KeyRow {
     }
 }
 
+/// The right to join once. What the operator passes on holds the secret; the map holds its hash, and `Debug` shows
+/// neither.
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+pub struct TokenRow {
+    /// 16 lower-case hexadecimal digits.
+    #[prost(string, tag = "1")]
+    pub id: String,
+    /// SHA-256 of the secret.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub secret_hash: Bytes,
+    /// Wall-clock time; of `now_ms` and later it is refused.
+    #[prost(uint64, tag = "3")]
+    pub expires_ms: u64,
+    /// The node that joined with it; 0: unused.
+    #[prost(uint32, tag = "4")]
+    pub used_by: u32,
+    /// When it was made: older tokens that had expired by then are removed.
+    #[prost(uint64, tag = "5")]
+    pub created_ms: u64,
+    /// See [`RedeemToken::joiner`].
+    #[prost(bytes = "bytes", tag = "6")]
+    pub joiner: Bytes,
+}
+
+impl std::fmt::Debug for TokenRow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TokenRow")
+            .field("id", &self.id)
+            .field("expires_ms", &self.expires_ms)
+            .field("used_by", &self.used_by)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The cluster's own certificate authority. Its `Debug` does not show the key.
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+pub struct Authority {
+    #[prost(string, tag = "1")]
+    pub certificate_pem: String,
+    #[prost(string, tag = "2")]
+    pub key_pem: String,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority").field("certificate_pem", &self.certificate_pem).finish_non_exhaustive()
+    }
+}
+
 /// One entry of group 0's log.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct MapEntry {
     #[prost(message, optional, tag = "1")]
     pub slot: Option<SlotRef>,
-    #[prost(oneof = "MapCommand", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22")]
+    #[prost(oneof = "MapCommand", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27")]
     pub command: Option<MapCommand>,
 }
 
@@ -193,15 +261,23 @@ pub enum MapCommand {
     /// First entry of the log: cluster id, region, feature level.
     #[prost(message, tag = "10")]
     InitCluster(InitCluster),
-    /// Adds or updates a node. Id 0: allots one. An older generation than the row's is `Stale`; a lower floor leaves
-    /// the row's; `Removed` is final.
+    /// Adds or updates a node. Id 0: allots one. An older generation than the row's, or one below the floor of a node
+    /// that is to serve, is `Stale`; a lower floor leaves the row's; `Removed` is final; a node that is leaving drains
+    /// instead of being up.
     #[prost(message, tag = "11")]
     SetNode(NodeRow),
     #[prost(message, tag = "12")]
     SetDisk(DiskRow),
     #[prost(message, tag = "13")]
     SetPool(PoolRow),
-    /// All rows or none: refused when the epoch of one is not above its row's.
+    /// All rows or none. A new row has epoch 1. Afterwards each change raises the epoch by one (not above the row's:
+    /// `Stale`), and is one step of a move, all else is `Invalid`:
+    ///
+    /// ```text
+    /// open   -> closed   members: the new ones; members_before: all members before the step
+    /// closed -> closed   the same: other new members; members_before: all of both lists before the step
+    /// closed -> open     the same members; members_before: none
+    /// ```
     #[prost(message, tag = "14")]
     SetPgs(PgRows),
     #[prost(message, tag = "15")]
@@ -223,6 +299,68 @@ pub enum MapCommand {
     CloseSession(crate::object::command::CloseSession),
     #[prost(message, tag = "22")]
     SetFeatureLevel(FeatureLevel),
+    /// Expired tokens go; `TooMany` when the map is full of unused ones.
+    #[prost(message, tag = "23")]
+    CreateToken(TokenRow),
+    /// Allots a node id, in state `Joining`. Refused with `TokenUnknown` (also for a wrong secret), `TokenUsed`,
+    /// `TokenExpired`, and with `Invalid` when the node's software is too old for the cluster.
+    #[prost(message, tag = "24")]
+    RedeemToken(RedeemToken),
+    /// Once: refused when another one is there.
+    #[prost(message, tag = "25")]
+    SetAuthority(Authority),
+    /// Raised by a recovery; never falls.
+    #[prost(message, tag = "26")]
+    SetClusterGeneration(ClusterGeneration),
+    /// Down, lost, draining, removed; or up again after draining. `Stale` when the node has announced another
+    /// generation meanwhile. A node that never was up can only be removed.
+    #[prost(message, tag = "27")]
+    SetNodeState(SetNodeState),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+pub struct RedeemToken {
+    #[prost(string, tag = "1")]
+    pub id: String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub secret_hash: Bytes,
+    /// Wall-clock time of the proposer.
+    #[prost(uint64, tag = "3")]
+    pub now_ms: u64,
+    /// Locality, address and feature level of the node that joins; its id is 0.
+    #[prost(message, optional, tag = "4")]
+    pub node: Option<NodeRow>,
+    /// What only this joiner has and keeps over its own crashes (the hash of its public key), or empty. While its node
+    /// has not been up, redeeming again with the same answers the same node: its first answer may have been lost.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub joiner: Bytes,
+}
+
+impl std::fmt::Debug for RedeemToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedeemToken").field("id", &self.id).field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ClusterGeneration {
+    #[prost(uint32, tag = "1")]
+    pub generation: u32,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SetNodeState {
+    #[prost(uint32, tag = "1")]
+    pub id: u32,
+    #[prost(enumeration = "NodeState", tag = "2")]
+    pub state: i32,
+    /// Fences the row's generation: the floor becomes one more.
+    #[prost(bool, tag = "3")]
+    pub raise_floor: bool,
+    /// The generation in the row that the decision was made from.
+    #[prost(uint32, tag = "4")]
+    pub generation: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -290,6 +428,10 @@ pub enum MapOutcome {
     SessionClosed = 5,
     KeyExists = 6,
     TooMany = 7,
+    /// No such token, or the wrong secret.
+    TokenUnknown = 8,
+    TokenUsed = 9,
+    TokenExpired = 10,
 }
 
 /// The whole map as clients cache it. Secrets travel only when asked for by a node of the cluster.
@@ -317,4 +459,11 @@ pub struct ClusterMap {
     pub buckets: Vec<BucketEntry>,
     #[prost(message, repeated, tag = "11")]
     pub keys: Vec<KeyRow>,
+    #[prost(message, optional, tag = "12")]
+    pub authority: Option<Authority>,
+    #[prost(message, repeated, tag = "13")]
+    pub tokens: Vec<TokenRow>,
+    /// How often the cluster was recovered from fewer than a majority of its metadata.
+    #[prost(uint32, tag = "14")]
+    pub cluster_generation: u32,
 }

@@ -5,6 +5,8 @@
 
 mod apply;
 pub mod command;
+mod nodes;
+mod placement;
 mod rows;
 
 pub use apply::apply;
@@ -17,9 +19,14 @@ pub const PGS_MAX: u64 = 1 << 18;
 pub const SHARDS_MAX: u64 = 100_000;
 pub const BUCKETS_MAX: u64 = 100_000;
 pub const ACCESS_KEYS_MAX: u64 = 10_000;
+pub const TOKENS_MAX: u64 = 1000;
 /// Copies of a pool, and members of a placement group.
 pub const COPIES_MAX: usize = 16;
+/// Disks that a placement group may be spread over while it moves, and moves again before it has arrived.
+pub const MEMBERS_BEFORE_MAX: usize = 4 * COPIES_MAX;
 /// Bits of a placement group's prefix.
 pub const PG_BITS_MAX: u32 = 16;
 /// Bytes of names, addresses and localities.
 pub const TEXT_LEN_MAX: usize = 1024;
+/// Bytes of a certificate or key in PEM.
+pub const PEM_LEN_MAX: usize = 16 << 10;

@@ -3,7 +3,9 @@
 
 mod cost;
 mod map;
+mod membership;
 mod model;
+mod moves;
 mod random_bytes;
 mod semantics;
 mod sessions;

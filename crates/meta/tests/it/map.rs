@@ -28,6 +28,10 @@ impl Map {
         map
     }
 
+    pub fn map(&self) -> &ClusterMap {
+        &self.followed
+    }
+
     pub fn entry(&mut self, entry: MapEntry) -> MapReply {
         self.index += 1;
         let before = self.followed.clone();
@@ -49,19 +53,19 @@ impl Map {
         reply
     }
 
-    fn run(&mut self, command: MapCommand) -> MapReply {
+    pub fn run(&mut self, command: MapCommand) -> MapReply {
         self.entry(MapEntry { slot: None, command: Some(command) })
     }
 
     #[track_caller]
-    fn expect(&mut self, command: MapCommand, outcome: MapOutcome) -> MapReply {
+    pub fn expect(&mut self, command: MapCommand, outcome: MapOutcome) -> MapReply {
         let reply = self.run(command);
         assert_eq!(reply.outcome(), outcome, "{}", reply.detail);
         reply
     }
 }
 
-fn node(id: u32, generation: u32) -> NodeRow {
+pub fn node(id: u32, generation: u32) -> NodeRow {
     NodeRow { id, generation, generation_floor: 0, address: "h:1".into(), feature_level_max: 2, ..NodeRow::default() }
 }
 
@@ -71,6 +75,16 @@ fn bucket(name: &str) -> BucketEntry {
 
 fn pg(prefix: u32, epoch: u32) -> PgRow {
     PgRow { pool: 1, prefix, epoch, members: vec![random(5)], ..PgRow::default() }
+}
+
+pub fn token(id: u64) -> TokenRow {
+    let secret_hash = Bytes::from(vec![id as u8; 32]);
+    TokenRow { id: format!("{id:016x}"), secret_hash, created_ms: 1000, expires_ms: 2000, ..TokenRow::default() }
+}
+
+pub fn redeem(id: u64, now_ms: u64) -> RedeemToken {
+    let TokenRow { id, secret_hash, .. } = token(id);
+    RedeemToken { id, secret_hash, now_ms, node: Some(node(0, 0)), joiner: Bytes::new() }
 }
 
 fn key(access_key: &str, name: &str) -> KeyRow {
@@ -93,6 +107,13 @@ pub fn commands() -> Vec<MapCommand> {
         MapCommand::DeleteKey(KeyName { name: "n".into() }),
         MapCommand::CloseSession(CloseSession { node: 1, floor: 1 }),
         MapCommand::SetFeatureLevel(FeatureLevel { level: 2 }),
+        MapCommand::CreateToken(token(1)),
+        MapCommand::RedeemToken(RedeemToken { joiner: random(1), ..redeem(1, 1500) }),
+        MapCommand::SetAuthority(Authority { certificate_pem: "certificate".into(), key_pem: "key".into() }),
+        MapCommand::SetClusterGeneration(ClusterGeneration { generation: 1 }),
+        MapCommand::SetPgs(PgRows { rows: vec![PgRow { closed: true, members_before: vec![random(5)], ..pg(0, 2) }] }),
+        MapCommand::SetPgs(PgRows { rows: vec![pg(0, 3)] }),
+        MapCommand::SetNodeState(SetNodeState { id: 1, state: 1, raise_floor: true, generation: 1 }),
     ]
 }
 
@@ -181,18 +202,21 @@ fn a_fenced_generation_cannot_change_the_map() {
 }
 
 #[test]
-fn placement_groups_change_only_under_a_higher_epoch_all_or_none() {
+fn placement_groups_are_set_all_or_none_and_name_what_there_is() {
     let mut map = Map::initialised();
     let set = |rows| MapCommand::SetPgs(PgRows { rows });
-    map.expect(set(vec![pg(0, 2), pg(1, 1)]), MapOutcome::Stale);
-    assert_eq!(load(&map.rows).unwrap().pgs[0].epoch, 1);
-    map.expect(set(vec![pg(0, 2), pg(1, 2)]), MapOutcome::Done);
+    let closed = |prefix| PgRow { closed: true, members_before: vec![random(5)], ..pg(prefix, 2) };
+    map.expect(set(vec![closed(0), pg(1, 1)]), MapOutcome::Stale);
+    assert_eq!(map.map().pgs[0].epoch, 1);
+    map.expect(set(vec![closed(0), closed(1)]), MapOutcome::Done);
     map.expect(set(vec![pg(1, 3), pg(0, 3)]), MapOutcome::Invalid);
     map.expect(set(vec![pg(2, 1)]), MapOutcome::Invalid);
-    map.expect(set(vec![PgRow { pool: 9, ..pg(0, 5) }]), MapOutcome::NotFound);
-    map.expect(set(vec![PgRow { members: vec![random(6)], ..pg(0, 5) }]), MapOutcome::NotFound);
-    map.expect(set(vec![PgRow { members: vec![random(5), random(5)], ..pg(0, 5) }]), MapOutcome::Invalid);
-    map.expect(set(vec![PgRow { members: vec![], ..pg(0, 5) }]), MapOutcome::Invalid);
+    map.expect(set(vec![PgRow { pool: 9, ..pg(0, 3) }]), MapOutcome::NotFound);
+    let again = |members| PgRow { members, epoch: 3, ..closed(0) };
+    map.expect(set(vec![again(vec![random(6)])]), MapOutcome::NotFound);
+    map.expect(set(vec![again(vec![random(5), random(5)])]), MapOutcome::Invalid);
+    map.expect(set(vec![again(vec![])]), MapOutcome::Invalid);
+    map.expect(set(vec![pg(0, 3), pg(1, 3)]), MapOutcome::Done);
 }
 
 #[test]
@@ -240,8 +264,19 @@ fn the_feature_level_waits_for_every_node_and_never_falls() {
 
 #[test]
 fn secrets_are_not_shown_for_debugging() {
-    let map = ClusterMap { keys: vec![key("AK", "n")], ..ClusterMap::default() };
-    let shown = format!("{map:?} {:?}", MapCommand::CreateKey(key("AK", "n")));
-    assert!(shown.contains("AK") && !shown.contains("top-secret"));
+    let authority = Authority { certificate_pem: "shown".into(), key_pem: "top-secret".into() };
+    let hash = Bytes::from_static(b"top-secret");
+    let token = TokenRow { id: "token".into(), secret_hash: hash.clone(), ..TokenRow::default() };
+    let (keys, tokens) = (vec![key("AK", "n")], vec![token.clone()]);
+    let map = ClusterMap { keys, tokens, authority: Some(authority.clone()), ..ClusterMap::default() };
+    let commands = [
+        MapCommand::CreateKey(key("AK", "n")),
+        MapCommand::SetAuthority(authority),
+        MapCommand::RedeemToken(RedeemToken { id: token.id.clone(), secret_hash: hash, ..RedeemToken::default() }),
+        MapCommand::CreateToken(token),
+    ];
+    let shown = format!("{map:?} {commands:?}");
+    assert!(shown.contains("AK") && shown.contains("shown") && shown.contains("token"));
+    assert!(!shown.contains("top-secret"));
     assert_eq!(text("x").len(), 1);
 }
