@@ -435,6 +435,7 @@ fn unexpected(told: &Told) -> Error {
         Told::ShardReply(_) => "a shard reply",
         Told::ShardAnswer(_) => "a shard answer",
         Told::Chunk(_) => "a chunk answer",
+        Told::Inventory(_) | Told::PgDigests(_) | Told::Named(_) => "an answer to a node",
     };
     Error::OutcomeUnknown(format!("{kind} came as the answer to another kind of request"))
 }

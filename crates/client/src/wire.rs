@@ -20,7 +20,7 @@ pub struct Request {
     /// Newest map that the sender knows.
     #[prost(uint64, tag = "3")]
     pub map_version: u64,
-    #[prost(oneof = "Ask", tags = "10, 11, 12, 13, 14, 15, 16")]
+    #[prost(oneof = "Ask", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 21, 23")]
     pub ask: Option<Ask>,
 }
 
@@ -41,6 +41,15 @@ pub enum Ask {
     GetChunk(GetChunk),
     #[prost(message, tag = "16")]
     DeleteChunks(DeleteChunks),
+    /// One-way: the answer is dropped.
+    #[prost(message, tag = "17")]
+    NodeReport(NodeReport),
+    #[prost(message, tag = "18")]
+    Inventory(Inventory),
+    #[prost(message, tag = "21")]
+    Named(Named),
+    #[prost(message, tag = "23")]
+    PgDigests(PgDigests),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -105,12 +114,130 @@ pub struct DeleteChunks {
     pub ids: Bytes,
 }
 
+/// What a node says of itself, ten times a second, to the voters of group 0: that it lives, and what it has done.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct NodeReport {
+    /// The sender's wall clock in milliseconds since 1970: only for an alarm.
+    #[prost(uint64, tag = "1")]
+    pub wall_ms: u64,
+    /// Closed placement groups of which the sender's disk has all that any member had.
+    #[prost(message, repeated, tag = "2")]
+    pub done: Vec<PgDone>,
+    /// The groups that the sender leads.
+    #[prost(message, repeated, tag = "3")]
+    pub groups: Vec<GroupReport>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct PgDone {
+    #[prost(uint32, tag = "1")]
+    pub pool: u32,
+    #[prost(uint32, tag = "2")]
+    pub prefix: u32,
+    #[prost(uint32, tag = "3")]
+    pub epoch: u32,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct GroupReport {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    #[prost(uint64, tag = "2")]
+    pub term: u64,
+    /// Nodes whose replicas vote.
+    #[prost(uint32, repeated, tag = "3")]
+    pub voters: Vec<u32>,
+}
+
+/// Asks what a disk holds of a placement group. A node whose map has an older epoch of the group answers `Busy`; from its
+/// answer on it takes no store under an older epoch.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Inventory {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub disk: Bytes,
+    #[prost(uint32, tag = "2")]
+    pub pool: u32,
+    #[prost(uint32, tag = "3")]
+    pub prefix: u32,
+    #[prost(uint32, tag = "4")]
+    pub epoch: u32,
+    /// The last id of the page before (16 bytes), or empty.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub after: Bytes,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct InventoryPage {
+    /// In id order, 29 bytes each: id (16, big-endian), length (4, LE), CRC-64/NVME (8, LE), state (1: 0 good, 1 deleted,
+    /// 2 damaged; the length and checksum of what is not good are 0).
+    #[prost(bytes = "bytes", tag = "1")]
+    pub entries: Bytes,
+    /// More follows behind the last entry.
+    #[prost(bool, tag = "2")]
+    pub more: bool,
+}
+
+/// Asks the leader of a group which of these chunks (16 bytes each) its rows name.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Named {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub ids: Bytes,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct NamedIds {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub ids: Bytes,
+}
+
+/// Asks what disks hold of open placement groups, each as one number.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PgDigests {
+    #[prost(message, repeated, tag = "1")]
+    pub groups: Vec<PgDigestAsk>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PgDigestAsk {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub disk: Bytes,
+    #[prost(uint32, tag = "2")]
+    pub pool: u32,
+    #[prost(uint32, tag = "3")]
+    pub prefix: u32,
+}
+
+/// One line for each that was asked for, in that order.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PgDigestPage {
+    #[prost(message, repeated, tag = "1")]
+    pub groups: Vec<PgDigestLine>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct PgDigestLine {
+    /// Of the group in the answering node's map.
+    #[prost(uint32, tag = "1")]
+    pub epoch: u32,
+    /// Chunks that are there and not known to be damaged.
+    #[prost(uint64, tag = "2")]
+    pub chunks: u64,
+    /// Over (id, length, CRC) of those, as the store computes it.
+    #[prost(fixed64, tag = "3")]
+    pub sum: u64,
+    /// The disk does not serve.
+    #[prost(bool, tag = "4")]
+    pub unavailable: bool,
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Answer {
     /// Newest map that the answering node knows.
     #[prost(uint64, tag = "1")]
     pub map_version: u64,
-    #[prost(oneof = "Told", tags = "10, 11, 12, 13, 14, 15")]
+    #[prost(oneof = "Told", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18")]
     pub told: Option<Told>,
 }
 
@@ -129,6 +256,13 @@ pub enum Told {
     /// A chunk request was carried out.
     #[prost(message, tag = "15")]
     Chunk(ChunkDone),
+    #[prost(message, tag = "16")]
+    Inventory(InventoryPage),
+    /// Those of the ids that were asked for.
+    #[prost(message, tag = "17")]
+    Named(NamedIds),
+    #[prost(message, tag = "18")]
+    PgDigests(PgDigestPage),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
@@ -136,6 +270,9 @@ pub struct ChunkDone {
     /// Of a store: the placement epoch under which it counts.
     #[prost(uint32, tag = "1")]
     pub epoch: u32,
+    /// Of a read: the chunk's owner domain.
+    #[prost(uint64, tag = "2")]
+    pub owner: u64,
 }
 
 /// The node did not carry out the request.

@@ -4,7 +4,7 @@
 //! that gathered meanwhile: group commit); apply what is committed in one transaction; answer.
 
 use base::Env;
-use base::ids::{GroupId, LogIndex, PeerId, Term};
+use base::ids::{GroupId, LogIndex, NodeId, PeerId, Term};
 use bytes::Bytes;
 use protocol::raft::{Entry, HardState, NotTaken, RaftPeer, ReadGrant, Role, UNCOMMITTED_BYTES_MAX};
 use std::collections::BTreeMap;
@@ -113,6 +113,16 @@ impl GroupHandle {
     pub fn leader(&self) -> Option<PeerId> {
         let leader = self.shared.leader.load(Ordering::Relaxed);
         (leader != 0).then_some(PeerId(leader))
+    }
+
+    pub fn is_leader(&self) -> bool {
+        self.leader().is_some()
+    }
+
+    /// The nodes of the group's voters.
+    pub fn voter_nodes(&self) -> Vec<NodeId> {
+        // With one node a peer's number is its node's.
+        vec![NodeId(1)]
     }
 
     /// Bytes of entries that the log still needs.

@@ -4,16 +4,19 @@
 //! gateways, command lines, the real clock or file system.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod control;
+mod controller;
 mod disks;
 mod group;
 mod home;
 mod machine;
 mod metrics;
 pub mod offline;
+mod repair;
 mod service;
 mod start;
 mod status;
 mod workers;
 
-pub use start::{Config, DiskSpec, Node, StartError, Tuning};
+pub use start::{Config, DiskSpec, Healing, Node, StartError, Tuning};
 pub use status::{ChunkCounts, DiskStatus, GroupStatus, NodeStatus, RepairStatus, Status, Verdict};

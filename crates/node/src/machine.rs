@@ -1,19 +1,16 @@
 //! The state machine of a group, behind one face for the driver: bytes of log entries in, changes and replies out.
 
-use base::ids::{GROUP_ZERO, GroupId, LogIndex, PeerId, Term};
+use base::ids::{GROUP_ZERO, GroupId, LogIndex, Term};
 use bytes::Bytes;
 use meta::group;
 use meta::map::command::{ClusterMap, MapEntry, MapReply};
 use meta::object::command::{ShardEntry, ShardReply};
 use meta::view::{Change, Overlay, Row, View, ViewError};
 use prost::Message;
-use protocol::raft::{Configuration, Entry};
+use protocol::raft::{Configuration, ENTRY_COMMAND, Entry};
 use std::sync::Arc;
 use store::kv::{Kv, KvError};
 use tokio::sync::watch;
-
-/// First byte of every command's entry, so that other kinds of entries can follow.
-const ENTRY_COMMAND: u8 = 1;
 
 /// What a command asks for.
 #[derive(Clone, Debug)]
@@ -124,25 +121,12 @@ pub fn apply_one(overlay: &mut Overlay<'_>, group: GroupId, entry: &Entry) -> Re
     Ok(reply)
 }
 
-/// The configuration as the group's row keeps it.
-#[derive(Clone, PartialEq, prost::Message)]
-struct ConfigurationRow {
-    #[prost(uint64, repeated, tag = "1")]
-    voters: Vec<u64>,
-    #[prost(uint64, repeated, tag = "2")]
-    learners: Vec<u64>,
-}
-
 pub fn encode_configuration(configuration: &Configuration) -> Bytes {
-    let numbers = |peers: &[PeerId]| peers.iter().map(|peer| peer.0).collect();
-    let row = ConfigurationRow { voters: numbers(&configuration.voters), learners: numbers(&configuration.learners) };
-    row.encode_to_vec().into()
+    configuration.encode()
 }
 
 pub fn decode_configuration(raw: &Bytes) -> Result<Configuration, String> {
-    let row = ConfigurationRow::decode(raw.clone()).map_err(|error| error.to_string())?;
-    let peers = |numbers: Vec<u64>| numbers.into_iter().map(PeerId).collect();
-    Ok(Configuration { voters: peers(row.voters), learners: peers(row.learners) })
+    Configuration::decode(raw)
 }
 
 /// The key-value store as `meta` reads it.

@@ -6,9 +6,11 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
+use std::sync::atomic::AtomicU64;
 use store::EngineStats;
 
-use crate::disks::Disks;
+use crate::control;
+use crate::service::Service;
 use crate::status::{Status, Verdict};
 
 /// Counters of one node.
@@ -26,6 +28,11 @@ struct DiskLabel {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct NodeLabel {
+    node: u32,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct GroupLabel {
     group: u64,
     kind: String,
@@ -34,13 +41,22 @@ struct GroupLabel {
 type DiskGauge = Family<DiskLabel, Gauge>;
 
 /// All metrics in the text exposition format.
-pub fn text(counters: &Counters, status: &Status, disks: &Disks) -> String {
+pub fn text(service: &Service, status: &Status) -> String {
+    let (counters, disks) = (&*service.counters, &*service.disks);
     let mut registry = Registry::with_prefix("henge");
     registry.register("metadata_rows_damaged", "Reads that met damaged metadata", counters.damaged_rows.clone());
     registry.register("garbage_chunks", "Chunks deleted after nothing named them", counters.garbage_chunks.clone());
     registry.register("orphan_chunks", "Chunks removed that were never committed", counters.orphan_chunks.clone());
     registry.register("metadata_flushes", "Flushes of the key-value store", counters.kv_flushes.clone());
     register_status(&mut registry, status);
+    let offset = Family::<NodeLabel, Gauge<f64, AtomicU64>>::default();
+    for (node, offset_ms) in service.control.observations().clock_offsets_ms() {
+        offset.get_or_create(&NodeLabel { node: node.0 }).set(offset_ms as f64 / 1000.0);
+    }
+    registry.register("clock_offset_seconds", "How far the clock of a node is ahead of this node's", offset);
+    let settled: Gauge = Gauge::default();
+    settled.set(i64::from(control::is_settled(&service.map.borrow())));
+    registry.register("placement_settled", "1 when every placement group is open and where it belongs", settled);
     for disk in &disks.all {
         let label = DiskLabel { disk: disk.label.clone() };
         if let Ok(engine) = &disk.engine {

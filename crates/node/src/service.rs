@@ -1,5 +1,6 @@
 //! What a node answers to clients and other nodes: decodes a request, hands it to the group or disk it is for.
 
+use base::Env;
 use base::env::{BoxFuture, Channel, Frame, Handler};
 use base::ids::{ChunkId, DiskId, GROUP_ZERO, GroupId, NodeId, OwnerId, PgEpoch};
 use bytes::Bytes;
@@ -14,10 +15,12 @@ use store::kv::Kv;
 use store::{Engine, NewChunk, StoreError};
 use tokio::sync::watch;
 
+use crate::controller::Control;
 use crate::disks::Disks;
 use crate::group::{GroupError, GroupHandle};
 use crate::machine::{Command, KvView, Reply};
 use crate::metrics::Counters;
+use crate::repair::Progress;
 
 /// Chunks named in one delete request.
 const DELETES_MAX: usize = 4096;
@@ -32,6 +35,9 @@ pub struct Service {
     pub counters: Arc<Counters>,
     /// What opening the key-value store found: whole sentences.
     pub metadata_damage: Vec<String>,
+    pub control: Arc<Control>,
+    pub repair: Arc<Progress>,
+    pub env: Env,
     /// The map decoded for look-ups, as of the version it carries.
     pub view: RwLock<Arc<MapView>>,
 }
@@ -76,7 +82,16 @@ impl Service {
             Ask::PutChunk(put) => (self.put_chunk(put, bulk).await, Vec::new()),
             Ask::GetChunk(get) => self.get_chunk(get).await,
             Ask::DeleteChunks(delete) => (self.delete_chunks(delete).await, Vec::new()),
+            Ask::NodeReport(report) => (self.hear(NodeId(request.node), report), Vec::new()),
+            Ask::Inventory(_) | Ask::PgDigests(_) | Ask::Named(_) => {
+                (Answer::failed(Failure::Invalid, "not served yet"), Vec::new())
+            }
         }
+    }
+
+    fn hear(&self, from: NodeId, report: wire::NodeReport) -> Answer {
+        self.control.hear(&self.env, from, report);
+        Answer::of(Told::Chunk(ChunkDone::default()))
     }
 
     /// The zombie learns its fate from this answer.
@@ -153,7 +168,7 @@ impl Service {
         let chunk =
             NewChunk { id, owner: OwnerId(put.owner), epoch: PgEpoch(put.epoch), crc64: put.crc64, payload: bulk };
         match engine.put(chunk).await {
-            Ok(_) => Answer::of(Told::Chunk(ChunkDone { epoch: put.epoch })),
+            Ok(_) => Answer::of(Told::Chunk(ChunkDone { epoch: put.epoch, owner: put.owner })),
             Err(error) => store_failure(id, &error),
         }
     }
@@ -165,7 +180,9 @@ impl Service {
             (_, None) => return (Answer::failed(Failure::Invalid, "a chunk id has 16 bytes"), Vec::new()),
         };
         match engine.get(id, get.start..get.end).await {
-            Ok(data) => (Answer::of(Told::Chunk(ChunkDone { epoch: data.stat.epoch.0 })), data.pieces),
+            Ok(data) => {
+                (Answer::of(Told::Chunk(ChunkDone { epoch: data.stat.epoch.0, owner: data.owner.0 })), data.pieces)
+            }
             Err(error) => (store_failure(id, &error), Vec::new()),
         }
     }
@@ -180,7 +197,7 @@ impl Service {
         }
         let ids: Vec<ChunkId> = delete.ids.chunks_exact(ChunkId::LEN).filter_map(chunk_id).collect();
         match engine.delete(ids).await {
-            Ok(()) => Answer::of(Told::Chunk(ChunkDone { epoch: 0 })),
+            Ok(()) => Answer::of(Told::Chunk(ChunkDone::default())),
             Err(error) => Answer::failed(Failure::Busy, error.to_string()),
         }
     }

@@ -12,7 +12,7 @@ use meta::group::{self, FEATURE_LEVEL};
 use meta::map::command::{DiskRow, DiskState, InitCluster, MapCommand, NodeRow, PgRow, PgRows, PoolRow, ShardRow};
 use meta::object::command::InitShard;
 use protocol::placement::{Candidate, members};
-use protocol::raft::{Configuration, Entry, HardState, RaftPeer, Restored};
+use protocol::raft::{Configuration, Entry, HardState, RaftPeer, Restored, Waiting};
 use std::collections::BTreeMap;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -20,6 +20,7 @@ use store::kv::{Kv, KvOptions, LsmKv};
 use store::{DiskIdentity, Engine, EngineOptions, RaftLog, StoreError};
 use tokio::sync::watch;
 
+use crate::controller;
 use crate::disks::{Disks, NodeDisk};
 use crate::group::{self as driver, GroupHandle, decode_hard_state};
 use crate::home::{self, GenerationClock, HomeError, NodeIdentity};
@@ -76,6 +77,31 @@ pub struct Tuning {
     pub flush_bytes: u64,
     /// How long a reader may still need chunks that were deleted: liveness only.
     pub garbage_grace: Duration,
+    pub healing: Healing,
+}
+
+/// Times of detection and repair.
+#[derive(Clone, Debug)]
+pub struct Healing {
+    /// How long a node may be down until its copies are made again elsewhere.
+    pub lost_after: Duration,
+    /// From one comparison of the copies of placement groups to the next.
+    pub compare_interval: Duration,
+    /// A chunk that a copy lacks in two comparisons at least this far apart is missing; before, it may be under way.
+    pub missing_after: Duration,
+    /// From one sweep for chunks that nothing names to the next.
+    pub sweep_interval: Duration,
+}
+
+impl Default for Healing {
+    fn default() -> Healing {
+        Healing {
+            lost_after: controller::LOST_AFTER,
+            compare_interval: Duration::from_secs(2),
+            missing_after: Duration::from_secs(5),
+            sweep_interval: Duration::from_secs(3600),
+        }
+    }
 }
 
 impl Default for Tuning {
@@ -85,6 +111,7 @@ impl Default for Tuning {
             key_value: KvOptions::default(),
             flush_bytes: workers::FLUSH_BYTES,
             garbage_grace: workers::GARBAGE_GRACE,
+            healing: Healing::default(),
         }
     }
 }
@@ -144,6 +171,9 @@ impl Node {
             map: map.clone(),
             counters,
             metadata_damage,
+            control: Arc::default(),
+            repair: Arc::default(),
+            env: env.clone(),
             view: RwLock::new(Arc::new(MapView::default())),
         });
         env.net.serve(Arc::new(Front(service.clone())));
@@ -202,7 +232,7 @@ impl Node {
 
     /// In Prometheus' text format.
     pub fn metrics_text(&self) -> String {
-        metrics::text(&self.service.counters, &self.status(), &self.service.disks)
+        metrics::text(&self.service, &self.status())
     }
 
     /// Stops workers, flushes the key-value store (so that the next start replays little), closes the disks.
@@ -368,7 +398,7 @@ async fn open_groups(
 /// First the configuration, durably; then the log, whose existence says that the group exists.
 async fn create_group(engine: &Engine, kv: &Arc<dyn Kv>, id: GroupId) -> Result<RaftLog, StartError> {
     let failed = |why: String| StartError(format!("group {id} cannot be created: {why}"));
-    let configuration = Configuration { voters: vec![FIRST_PEER], learners: vec![] };
+    let configuration = Configuration { voters: vec![FIRST_PEER], ..Configuration::default() };
     let encoded = encode_configuration(&configuration);
     let row = group::advance(&KvView::of(kv), id, LogIndex(0), Term(0), encoded).map_err(|e| failed(e.to_string()))?;
     kv.commit(vec![change_out(row)]).map_err(|error| failed(error.to_string()))?;
@@ -412,6 +442,7 @@ fn restore(env: &Env, kv: &Arc<dyn Kv>, id: GroupId, log: RaftLog) -> Result<(Ra
         base: log.base,
         entries: log.entries.into_iter().map(entry).collect(),
         applied: LogIndex(state.applied_index),
+        waiting: Waiting::No,
     };
     let mut raft = RaftPeer::new(restored, env.random.clone()).map_err(refuse)?;
     if only_voter {
@@ -561,6 +592,10 @@ fn start_workers(
     let announce = workers::announce_failures(env.clone(), service.clone(), client.clone(), stop.subscribe());
     env.spawn("announce failures", announce);
     env.spawn("sweep orphans", workers::sweep_orphans(env.clone(), service.clone(), sweeper, clock));
+    env.spawn("report", controller::report(env.clone(), service.clone(), client.clone(), stop.subscribe()));
+    let control =
+        controller::control(env.clone(), service.clone(), client.clone(), tuning.healing.lost_after, stop.subscribe());
+    env.spawn("control", control);
     env.spawn("finish buckets", async move {
         if let Err(error) = finisher.finish_buckets().await {
             tracing::warn!("half-made buckets wait for the next start: {error}");

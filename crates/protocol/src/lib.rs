@@ -1,8 +1,9 @@
 //! Pure distributed decisions: message or tick in; state, messages and writes out.
 //!
-//! Knows: Raft (behind a narrow surface), placement and its changes. Never knows: I/O, async, what a command means.
+//! Knows: Raft (behind a narrow surface), the voters of groups, placement and its changes. Never knows: I/O, async, what a command means.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod membership;
 pub mod placement;
 pub mod raft;
 pub mod rebalance;

@@ -18,7 +18,7 @@ use crate::placement::{self, Candidate};
 /// Most groups that one step changes: bounds the command that carries it.
 pub const CHANGES_MAX: usize = 1024;
 /// Most members before a move that a group remembers.
-pub const MEMBERS_BEFORE_MAX: usize = 16;
+pub const MEMBERS_BEFORE_MAX: usize = 64;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NodeState {

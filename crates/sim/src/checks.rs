@@ -15,16 +15,16 @@ use store::Engine;
 use store::kv::{KvRead, LsmKv};
 use tokio::sync::oneshot;
 
-use crate::cluster::{NODE, Serving};
+use crate::cluster::{FOUNDER, Serving};
 use crate::history::{Action, Condition, Outcome};
 use crate::nemesis::Nemesis;
 use crate::plan::Profile;
 use crate::worker::Worker;
 
 /// Virtual time in which garbage, orphans and compaction must come to their end when nobody writes.
-const QUIET: Duration = Duration::from_secs(6);
+pub const QUIET: Duration = Duration::from_secs(6);
 /// Long enough for the first scrub, which begins ten minutes after a start.
-const QUIET_LONG: Duration = Duration::from_secs(620);
+pub const QUIET_LONG: Duration = Duration::from_secs(620);
 /// Virtual time within which a healthy node must take a write.
 const SERVICE_MAX: Duration = Duration::from_secs(20);
 
@@ -108,17 +108,17 @@ impl Worker {
 impl Nemesis {
     /// After the last trouble: one more power cut, then everything must be as it should.
     pub async fn check_all(&self) {
-        self.arm_nothing();
-        self.cluster.crash().await;
+        self.arm(FOUNDER, 0);
+        self.cluster.crash(FOUNDER).await;
         if self.start_undisturbed().await.is_err() {
             return;
         }
-        let serving = self.cluster.serving(0).await;
+        let serving = self.verifier.serving().await;
         self.check_service(&serving).await;
         if self.plan.profile == Profile::DiskFull && !self.fill_and_empty().await {
             return;
         }
-        let serving = self.cluster.serving(0).await;
+        let serving = self.verifier.serving().await;
         let damaged = |counts: BTreeMap<&'static str, u64>| counts.get("damaged").copied().unwrap_or(0);
         let damaged_before = damaged(self.recorder.counts());
         self.verifier.read_all(&serving, true).await;
@@ -129,19 +129,15 @@ impl Nemesis {
         self.sim.sleep(if self.sim.below(4) == 0 { QUIET_LONG } else { QUIET }).await;
         self.check_status(has_damage);
         if self.verifier.are_errors_excused() {
-            self.cluster.crash().await;
+            self.cluster.crash(FOUNDER).await;
             return;
         }
-        self.cluster.shut_down().await;
+        self.cluster.shut_down(FOUNDER).await;
         self.check_disks().await;
     }
 
-    fn arm_nothing(&self) {
-        self.sim.disk(NODE, "data").crash_after_ops(0);
-    }
-
     pub async fn start_undisturbed(&self) -> Result<(), ()> {
-        match self.cluster.start().await {
+        match self.cluster.start(FOUNDER).await {
             Ok(()) => Ok(()),
             Err(failure) if self.verifier.are_errors_excused() => {
                 self.recorder.count("starts_refused", 1);
@@ -156,7 +152,7 @@ impl Nemesis {
     }
 
     /// Liveness: a healthy node takes a write within a bounded time.
-    async fn check_service(&self, serving: &Serving) {
+    pub async fn check_service(&self, serving: &Serving) {
         let worker = &self.verifier;
         let key = worker.key(0, &self.plan.keys[0]);
         let puts = async {
@@ -164,7 +160,10 @@ impl Nemesis {
             for len in SERVICE_LENS {
                 let is_done = worker.put_len(serving, &info, &key, Condition::Always, len).await;
                 if !is_done && !worker.are_errors_excused() {
-                    self.recorder.violation(format!("a healthy node does not take an object of {len} bytes"));
+                    self.recorder.violation(format!(
+                        "node {} is healthy and does not take an object of {len} bytes",
+                        serving.node
+                    ));
                 }
             }
         };
@@ -172,14 +171,14 @@ impl Nemesis {
             biased;
             () = puts => {}
             () = self.sim.sleep(SERVICE_MAX) => {
-                self.recorder.violation(format!("a healthy node took no write within {SERVICE_MAX:?}"));
+                self.recorder.violation(format!("node {} is healthy and took no write within {SERVICE_MAX:?}", serving.node));
             }
         }
     }
 
     /// One copy is never safe; and nothing is reported that was not done.
     fn check_status(&self, has_damage: bool) {
-        let Some(status) = self.cluster.status() else {
+        let Some(status) = self.cluster.status(FOUNDER) else {
             return self.recorder.violation("a running node has no status".into());
         };
         let expected = if has_damage {
@@ -198,10 +197,10 @@ impl Nemesis {
 
     /// The disks of the stopped node: each chunk that metadata names exists and verifies; nobody else does.
     async fn check_disks(&self) {
-        let env = self.sim.env(NODE);
+        let env = self.sim.env(FOUNDER);
         let (sender, receiver) = oneshot::channel();
         let disks: Vec<Arc<dyn Disk>> =
-            self.cluster.chunk_disks().into_iter().map(|disk| disk as Arc<dyn Disk>).collect();
+            self.cluster.chunk_disks(FOUNDER).into_iter().map(|disk| disk as Arc<dyn Disk>).collect();
         let tuning = self.plan.tuning();
         let task_env = env.clone();
         env.spawn("check disks", async move {
@@ -212,7 +211,7 @@ impl Nemesis {
             Ok(Err(why)) => self.recorder.violation(format!("the stopped node's disks cannot be read: {why}")),
             Err(_) => self.recorder.violation("the check of the disks was cut short".into()),
         }
-        self.sim.kill(NODE);
+        self.sim.kill(FOUNDER);
     }
 }
 
@@ -255,7 +254,7 @@ async fn compare_disks(env: &Env, disks: Vec<Arc<dyn Disk>>, tuning: node::Tunin
 }
 
 /// All chunks that rows name; each by one row only.
-fn named_chunks(kv: &dyn KvRead) -> Result<BTreeMap<ChunkId, NamedChunk>, String> {
+pub fn named_chunks(kv: &dyn KvRead) -> Result<BTreeMap<ChunkId, NamedChunk>, String> {
     const ROWS: usize = 1000;
     let mut named = BTreeMap::new();
     let mut from = Vec::new();

@@ -1,12 +1,11 @@
 //! A client that makes, fills, empties and deletes buckets, against one that writes into them at the wrong moment.
 
 use base::env::RandomExt;
-use base::sim::Crashed;
 use bytes::Bytes;
 use client::{BucketInfo, DeleteRequest, Error, ListVersionsRequest};
 use futures_util::future::join;
 
-use crate::cluster::{OWNER, Serving};
+use crate::cluster::{NoAnswer, OWNER, Serving};
 use crate::content::Content;
 use crate::history::{Condition, Value};
 use crate::worker::{self, Judged, Worker};
@@ -38,7 +37,7 @@ impl Worker {
         if leftover > 0 {
             self.recorder.violation(format!("bucket {name} is new and holds {leftover} objects"));
         }
-        let serving = self.cluster.serving(0).await;
+        let serving = self.serving().await;
         let put = self.put_into(&serving, &info, b"racer");
         let remove = self.remove(&serving, name);
         let (put, removed) = join(put, remove).await;
@@ -47,7 +46,7 @@ impl Worker {
         }
         self.recorder.count("bucket_races", 1);
         for _ in 0..TRIES_MAX {
-            let serving = self.cluster.serving(0).await;
+            let serving = self.serving().await;
             self.empty(&serving, &info).await;
             if let Judged::Done(()) = self.remove(&serving, name).await {
                 return self.judge_removed(name, &info).await;
@@ -59,7 +58,7 @@ impl Worker {
 
     async fn make(&self, name: &str) -> Option<BucketInfo> {
         for _ in 0..TRIES_MAX {
-            let serving = self.cluster.serving(0).await;
+            let serving = self.serving().await;
             let (client, name) = (serving.client.clone(), name.to_string());
             let made = serving.run(async move {
                 match client.create_bucket(&name, OWNER).await {
@@ -70,7 +69,7 @@ impl Worker {
             match made.await {
                 Ok(Ok(info)) => return Some(info),
                 // Half made: its creation is finished at the next start, or by whoever creates it again.
-                Ok(Err(Error::NoSuchBucket)) | Err(Crashed) => {}
+                Ok(Err(Error::NoSuchBucket)) | Err(NoAnswer) => {}
                 Ok(Err(error)) => self.judge_error("create bucket", &error),
             }
             self.pause(30).await;
@@ -115,20 +114,20 @@ impl Worker {
             client.delete(&info, &Bytes::from_static(b"racer"), DeleteRequest::default()).await.map(|_| ())
         });
         match answer.await {
-            Ok(Ok(()) | Err(Error::NoSuchBucket)) | Err(Crashed) => {}
+            Ok(Ok(()) | Err(Error::NoSuchBucket)) | Err(NoAnswer) => {}
             Ok(Err(error)) => self.judge_error("delete from a bucket that goes", &error),
         }
     }
 
     async fn count_versions(&self, info: &BucketInfo) -> Option<usize> {
         for _ in 0..TRIES_MAX {
-            let serving = self.cluster.serving(0).await;
+            let serving = self.serving().await;
             let (client, info) = (serving.client.clone(), info.clone());
             let request = ListVersionsRequest { limit: 100, ..ListVersionsRequest::default() };
             match serving.run(async move { client.list_versions(&info, request).await }).await {
                 Ok(Ok(page)) => return Some(page.objects.len()),
                 Ok(Err(error)) => self.judge_error("list a new bucket", &error),
-                Err(Crashed) => {}
+                Err(NoAnswer) => {}
             }
             self.pause(30).await;
         }
@@ -137,7 +136,7 @@ impl Worker {
 
     /// A deleted bucket is in no listing and takes no writes.
     async fn judge_removed(&self, name: &str, info: &BucketInfo) -> Option<()> {
-        let serving = self.cluster.serving(0).await;
+        let serving = self.serving().await;
         let client = serving.client.clone();
         if let Ok(Ok(buckets)) = serving.run(async move { client.list_buckets().await }).await
             && buckets.iter().any(|bucket| bucket.name == name)

@@ -1,12 +1,17 @@
-//! The node under test: started, crashed and started again on the same simulated disks.
+//! The nodes under test: started, crashed and started again on the same simulated disks, and joined to each other.
 
 use base::Env;
 use base::env::Disk;
+use base::env::RandomExt;
 use base::ids::NodeId;
-use base::sim::{Crashed, SimDisk, SimHandle};
+use base::sim::{SimDisk, SimHandle};
 use client::Client;
+use meta::group::FEATURE_LEVEL;
+use meta::map::command::{MapCommand, NodeRow, NodeState, SetNodeState};
 use node::{Config, DiskSpec, Node, Status};
+use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{oneshot, watch};
@@ -14,7 +19,8 @@ use tokio::sync::{oneshot, watch};
 use crate::plan::Plan;
 use crate::recorder::Recorder;
 
-pub const NODE: NodeId = NodeId(1);
+/// The node that makes the cluster; the others join it.
+pub const FOUNDER: NodeId = NodeId(1);
 pub const OWNER: &str = "root";
 
 /// Virtual time within which a start must end, one way or the other.
@@ -32,24 +38,44 @@ const GATHERED: [(&str, &str); 8] = [
     ("henge_store_damaged_total", "records_damaged"),
 ];
 
-/// One life of the node, as its clients see it.
+/// Nothing came back: the node crashed meanwhile, or the client of a cluster lost its patience. What was asked for may
+/// have been done, or may still be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct NoAnswer;
+
+/// One life of a node, as its clients see it.
 #[derive(Clone)]
 pub struct Serving {
+    pub node: NodeId,
     pub client: Client,
-    /// Counts successful starts.
-    pub start: u64,
     env: Env,
+    sim: SimHandle,
+    /// How long a client waits before it goes to another node, where there is one.
+    patience: Option<Duration>,
+    /// The last client that asked had to give up: others are asked first, until an answer comes after all.
+    is_silent: Arc<AtomicBool>,
 }
 
 impl Serving {
     /// Runs `task` within the node: it dies with it.
-    pub async fn run<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> Result<T, Crashed> {
+    pub async fn run<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> Result<T, NoAnswer> {
         let (sender, receiver) = oneshot::channel();
+        let is_silent = self.is_silent.clone();
         self.env.spawn("client", async move {
+            let done = task.await;
+            is_silent.store(false, Ordering::Relaxed);
             // Nobody may be waiting for the result any more.
-            let _ = sender.send(task.await);
+            let _ = sender.send(done);
         });
-        receiver.await.map_err(|_| Crashed)
+        let Some(patience) = self.patience else { return receiver.await.map_err(|_| NoAnswer) };
+        tokio::select! {
+            biased;
+            answer = receiver => answer.map_err(|_| NoAnswer),
+            () = self.sim.sleep(patience) => {
+                self.is_silent.store(true, Ordering::Relaxed);
+                Err(NoAnswer)
+            }
+        }
     }
 }
 
@@ -68,57 +94,78 @@ pub struct Cluster {
     plan: Arc<Plan>,
     recorder: Recorder,
     shared: Arc<Mutex<Shared>>,
-    serving: Arc<watch::Sender<Option<Serving>>>,
+    /// Counts starts and ends of lives.
+    changes: Arc<watch::Sender<u64>>,
 }
 
 #[derive(Default)]
 struct Shared {
+    members: BTreeMap<NodeId, Member>,
+}
+
+/// A node that belongs to the cluster, running or not.
+#[derive(Default)]
+struct Member {
     node: Option<Node>,
-    starts: u64,
+    serving: Option<Serving>,
 }
 
 impl Cluster {
     pub fn new(sim: SimHandle, plan: Arc<Plan>, recorder: Recorder) -> Cluster {
-        Cluster { sim, plan, recorder, shared: Arc::default(), serving: Arc::new(watch::Sender::new(None)) }
+        let founder = BTreeMap::from([(FOUNDER, Member::default())]);
+        let shared = Arc::new(Mutex::new(Shared { members: founder }));
+        Cluster { sim, plan, recorder, shared, changes: Arc::new(watch::Sender::new(0)) }
     }
 
     fn shared(&self) -> MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// All disks, the home directory first, then the one with the metadata.
-    pub fn disks(&self) -> Vec<Arc<SimDisk>> {
+    /// Does `change` to a member, and tells those who wait for one.
+    fn change<T>(&self, node: NodeId, change: impl FnOnce(&mut Member) -> T) -> T {
+        let out = change(self.shared().members.entry(node).or_default());
+        self.changes.send_modify(|changes| *changes += 1);
+        out
+    }
+
+    /// All nodes that belong to the cluster, running or not.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        self.shared().members.keys().copied().collect()
+    }
+
+    /// All disks of a node, the home directory first, then the one with the metadata.
+    pub fn disks(&self, node: NodeId) -> Vec<Arc<SimDisk>> {
         let names = std::iter::once("data".to_string()).chain((0..self.plan.disks).map(disk_name));
-        names.map(|name| self.sim.disk(NODE, &name)).collect()
+        names.map(|name| self.sim.disk(node, &name)).collect()
     }
 
     /// The disks that hold chunks; the first holds the metadata too.
-    pub fn chunk_disks(&self) -> Vec<Arc<SimDisk>> {
-        self.disks().split_off(1)
+    pub fn chunk_disks(&self, node: NodeId) -> Vec<Arc<SimDisk>> {
+        self.disks(node).split_off(1)
     }
 
-    fn config(&self, env: Env) -> Config {
+    fn config(&self, node: NodeId, env: Env) -> Config {
         let spec = |disk: Arc<SimDisk>| {
             let label = disk.name().to_string();
             DiskSpec { disk, size_bytes_max: Some(self.plan.disk_bytes), label }
         };
-        let data: Arc<dyn Disk> = self.sim.disk(NODE, "data");
+        let data: Arc<dyn Disk> = self.sim.disk(node, "data");
         Config {
             env,
             data,
-            disks: self.chunk_disks().into_iter().map(spec).collect(),
+            disks: self.chunk_disks(node).into_iter().map(spec).collect(),
             locality: String::new(),
-            advertise: "127.0.0.1:9002".into(),
+            advertise: format!("10.0.0.{node}:9002"),
             region: "us-east-1".into(),
             root: (OWNER.into(), "not-a-secret".into()),
         }
     }
 
-    /// Starts the node, which must not run.
-    pub async fn start(&self) -> Result<(), StartFailure> {
-        assert!(!self.sim.is_running(NODE), "the node is started once at a time");
-        let env = self.sim.env(NODE);
-        let (config, tuning) = (self.config(env.clone()), self.plan.tuning());
+    /// Starts a node, which must not run.
+    pub async fn start(&self, id: NodeId) -> Result<(), StartFailure> {
+        assert!(!self.sim.is_running(id), "a node is started once at a time");
+        let env = self.sim.env(id);
+        let (config, tuning) = (self.config(id, env.clone()), self.plan.tuning());
         let (sender, receiver) = oneshot::channel();
         env.spawn("start", async move {
             let _ = sender.send(Node::start_tuned(config, tuning).await);
@@ -129,75 +176,146 @@ impl Cluster {
             () = self.sim.sleep(START_MAX) => return Err(StartFailure::Late),
         };
         let node = started.map_err(|error| StartFailure::Refused(error.0))?;
-        let client = node.client();
-        let start = {
-            let mut shared = self.shared();
-            shared.starts += 1;
-            shared.node = Some(node);
-            shared.starts
+        if self.plan.nodes == 1 {
+            // Sessions of earlier lives are closed now: nothing of theirs is executed any more. In a cluster, what they
+            // have under way may still be anywhere.
+            self.recorder.close_unknown();
+        }
+        let serving = Serving {
+            node: id,
+            client: node.client(),
+            env,
+            sim: self.sim.clone(),
+            patience: self.plan.patience,
+            is_silent: Arc::default(),
         };
-        // Sessions of earlier lives are closed now: nothing of theirs is executed any more.
-        self.recorder.close_unknown();
-        self.serving.send_replace(Some(Serving { client, start, env }));
+        self.change(id, |member| *member = Member { node: Some(node), serving: Some(serving) });
         Ok(())
     }
 
+    /// Makes a new node of the cluster, through the gateway of `through`: its id is allotted, its directory says who it
+    /// is. It does not run yet.
+    pub async fn join(&self, through: &Serving) -> Result<NodeId, String> {
+        let client = through.client.clone();
+        let row = NodeRow { state: NodeState::Joining as i32, feature_level_max: FEATURE_LEVEL, ..NodeRow::default() };
+        let allotted = through.run(async move { client.change_map_checked(MapCommand::SetNode(row)).await }).await;
+        let reply = allotted.map_err(|NoAnswer| "no answer".to_string())?.map_err(|error| error.to_string())?;
+        let id = NodeId(u32::try_from(reply.id).map_err(|error| error.to_string())?);
+        Err(format!("node {id} cannot join yet"))
+    }
+
+    /// The cluster forgets a node that is gone for good.
+    pub async fn remove(&self, gone: NodeId, through: &Serving) -> Result<(), String> {
+        let client = through.client.clone();
+        self.shared().members.remove(&gone);
+        let removal = async move {
+            let map = client.refresh_map().await?;
+            let row = map.map.nodes.iter().find(|row| row.id == gone.0).cloned().unwrap_or_default();
+            let change = SetNodeState {
+                id: gone.0,
+                state: NodeState::Removed as i32,
+                raise_floor: true,
+                generation: row.generation,
+            };
+            client.change_map_checked(MapCommand::SetNodeState(change)).await
+        };
+        match through.run(removal).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(NoAnswer) => Err("no answer".into()),
+        }
+    }
+
     /// Waits until the node has stopped, and lets go of it.
-    pub async fn stopped(&self) {
-        self.sim.node(NODE).stopped().await;
-        self.serving.send_replace(None);
-        self.gather_metrics();
-        let node = self.shared().node.take();
-        drop(node);
+    pub async fn stopped(&self, id: NodeId) {
+        self.sim.node(id).stopped().await;
+        drop(self.let_go(id));
+    }
+
+    /// Nobody is sent to the node any more. What it counted is added up.
+    fn let_go(&self, id: NodeId) -> Option<Node> {
+        self.gather_metrics(id);
+        self.change(id, |member| {
+            member.serving = None;
+            member.node.take()
+        })
     }
 
     /// Power cut.
-    pub async fn crash(&self) {
-        self.sim.crash(NODE);
-        self.stopped().await;
+    pub async fn crash(&self, id: NodeId) {
+        self.sim.crash(id);
+        self.stopped(id).await;
+    }
+
+    /// Power cut of all nodes at once.
+    pub async fn crash_all(&self) {
+        self.sim.crash_all();
+        for id in self.nodes() {
+            self.stopped(id).await;
+        }
     }
 
     /// The process ends, the operating system goes on.
-    pub async fn kill(&self) {
-        self.sim.kill(NODE);
-        self.stopped().await;
+    pub async fn kill(&self, id: NodeId) {
+        self.sim.kill(id);
+        self.stopped(id).await;
     }
 
     /// An orderly end. The node may still crash in the middle of it.
-    pub async fn shut_down(&self) {
-        self.serving.send_replace(None);
-        self.gather_metrics();
-        let node = self.shared().node.take();
-        if let Some(node) = node {
+    pub async fn shut_down(&self, id: NodeId) {
+        if let Some(node) = self.let_go(id) {
             let (sender, receiver) = oneshot::channel::<()>();
-            self.sim.env(NODE).spawn("shut down", async move {
+            self.sim.env(id).spawn("shut down", async move {
                 node.shutdown().await;
                 let _ = sender.send(());
             });
             let _ = receiver.await;
         }
-        self.kill().await;
+        self.kill(id).await;
     }
 
-    /// The node's present or next life after the one numbered `after`.
-    pub async fn serving(&self, after: u64) -> Serving {
-        let mut watch = self.serving.subscribe();
-        let ready = watch.wait_for(|serving| serving.as_ref().is_some_and(|serving| serving.start > after));
-        ready.await.expect("the sender lives in this cluster").clone().expect("just waited for")
+    /// The present or next life of `home`; of another node, drawn, when that one does not serve or answer.
+    pub async fn serving(&self, home: NodeId) -> Serving {
+        let mut changes = self.changes.subscribe();
+        loop {
+            if let Some(serving) = self.choose(home) {
+                return serving;
+            }
+            changes.changed().await.expect("the sender lives in this cluster");
+        }
+    }
+
+    fn choose(&self, home: NodeId) -> Option<Serving> {
+        let shared = self.shared();
+        let mut all: Vec<&Serving> = shared.members.values().filter_map(|member| member.serving.as_ref()).collect();
+        if all.iter().any(|serving| !serving.is_silent.load(Ordering::Relaxed)) {
+            all.retain(|serving| !serving.is_silent.load(Ordering::Relaxed));
+        }
+        match all.iter().find(|serving| serving.node == home) {
+            Some(serving) => Some((*serving).clone()),
+            None if all.len() < 2 => all.first().copied().cloned(),
+            None => Some(all[self.sim.below(all.len() as u64) as usize].clone()),
+        }
+    }
+
+    /// What serves at present, one for each such node.
+    pub fn all_serving(&self) -> Vec<Serving> {
+        self.shared().members.values().filter_map(|member| member.serving.clone()).collect()
     }
 
     /// Nothing stands in the way of an answer: the node runs, and was not told to end.
-    pub fn is_serving(&self) -> bool {
-        self.serving.borrow().is_some() && self.sim.is_running(NODE)
+    pub fn is_serving(&self, id: NodeId) -> bool {
+        self.shared().members.get(&id).is_some_and(|member| member.serving.is_some()) && self.sim.is_running(id)
     }
 
-    pub fn status(&self) -> Option<Status> {
-        self.shared().node.as_ref().map(Node::status)
+    pub fn status(&self, id: NodeId) -> Option<Status> {
+        self.shared().members.get(&id)?.node.as_ref().map(Node::status)
     }
 
     /// What the product says about its background work: a run in which nothing of it happened tests little.
-    fn gather_metrics(&self) {
-        let Some(text) = self.shared().node.as_ref().map(Node::metrics_text) else { return };
+    fn gather_metrics(&self, id: NodeId) {
+        let text = self.shared().members.get(&id).and_then(|member| member.node.as_ref().map(Node::metrics_text));
+        let Some(text) = text else { return };
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let Some((name, value)) = line.rsplit_once(' ') else { continue };
             let name = name.split('{').next().unwrap_or(name);

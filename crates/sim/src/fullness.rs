@@ -2,12 +2,11 @@
 
 use base::MIB;
 use base::env::RandomExt;
-use base::sim::Crashed;
 use bytes::Bytes;
 use client::{BucketInfo, DeleteRequest, Error};
 use std::collections::BTreeMap;
 
-use crate::cluster::OWNER;
+use crate::cluster::{FOUNDER, NoAnswer, OWNER};
 use crate::content::Content;
 use crate::history::{Condition, Value};
 use crate::nemesis::Nemesis;
@@ -36,7 +35,7 @@ impl Nemesis {
         self.recorder.count("disks_filled", 1);
         self.read_some(&filling).await;
         if self.sim.below(2) == 0 {
-            self.cluster.crash().await;
+            self.cluster.crash(FOUNDER).await;
             if self.start_undisturbed().await.is_err() {
                 return false;
             }
@@ -48,7 +47,7 @@ impl Nemesis {
     }
 
     async fn make_filler(&self) -> Option<Filling> {
-        let serving = self.cluster.serving(0).await;
+        let serving = self.verifier.serving().await;
         let client = serving.client.clone();
         match serving.run(async move { client.create_bucket(BUCKET, OWNER).await }).await {
             Ok(Ok(info)) => Some(Filling { info, stored: BTreeMap::new() }),
@@ -60,7 +59,7 @@ impl Nemesis {
     }
 
     async fn put_filler(&self, info: &BucketInfo, number: u32) -> Result<Content, Error> {
-        let serving = self.cluster.serving(0).await;
+        let serving = self.verifier.serving().await;
         let len = [MIB, 2 * MIB, 200 << 10, 4 * MIB][self.sim.below(4) as usize];
         let content = Content::one(u64::from(number) << 32, len);
         let write = (Value(number), content.clone());
@@ -68,7 +67,7 @@ impl Nemesis {
         let put = worker::put(client, info, key, write, Condition::Always, usize::MAX);
         match serving.run(put).await {
             Ok(answer) => answer.map(|_| content),
-            Err(Crashed) => Err(Error::OutcomeUnknown("the node crashed".into())),
+            Err(NoAnswer) => Err(Error::OutcomeUnknown("the node crashed".into())),
         }
     }
 
@@ -91,7 +90,7 @@ impl Nemesis {
 
     async fn read_some(&self, filling: &Filling) {
         for (number, content) in filling.stored.iter().step_by(7) {
-            let serving = self.cluster.serving(0).await;
+            let serving = self.verifier.serving().await;
             let (client, info) = (serving.client.clone(), filling.info.clone());
             let got = serving.run(worker::get(client, info, filler_key(*number), None, 0..1000)).await;
             let pieces = match got {
@@ -100,7 +99,7 @@ impl Nemesis {
                     self.recorder.violation(format!("a read on a full disk was answered {error:?}"));
                     return;
                 }
-                Err(Crashed) => return,
+                Err(NoAnswer) => return,
             };
             if content.compare(0, &pieces.concat()).is_err() {
                 self.recorder.violation("WRONG BYTES on a full disk".into());
@@ -110,7 +109,7 @@ impl Nemesis {
 
     async fn empty(&self, filling: &Filling) {
         for number in filling.stored.keys() {
-            let serving = self.cluster.serving(0).await;
+            let serving = self.verifier.serving().await;
             let (client, info, key) = (serving.client.clone(), filling.info.clone(), filler_key(*number));
             let answer = serving.run(async move { client.delete(&info, &key, DeleteRequest::default()).await }).await;
             if let Ok(Err(error)) = answer {

@@ -1,14 +1,17 @@
 //! Who takes the power away, kills the process, breaks flushes and flips bits, and brings the node back each time.
+//! What happens to several nodes and to the network between them is in `trouble.rs`.
 
 use base::env::RandomExt;
+use base::ids::NodeId;
 use base::sim::{Fault, SimHandle};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::cluster::{Cluster, NODE, StartFailure};
+use crate::cluster::{Cluster, FOUNDER, StartFailure};
 use crate::plan::{Plan, Planted, Profile};
 use crate::recorder::Recorder;
+use crate::trouble::Ration;
 use crate::worker::{Excuses, Worker};
 use node::Verdict;
 
@@ -28,6 +31,7 @@ pub struct Nemesis {
     pub verifier: Worker,
     /// The buckets of the plan exist.
     pub is_set_up: Arc<AtomicBool>,
+    pub ration: Ration,
 }
 
 /// The node refused to start, rightly: the run is over.
@@ -49,10 +53,10 @@ impl Nemesis {
             if self.plan.profile == Profile::MetadataRot && self.sim.below(3) == 0 {
                 self.flip_metadata();
             }
-            self.start().await?;
+            self.start(FOUNDER).await?;
             self.verify().await;
         }
-        self.arm(0);
+        self.arm(FOUNDER, 0);
         Ok(())
     }
 
@@ -62,55 +66,55 @@ impl Nemesis {
         match self.sim.below(10) {
             0..5 => {
                 // In the middle of a disk operation.
-                self.arm(1 + self.sim.below([5, 60, 400][self.sim.below(3) as usize]));
-                let stopped = self.sim.node(NODE).stopped();
+                self.arm(FOUNDER, 1 + self.sim.below([5, 60, 400][self.sim.below(3) as usize]));
+                let stopped = self.sim.node(FOUNDER).stopped();
                 tokio::select! {
                     biased;
                     () = stopped => {}
                     () = self.sim.sleep(patience * 4) => {}
                 }
                 self.recorder.count("crashes_in_operations", 1);
-                self.cluster.crash().await;
+                self.cluster.crash(FOUNDER).await;
             }
             5..8 => {
                 self.sim.sleep(patience).await;
                 self.recorder.count("crashes", 1);
-                self.cluster.crash().await;
+                self.cluster.crash(FOUNDER).await;
             }
             8 => {
                 self.sim.sleep(patience).await;
                 self.recorder.count("kills", 1);
-                self.cluster.kill().await;
+                self.cluster.kill(FOUNDER).await;
             }
             _ => {
                 self.sim.sleep(patience).await;
                 self.recorder.count("shutdowns", 1);
-                self.cluster.shut_down().await;
+                self.cluster.shut_down(FOUNDER).await;
             }
         }
-        self.arm(0);
+        self.arm(FOUNDER, 0);
     }
 
     /// Has the power fail in the middle of the n-th disk operation from now; 0 takes that back.
-    fn arm(&self, nth: u64) {
-        self.sim.disk(NODE, "data").crash_after_ops(nth);
+    pub fn arm(&self, node: NodeId, nth: u64) {
+        self.sim.disk(node, "data").crash_after_ops(nth);
     }
 
-    /// Starts the node; some starts crash on the way.
-    pub async fn start(&self) -> Result<(), Refused> {
+    /// Starts a node; some starts crash on the way.
+    pub async fn start(&self, node: NodeId) -> Result<(), Refused> {
         self.sim.sleep(Duration::from_millis(self.sim.below(50))).await;
         let mut crashed = 0;
         loop {
             if crashed < CRASHED_STARTS_MAX && self.sim.below(4) == 0 {
-                self.arm(1 + self.sim.below([3, 15, 80][self.sim.below(3) as usize]));
+                self.arm(node, 1 + self.sim.below([3, 15, 80][self.sim.below(3) as usize]));
             }
-            let started = self.cluster.start().await;
-            if !self.sim.is_running(NODE) {
+            let started = self.cluster.start(node).await;
+            if !self.sim.is_running(node) {
                 // Also when the start was quick enough to report what the failing power did to it.
                 crashed += 1;
                 self.recorder.count("crashes_in_starts", 1);
-                self.cluster.stopped().await;
-                self.arm(0);
+                self.cluster.stopped(node).await;
+                self.arm(node, 0);
                 continue;
             }
             match started {
@@ -127,11 +131,11 @@ impl Nemesis {
                     return Err(Refused);
                 }
                 Err(StartFailure::Refused(why)) => {
-                    self.recorder.violation(format!("the node refuses to start: {why}"));
+                    self.recorder.violation(format!("node {node} refuses to start: {why}"));
                     return Err(Refused);
                 }
                 Err(StartFailure::Late) => {
-                    self.recorder.violation("the node did not start in time".into());
+                    self.recorder.violation(format!("node {node} did not start in time"));
                     return Err(Refused);
                 }
             }
@@ -140,13 +144,13 @@ impl Nemesis {
 
     /// Flush errors are final: until it is started anew, the node must not acknowledge what it cannot keep.
     async fn break_flushes(&self) {
-        let disks = self.cluster.chunk_disks();
+        let disks = self.cluster.chunk_disks(FOUNDER);
         let disk = &disks[self.sim.below(disks.len() as u64) as usize];
         self.excuses.damage.store(true, Ordering::Relaxed);
         disk.inject(Fault::FlushError, 1 + self.sim.below(40));
         self.recorder.count("flush_errors", 1);
         self.sim.sleep(Duration::from_millis(self.sim.below(800))).await;
-        if let Some(status) = self.cluster.status() {
+        if let Some(status) = self.cluster.status(FOUNDER) {
             let is_broken = status.nodes.iter().flat_map(|node| &node.disks).any(|disk| disk.state == "failed");
             if is_broken {
                 self.recorder.count("disks_broken", 1);
@@ -158,17 +162,17 @@ impl Nemesis {
         disk.inject(Fault::FlushError, NEVER);
         // Ended here, so that no answer given meanwhile is excused later.
         self.recorder.count("crashes", 1);
-        self.cluster.crash().await;
-        self.arm(0);
+        self.cluster.crash(FOUNDER).await;
+        self.arm(FOUNDER, 0);
         self.excuses.damage.store(false, Ordering::Relaxed);
-        if self.start().await.is_err() {
+        if self.start(FOUNDER).await.is_err() {
             self.recorder.violation("the node does not come back after a flush error".into());
         }
     }
 
     /// Damages a disk without metadata, at rest or by writes to come.
     fn rot(&self) {
-        let disks = self.cluster.chunk_disks();
+        let disks = self.cluster.chunk_disks(FOUNDER);
         let Some(disk) = disks.get(1) else { return };
         self.excuses.damage.store(true, Ordering::Relaxed);
         for _ in 0..1 + self.sim.below(4) {
@@ -187,7 +191,7 @@ impl Nemesis {
     fn flip_metadata(&self) {
         self.excuses.damage.store(true, Ordering::Relaxed);
         for _ in 0..1 + self.sim.below(3) {
-            if let Some((file, offset)) = self.cluster.chunk_disks()[0].flip_anywhere() {
+            if let Some((file, offset)) = self.cluster.chunk_disks(FOUNDER)[0].flip_anywhere() {
                 self.recorder.note(|| format!("a bit has flipped in {file} at byte {offset}"));
                 self.recorder.count("metadata_bits_flipped", 1);
             }
@@ -199,13 +203,14 @@ impl Nemesis {
         if !self.is_set_up.load(Ordering::Relaxed) {
             return;
         }
-        let serving = self.cluster.serving(0).await;
+        let serving = self.verifier.serving().await;
         self.verifier.read_all(&serving, self.sim.below(3) == 0).await;
     }
 
     /// Plants the run's defect, if it has one: some from the start, some (`late`) when there is a cluster to harm.
     pub fn plant(&self, late: bool) {
-        for disk in self.cluster.chunk_disks() {
+        let disks = self.cluster.nodes().into_iter().flat_map(|node| self.cluster.chunk_disks(node));
+        for disk in disks {
             match self.plan.planted {
                 Some(Planted::SkipFlushes) if late => disk.ignore_flushes(true),
                 Some(Planted::SkipDirectoryFlushes) if !late => disk.ignore_directory_flushes(true),

@@ -22,6 +22,40 @@ pub enum Profile {
     MetadataRot,
     /// Disks fill up and are emptied again.
     DiskFull,
+    /// Three nodes, with all that may happen to nodes, their disks and the network between them.
+    Cluster3,
+    /// Five nodes.
+    Cluster5,
+}
+
+impl Profile {
+    pub const ALL: [Profile; 7] = [
+        Profile::Crashes,
+        Profile::FlushErrors,
+        Profile::BitRot,
+        Profile::MetadataRot,
+        Profile::DiskFull,
+        Profile::Cluster3,
+        Profile::Cluster5,
+    ];
+
+    fn draw(random: &dyn Random) -> Profile {
+        match random.below(100) {
+            0..70 => Profile::Crashes,
+            70..80 => Profile::FlushErrors,
+            80..88 => Profile::BitRot,
+            88..94 => Profile::MetadataRot,
+            _ => Profile::DiskFull,
+        }
+    }
+
+    pub fn nodes(self) -> usize {
+        match self {
+            Profile::Cluster3 => 3,
+            Profile::Cluster5 => 5,
+            _ => 1,
+        }
+    }
 }
 
 /// A defect planted into a run, to show that the checkers see it.
@@ -46,7 +80,11 @@ pub struct BucketPlan {
 pub struct Plan {
     pub profile: Profile,
     pub planted: Option<Planted>,
+    pub nodes: usize,
+    /// Of each node.
     pub disks: usize,
+    /// How long a client of a cluster waits for an answer before it asks another node.
+    pub patience: Option<Duration>,
     pub clients: u32,
     /// Of each client.
     pub operations: u32,
@@ -60,21 +98,18 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub fn draw(random: &dyn Random, planted: Option<Planted>) -> Plan {
-        let profile = match random.below(100) {
-            _ if planted.is_some() => Profile::Crashes,
-            0..70 => Profile::Crashes,
-            70..80 => Profile::FlushErrors,
-            80..88 => Profile::BitRot,
-            88..94 => Profile::MetadataRot,
-            _ => Profile::DiskFull,
-        };
+    pub fn draw(random: &dyn Random, planted: Option<Planted>, wanted: Option<Profile>) -> Plan {
+        let drawn = Profile::draw(random);
+        let profile = wanted.unwrap_or(if planted.is_some() { Profile::Crashes } else { drawn });
         let keys = 3 + random.below(10);
         Plan {
             profile,
             planted,
+            nodes: profile.nodes(),
+            patience: (profile.nodes() > 1).then(|| Duration::from_secs([3, 12, 40][random.below(3) as usize])),
             disks: match profile {
                 Profile::BitRot => 2,
+                Profile::Cluster3 | Profile::Cluster5 => 1 + random.below(2) as usize,
                 Profile::DiskFull => 1,
                 _ => 1 + random.below(3) as usize,
             },
@@ -113,6 +148,7 @@ impl Plan {
             },
             flush_bytes: 4 * KIB,
             garbage_grace: Duration::from_millis(300),
+            ..Tuning::default()
         }
     }
 

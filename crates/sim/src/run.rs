@@ -4,19 +4,27 @@ use base::env::RandomExt;
 use base::sim::{NetModel, Sim, SimHandle, TraceEvent};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, FOUNDER};
 use crate::nemesis::Nemesis;
 use crate::plan::{Plan, Planted, Profile};
 use crate::recorder::Recorder;
 use crate::timeline::Timeline;
+use crate::trouble::Ration;
 use crate::worker::{Excuses, Worker};
 
 /// Task runs and events of one run; more is a live lock.
 const EVENTS_MAX: u64 = 20_000_000;
+
+/// What is not left to the seed.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Wanted {
+    pub planted: Option<Planted>,
+    pub profile: Option<Profile>,
+}
 
 /// What a run has come to.
 #[derive(Clone, Debug)]
@@ -34,25 +42,25 @@ pub struct Report {
 }
 
 /// Runs `seed` to its end. `is_traced` prints what happens as it happens.
-pub fn run(seed: u64, planted: Option<Planted>, is_traced: bool) -> Report {
-    run_in(&Sim::new(seed), planted, is_traced)
+pub fn run(seed: u64, wanted: Wanted, is_traced: bool) -> Report {
+    run_in(&Sim::new(seed), wanted, is_traced)
 }
 
 /// Every event of a run: to find where two runs of one seed part.
-pub fn events(seed: u64, planted: Option<Planted>) -> Vec<TraceEvent> {
+pub fn events(seed: u64, wanted: Wanted) -> Vec<TraceEvent> {
     let sim = Sim::new(seed);
     sim.record_trace();
-    run_in(&sim, planted, false);
+    run_in(&sim, wanted, false);
     sim.trace()
 }
 
-fn run_in(sim: &Sim, planted: Option<Planted>, is_traced: bool) -> Report {
+fn run_in(sim: &Sim, wanted: Wanted, is_traced: bool) -> Report {
     let seed = sim.seed();
     sim.set_events_max(EVENTS_MAX);
     if sim.below(3) == 0 {
         sim.set_net_model(NetModel::rough());
     }
-    let plan = Arc::new(Plan::draw(&**sim, planted));
+    let plan = Arc::new(Plan::draw(&**sim, wanted.planted, wanted.profile));
     let recorder = Recorder::new(SimHandle::clone(sim), is_traced);
     recorder.note(|| format!("{plan:?}"));
     let nemesis = nemesis(sim, &plan, &recorder);
@@ -84,6 +92,7 @@ fn nemesis(sim: &SimHandle, plan: &Arc<Plan>, recorder: &Recorder) -> Nemesis {
         recorder: recorder.clone(),
         plan: plan.clone(),
         excuses: excuses.clone(),
+        home: Arc::new(AtomicU32::new(FOUNDER.0)),
     };
     Nemesis {
         sim: sim.clone(),
@@ -93,12 +102,13 @@ fn nemesis(sim: &SimHandle, plan: &Arc<Plan>, recorder: &Recorder) -> Nemesis {
         excuses,
         verifier,
         is_set_up: Arc::default(),
+        ration: Ration::default(),
     }
 }
 
 /// The first start, the clients with the nemesis against them, the checks at the end.
 async fn live(sim: SimHandle, nemesis: Nemesis) {
-    if nemesis.start().await.is_err() {
+    if nemesis.found().await.is_err() {
         return;
     }
     let clients_done = Arc::new(AtomicBool::new(false));
@@ -114,11 +124,18 @@ async fn live(sim: SimHandle, nemesis: Nemesis) {
         done.store(true, Ordering::Relaxed);
         let _ = sender.send(());
     });
-    if nemesis.run(clients_done).await.is_err() {
+    let is_cluster = nemesis.plan.nodes > 1;
+    let survived = if is_cluster { nemesis.trouble(clients_done).await } else { nemesis.run(clients_done).await };
+    if survived.is_err() {
         // The node is gone for good, and its clients wait for it in vain.
         return;
     }
-    if all_done.await.is_ok() && !nemesis.recorder.has_violations() {
+    if all_done.await.is_err() || nemesis.recorder.has_violations() {
+        return;
+    }
+    if is_cluster {
+        nemesis.check_cluster().await;
+    } else {
         nemesis.check_all().await;
     }
 }
@@ -127,7 +144,7 @@ async fn run_clients(sim: &SimHandle, worker: &Worker) {
     let mut ends = Vec::new();
     for id in 0..=worker.plan.clients {
         let (sender, end) = oneshot::channel::<()>();
-        let client = Worker { id, ..worker.clone() };
+        let client = Worker { id, home: Arc::new(AtomicU32::new(FOUNDER.0)), ..worker.clone() };
         let is_last = id == worker.plan.clients;
         sim.spawn("client", async move {
             if is_last {

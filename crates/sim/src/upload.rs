@@ -1,12 +1,11 @@
 //! Multipart uploads: parts in parallel, parts sent again, completion and abortion alone and against each other.
 
 use base::env::RandomExt;
-use base::sim::Crashed;
 use bytes::Bytes;
 use client::{BucketInfo, CompleteRequest, CreateUpload, Error, FinishPart, NamedPart};
 use futures_util::future::{join, join_all};
 
-use crate::cluster::Serving;
+use crate::cluster::{NoAnswer, Serving};
 use crate::content::{Content, Run};
 use crate::history::{Action, Condition, Outcome, Value};
 use crate::recorder::KeyName;
@@ -49,7 +48,7 @@ impl Worker {
         match self.sim.below(10) {
             0 => {}
             1 => {
-                let serving = self.cluster.serving(0).await;
+                let serving = self.serving().await;
                 let aborted = self.abort(&serving, info, &upload).await;
                 self.judge_gone(info, &upload, matches!(aborted, Judged::Done(()))).await;
             }
@@ -79,7 +78,7 @@ impl Worker {
         let mut again = self.sim.below(5) == 0;
         for _ in 0..TRIES_MAX {
             let part = SentPart { number, run: Run { seed: self.sim.below(1 << 48), len } };
-            let serving = self.cluster.serving(0).await;
+            let serving = self.serving().await;
             let (client, bucket, key, id) =
                 (serving.client.clone(), info.clone(), upload.key.key.clone(), upload.id.clone());
             let answer = serving.run(async move {
@@ -113,7 +112,7 @@ impl Worker {
         let action = Action::Put { value, condition };
         let mut is_unknown = false;
         for _ in 0..TRIES_MAX {
-            let serving = self.cluster.serving(0).await;
+            let serving = self.serving().await;
             let answer = self.try_complete(&serving, info, upload, parts, value, condition).await;
             let judged = match answer {
                 Ok(Err(Error::NoSuchUpload)) if is_unknown || is_raced => Judged::Nothing,
@@ -150,7 +149,7 @@ impl Worker {
         parts: &[SentPart],
         value: Value,
         condition: Condition,
-    ) -> Result<Result<client::Written, Error>, Crashed> {
+    ) -> Result<Result<client::Written, Error>, NoAnswer> {
         let named =
             parts.iter().map(|part| NamedPart { number: part.number, etag: part.etag(), ..NamedPart::default() });
         let request = CompleteRequest {
@@ -177,7 +176,7 @@ impl Worker {
 
     /// Completion against abortion: at most one of them is acknowledged.
     async fn race(&self, info: &BucketInfo, upload: &InProgress, parts: &[SentPart]) {
-        let serving = self.cluster.serving(0).await;
+        let serving = self.serving().await;
         let abort = self.abort(&serving, info, upload);
         let complete = self.complete(info, upload, parts, true);
         let (aborted, is_completed) = join(abort, complete).await;
@@ -191,14 +190,14 @@ impl Worker {
 
     /// An upload that has ended is not there any more.
     async fn judge_gone(&self, info: &BucketInfo, upload: &InProgress, has_ended: bool) {
-        let serving = self.cluster.serving(0).await;
+        let serving = self.serving().await;
         let (client, bucket) = (serving.client.clone(), info.clone());
         let (key, id) = (upload.key.key.clone(), upload.id.clone());
         match serving.run(async move { client.upload(&bucket, &key, &id).await }).await {
             Ok(Ok(_)) if has_ended => {
                 self.recorder.violation(format!("upload to {:?} has ended and is still there", upload.key.key));
             }
-            Ok(Ok(_) | Err(Error::NoSuchUpload)) | Err(Crashed) => {}
+            Ok(Ok(_) | Err(Error::NoSuchUpload)) | Err(NoAnswer) => {}
             Ok(Err(error)) => self.judge_error("upload", &error),
         }
     }

@@ -1,13 +1,16 @@
 //! One client of a run: what all its operations have in common, and how answers are judged.
 
-use base::sim::{Crashed, SimHandle};
+use base::env::RandomExt;
+use base::ids::NodeId;
+use base::sim::SimHandle;
 use bytes::Bytes;
 use client::{Attributes, BucketInfo, Client, Error, FinishPut, ObjectVersion, Precondition, Written};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
-use crate::cluster::{Cluster, OWNER, Serving};
+use crate::cluster::{Cluster, FOUNDER, NoAnswer, OWNER, Serving};
 use crate::content::Content;
 use crate::history::{Condition, Outcome, Value};
 use crate::plan::Plan;
@@ -18,7 +21,18 @@ use crate::recorder::{KeyName, Recorder};
 pub struct Excuses {
     /// Damage was done: errors are right answers, wrong bytes never are.
     pub damage: AtomicBool,
+    /// In a cluster: since when nothing stands in the way of an answer; `TROUBLE` while something does.
+    pub calm_since_nanos: AtomicU64,
 }
+
+/// There is no calm.
+pub const TROUBLE: u64 = u64::MAX;
+
+/// An answer that comes when the calm is older than this was asked for in the calm.
+const ANSWER_MAX: Duration = Duration::from_secs(45);
+
+/// Of so many operations of a client, one goes to another node than the one before.
+const ROAM: u64 = 12;
 
 #[derive(Clone)]
 pub struct Worker {
@@ -28,6 +42,8 @@ pub struct Worker {
     pub recorder: Recorder,
     pub plan: Arc<Plan>,
     pub excuses: Arc<Excuses>,
+    /// The node that this client asked last.
+    pub home: Arc<AtomicU32>,
 }
 
 /// An answer to a write.
@@ -60,6 +76,18 @@ pub struct Got {
 }
 
 impl Worker {
+    /// Whom this client asks next: mostly the same node as before, when it serves.
+    pub async fn serving(&self) -> Serving {
+        let mut home = NodeId(self.home.load(Ordering::Relaxed));
+        if self.plan.nodes > 1 && self.sim.below(ROAM) == 0 {
+            let nodes = self.cluster.nodes();
+            home = nodes[self.sim.below(nodes.len() as u64) as usize];
+        }
+        let serving = self.cluster.serving(home).await;
+        self.home.store(serving.node.0, Ordering::Relaxed);
+        serving
+    }
+
     /// A bucket of the plan, by its number.
     pub fn key(&self, bucket: usize, key: &Bytes) -> KeyName {
         KeyName { bucket, key: key.clone() }
@@ -79,17 +107,17 @@ impl Worker {
                 self.judge_error("bucket", &error);
                 None
             }
-            Err(Crashed) => None,
+            Err(NoAnswer) => None,
         }
     }
 
     /// Makes the buckets of the plan, through as many crashes as it takes.
     pub async fn set_up(&self) {
-        let mut serving = self.cluster.serving(0).await;
+        let mut serving = self.serving().await;
         for bucket in 0..self.plan.buckets.len() {
             while !self.make_bucket(&serving, bucket).await {
                 self.pause(50).await;
-                serving = self.cluster.serving(0).await;
+                serving = self.serving().await;
             }
         }
     }
@@ -112,7 +140,7 @@ impl Worker {
                 self.judge_error("create bucket", &error);
                 false
             }
-            Err(Crashed) => false,
+            Err(NoAnswer) => false,
         }
     }
 
@@ -124,12 +152,19 @@ impl Worker {
         self.excuses.damage.load(Ordering::Relaxed)
     }
 
+    /// Something stands in the way of an answer, or may have when it was asked for.
+    fn is_troubled(&self) -> bool {
+        if self.plan.nodes == 1 {
+            return !self.cluster.is_serving(FOUNDER);
+        }
+        let calm_since = self.excuses.calm_since_nanos.load(Ordering::Relaxed);
+        self.sim.now().0.checked_sub(calm_since).is_none_or(|calm| Duration::from_nanos(calm) < ANSWER_MAX)
+    }
+
     /// Answers that are always possible are fine; anything else is a violation.
     pub fn judge_error(&self, what: &str, error: &Error) {
         match error {
-            Error::Unavailable(_) | Error::OutcomeUnknown(_)
-                if self.are_errors_excused() || !self.cluster.is_serving() =>
-            {
+            Error::Unavailable(_) | Error::OutcomeUnknown(_) if self.are_errors_excused() || self.is_troubled() => {
                 self.recorder.count("unavailable", 1);
             }
             Error::Full if self.plan.profile == crate::plan::Profile::DiskFull => self.recorder.count("full", 1),
@@ -143,9 +178,9 @@ impl Worker {
     }
 
     /// What the answer to a write under `condition` says.
-    pub fn judge<T>(&self, what: &str, condition: Condition, answer: Result<Result<T, Error>, Crashed>) -> Judged<T> {
+    pub fn judge<T>(&self, what: &str, condition: Condition, answer: Result<Result<T, Error>, NoAnswer>) -> Judged<T> {
         match answer {
-            Err(Crashed) => Judged::Unknown,
+            Err(NoAnswer) => Judged::Unknown,
             Ok(Ok(done)) => Judged::Done(done),
             Ok(Err(error @ Error::OutcomeUnknown(_))) => {
                 self.judge_error(what, &error);

@@ -3,6 +3,7 @@
 use base::env::RandomExt;
 use bytes::Bytes;
 use client::{BucketInfo, DeleteRequest, Error, ListObjectsRequest, ListVersionsRequest, ObjectPage};
+use futures_util::future::join_all;
 use std::ops::Range;
 
 use crate::cluster::Serving;
@@ -21,7 +22,7 @@ impl Worker {
     /// Works through its share of operations, through all crashes.
     pub async fn work(self) {
         for _ in 0..self.plan.operations {
-            let serving = self.cluster.serving(0).await;
+            let serving = self.serving().await;
             self.operate(&serving).await;
             self.recorder.count("operations", 1);
             // Mostly no pause, sometimes a long one: lulls let background work come to its end.
@@ -39,6 +40,9 @@ impl Worker {
         let key = self.key(bucket, key);
         let Some(info) = self.bucket(serving, bucket).await else { return };
         let is_versioned = self.is_versioned(bucket);
+        if self.plan.nodes > 1 && self.sim.below(25) == 0 {
+            return self.race_to_create(&info, &key).await;
+        }
         match self.sim.below(100) {
             0..30 => self.put(serving, &info, &key, Condition::Always).await,
             30..35 => self.put(serving, &info, &key, Condition::Absent).await,
@@ -61,6 +65,13 @@ impl Worker {
             94..96 if is_versioned => self.list_versions(serving, &info, &key).await,
             _ => self.upload(serving, &info, &key).await,
         }
+    }
+
+    /// The same key is created through all gateways at once: the key's history knows of one winner at most.
+    async fn race_to_create(&self, info: &BucketInfo, key: &KeyName) {
+        let gateways = self.cluster.all_serving();
+        self.recorder.count("creation_races", 1);
+        join_all(gateways.iter().map(|serving| self.put(serving, info, key, Condition::Absent))).await;
     }
 
     /// A recent value of the key: perhaps the present one.

@@ -1,7 +1,7 @@
 //! `simulate`: runs seeds of the simulation and says what came of them.
 
 use clap::Parser;
-use sim::{Planted, Report, events, run};
+use sim::{Planted, Profile, Report, Wanted, events, run};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -36,6 +36,20 @@ struct Arguments {
     /// Plants a bug, to see that it is found: flush (no flush does anything) or directory (none of a directory does).
     #[arg(long, value_parser = parse_planted)]
     plant: Option<Planted>,
+    /// Runs of this kind only, such as crashes or cluster3; otherwise the seed chooses.
+    #[arg(long, value_parser = parse_profile)]
+    profile: Option<Profile>,
+}
+
+impl Arguments {
+    fn wanted(&self) -> Wanted {
+        Wanted { planted: self.plant, profile: self.profile }
+    }
+}
+
+fn parse_profile(text: &str) -> Result<Profile, String> {
+    let found = Profile::ALL.into_iter().find(|profile| format!("{profile:?}").eq_ignore_ascii_case(text));
+    found.ok_or_else(|| format!("{text:?} is none of {:?}", Profile::ALL))
 }
 
 fn parse_range(text: &str) -> Result<(u64, u64), String> {
@@ -44,18 +58,18 @@ fn parse_range(text: &str) -> Result<(u64, u64), String> {
     Ok((number(from)?, number(to)?))
 }
 
+/// Names of what can be planted.
+const PLANTED: [(&str, Planted); 2] = [("flush", Planted::SkipFlushes), ("directory", Planted::SkipDirectoryFlushes)];
+
 fn parse_planted(text: &str) -> Result<Planted, String> {
-    match text {
-        "flush" => Ok(Planted::SkipFlushes),
-        "directory" => Ok(Planted::SkipDirectoryFlushes),
-        other => Err(format!("{other:?} is neither `flush` nor `directory`")),
-    }
+    let found = PLANTED.iter().find(|(name, _)| *name == text).map(|(_, planted)| *planted);
+    found.ok_or_else(|| format!("{text:?} is none of {}", PLANTED.map(|(name, _)| name).join(", ")))
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if let Some(seed) = arguments.seed {
-        return replay(seed, arguments.plant, arguments.trace);
+        return replay(seed, arguments.wanted(), arguments.trace);
     }
     let jobs = arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let source = match (arguments.seeds, arguments.seconds) {
@@ -68,21 +82,21 @@ fn main() -> ExitCode {
         }
     };
     let began = now();
-    let total = run_all(&source, jobs, arguments.plant);
+    let total = run_all(&source, jobs, arguments.wanted());
     total.print(began.elapsed(), jobs)
 }
 
 /// One seed, twice: what it shows, and that it shows it again.
-fn replay(seed: u64, planted: Option<Planted>, is_traced: bool) -> ExitCode {
+fn replay(seed: u64, wanted: Wanted, is_traced: bool) -> ExitCode {
     let began = now();
-    let first = run(seed, planted, is_traced);
-    let again = run(seed, planted, false);
+    let first = run(seed, wanted, is_traced);
+    let again = run(seed, wanted, false);
     let mut total = Total::default();
     println!("seed {seed}: {:?}, trace hash {:016x}", first.profile, first.trace_hash);
     if first.trace_hash != again.trace_hash {
         total.violations += 1;
         println!("seed {seed}: the second run differs: trace hash {:016x}", again.trace_hash);
-        let (one, other) = (events(seed, planted), events(seed, planted));
+        let (one, other) = (events(seed, wanted), events(seed, wanted));
         match one.iter().zip(&other).position(|(one, other)| one != other) {
             Some(at) => println!(
                 "  after {:#?}\n  one: {:?}\n  other: {:?}",
@@ -93,7 +107,7 @@ fn replay(seed: u64, planted: Option<Planted>, is_traced: bool) -> ExitCode {
             None => println!("  two further runs had {} and {} events and did not differ", one.len(), other.len()),
         }
     }
-    total.add(first, planted);
+    total.add(first, wanted);
     total.print(began.elapsed(), 1)
 }
 
@@ -126,7 +140,7 @@ struct Total {
     simulated: Duration,
 }
 
-fn run_all(source: &Source, jobs: usize, planted: Option<Planted>) -> Total {
+fn run_all(source: &Source, jobs: usize, wanted: Wanted) -> Total {
     let total = Mutex::new(Total::default());
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -135,12 +149,12 @@ fn run_all(source: &Source, jobs: usize, planted: Option<Planted>) -> Total {
                 while !stop.load(Ordering::Relaxed)
                     && let Some(seed) = source.next()
                 {
-                    let result = catch_unwind(AssertUnwindSafe(|| run(seed, planted, false)));
+                    let result = catch_unwind(AssertUnwindSafe(|| run(seed, wanted, false)));
                     let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
                     match result {
-                        Ok(report) => total.add(report, planted),
+                        Ok(report) => total.add(report, wanted),
                         // The panic has printed itself.
-                        Err(_) => total.fail(seed, "it panicked, see above", planted),
+                        Err(_) => total.fail(seed, "it panicked, see above", wanted),
                     }
                     stop.store(total.failed.len() >= SHOWN_MAX, Ordering::Relaxed);
                 }
@@ -151,7 +165,7 @@ fn run_all(source: &Source, jobs: usize, planted: Option<Planted>) -> Total {
 }
 
 impl Total {
-    fn add(&mut self, report: Report, planted: Option<Planted>) {
+    fn add(&mut self, report: Report, wanted: Wanted) {
         self.seeds += 1;
         *self.profiles.entry(format!("{:?}", report.profile)).or_insert(0) += 1;
         self.histories += report.histories;
@@ -161,20 +175,18 @@ impl Total {
             *self.counts.entry(what).or_insert(0) += count;
         }
         if !report.violations.is_empty() {
-            self.fail(report.seed, &report.violations.join("\n  "), planted);
+            self.fail(report.seed, &report.violations.join("\n  "), wanted);
         }
     }
 
-    fn fail(&mut self, seed: u64, why: &str, planted: Option<Planted>) {
+    fn fail(&mut self, seed: u64, why: &str, wanted: Wanted) {
         self.violations += 1;
         self.failed.push(seed);
-        let plant = match planted {
-            None => "",
-            Some(Planted::SkipFlushes) => " --plant flush",
-            Some(Planted::SkipDirectoryFlushes) => " --plant directory",
-        };
+        let plant = PLANTED.iter().find(|(_, planted)| Some(*planted) == wanted.planted);
+        let plant = plant.map_or(String::new(), |(name, _)| format!(" --plant {name}"));
+        let profile = wanted.profile.map_or(String::new(), |profile| format!(" --profile {profile:?}").to_lowercase());
         println!("seed {seed} FAILED:\n  {why}");
-        println!("  replay: cargo run -p sim --bin simulate -- --seed {seed} --trace{plant}");
+        println!("  replay: cargo run -p sim --bin simulate -- --seed {seed} --trace{profile}{plant}");
     }
 
     fn print(&self, took: Duration, jobs: usize) -> ExitCode {

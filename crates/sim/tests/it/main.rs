@@ -1,6 +1,6 @@
 //! A fixed list of seeds, that equal seeds give equal runs, and that planted bugs are found.
 
-use sim::{Planted, run};
+use sim::{Planted, Wanted, run};
 
 /// Each of them once told a story of its own, or is here for the breadth of what it touches.
 const SEEDS: [u64; 20] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19];
@@ -8,7 +8,7 @@ const SEEDS: [u64; 20] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 
 #[test]
 fn fixed_seeds_show_no_violation() {
     for seed in SEEDS {
-        let report = run(seed, None, false);
+        let report = run(seed, Wanted::default(), false);
         assert!(report.violations.is_empty(), "seed {seed}:\n{}", report.violations.join("\n"));
         assert_eq!(report.undecided, 0, "seed {seed} has a history that is too large to check");
     }
@@ -16,16 +16,17 @@ fn fixed_seeds_show_no_violation() {
 
 #[test]
 fn equal_seeds_give_equal_runs() {
-    let first = run(1, None, false).trace_hash;
-    assert_eq!(first, run(1, None, false).trace_hash);
-    assert_ne!(first, run(2, None, false).trace_hash);
+    let first = run(1, Wanted::default(), false).trace_hash;
+    assert_eq!(first, run(1, Wanted::default(), false).trace_hash);
+    assert_ne!(first, run(2, Wanted::default(), false).trace_hash);
 }
 
 /// Runs seeds with a planted bug until one shows a violation.
 fn seeds_until_found(planted: Planted, seeds_max: u64) -> Option<u64> {
     (0..seeds_max).find(|seed| {
         // A node that trips over what the bug left behind may also panic: that is found, too.
-        std::panic::catch_unwind(|| run(*seed, Some(planted), false)).is_ok_and(|report| !report.violations.is_empty())
+        let wanted = Wanted { planted: Some(planted), ..Wanted::default() };
+        std::panic::catch_unwind(|| run(*seed, wanted, false)).is_ok_and(|report| !report.violations.is_empty())
     })
 }
 

@@ -1,0 +1,193 @@
+//! What must hold of a cluster when all trouble is over and all is quiet: it is safe, every node tells the same, and each
+//! chunk that metadata names is on the members of its placement group, and nowhere else.
+
+use base::Env;
+use base::env::{Disk, RandomExt};
+use base::ids::{ChunkId, DiskId, NodeId, PoolId};
+use client::MapView;
+use meta::object::NamedChunk;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use store::Engine;
+use store::kv::LsmKv;
+use tokio::sync::oneshot;
+
+use crate::checks::{QUIET, QUIET_LONG, named_chunks};
+use crate::nemesis::Nemesis;
+
+/// What a stopped node holds.
+struct Holding {
+    /// By the rows of its own replicas.
+    named: BTreeMap<ChunkId, NamedChunk>,
+    /// Length and CRC-64 of each chunk on each disk.
+    chunks: BTreeMap<DiskId, BTreeMap<ChunkId, (u32, u64)>>,
+    problems: Vec<String>,
+}
+
+impl Nemesis {
+    /// After the last trouble.
+    pub async fn check_cluster(&self) {
+        self.sim.heal();
+        self.excuses.calm_since_nanos.store(self.sim.now().0, Ordering::Relaxed);
+        if self.sim.below(3) == 0 && self.cut_all_power().await.is_err() {
+            return;
+        }
+        if self.await_safe("after all trouble").await.is_err() {
+            return;
+        }
+        // Nothing is excused from here on.
+        self.excuses.calm_since_nanos.store(0, Ordering::Relaxed);
+        for serving in self.cluster.all_serving() {
+            self.check_service(&serving).await;
+            self.verifier.read_all(&serving, true).await;
+            self.verifier.check_listings(&serving).await;
+        }
+        self.sim.sleep(if self.ration.is_tainted() { QUIET_LONG } else { QUIET }).await;
+        if self.await_safe("when all is quiet").await.is_err() || self.recorder.has_violations() {
+            return;
+        }
+        let replicas = self.check_agreement();
+        let Some(map) = self.cluster.all_serving().first().map(|serving| serving.client.map()) else { return };
+        for node in self.cluster.nodes() {
+            self.cluster.shut_down(node).await;
+        }
+        let mut holdings = BTreeMap::new();
+        for node in self.cluster.nodes() {
+            let Some(holding) = self.look_through(node).await else { return };
+            holdings.insert(node, holding);
+        }
+        for problem in compare(&holdings, &replicas, &map) {
+            self.recorder.violation(problem);
+        }
+    }
+
+    /// All nodes have the same map and the same voters. Answers which nodes hold replicas of shards.
+    fn check_agreement(&self) -> Vec<NodeId> {
+        let all = self.cluster.all_serving();
+        for pair in all.windows(2) {
+            let (one, other) = (pair[0].client.map(), pair[1].client.map());
+            if one.map != other.map {
+                self.recorder.violation(format!(
+                    "when all is quiet, node {} has map version {} and node {} version {}{}",
+                    pair[0].node,
+                    one.version(),
+                    pair[1].node,
+                    other.version(),
+                    if one.version() == other.version() { ", which differ" } else { "" },
+                ));
+            }
+        }
+        let mut voters: BTreeMap<u64, (NodeId, Vec<u64>)> = BTreeMap::new();
+        let mut replicas = Vec::new();
+        for serving in &all {
+            let Some(status) = self.cluster.status(serving.node) else { continue };
+            for group in &status.groups {
+                let (first, known) = voters.entry(group.id).or_insert((serving.node, group.voters.clone()));
+                if *known != group.voters {
+                    self.recorder.violation(format!(
+                        "group {} has voters {known:?} on node {first}, {:?} on node {}",
+                        group.id, group.voters, serving.node
+                    ));
+                }
+                if group.id != 0 && !replicas.contains(&serving.node) {
+                    replicas.push(serving.node);
+                }
+            }
+        }
+        replicas
+    }
+
+    async fn look_through(&self, node: NodeId) -> Option<Holding> {
+        let env = self.sim.env(node);
+        let (sender, receiver) = oneshot::channel();
+        let disks = self.cluster.chunk_disks(node).into_iter().map(|disk| disk as Arc<dyn Disk>).collect();
+        let (task_env, tuning) = (env.clone(), self.plan.tuning());
+        env.spawn("look through disks", async move {
+            let _ = sender.send(holding(&task_env, disks, tuning).await);
+        });
+        let found = receiver.await;
+        self.sim.kill(node);
+        match found {
+            Ok(Ok(holding)) => return Some(holding),
+            Ok(Err(why)) => self.recorder.violation(format!("the disks of node {node} cannot be read: {why}")),
+            Err(_) => self.recorder.violation("the check of the disks was cut short".into()),
+        }
+        None
+    }
+}
+
+async fn holding(env: &Env, disks: Vec<Arc<dyn Disk>>, tuning: node::Tuning) -> Result<Holding, String> {
+    let identity = Engine::read_identity(&disks[0]).await.map_err(|error| error.to_string())?;
+    let seed = identity.ok_or("the metadata disk has no identity")?.disk.0;
+    let opened = LsmKv::open_read_only(env, disks[0].clone(), seed, tuning.key_value.clone()).await;
+    let named = named_chunks(&*opened.map_err(|error| error.to_string())?.0)?;
+    let mut holding = Holding { named, chunks: BTreeMap::new(), problems: Vec::new() };
+    for disk in disks {
+        let opened = Engine::open(env, disk, tuning.engine.clone()).await;
+        let (engine, report) = opened.map_err(|error| error.to_string())?;
+        if report.torn_bytes > 0 {
+            holding.problems.push(format!("an orderly shutdown left {report:?}"));
+        }
+        let mut chunks = BTreeMap::new();
+        for stat in engine.inventory(None, PoolId(1), 0..=u32::MAX >> 8, usize::MAX) {
+            match engine.get(stat.id, 0..u32::MAX).await {
+                Ok(_) => drop(chunks.insert(stat.id, (stat.len, stat.crc64))),
+                Err(error) => holding.problems.push(format!("chunk {} cannot be read: {error}", stat.id)),
+            }
+        }
+        holding.chunks.insert(engine.identity().disk, chunks);
+        engine.close().await;
+    }
+    Ok(holding)
+}
+
+fn compare(holdings: &BTreeMap<NodeId, Holding>, replicas: &[NodeId], map: &MapView) -> Vec<String> {
+    let mut problems: Vec<String> = Vec::new();
+    for (node, holding) in holdings {
+        problems.extend(holding.problems.iter().map(|problem| format!("node {node}: {problem}")));
+    }
+    let Some(first) = replicas.first() else { return vec!["no node has a replica of a shard".into()] };
+    let named = &holdings[first].named;
+    for other in &replicas[1..] {
+        let theirs = &holdings[other].named;
+        let differs = |id: &&ChunkId| named.get(id).map(|name| name.chunk) != theirs.get(id).map(|name| name.chunk);
+        for id in named.keys().chain(theirs.keys()).filter(differs) {
+            problems.push(format!("chunk {id} is not named alike by the replicas on nodes {first} and {other}"));
+        }
+    }
+    let mut disks: BTreeMap<DiskId, &BTreeMap<ChunkId, (u32, u64)>> = BTreeMap::new();
+    for holding in holdings.values() {
+        disks.extend(holding.chunks.iter().map(|(disk, chunks)| (*disk, chunks)));
+    }
+    for (id, name) in named {
+        let Some(placement) = map.placement(*id) else {
+            problems.push(format!("chunk {id} has no place in the map"));
+            continue;
+        };
+        for member in &placement.members {
+            let found = disks.get(&member.disk).and_then(|chunks| chunks.get(id));
+            match found {
+                Some(_) if name.garbage => problems.push(format!("chunk {id} is garbage on node {}", member.node)),
+                Some(stat) if *stat != (name.chunk.len, name.chunk.crc64) => {
+                    problems.push(format!("chunk {id} on node {} is {stat:?}, named {:?}", member.node, name.chunk));
+                }
+                None if !name.garbage => {
+                    problems.push(format!("chunk {id} is not on node {}, a member of its group", member.node));
+                }
+                _ => {}
+            }
+        }
+    }
+    for (disk, chunks) in &disks {
+        for id in chunks.keys() {
+            let is_member = map.placement(*id).is_some_and(|place| place.members.iter().any(|m| m.disk == *disk));
+            if !named.contains_key(id) {
+                problems.push(format!("chunk {id} is on disk {disk} and nobody names it"));
+            } else if !is_member {
+                problems.push(format!("chunk {id} is on disk {disk}, which is no member of its group"));
+            }
+        }
+    }
+    problems
+}
