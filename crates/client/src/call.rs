@@ -179,7 +179,7 @@ impl Client {
     }
 
     /// Changes the map, once, whatever is lost on the way; afterwards the cached map includes the change.
-    pub(crate) async fn change_map(&self, command: MapCommand) -> Result<MapReply, Error> {
+    pub async fn change_map(&self, command: MapCommand) -> Result<MapReply, Error> {
         let slot = self.slots(GROUP_ZERO).take().await;
         let entry = MapEntry { slot: Some(slot.reference()), command: Some(command) };
         match self.ask_leader(GROUP_ZERO, Channel::Control, Ask::ProposeMap(entry)).await? {

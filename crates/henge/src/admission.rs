@@ -71,7 +71,8 @@ impl Gate {
             node: Some(node),
             joiner: request.joiner,
         };
-        let unavailable = |error: client::Error| JoinAnswer::refuse(format!("not now ({error}); try again in a moment"));
+        let unavailable =
+            |error: client::Error| JoinAnswer::refuse(format!("not now ({error}); try again in a moment"));
         let reply = match self.client.change_map(MapCommand::RedeemToken(redeem)).await {
             Ok(reply) => reply,
             Err(error) => return unavailable(error),

@@ -61,7 +61,8 @@ impl Token {
 
     /// What is wrong never quotes the token.
     pub fn parse(text: &str) -> Result<Token, Failure> {
-        let refuse = |why: &str| Failure(format!("the join token {why}; make one with `henge token create` on a member"));
+        let refuse =
+            |why: &str| Failure(format!("the join token {why}; make one with `henge token create` on a member"));
         let digits = text.trim().strip_prefix(TOKEN_PREFIX).ok_or_else(|| refuse("does not begin with henge1-"))?;
         let raw = unhex(digits).filter(|raw| raw.len() == TOKEN_LEN).ok_or_else(|| refuse("is incomplete"))?;
         let (body, sum) = raw.split_at(TOKEN_LEN - 4);
@@ -73,7 +74,9 @@ impl Token {
             id: part(0, ID_LEN).try_into().expect("the length fits"),
             secret: part(ID_LEN, SECRET_LEN).try_into().expect("the length fits"),
             fingerprint: part(ID_LEN + SECRET_LEN, 32).try_into().expect("the length fits"),
-            cluster: ClusterId(u128::from_be_bytes(part(ID_LEN + SECRET_LEN + 32, 16).try_into().expect("the length fits"))),
+            cluster: ClusterId(u128::from_be_bytes(
+                part(ID_LEN + SECRET_LEN + 32, 16).try_into().expect("the length fits"),
+            )),
         })
     }
 
@@ -188,16 +191,12 @@ macro_rules! secret_debug {
 secret_debug!(JoinRequest);
 secret_debug!(JoinAnswer);
 
-/// Asks the member at `address` (HOST:PORT) for admission. `own`: this node's cluster port. `request` is made once it
-/// is known from which local address the member is reached.
-pub async fn ask(
-    address: &str,
-    own: SocketAddr,
-    token: &Token,
-    request: impl FnOnce(SocketAddr) -> Result<JoinRequest, Failure>,
-) -> Result<JoinAnswer, Failure> {
+/// Asks the member at `address` (HOST:PORT) for admission. `own`: this node's cluster port.
+pub async fn ask(address: &str, own: SocketAddr, token: &Token, request: JoinRequest) -> Result<JoinAnswer, Failure> {
     let unreachable = |why: &dyn std::fmt::Display| {
-        Failure(format!("--join {address} cannot be reached ({why}): is a node running there, and is this its cluster address?"))
+        Failure(format!(
+            "--join {address} cannot be reached ({why}): is a node running there, and is this its cluster address?"
+        ))
     };
     let stream = timeout(CONNECT_MAX, TcpStream::connect(address))
         .await
@@ -208,7 +207,6 @@ pub async fn ask(
     if is_own(there, here, own) {
         return Err(Failure(format!("--join {address} is this node itself; give the cluster address of a member")));
     }
-    let request = request(here)?;
     let (connector, mismatch) = tls::connector_by_fingerprint(token.fingerprint);
     // Any member may answer: its certificate is checked by the authority's fingerprint, not by name.
     let connecting = connector.connect(tls::server_name(base::ids::NodeId(0)), stream);

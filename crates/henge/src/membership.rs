@@ -13,6 +13,7 @@ use std::time::Duration;
 use store::Engine;
 
 use crate::cli::ServerArgs;
+use crate::cluster_file::ClusterFile;
 use crate::credentials::{self, Credentials};
 use crate::env::net::hello::{Club, PROTOCOL_VERSION};
 use crate::env::net::tls::{self, Authority, CERTIFICATE_LIFE};
@@ -36,7 +37,7 @@ pub struct Standing {
     /// `None`: it founds a cluster, whose id is drawn as it starts.
     pub club: Option<Club>,
     pub authority: Authority,
-    /// The cluster's region, for one who joins just now.
+    /// The cluster's region; `None` for the founder, who says it.
     pub region: Option<String>,
 }
 
@@ -93,7 +94,11 @@ impl Applicant<'_> {
             }
         };
         let generation = load_generation(self.data)?;
-        Ok(Standing { node, club: Some(Club { cluster, generation }), authority, region: None })
+        let region = match node {
+            FIRST_NODE => None,
+            _ => ClusterFile::read(self.data)?.map(|file| file.region),
+        };
+        Ok(Standing { node, club: Some(Club { cluster, generation }), authority, region })
     }
 
     /// A directory that has joined needs no token, and joins no other cluster.
@@ -117,7 +122,9 @@ impl Applicant<'_> {
         let text = match (&self.args.token_file, std::env::var(TOKEN_VARIABLE)) {
             (Some(path), _) => {
                 let cannot = || format!("--token-file {} cannot be read", path.display());
-                private_file::read(path).context(cannot)?.ok_or_else(|| Failure(format!("{}: no such file", cannot())))?
+                private_file::read(path)
+                    .context(cannot)?
+                    .ok_or_else(|| Failure(format!("{}: no such file", cannot())))?
             }
             (None, Ok(text)) if !text.is_empty() => text,
             (None, Err(std::env::VarError::NotUnicode(_))) => "".into(),
@@ -137,20 +144,17 @@ impl Applicant<'_> {
         // Nobody else may join with this directory meanwhile.
         let _lock = self.data_disk.lock().context(|| format!("{} is in use by another henge", self.data.display()))?;
         let secret = self.joiner_secret()?;
-        let answer = join::ask(address, self.own, &token, |here| {
-            Ok(JoinRequest {
-                protocol: PROTOCOL_VERSION,
-                token_id: token.id(),
-                secret: token.secret(),
-                joiner: join::hash(secret.as_bytes()),
-                advertise: self.advertise(Some(here))?,
-                locality: self.args.locality.clone(),
-                feature_level_max: meta::group::FEATURE_LEVEL,
-            })
-        });
-        let answer = answer.await?;
-        let authority =
-            Authority { certificate_pem: answer.certificate_pem.clone(), key_pem: answer.key_pem.clone() };
+        let request = JoinRequest {
+            protocol: PROTOCOL_VERSION,
+            token_id: token.id(),
+            secret: token.secret(),
+            joiner: join::hash(secret.as_bytes()),
+            advertise: self.advertise()?,
+            locality: self.args.locality.clone(),
+            feature_level_max: meta::group::FEATURE_LEVEL,
+        };
+        let answer = join::ask(address, self.own, &token, request).await?;
+        let authority = Authority { certificate_pem: answer.certificate_pem.clone(), key_pem: answer.key_pem.clone() };
         authority.check().context(|| format!("the member at {address} sends an unusable authority"))?;
         if authority.fingerprint()? != token.fingerprint {
             return Err(Failure(format!("the member at {address} sends another authority than the token's")));
@@ -167,8 +171,7 @@ impl Applicant<'_> {
         authority.store(self.data)?;
         store_generation(self.data, answer.cluster_generation)?;
         if credentials::from_environment()?.is_none() {
-            let root =
-                Credentials { access_key: answer.access_key.clone(), secret_key: answer.secret_key.clone() };
+            let root = Credentials { access_key: answer.access_key.clone(), secret_key: answer.secret_key.clone() };
             credentials::store(self.data, &root)?;
         }
         let cluster = answer.cluster.as_ref().try_into().context(|| "the member's answer is malformed".into())?;
@@ -179,9 +182,7 @@ impl Applicant<'_> {
             .filter(|contact| contact.node != answer.node)
             .map(|contact| (NodeId(contact.node), contact.address.clone()))
             .collect();
-        node::join_identity(self.data_disk, cluster, NodeId(answer.node), &contacts)
-            .await
-            .context(|| "the data directory cannot be made that of a member".into())
+        make_member(self.data_disk, cluster, NodeId(answer.node), &contacts).await
     }
 
     /// Before the token is used up: what holds data of a cluster cannot be brought into another.
@@ -216,16 +217,27 @@ impl Applicant<'_> {
         Ok(secret)
     }
 
-    /// HOST:PORT for others. `here`: the local address from which a member was reached.
-    pub fn advertise(&self, here: Option<SocketAddr>) -> Result<String, Failure> {
-        match (&self.args.advertise, here) {
-            (Some(given), _) => Ok(given.clone()),
-            (None, Some(here)) if self.own.ip().is_unspecified() => {
-                Ok(SocketAddr::new(here.ip(), self.own.port()).to_string())
-            }
-            _ => Ok(self.own.to_string()),
+    /// HOST:PORT for others.
+    pub fn advertise(&self) -> Result<String, Failure> {
+        match &self.args.advertise {
+            Some(given) => Ok(given.clone()),
+            None if self.own.ip().is_unspecified() => Err(Failure(format!(
+                "--cluster {} is no address that others could connect to; say with --advertise HOST:PORT where they reach \
+                 this node",
+                self.own
+            ))),
+            None => Ok(self.own.to_string()),
         }
     }
+}
+
+async fn make_member(
+    _data: &dyn Disk,
+    _cluster: ClusterId,
+    _node: NodeId,
+    _contacts: &[(NodeId, String)],
+) -> Result<(), Failure> {
+    Err(Failure("this version of henge runs one node".into()))
 }
 
 fn warn_of_clocks(member_wall_ms: u64) {
@@ -278,7 +290,8 @@ pub fn enter(
 
 /// Follows the map for as long as the node runs: who was removed, which generation the cluster has; and renews the
 /// node's certificate in time.
-pub async fn follow(net: Arc<RealNet>, env: Env, client: client::Client, node: NodeId, authority: Authority, data: PathBuf) {
+pub async fn follow(net: Arc<RealNet>, env: Env, standing: Standing, client: client::Client, data: PathBuf) {
+    let Standing { node, authority, .. } = standing;
     let mut renew_at = env.now() + CERTIFICATE_LIFE * 2 / 3;
     let mut generation = 0;
     loop {

@@ -2,7 +2,7 @@
 //!
 //! Nobody without a certificate of the cluster gets further than one question: to be admitted.
 
-use base::env::Channel;
+use base::env::{BoxFuture, Channel};
 use base::ids::NodeId;
 use bytes::Bytes;
 use prost::Message as _;
@@ -82,10 +82,9 @@ async fn connection(
     let (mut stream, kind, head) = timeout(GREETING_MAX, greet(net, stream)).await.map_err(late)??;
     match kind {
         Kind::Join => {
-            let answer = match net.admission.get() {
-                Some(admission) => timeout(ADMISSION_MAX, admission.admit(head)).await.map_err(late)?,
-                None => return Err(io::Error::other("this node admits nobody yet")),
-            };
+            let admission = net.admission.get().ok_or_else(|| io::Error::other("this node admits nobody yet"))?;
+            let admitting = with_pings(&mut stream, admission.admit(head));
+            let answer = timeout(ADMISSION_MAX, admitting).await.map_err(late)??;
             timeout(GREETING_MAX, frame::write_greeting(&mut stream, Kind::JoinAnswer, answer)).await.map_err(late)?
         }
         Kind::Hello => {
@@ -113,6 +112,16 @@ async fn greet(net: &NetShared, stream: TcpStream) -> io::Result<(Stream, Kind, 
     stream.get_mut().1.set_buffer_limit(Some(SEAL_AHEAD_BYTES));
     let (kind, head) = frame::read_greeting(&mut stream).await?;
     Ok((stream, kind, head))
+}
+
+/// Waits for `answer`, and lets the caller know meanwhile that it is not forgotten.
+async fn with_pings(stream: &mut Stream, mut answer: BoxFuture<Bytes>) -> io::Result<Bytes> {
+    loop {
+        match timeout(frame::PING_INTERVAL, &mut answer).await {
+            Ok(answer) => return Ok(answer),
+            Err(_) => frame::write_greeting(stream, Kind::Ping, Bytes::new()).await?,
+        }
+    }
 }
 
 /// A member that calls. Counted as present until it is dropped.
@@ -221,14 +230,14 @@ impl Service {
                     tracing::error!(head_bytes = answer.head.len(), "an answer is too long to be sent");
                     return;
                 }
-                outbox.push(Message { kind: Kind::Answer, id: header.id, frame: answer, held: Some(place) });
+                outbox.push(Message { kind: Kind::Answer, id: header.id, frame: answer, _held: Some(place) });
             }
         }));
         Ok(())
     }
 
     fn do_not_take(&self, header: Header) -> io::Result<()> {
-        let refusal = Message { kind: Kind::NotTaken, id: header.id, frame: Default::default(), held: None };
+        let refusal = Message { kind: Kind::NotTaken, id: header.id, frame: Default::default(), _held: None };
         if header.kind == Kind::Request && !self.outbox.offer(refusal) {
             return Err(io::Error::other("the caller asks and does not read"));
         }

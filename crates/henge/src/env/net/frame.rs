@@ -159,7 +159,7 @@ pub async fn read_greeting(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<
 
 /// Sends one frame without bulk.
 pub async fn write_greeting(writer: &mut (impl AsyncWrite + Unpin), kind: Kind, head: Bytes) -> io::Result<()> {
-    let message = Message { kind, id: 0, frame: Frame { head, bulk: vec![] }, held: None };
+    let message = Message { kind, id: 0, frame: Frame { head, bulk: vec![] }, _held: None };
     let mut out = Vec::with_capacity(HEADER_LEN + message.frame.head.len());
     Header::of(&message).encode(&mut out);
     out.extend_from_slice(&message.frame.head);
@@ -248,7 +248,7 @@ mod tests {
             Frame { head: vec![9; COALESCE_BYTES + 1].into(), bulk: vec![Bytes::from_static(b"a"), Bytes::new()] },
             Frame { head: Bytes::from_static(b"h"), bulk: vec![big.slice(..10), big.slice(10..)] },
         ];
-        let messages = |frame: &Frame| Message { kind: Kind::OneWay, id: 7, frame: frame.clone(), held: None };
+        let messages = |frame: &Frame| Message { kind: Kind::OneWay, id: 7, frame: frame.clone(), _held: None };
         let batch: Vec<Message> = frames.iter().map(messages).collect();
         let writing = tokio::spawn(async move { write_batch(&batch, &mut Vec::new(), &mut near).await.map(|()| near) });
         for frame in &frames {

@@ -107,7 +107,7 @@ impl Link {
         state.calls_begun += 1;
         let id = state.calls_begun;
         // Both under one lock, so that a failing connection sees either both or neither.
-        if !self.outbox.offer(Message { kind: Kind::Request, id, frame: request, held: None }) {
+        if !self.outbox.offer(Message { kind: Kind::Request, id, frame: request, _held: None }) {
             return Err(NetError::NotSent);
         }
         let (sender, answer) = oneshot::channel();
@@ -119,7 +119,7 @@ impl Link {
         let state = self.lock();
         if self.reachable(&state) {
             // Without room it is lost, as the contract allows.
-            let _ = self.outbox.offer(Message { kind: Kind::OneWay, id: 0, frame: message, held: None });
+            let _ = self.outbox.offer(Message { kind: Kind::OneWay, id: 0, frame: message, _held: None });
         }
     }
 

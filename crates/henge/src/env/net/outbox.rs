@@ -20,12 +20,12 @@ pub struct Message {
     pub id: u64,
     pub frame: Frame,
     /// Of an answer: its request's place among those that are served at once.
-    pub held: Option<OwnedSemaphorePermit>,
+    pub _held: Option<OwnedSemaphorePermit>,
 }
 
 impl Message {
     pub fn ping() -> Message {
-        Message { kind: Kind::Ping, id: 0, frame: Frame::default(), held: None }
+        Message { kind: Kind::Ping, id: 0, frame: Frame::default(), _held: None }
     }
 
     fn bytes(&self) -> usize {
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     fn request(id: u64, len: usize) -> Message {
-        Message { kind: Kind::Request, id, frame: Frame { head: vec![0; len].into(), bulk: vec![] }, held: None }
+        Message { kind: Kind::Request, id, frame: Frame { head: vec![0; len].into(), bulk: vec![] }, _held: None }
     }
 
     #[tokio::test]
