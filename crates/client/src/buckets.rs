@@ -73,7 +73,7 @@ impl Client {
             ..BucketRow::default()
         };
         for (group, epoch) in self.groups_of(BucketId(entry.id)) {
-            self.change_shard(group, epoch, ShardCommand::SetBucket(row.clone())).await?;
+            self.change_shard(group, epoch, ShardCommand::SetBucket(row.clone()), true).await?;
         }
         Ok(())
     }
@@ -96,7 +96,7 @@ impl Client {
         let groups = self.groups_of(BucketId(entry.id));
         let bucket = BucketRef { bucket: entry.id };
         for (group, epoch) in &groups {
-            self.change_shard(*group, *epoch, ShardCommand::FreezeBucket(bucket.clone())).await?;
+            self.change_shard(*group, *epoch, ShardCommand::FreezeBucket(bucket.clone()), true).await?;
         }
         let reply = self.change_map(MapCommand::RemoveBucket(BucketRefInMap { id: entry.id })).await?;
         if !matches!(reply.outcome(), MapOutcome::Done | MapOutcome::NotFound) {
@@ -104,7 +104,7 @@ impl Client {
         }
         for (group, epoch) in &groups {
             // Uploads in progress go a bounded number at a time.
-            let drop = || self.change_shard(*group, *epoch, ShardCommand::DropBucket(bucket.clone()));
+            let drop = || self.change_shard(*group, *epoch, ShardCommand::DropBucket(bucket.clone()), true);
             while drop().await? == ShardOutcome::Done(Done { more: true }) {}
         }
         Ok(())

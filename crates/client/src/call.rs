@@ -1,35 +1,43 @@
-//! Asking the cluster: who leads, retries that are idempotent, capped, jittered and budgeted, and the cached map.
+//! Asking the cluster: who leads, retries that are idempotent, capped and jittered, and an end to waiting for nodes that
+//! were voted out.
 
 use base::Env;
-use base::env::{Channel, MonoTime, NetError, RandomExt};
-use base::ids::{GROUP_ZERO, GroupId, MapVersion, NodeId, Session};
+use base::env::{Channel, Frame, MonoTime, NetError, RandomExt};
+use base::ids::{GROUP_ZERO, GroupId, NodeId, Session};
 use bytes::Bytes;
-use meta::map::command::{MapCommand, MapEntry, MapOutcome, MapReply};
+use meta::map::command::MapCommand;
 use meta::object::command::{
     CloseSession, Done, InitShard, Reason, Refused, RetireGarbage, ShardAnswer, ShardCommand, ShardEntry, ShardFound,
     ShardOutcome, ShardQuery, ShardRead,
 };
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 use crate::error::Error;
-use crate::map::MapView;
+use crate::newest::Newest;
 use crate::slots::Slots;
-use crate::wire::{self, Answer, Ask, Failure, GetMap, ProposeShard, QueryShard, Request, Told};
+use crate::wire::{self, Answer, Ask, Failure, ProposeShard, QueryShard, Request, Told};
 
-/// How long one attempt may take.
-const ATTEMPT_MAX: Duration = Duration::from_secs(10);
+/// How long one attempt at a command or a query may take.
+pub(crate) const ATTEMPT_MAX: Duration = Duration::from_secs(2);
 /// How long an operation is tried before the caller is told.
-const OPERATION_MAX: Duration = Duration::from_secs(30);
+pub(crate) const OPERATION_MAX: Duration = Duration::from_secs(30);
 /// First pause between attempts; doubles up to the maximum, with jitter.
-const BACKOFF_MIN: Duration = Duration::from_millis(5);
+const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
+/// While a group has no leader: an election takes a fraction of a second, and whoever waits wants to know.
+const ELECTION_BACKOFF_MAX: Duration = Duration::from_millis(80);
+/// Hints to a leader that are followed at once, one after the other. More means that the hints are stale.
+const HINTS_MAX: u32 = 3;
 
-/// Retries per first attempt that a client spends on average, and how many it may save up. When a whole cluster is in
-/// trouble, retries must not multiply the load.
+/// Retries that a client may save up, one for each answer. When a whole cluster is in trouble and none are left, retries
+/// come as slowly as they may, so that they do not multiply the load.
 const RETRY_BUDGET_MAX: u32 = 1000;
+/// Chunks of which some copies are still under way after their acknowledgement (`majority`): bounds memory.
+const LAGGING_STORES_MAX: usize = 64;
 
 /// What a client is made from.
 #[derive(Clone)]
@@ -53,11 +61,12 @@ pub(crate) struct Shared {
     life: RwLock<Arc<Life>>,
     contacts: Vec<NodeId>,
     region: String,
-    map: RwLock<Arc<MapView>>,
+    pub newest: Newest,
     leaders: Mutex<BTreeMap<GroupId, NodeId>>,
     retry_budget: AtomicU32,
-    /// When an unknown name was last looked for in a fresh map.
-    looked_up: Mutex<Option<MonoTime>>,
+    pub lagging: Arc<Semaphore>,
+    /// Copies that a reader found missing or damaged while another copy was whole.
+    pub bad_copies: AtomicU64,
 }
 
 /// What belongs to one session: renewed as a whole.
@@ -75,12 +84,23 @@ impl Life {
 
 /// Why one attempt gave no answer.
 enum Attempt {
+    /// Surely nothing was done, and the node named the leader.
+    Elsewhere,
+    /// Surely nothing was done; nobody leads that this node knows of, or it cannot be reached.
+    NoLeader(String),
     /// Surely nothing was done.
     NotDone(String),
     /// Perhaps it was done.
     Unknown(String),
     /// An answer that no retry will change.
     Final(Error),
+}
+
+/// Why a call to a node has no reply.
+pub(crate) struct NoReply {
+    /// It may have arrived.
+    sent: bool,
+    pub why: String,
 }
 
 impl Client {
@@ -92,10 +112,11 @@ impl Client {
                 life: RwLock::new(Life::new(config.session)),
                 contacts: config.contacts,
                 region: config.region,
-                map: RwLock::new(Arc::new(MapView::default())),
+                newest: Newest::default(),
                 leaders: Mutex::new(BTreeMap::new()),
                 retry_budget: AtomicU32::new(RETRY_BUDGET_MAX),
-                looked_up: Mutex::new(None),
+                lagging: Arc::new(Semaphore::new(LAGGING_STORES_MAX)),
+                bad_copies: AtomicU64::new(0),
             }),
         }
     }
@@ -134,80 +155,15 @@ impl Client {
         self.shared.life.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The map as cached; possibly empty before the first refresh.
-    pub fn map(&self) -> Arc<MapView> {
-        self.shared.map.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Fetches the map; linearizable: all changes acknowledged before the call are in it.
-    pub async fn refresh_map(&self) -> Result<Arc<MapView>, Error> {
-        let ask = Ask::GetMap(GetMap { linearizable: true });
-        match self.ask_leader(GROUP_ZERO, Channel::Control, ask).await? {
-            Told::Map(map) => Ok(self.learn_map(map)),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// As `refresh_map`, but at most every 100 ms: for names that may be anybody's invention. In between the cached map
-    /// answers, which this node's own replica keeps fresh.
-    pub(crate) async fn refresh_map_sometimes(&self) -> Result<Arc<MapView>, Error> {
-        const INTERVAL: Duration = Duration::from_millis(100);
-        {
-            let mut last = self.shared.looked_up.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = self.shared.env.now();
-            if last.is_some_and(|last| now.since(last) < INTERVAL) {
-                return Ok(self.map());
-            }
-            *last = Some(now);
-        }
-        self.refresh_map().await
-    }
-
-    /// Keeps the newer of two maps.
-    pub fn learn_map(&self, map: meta::map::command::ClusterMap) -> Arc<MapView> {
-        let held = self.map();
-        if MapVersion(map.version) <= held.version() && held.version().0 > 0 {
-            return held;
-        }
-        // Indexed outside of the lock: every other request waits there.
-        let fresh = Arc::new(MapView::new(map));
-        let mut held = self.shared.map.write().unwrap_or_else(PoisonError::into_inner);
-        if fresh.version() > held.version() || held.version().0 == 0 {
-            *held = fresh;
-        }
-        held.clone()
-    }
-
-    /// Changes the map, once, whatever is lost on the way; afterwards the cached map includes the change.
-    pub async fn change_map(&self, command: MapCommand) -> Result<MapReply, Error> {
-        let slot = self.slots(GROUP_ZERO).take().await;
-        let entry = MapEntry { slot: Some(slot.reference()), command: Some(command) };
-        match self.ask_leader(GROUP_ZERO, Channel::Control, Ask::ProposeMap(entry)).await? {
-            Told::MapReply(reply) => {
-                self.refresh_map().await?;
-                Ok(reply)
-            }
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// As a change of the map whose refusal is an error.
-    pub async fn change_map_checked(&self, command: MapCommand) -> Result<MapReply, Error> {
-        let reply = self.change_map(command).await?;
-        match reply.outcome() {
-            MapOutcome::Done => Ok(reply),
-            outcome => Err(Error::Invalid(format!("{outcome:?}: {}", reply.detail))),
-        }
-    }
-
     /// Gives a new shard its range.
     pub async fn init_shard(&self, group: GroupId, init: InitShard) -> Result<(), Error> {
-        self.change_shard(group, 0, ShardCommand::InitShard(init)).await.map(|_| ())
+        self.change_shard(group, 0, ShardCommand::InitShard(init), true).await.map(|_| ())
     }
 
     /// The chunks of these garbage rows have tombstones now.
     pub async fn retire_garbage(&self, group: GroupId, sequences: Vec<u64>) -> Result<(), Error> {
-        self.change_shard(group, 0, ShardCommand::RetireGarbage(RetireGarbage { sequences })).await.map(|_| ())
+        let retire = ShardCommand::RetireGarbage(RetireGarbage { sequences });
+        self.change_shard(group, 0, retire, false).await.map(|_| ())
     }
 
     /// From here on, `group` refuses what earlier sessions of `floor.node` still have under way.
@@ -217,22 +173,24 @@ impl Client {
             return self.change_map_checked(MapCommand::CloseSession(close)).await.map(|_| ());
         }
         // Slot rows go a bounded number at a time.
-        let close = || self.change_shard(group, 0, ShardCommand::CloseSession(close.clone()));
+        let close = || self.change_shard(group, 0, ShardCommand::CloseSession(close.clone()), false);
         while close().await? == ShardOutcome::Done(Done { more: true }) {}
         Ok(())
     }
 
-    /// Changes a shard, once, whatever is lost on the way. A refusal is an error.
+    /// Changes a shard, once, whatever is lost on the way. A refusal is an error. `everyone`: see
+    /// [`ProposeShard::everyone`].
     pub(crate) async fn change_shard(
         &self,
         group: GroupId,
         range_epoch: u64,
         command: ShardCommand,
+        everyone: bool,
     ) -> Result<ShardOutcome, Error> {
         let slot = self.slots(group).take().await;
         let entry = ShardEntry { slot: Some(slot.reference()), range_epoch, command: Some(command) };
-        let ask = Ask::ProposeShard(ProposeShard { group: group.0, entry: Some(entry) });
-        match self.ask_leader(group, Channel::Control, ask).await? {
+        let ask = Ask::ProposeShard(ProposeShard { group: group.0, entry: Some(entry), everyone });
+        match self.ask_leader(group, ask).await? {
             Told::ShardReply(reply) => match reply.outcome {
                 Some(ShardOutcome::Refused(refused)) => Err(refusal(&refused)),
                 Some(outcome) => Ok(outcome),
@@ -246,7 +204,7 @@ impl Client {
     pub(crate) async fn query_shard(&self, group: GroupId, epoch: u64, read: ShardRead) -> Result<ShardFound, Error> {
         let query = ShardQuery { range_epoch: epoch, read: Some(read) };
         let ask = Ask::QueryShard(QueryShard { group: group.0, query: Some(query) });
-        match self.ask_leader(group, Channel::Control, ask).await? {
+        match self.ask_leader(group, ask).await? {
             Told::ShardAnswer(ShardAnswer { found: Some(ShardFound::Refused(refused)) }) => Err(refusal(&refused)),
             Told::ShardAnswer(ShardAnswer { found: Some(found) }) => Ok(found),
             other => Err(unexpected(&other)),
@@ -265,62 +223,72 @@ impl Client {
         }
     }
 
-    fn slots(&self, group: GroupId) -> Arc<Slots> {
+    pub(crate) fn slots(&self, group: GroupId) -> Arc<Slots> {
         let life = self.life();
         let mut slots = life.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots.entry(group).or_insert_with(|| Slots::new(life.session)).clone()
     }
 
     /// Asks the leader of `group` until there is an answer or the time is up. `ask` must be idempotent.
-    async fn ask_leader(&self, group: GroupId, channel: Channel, ask: Ask) -> Result<Told, Error> {
+    pub(crate) async fn ask_leader(&self, group: GroupId, ask: Ask) -> Result<Told, Error> {
         let env = &self.shared.env;
-        let deadline = env.now() + OPERATION_MAX;
         let is_change = matches!(ask, Ask::ProposeMap(_) | Ask::ProposeShard(_));
-        let request = self.request(ask);
-        let mut backoff = Backoff::new(deadline);
+        let mut request = self.request(ask);
+        let mut backoff = Backoff::for_operation(env);
         let mut perhaps_done = false;
-        let mut contact = 0;
+        let (mut contact, mut hints) = (0, 0);
         loop {
-            let to = self.leader_guess(group, contact);
-            match self.attempt(group, to, channel, &request, Vec::new()).await {
-                Ok((told, _)) => {
+            let to = self.leader_or_contact(group, &mut contact);
+            let why = match self.attempt(group, to, &request).await {
+                Ok(told) => {
                     self.earn_retry();
                     return Ok(told);
                 }
                 // What this attempt was told says nothing about an earlier one.
                 Err(Attempt::Final(error)) if perhaps_done => return Err(Error::OutcomeUnknown(error.to_string())),
                 Err(Attempt::Final(error)) => return Err(error),
-                Err(attempt) => {
-                    contact += 1;
-                    let why = match attempt {
-                        Attempt::Unknown(why) => {
-                            perhaps_done = is_change;
-                            why
-                        }
-                        Attempt::NotDone(why) => why,
-                        Attempt::Final(_) => unreachable!("returned above"),
-                    };
-                    if !self.spend_retry() || !backoff.wait(env).await {
-                        return Err(if perhaps_done { Error::OutcomeUnknown(why) } else { Error::Unavailable(why) });
-                    }
+                Err(Attempt::Elsewhere) if hints < HINTS_MAX => {
+                    hints += 1;
+                    continue;
                 }
+                Err(Attempt::Elsewhere) => format!("the nodes disagree on who leads group {group}"),
+                Err(Attempt::NoLeader(why)) => {
+                    backoff.cap(ELECTION_BACKOFF_MAX);
+                    why
+                }
+                Err(Attempt::NotDone(why)) => why,
+                Err(Attempt::Unknown(why)) => {
+                    perhaps_done = is_change;
+                    why
+                }
+            };
+            hints = 0;
+            if !self.spend_retry() {
+                backoff.slow_down();
+            }
+            if !backoff.wait(env).await {
+                return Err(if perhaps_done { Error::OutcomeUnknown(why) } else { Error::Unavailable(why) });
+            }
+            if !is_change {
+                // A command stays what it is; a question may be asked by the next life of this node.
+                request = self.request(request.ask.take().expect("set above and put back by each turn"));
             }
         }
     }
 
-    /// Asks one given node once, with bulk bytes both ways: for chunks.
+    /// Asks one given node once, with bulk bytes both ways: for chunks. `Busy` also stands for no answer.
     pub(crate) async fn ask_node(
         &self,
         to: NodeId,
         ask: Ask,
         bulk: Vec<Bytes>,
+        patience: Duration,
     ) -> Result<(Told, Vec<Bytes>), (Failure, String)> {
-        let request = self.request(ask);
-        let frame = wire::frame(&request, bulk);
-        let deadline = self.shared.env.now() + ATTEMPT_MAX;
-        let reply = self.shared.env.net.call(to, Channel::Bulk, frame, deadline).await;
-        let reply = reply.map_err(|error| (Failure::Busy, format!("node {to}: {error}")))?;
+        let frame = wire::frame(&self.request(ask), bulk);
+        let reply = self.call(to, Channel::Bulk, frame, patience).await;
+        let reply = reply.map_err(|none| (Failure::Busy, none.why))?;
         let answer: Answer = wire::head(&reply).map_err(|error| (Failure::Invalid, error))?;
+        self.map_shown(answer.map_version, to);
         match answer.told {
             Some(Told::Failed(failed)) => Err((failed.failure(), format!("node {to}: {}", failed.detail))),
             Some(told) => Ok((told, reply.bulk)),
@@ -328,7 +296,48 @@ impl Client {
         }
     }
 
-    fn request(&self, ask: Ask) -> Request {
+    /// Sends a request and waits for the reply: until the time is up, or until the map shows that the node was voted
+    /// out since. So a node that hangs costs no more than it takes the cluster to notice.
+    pub(crate) async fn call(
+        &self,
+        to: NodeId,
+        channel: Channel,
+        request: Frame,
+        patience: Duration,
+    ) -> Result<Frame, NoReply> {
+        let deadline = self.shared.env.now() + patience;
+        let reply = self.shared.env.net.call(to, channel, request, deadline);
+        let result = tokio::select! {
+            biased;
+            result = reply => result,
+            () = self.voted_out(to) => {
+                return Err(NoReply { sent: true, why: format!("node {to} was voted out before it answered") });
+            }
+        };
+        result.map_err(|error| NoReply { sent: error != NetError::NotSent, why: format!("node {to}: {error}") })
+    }
+
+    /// Waits until a node that serves now is voted out. For one that is out already, or that the map does not know,
+    /// there is nothing to wait for; this node is not cut short by its own fate.
+    async fn voted_out(&self, node: NodeId) {
+        let map = self.map();
+        let life = map.node(node).filter(|row| row.state().serves()).map(|row| row.generation);
+        let Some(generation) = life.filter(|_| node != self.session().node) else {
+            return std::future::pending().await;
+        };
+        let mut version = map.version();
+        drop(map);
+        loop {
+            let map = self.map_newer_than(version).await;
+            let row = map.node(node);
+            if row.is_some_and(|row| !row.state().serves() || row.generation_floor > generation) {
+                return;
+            }
+            version = map.version();
+        }
+    }
+
+    pub(crate) fn request(&self, ask: Ask) -> Request {
         let session = self.session();
         Request {
             node: session.node.0,
@@ -338,54 +347,95 @@ impl Client {
         }
     }
 
-    async fn attempt(
-        &self,
-        group: GroupId,
-        to: NodeId,
-        channel: Channel,
-        request: &Request,
-        bulk: Vec<Bytes>,
-    ) -> Result<(Told, Vec<Bytes>), Attempt> {
-        let deadline: MonoTime = self.shared.env.now() + ATTEMPT_MAX;
-        let reply = match self.shared.env.net.call(to, channel, wire::frame(request, bulk), deadline).await {
+    async fn attempt(&self, group: GroupId, to: NodeId, request: &Request) -> Result<Told, Attempt> {
+        let frame = wire::frame(request, Vec::new());
+        let reply = match self.call(to, Channel::Control, frame, ATTEMPT_MAX).await {
             Ok(reply) => reply,
-            Err(NetError::NotSent) => return Err(Attempt::NotDone(format!("node {to} cannot be reached"))),
-            Err(error) => return Err(Attempt::Unknown(format!("node {to}: {error}"))),
+            Err(NoReply { sent, why }) => {
+                self.forget_leader(group, to);
+                return Err(if sent { Attempt::Unknown(why) } else { Attempt::NoLeader(why) });
+            }
         };
         let answer: Answer = wire::head(&reply).map_err(Attempt::Unknown)?;
+        self.map_shown(answer.map_version, to);
         let failed = match answer.told {
             Some(Told::Failed(failed)) => failed,
-            Some(told) => return Ok((told, reply.bulk)),
+            Some(told) => {
+                self.learn_leader(group, to);
+                return Ok(told);
+            }
             None => return Err(Attempt::Unknown(format!("node {to} sent an answer of a newer version"))),
         };
+        let is_change = matches!(request.ask, Some(Ask::ProposeMap(_) | Ask::ProposeShard(_)));
         Err(match failed.failure() {
             Failure::NotLeader => {
-                self.learn_leader(group, NodeId(failed.leader));
-                Attempt::NotDone(format!("node {to} does not lead group {group}"))
+                self.forget_leader(group, to);
+                let hint = NodeId(failed.leader);
+                if hint != to && self.may_lead(hint) {
+                    self.learn_leader(group, hint);
+                    Attempt::Elsewhere
+                } else {
+                    Attempt::NoLeader(format!("group {group} has no leader that node {to} knows of"))
+                }
             }
             Failure::Busy => Attempt::NotDone(failed.detail),
             Failure::Unknown => Attempt::Unknown(failed.detail),
             Failure::Full => Attempt::Final(Error::Full),
-            Failure::StaleGeneration => Attempt::Final(Error::OutcomeUnknown(failed.detail)),
+            // Surely not done, and it never will be: a command belongs to the life that sent it.
+            Failure::StaleGeneration if is_change => Attempt::Final(Error::Unavailable(failed.detail)),
+            Failure::StaleGeneration => Attempt::NotDone(failed.detail),
+            Failure::Damaged if self.contacts(group).len() > 1 => {
+                // This replica has failed; another may lead.
+                self.forget_leader(group, to);
+                if is_change { Attempt::Unknown(failed.detail) } else { Attempt::NoLeader(failed.detail) }
+            }
             Failure::Damaged => Attempt::Final(Error::Damaged(failed.detail)),
             _ => Attempt::Final(Error::Invalid(failed.detail)),
         })
     }
 
-    fn leader_guess(&self, group: GroupId, attempt: usize) -> NodeId {
-        let leaders = self.shared.leaders.lock().unwrap_or_else(PoisonError::into_inner);
-        match leaders.get(&group) {
-            Some(leader) if attempt.is_multiple_of(2) => *leader,
-            _ => self.shared.contacts[attempt % self.shared.contacts.len()],
+    /// Whom to ask about `group`, each once: those that the client was made with, then the nodes that serve, those with
+    /// a replica first.
+    pub(crate) fn contacts(&self, group: GroupId) -> Vec<NodeId> {
+        let map = self.map();
+        let replicas = map.shard_of_group(group).map(|row| row.nodes.clone()).unwrap_or_default();
+        let serving = map.map.nodes.iter().filter(|row| row.state().serves()).map(|row| NodeId(row.id));
+        let (near, far): (Vec<_>, Vec<_>) = serving.partition(|node| replicas.contains(&node.0));
+        let mut contacts = self.shared.contacts.clone();
+        for node in near.into_iter().chain(far) {
+            if !contacts.contains(&node) {
+                contacts.push(node);
+            }
         }
+        contacts
+    }
+
+    /// The leader, when it is known, else the contacts in turn.
+    fn leader_or_contact(&self, group: GroupId, contact: &mut usize) -> NodeId {
+        let leader = self.shared.leaders.lock().unwrap_or_else(PoisonError::into_inner).get(&group).copied();
+        if let Some(leader) = leader.filter(|leader| self.may_lead(*leader)) {
+            return leader;
+        }
+        let contacts = self.contacts(group);
+        let next = contacts[*contact % contacts.len()];
+        *contact += 1;
+        next
+    }
+
+    /// A node that the map does not know yet may lead.
+    fn may_lead(&self, node: NodeId) -> bool {
+        node.0 != 0 && self.map().node(node).is_none_or(|row| row.state().serves())
     }
 
     fn learn_leader(&self, group: GroupId, leader: NodeId) {
+        self.shared.leaders.lock().unwrap_or_else(PoisonError::into_inner).insert(group, leader);
+    }
+
+    /// Unless somebody has found another one meanwhile.
+    fn forget_leader(&self, group: GroupId, leader: NodeId) {
         let mut leaders = self.shared.leaders.lock().unwrap_or_else(PoisonError::into_inner);
-        if leader.0 == 0 {
+        if leaders.get(&group) == Some(&leader) {
             leaders.remove(&group);
-        } else {
-            leaders.insert(group, leader);
         }
     }
 
@@ -416,6 +466,20 @@ impl Backoff {
         Backoff::new(env.now() + OPERATION_MAX)
     }
 
+    pub fn deadline(&self) -> MonoTime {
+        self.deadline
+    }
+
+    /// The next pause is no longer than this.
+    fn cap(&mut self, max: Duration) {
+        self.next = self.next.min(max);
+    }
+
+    /// The next pause is the longest there is.
+    fn slow_down(&mut self) {
+        self.next = BACKOFF_MAX;
+    }
+
     /// Pauses; `false` when the time is up.
     pub async fn wait(&mut self, env: &Env) -> bool {
         if env.now() + self.next >= self.deadline {
@@ -427,7 +491,7 @@ impl Backoff {
     }
 }
 
-fn unexpected(told: &Told) -> Error {
+pub(crate) fn unexpected(told: &Told) -> Error {
     let kind = match told {
         Told::Failed(_) => "a failure",
         Told::Map(_) => "a map",

@@ -3,18 +3,22 @@
 //! Knows: how bytes are cut into chunks, where the map says they belong, how to fan out, verify and retry. Never
 //! knows: local disks, gateways, outside protocols.
 //!
-//! The path of a PUT: [`Client::write`] -> `write.rs` (chunks, placement group, stores in parallel) ->
-//! [`ObjectWriter::finish`] -> `call.rs` (slot, leader, retries) -> the shard.
+//! The path of a PUT: [`Client::write`] -> `write.rs` (chunks) -> `copies.rs` (placement group, stores in parallel, the
+//! rule of acknowledgement) -> [`ObjectWriter::finish`] -> `call.rs` (slot, leader, retries) -> the shard.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod buckets;
 mod call;
+mod copies;
 mod error;
 mod keys;
 mod map;
+mod newest;
+mod nodes;
 mod objects;
 mod read;
 mod slots;
+mod tombstones;
 pub mod wire;
 mod write;
 
@@ -28,6 +32,7 @@ pub use meta::object::command::{
     Attributes, Body, Checksum, CreateUpload, Deleted, Header, NamedPart, ObjectPage, ObjectVersion, Part, PartPage,
     PartSize, Precondition, Upload, UploadPage, Versioning, Written,
 };
+pub use nodes::{NodeInfo, Removal};
 pub use objects::{CompleteRequest, DeleteRequest, ListObjectsRequest, ListUploadsRequest, ListVersionsRequest};
 pub use read::ObjectReader;
 pub use write::{FinishPart, FinishPut, ObjectWriter};

@@ -3,7 +3,7 @@
 use base::ids::{BucketId, ChunkId, DiskId, GroupId, MapVersion, NodeId, PgEpoch, PgId, PoolId, Session, Slot};
 use bytes::Bytes;
 use meta::map::command::{
-    Acknowledgement, BucketEntry, BucketState, ClusterMap, DiskState, KeyRow, NodeState, PgRow, ShardRow,
+    Acknowledgement, BucketEntry, BucketState, ClusterMap, DiskState, KeyRow, NodeRow, PgRow, ShardRow,
 };
 use std::collections::BTreeMap;
 
@@ -11,10 +11,12 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub struct MapView {
     pub map: ClusterMap,
+    nodes: BTreeMap<NodeId, usize>,
     disks: BTreeMap<DiskId, DiskPlace>,
     pgs: BTreeMap<(PoolId, u32), usize>,
     pg_bits: BTreeMap<PoolId, u8>,
     buckets: BTreeMap<String, usize>,
+    bucket_ids: BTreeMap<BucketId, usize>,
     keys: BTreeMap<String, usize>,
 }
 
@@ -44,24 +46,30 @@ pub struct Member {
 
 impl MapView {
     pub fn new(map: ClusterMap) -> MapView {
-        let up = |node: u32| map.nodes.iter().any(|row| row.id == node && row.state() == NodeState::Up);
+        let nodes: BTreeMap<NodeId, usize> = map.nodes.iter().enumerate().map(|(i, row)| (NodeId(row.id), i)).collect();
+        let serves = |node: u32| nodes.get(&NodeId(node)).is_some_and(|i| map.nodes[*i].state().serves());
         let disks = map
             .disks
             .iter()
             .filter_map(|row| {
-                let place = DiskPlace { node: NodeId(row.node), usable: row.state() == DiskState::Up && up(row.node) };
-                Some((disk_id(&row.id)?, place))
+                let usable = row.state() == DiskState::Up && serves(row.node);
+                Some((disk_id(&row.id)?, DiskPlace { node: NodeId(row.node), usable }))
             })
             .collect();
         let pgs = map.pgs.iter().enumerate().map(|(i, row)| ((pool_id(row.pool), row.prefix), i)).collect();
         let pg_bits = map.pools.iter().map(|row| (pool_id(row.id), row.pg_bits.min(24) as u8)).collect();
         let buckets = map.buckets.iter().enumerate().map(|(i, row)| (row.name.clone(), i)).collect();
+        let bucket_ids = map.buckets.iter().enumerate().map(|(i, row)| (BucketId(row.id), i)).collect();
         let keys = map.keys.iter().enumerate().map(|(i, row)| (row.access_key.clone(), i)).collect();
-        MapView { disks, pgs, pg_bits, buckets, keys, map }
+        MapView { nodes, disks, pgs, pg_bits, buckets, bucket_ids, keys, map }
     }
 
     pub fn version(&self) -> MapVersion {
         MapVersion(self.map.version)
+    }
+
+    pub fn node(&self, id: NodeId) -> Option<&NodeRow> {
+        self.nodes.get(&id).map(|i| &self.map.nodes[*i])
     }
 
     pub fn bucket(&self, name: &str) -> Option<&BucketEntry> {
@@ -78,7 +86,8 @@ impl MapView {
     }
 
     pub fn acknowledgement(&self, bucket: BucketId) -> Acknowledgement {
-        self.map.buckets.iter().find(|row| row.id == bucket.0).map_or(Acknowledgement::All, |row| row.acknowledgement())
+        let row = self.bucket_ids.get(&bucket).map(|i| &self.map.buckets[*i]);
+        row.map_or(Acknowledgement::All, |row| row.acknowledgement())
     }
 
     /// The placement group of a chunk.
@@ -89,7 +98,7 @@ impl MapView {
         Some(self.placement_of(row))
     }
 
-    fn placement_of(&self, row: &PgRow) -> Placement {
+    pub(crate) fn placement_of(&self, row: &PgRow) -> Placement {
         let members = |ids: &[Bytes]| ids.iter().filter_map(|raw| self.member(disk_id(raw)?)).collect();
         Placement {
             epoch: PgEpoch(row.epoch),
@@ -104,26 +113,47 @@ impl MapView {
         Some(Member { disk, node: place.node, usable: place.usable })
     }
 
-    /// Draws a slot whose group is open and has all its members in service; with `draw` uniform in 24 bits. When a
-    /// few draws find none, the last open one that has any member in service.
+    /// Whether neither the disk nor its node is known to be out of service.
+    pub fn is_usable(&self, disk: DiskId) -> bool {
+        self.member(disk).is_some_and(|member| member.usable)
+    }
+
+    /// Draws a slot whose group is open and has all its members in service; with `draw` uniform in 24 bits. When there
+    /// is none, one whose group is open and has a majority of its members in service.
     pub fn draw(&self, pool: PoolId, mut draw: impl FnMut() -> u32) -> Option<(Slot, Placement)> {
-        const DRAWS_MAX: usize = 32;
+        const DRAWS_MAX: usize = 16;
         let mut fallback = None;
         for _ in 0..DRAWS_MAX {
             let slot = Slot::new(draw());
             let probe = ChunkId { pool, slot, session: Session::default(), counter: 0 };
             let Some(placement) = self.placement(probe) else { continue };
-            if placement.closed || placement.members.is_empty() {
-                continue;
-            }
-            if placement.members.iter().all(|member| member.usable) {
-                return Some((slot, placement));
-            }
-            if placement.members.iter().any(|member| member.usable) {
-                fallback = Some((slot, placement));
+            match Fitness::of(&placement) {
+                Fitness::Whole => return Some((slot, placement)),
+                Fitness::Majority => fallback = Some((slot, placement)),
+                Fitness::Unfit => {}
             }
         }
-        fallback
+        // Hardly any group is fit: all are looked at, from a random one on.
+        fallback.or_else(|| self.draw_from_all(pool, draw()))
+    }
+
+    fn draw_from_all(&self, pool: PoolId, random: u32) -> Option<(Slot, Placement)> {
+        let bits = *self.pg_bits.get(&pool)?;
+        let slots = |prefix| PgId { pool, bits, prefix }.slots();
+        let mut best = None;
+        let first = PgId::of_slot(pool, bits, Slot::new(random)).prefix;
+        let from_first = self.pgs.range((pool, first)..=(pool, u32::MAX));
+        for ((_, prefix), row) in from_first.chain(self.pgs.range((pool, 0)..(pool, first))) {
+            let placement = self.placement_of(&self.map.pgs[*row]);
+            // Within the group any slot will do: the low bits are as random as the high ones.
+            let slot = || Slot::new((slots(*prefix).start() & !low_bits(bits)) | (random & low_bits(bits)));
+            match Fitness::of(&placement) {
+                Fitness::Whole => return Some((slot(), placement)),
+                Fitness::Majority if best.is_none() => best = Some((slot(), placement)),
+                _ => {}
+            }
+        }
+        best
     }
 
     /// The shard whose range holds `(bucket, key)`.
@@ -141,6 +171,40 @@ impl MapView {
     }
 }
 
+/// How well a placement group can take new chunks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Fitness {
+    /// Closed, or too few members in service for any acknowledgement.
+    Unfit,
+    Majority,
+    Whole,
+}
+
+impl Fitness {
+    fn of(placement: &Placement) -> Fitness {
+        let usable = placement.members.iter().filter(|member| member.usable).count();
+        match placement.members.len() {
+            _ if placement.closed => Fitness::Unfit,
+            0 => Fitness::Unfit,
+            all if usable == all => Fitness::Whole,
+            _ if usable >= placement.majority() => Fitness::Majority,
+            _ => Fitness::Unfit,
+        }
+    }
+}
+
+impl Placement {
+    /// Copies without which nothing is acknowledged.
+    pub fn majority(&self) -> usize {
+        self.members.len() / 2 + 1
+    }
+}
+
+/// The bits of a slot below the prefix of its group.
+fn low_bits(pg_bits: u8) -> u32 {
+    (1u32 << (24 - u32::from(pg_bits))) - 1
+}
+
 /// A disk id as the map writes it.
 pub fn disk_id(raw: &[u8]) -> Option<DiskId> {
     Some(DiskId(u128::from_be_bytes(raw.try_into().ok()?)))
@@ -148,4 +212,86 @@ pub fn disk_id(raw: &[u8]) -> Option<DiskId> {
 
 fn pool_id(raw: u32) -> PoolId {
     PoolId(raw.min(255) as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use meta::map::command::{DiskRow, NodeState, PoolRow};
+
+    const POOL: PoolId = PoolId(1);
+
+    fn disk(id: u32) -> Bytes {
+        Bytes::copy_from_slice(&u128::from(id).to_be_bytes())
+    }
+
+    /// A disk on each node, and a group of each list of members; closed ones start with `!`.
+    fn map(states: &[NodeState], groups: &[&str]) -> MapView {
+        let ids = 1..=states.len() as u32;
+        let node = |(id, state): (u32, &NodeState)| NodeRow { id, state: *state as i32, ..NodeRow::default() };
+        let pg = |(prefix, text): (usize, &&str)| PgRow {
+            pool: 1,
+            prefix: prefix as u32,
+            epoch: 1,
+            closed: text.starts_with('!'),
+            members: text.chars().filter_map(|letter| letter.to_digit(10)).map(disk).collect(),
+            members_before: vec![],
+        };
+        MapView::new(ClusterMap {
+            nodes: ids.clone().zip(states).map(node).collect(),
+            disks: ids.map(|id| DiskRow { id: disk(id), node: id, ..DiskRow::default() }).collect(),
+            pools: vec![PoolRow { id: 1, pg_bits: 2, copies: 3, copies_effective: 3, ..PoolRow::default() }],
+            pgs: groups.iter().enumerate().map(pg).collect(),
+            ..ClusterMap::default()
+        })
+    }
+
+    /// The groups that are drawn, by prefix.
+    fn drawn(map: &MapView) -> Vec<u32> {
+        let mut seed = 7u64;
+        let mut random = || {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 33) as u32
+        };
+        let mut drawn: Vec<u32> = Vec::new();
+        for _ in 0..200 {
+            let Some((slot, placement)) = map.draw(POOL, &mut random) else { continue };
+            let id = ChunkId { pool: POOL, slot, session: Session::default(), counter: 0 };
+            assert_eq!(map.placement(id), Some(placement), "the slot is in the group that was drawn");
+            drawn.push(slot.get() >> 22);
+        }
+        drawn.sort();
+        drawn.dedup();
+        drawn
+    }
+
+    use NodeState::{Down, Draining, Joining, Up};
+
+    #[test]
+    fn whole_open_groups_are_drawn_before_others() {
+        assert_eq!(drawn(&map(&[Up; 4], &["123", "234", "!134", "124"])), [0, 1, 3]);
+        assert_eq!(drawn(&map(&[Up, Up, Up, Down], &["123", "234", "134", "124"])), [0]);
+        // Whoever drains still holds what it holds.
+        assert_eq!(drawn(&map(&[Up, Up, Up, Draining], &["123", "234", "!134", "!124"])), [0, 1]);
+    }
+
+    #[test]
+    fn a_majority_in_service_will_do_when_no_group_is_whole() {
+        assert_eq!(drawn(&map(&[Up, Up, Down], &["123", "123", "123", "!123"])), [0, 1, 2]);
+        assert_eq!(drawn(&map(&[Up, Down, Joining], &["123", "12", "1", "123"])), [2]);
+        assert_eq!(drawn(&map(&[Up, Down, Down], &["123", "12", "!1", "23"])), []);
+    }
+
+    #[test]
+    fn one_fit_group_among_many_is_found() {
+        let mut map = map(&[Up, Down], &["!1"]).map;
+        map.pools[0].pg_bits = 12;
+        let row = map.pgs[0].clone();
+        map.pgs = (0..1 << 12).map(|prefix| PgRow { prefix, closed: prefix != 77, ..row.clone() }).collect();
+        let map = MapView::new(map);
+        for random in [0, 1 << 23, (1 << 24) - 1] {
+            let (slot, placement) = map.draw(POOL, || random).unwrap();
+            assert!(!placement.closed && slot.get() >> 12 == 77);
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use base::env::RandomExt;
 use base::ids::{BucketId, GroupId};
 use bytes::Bytes;
+use meta::map::command::Acknowledgement;
 use meta::object::command::{
     AbortUpload, Checksum, CompleteUpload, CreateUpload, DeleteObject, Deleted, GetObject, GetUpload, ListObjects,
     ListParts, ListUploads, ListVersions, NamedPart, ObjectPage, ObjectVersion, PartPage, Precondition, ShardCommand,
@@ -217,7 +218,8 @@ impl Client {
         command: ShardCommand,
     ) -> Result<ShardOutcome, Error> {
         let (group, epoch) = self.shard_of(bucket, key).await?;
-        self.change_shard(group, epoch, command).await
+        let everyone = self.map().acknowledgement(BucketId(bucket.id)) == Acknowledgement::All;
+        self.change_shard(group, epoch, command, everyone).await
     }
 
     async fn read_key(&self, bucket: &BucketInfo, key: &[u8], read: ShardRead) -> Result<ShardFound, Error> {

@@ -2,24 +2,30 @@
 
 use base::checksum::{Crc64, crc32c};
 use base::env::BoxFuture;
-use base::ids::ChunkId;
+use base::ids::{ChunkId, DiskId};
 use bytes::Bytes;
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use meta::chunks::{self, ChunkRef};
 use meta::object::command::{Body, ObjectVersion, PartSize};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use crate::buckets::BucketInfo;
 use crate::call::{Backoff, Client};
 use crate::error::Error;
-use crate::map::Member;
+use crate::map::{Member, Placement};
 use crate::wire::{Ask, Failure, GetChunk};
 
 /// Bytes asked for at once.
 const PIECE_BYTES_MAX: u32 = 1 << 20;
 /// Pieces of one reader under way: bounds its memory to 4 MiB.
 const PIECES_IN_FLIGHT_MAX: usize = 4;
+/// How long the first try at one of several copies may take, before the next one is asked.
+const FIRST_TRY_MAX: Duration = Duration::from_secs(1);
+/// How long a later try may take, and one at an only copy.
+const TRY_MAX: Duration = Duration::from_secs(5);
 /// Part rows fetched at once.
 const PART_PAGE: u32 = 64;
 
@@ -161,42 +167,79 @@ impl ObjectReader {
     }
 }
 
+/// What one round over the copies of a chunk has found out.
+#[derive(Default)]
+struct Round {
+    asked: usize,
+    /// Surely not there, or damaged.
+    bad: usize,
+    why: String,
+}
+
 impl Client {
     /// A range of a chunk from the first copy that has it and verifies.
     async fn read_chunk(&self, chunk: &ChunkRef, range: Range<u32>, key: &Bytes) -> Result<Vec<Bytes>, Error> {
         let mut backoff = Backoff::for_operation(&self.shared.env);
+        let mut patience = FIRST_TRY_MAX;
         loop {
-            let mut definite = true;
-            let mut why = String::from("the map names no disk for it");
-            for member in self.holders(chunk.id) {
-                match self.read_copy(&member, chunk.id, &range).await {
-                    Ok(bytes) => return Ok(bytes),
-                    Err((failure, detail)) => {
-                        if failure == Failure::Deleted {
-                            // Deletion is decided by the shard and final: the object was replaced while it was read.
-                            let gone = format!("{} was replaced or deleted while it was read", key.escape_ascii());
-                            return Err(Error::Unavailable(gone));
-                        }
-                        definite &= matches!(failure, Failure::NotFound | Failure::Damaged);
-                        why = detail;
+            let placement = self.map().placement(chunk.id);
+            let holders = self.holders(placement.as_ref());
+            let mut round = Round::default();
+            for member in &holders {
+                let patience = if holders.len() > 1 { patience } else { TRY_MAX };
+                match self.read_copy(member, chunk.id, &range, patience).await {
+                    Ok(bytes) => {
+                        self.note_bad_copies(chunk.id, &round);
+                        return Ok(bytes);
+                    }
+                    Err((Failure::Deleted, _)) => {
+                        // Deletion is decided by the shard and final: the object was replaced while it was read.
+                        let gone = format!("{} was replaced or deleted while it was read", key.escape_ascii());
+                        return Err(Error::Unavailable(gone));
+                    }
+                    Err((failure, why)) => {
+                        round.asked += 1;
+                        round.bad += usize::from(matches!(failure, Failure::NotFound | Failure::Damaged));
+                        round.why = why;
                     }
                 }
             }
-            let lost = format!("{}: chunk {} cannot be read from any copy: {why}", key.escape_ascii(), chunk.id);
-            if definite {
+            let lost =
+                format!("{}: chunk {} cannot be read from any copy: {}", key.escape_ascii(), chunk.id, round.why);
+            let all_bad = round.asked > 0 && round.bad == round.asked;
+            if all_bad && self.is_where(chunk.id, placement.as_ref()).await {
                 return Err(Error::Damaged(lost));
             }
             if !backoff.wait(&self.shared.env).await {
                 return Err(Error::Unavailable(lost));
             }
-            self.refresh_map().await?;
+            patience = TRY_MAX;
+        }
+    }
+
+    /// Whether a chunk is placed as `placement` says in the map as it is now: only then is what all members say the
+    /// whole truth. With an older map the wrong disks were asked.
+    async fn is_where(&self, id: ChunkId, placement: Option<&Placement>) -> bool {
+        let Ok(map) = self.refresh_map().await else { return false };
+        let now = map.placement(id);
+        let disks = |placement: &Placement| -> Vec<DiskId> {
+            placement.members.iter().chain(&placement.members_before).map(|member| member.disk).collect()
+        };
+        match (placement, now.as_ref()) {
+            (Some(placement), Some(now)) => placement.epoch == now.epoch && disks(placement) == disks(now),
+            _ => false,
         }
     }
 
     /// Members that should hold a chunk: those in service first, the new before the old, the own node before others.
-    fn holders(&self, id: ChunkId) -> Vec<Member> {
-        let Some(placement) = self.map().placement(id) else { return Vec::new() };
-        let mut members: Vec<Member> = placement.members.into_iter().chain(placement.members_before).collect();
+    fn holders(&self, placement: Option<&Placement>) -> Vec<Member> {
+        let Some(placement) = placement else { return Vec::new() };
+        let mut members: Vec<Member> = Vec::new();
+        for member in placement.members.iter().chain(&placement.members_before) {
+            if !members.contains(member) {
+                members.push(*member);
+            }
+        }
         members.sort_by_key(|member| (!member.usable, member.node != self.session().node));
         members
     }
@@ -206,6 +249,7 @@ impl Client {
         member: &Member,
         id: ChunkId,
         range: &Range<u32>,
+        patience: Duration,
     ) -> Result<Vec<Bytes>, (Failure, String)> {
         let ask = Ask::GetChunk(GetChunk {
             disk: Bytes::copy_from_slice(&member.disk.0.to_be_bytes()),
@@ -213,7 +257,21 @@ impl Client {
             start: range.start,
             end: range.end,
         });
-        self.ask_node(member.node, ask, Vec::new()).await.map(|(_, bulk)| bulk)
+        let (_, bulk) = self.ask_node(member.node, ask, Vec::new(), patience).await?;
+        Ok(bulk)
+    }
+
+    /// The comparison of the members' inventories finds and repairs what is missing; here it is only seen first.
+    fn note_bad_copies(&self, id: ChunkId, round: &Round) {
+        if round.bad > 0 {
+            tracing::warn!("chunk {id} was read from another copy: {}", round.why);
+            self.shared.bad_copies.fetch_add(round.bad as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// Copies that reads found missing or damaged while another copy was whole, since the start.
+    pub fn bad_copies_seen(&self) -> u64 {
+        self.shared.bad_copies.load(Ordering::Relaxed)
     }
 }
 

@@ -65,6 +65,9 @@ pub struct ProposeShard {
     pub group: u64,
     #[prost(message, optional, tag = "2")]
     pub entry: Option<ShardEntry>,
+    /// The answer waits until every voter that is not down has flushed the entry; else a majority is enough.
+    #[prost(bool, tag = "3")]
+    pub everyone: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

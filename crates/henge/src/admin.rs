@@ -6,6 +6,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, patch, post};
 use axum::{Json, Router};
+use base::ids::NodeId;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
@@ -14,7 +15,7 @@ use std::time::Duration;
 use crate::admission::Gate;
 use crate::basic_auth;
 use crate::credentials::{Credentials, equal_in_constant_time};
-use crate::nodes::{self, NodeView, NotRemoved};
+use crate::nodes::NodeView;
 use crate::report::Report;
 
 /// What requests of the admin port may carry.
@@ -332,7 +333,8 @@ async fn create_token(
 }
 
 async fn list_nodes(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Vec<NodeView>>, Refused> {
-    Ok(Json(nodes::list(&admin.for_root(&headers)?.client()).await.map_err(refuse_error)?))
+    let nodes = admin.for_root(&headers)?.client().nodes().await.map_err(refuse_error)?;
+    Ok(Json(nodes.into_iter().map(NodeView::from).collect()))
 }
 
 async fn remove_node(
@@ -342,11 +344,10 @@ async fn remove_node(
     Json(wish): Json<RemoveNode>,
 ) -> Result<Json<NodeView>, Refused> {
     let client = admin.for_root(&headers)?.client();
-    let node = nodes::remove(&client, id, wish.lost).await.map_err(|not_removed| match not_removed {
-        NotRemoved::Unknown(why) => refuse(StatusCode::NOT_FOUND, &why),
-        NotRemoved::Refused(why) => refuse(StatusCode::CONFLICT, &why),
-        NotRemoved::Failed(error) => refuse_error(error),
-    })?;
+    client.remove_node(NodeId(id), wish.lost).await.map_err(refuse_error)?;
+    let nodes = client.nodes().await.map_err(refuse_error)?;
+    let gone = || refuse(StatusCode::NOT_FOUND, "the node is gone from the map");
+    let node = nodes.into_iter().map(NodeView::from).find(|node| node.id == id).ok_or_else(gone)?;
     tracing::info!(target: "audit", id, lost = wish.lost, state = node.state, "node removal");
     Ok(Json(node))
 }

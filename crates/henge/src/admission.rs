@@ -5,7 +5,7 @@ use base::env::BoxFuture;
 use base::ids::ClusterId;
 use bytes::Bytes;
 use client::Client;
-use meta::map::command::{MapCommand, MapOutcome, NodeRow, NodeState, RedeemToken, TokenRow};
+use meta::map::command::{NodeRow, NodeState};
 use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,17 +36,9 @@ impl Gate {
     pub async fn create_token(&self, life: Duration) -> Result<NewToken, client::Error> {
         let fingerprint = self.authority.fingerprint().map_err(|failure| client::Error::Damaged(failure.0))?;
         let token = Token::draw(&*self.env.random, fingerprint, self.cluster);
-        let created_ms = self.env.clock.wall().0;
-        let expires_ms = created_ms + u64::try_from(life.as_millis()).unwrap_or(u64::MAX / 2);
-        let row = TokenRow {
-            id: token.id(),
-            secret_hash: token.secret_hash(),
-            expires_ms,
-            created_ms,
-            ..TokenRow::default()
-        };
-        self.client.change_map_checked(MapCommand::CreateToken(row)).await?;
-        Ok(NewToken { token, expires_ms })
+        let secret_hash = token.secret_hash();
+        let row = self.client.create_token(&token.id(), secret_hash, life).await?;
+        Ok(NewToken { token, expires_ms: row.expires_ms })
     }
 
     async fn answer(&self, request: JoinRequest) -> JoinAnswer {
@@ -57,40 +49,34 @@ impl Gate {
                 request.protocol
             ));
         }
-        let node = NodeRow {
+        let row = NodeRow {
             locality: request.locality,
             address: request.advertise,
             feature_level_max: request.feature_level_max,
-            state: NodeState::Joining as i32,
             ..NodeRow::default()
         };
-        let redeem = RedeemToken {
-            id: request.token_id.clone(),
-            secret_hash: join::hash(&request.secret),
-            now_ms: self.env.clock.wall().0,
-            node: Some(node),
-            joiner: request.joiner,
-        };
+        let secret_hash = join::hash(&request.secret);
+        let redeemed = self.client.redeem_token(&request.token_id, secret_hash, request.joiner, row).await;
         let unavailable =
             |error: client::Error| JoinAnswer::refuse(format!("not now ({error}); try again in a moment"));
-        let reply = match self.client.change_map(MapCommand::RedeemToken(redeem)).await {
-            Ok(reply) => reply,
+        let node = match redeemed {
+            Ok(node) => node,
+            Err(client::Error::Invalid(why)) => {
+                tracing::warn!(target: "audit", token = request.token_id, why, "a node was not admitted");
+                return JoinAnswer::refuse(why);
+            }
             Err(error) => return unavailable(error),
         };
-        if let Some(why) = refusal(reply.outcome(), &reply.detail) {
-            tracing::warn!(target: "audit", token = request.token_id, why, "a node was not admitted");
-            return JoinAnswer::refuse(why);
-        }
         let map = match self.client.refresh_map().await {
             Ok(map) => map,
             Err(error) => return unavailable(error),
         };
         let contact = |row: &NodeRow| Contact { node: row.id, address: row.address.clone() };
         let members = map.map.nodes.iter().filter(|row| row.state() != NodeState::Removed);
-        tracing::info!(target: "audit", token = request.token_id, node = reply.id, "a node was admitted");
+        tracing::info!(target: "audit", token = request.token_id, node = node.0, "a node was admitted");
         JoinAnswer {
             refused: String::new(),
-            node: u32::try_from(reply.id).expect("node ids have 32 bits"),
+            node: node.0,
             cluster: Bytes::copy_from_slice(&self.cluster.0.to_be_bytes()),
             cluster_generation: map.map.cluster_generation,
             certificate_pem: self.authority.certificate_pem.clone(),
@@ -101,19 +87,6 @@ impl Gate {
             region: map.map.region.clone(),
             wall_ms: self.env.clock.wall().0,
         }
-    }
-}
-
-/// What one who is not admitted is told.
-fn refusal(outcome: MapOutcome, detail: &str) -> Option<String> {
-    let remedy = "make a new one with `henge token create` on a member";
-    match outcome {
-        MapOutcome::Done => None,
-        // Whether the id or the secret is wrong is nobody's business.
-        MapOutcome::TokenUnknown => Some(format!("it does not know the token; {remedy}")),
-        MapOutcome::TokenUsed => Some(format!("the token was used already; {remedy}")),
-        MapOutcome::TokenExpired => Some(format!("the token has expired; {remedy}")),
-        _ => Some(detail.to_owned()),
     }
 }
 

@@ -85,7 +85,7 @@ impl Token {
     }
 
     /// What the cluster keeps.
-    pub fn secret_hash(&self) -> Bytes {
+    pub fn secret_hash(&self) -> [u8; 32] {
         hash(&self.secret)
     }
 
@@ -95,8 +95,8 @@ impl Token {
 }
 
 /// SHA-256.
-pub fn hash(secret: &[u8]) -> Bytes {
-    Bytes::copy_from_slice(&Sha256::digest(secret))
+pub fn hash(secret: &[u8]) -> [u8; 32] {
+    Sha256::digest(secret).into()
 }
 
 pub fn hex(raw: &[u8]) -> String {

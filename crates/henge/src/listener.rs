@@ -261,7 +261,5 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let refused = bind(address, "--admin").await.map(drop).unwrap_err().0;
         assert!(refused.contains(&address.to_string()) && refused.contains("--admin"), "{refused}");
-        let (_reserved, address) = reserve(SocketAddr::from(([127, 0, 0, 1], 0)), "--cluster").await.unwrap();
-        assert!(reserve(address, "--cluster").await.is_err() && bind(address, "--s3").await.is_err());
     }
 }

@@ -148,7 +148,7 @@ impl Applicant<'_> {
             protocol: PROTOCOL_VERSION,
             token_id: token.id(),
             secret: token.secret(),
-            joiner: join::hash(secret.as_bytes()),
+            joiner: join::hash(secret.as_bytes()).to_vec().into(),
             advertise: self.advertise()?,
             locality: self.args.locality.clone(),
             feature_level_max: meta::group::FEATURE_LEVEL,

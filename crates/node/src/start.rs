@@ -219,6 +219,12 @@ impl Node {
         self.generation
     }
 
+    /// The generation below which the sessions of `node` are closed in `group`, as far as the replica here has applied
+    /// it; `None` when it cannot be read.
+    pub fn closed_below(&self, group: GroupId, node: NodeId) -> Option<Generation> {
+        meta::slots::floor(&KvView::over(&*self.kv), group, node).ok()
+    }
+
     /// Serves reads and writes now.
     pub fn ready(&self) -> bool {
         let groups_ready =

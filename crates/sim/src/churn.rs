@@ -45,11 +45,17 @@ impl Worker {
             self.recorder.violation(format!("bucket {name} was deleted with an acknowledged object in it"));
         }
         self.recorder.count("bucket_races", 1);
+        if matches!(removed, Judged::Pending) {
+            return None;
+        }
         for _ in 0..TRIES_MAX {
             let serving = self.serving().await;
             self.empty(&serving, &info).await;
-            if let Judged::Done(()) = self.remove(&serving, name).await {
-                return self.judge_removed(name, &info).await;
+            match self.remove(&serving, name).await {
+                Judged::Done(()) => return self.judge_removed(name, &info).await,
+                // It may still be removed, or what is made under its name after it.
+                Judged::Pending => return None,
+                _ => {}
             }
             self.pause(30).await;
         }
@@ -69,7 +75,9 @@ impl Worker {
             match made.await {
                 Ok(Ok(info)) => return Some(info),
                 // Half made: its creation is finished at the next start, or by whoever creates it again.
-                Ok(Err(Error::NoSuchBucket)) | Err(NoAnswer) => {}
+                Ok(Err(Error::NoSuchBucket)) | Err(NoAnswer::Crashed) => {}
+                // It may still be made, when nobody expects it any more.
+                Err(NoAnswer::Late) => return None,
                 Ok(Err(error)) => self.judge_error("create bucket", &error),
             }
             self.pause(30).await;
@@ -94,6 +102,7 @@ impl Worker {
                 Judged::Done(_) => Judged::Done(()),
                 Judged::Refused | Judged::Nothing => Judged::Nothing,
                 Judged::Unknown => Judged::Unknown,
+                Judged::Pending => Judged::Pending,
             },
         }
     }
@@ -114,7 +123,7 @@ impl Worker {
             client.delete(&info, &Bytes::from_static(b"racer"), DeleteRequest::default()).await.map(|_| ())
         });
         match answer.await {
-            Ok(Ok(()) | Err(Error::NoSuchBucket)) | Err(NoAnswer) => {}
+            Ok(Ok(()) | Err(Error::NoSuchBucket)) | Err(_) => {}
             Ok(Err(error)) => self.judge_error("delete from a bucket that goes", &error),
         }
     }
@@ -127,7 +136,7 @@ impl Worker {
             match serving.run(async move { client.list_versions(&info, request).await }).await {
                 Ok(Ok(page)) => return Some(page.objects.len()),
                 Ok(Err(error)) => self.judge_error("list a new bucket", &error),
-                Err(NoAnswer) => {}
+                Err(_) => {}
             }
             self.pause(30).await;
         }

@@ -3,7 +3,7 @@
 use base::Env;
 use base::env::Disk;
 use base::env::RandomExt;
-use base::ids::NodeId;
+use base::ids::{GroupId, NodeId};
 use base::sim::{SimDisk, SimHandle};
 use client::Client;
 use meta::group::FEATURE_LEVEL;
@@ -17,11 +17,15 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use crate::plan::Plan;
+use crate::planted::PlantedNet;
 use crate::recorder::Recorder;
 
 /// The node that makes the cluster; the others join it.
 pub const FOUNDER: NodeId = NodeId(1);
 pub const OWNER: &str = "root";
+
+/// The group of the one object shard.
+const SHARD: GroupId = GroupId(1);
 
 /// Virtual time within which a start must end, one way or the other.
 const START_MAX: Duration = Duration::from_secs(120);
@@ -38,10 +42,14 @@ const GATHERED: [(&str, &str); 8] = [
     ("henge_store_damaged_total", "records_damaged"),
 ];
 
-/// Nothing came back: the node crashed meanwhile, or the client of a cluster lost its patience. What was asked for may
-/// have been done, or may still be.
+/// Nothing came back. What was asked for may have been done, or may still be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct NoAnswer;
+pub enum NoAnswer {
+    /// The node crashed meanwhile.
+    Crashed,
+    /// The client lost its patience; the node, for all it knows, is still at it.
+    Late,
+}
 
 /// One life of a node, as its clients see it.
 #[derive(Clone)]
@@ -67,13 +75,13 @@ impl Serving {
             // Nobody may be waiting for the result any more.
             let _ = sender.send(done);
         });
-        let Some(patience) = self.patience else { return receiver.await.map_err(|_| NoAnswer) };
+        let Some(patience) = self.patience else { return receiver.await.map_err(|_| NoAnswer::Crashed) };
         tokio::select! {
             biased;
-            answer = receiver => answer.map_err(|_| NoAnswer),
+            answer = receiver => answer.map_err(|_| NoAnswer::Crashed),
             () = self.sim.sleep(patience) => {
                 self.is_silent.store(true, Ordering::Relaxed);
-                Err(NoAnswer)
+                Err(NoAnswer::Late)
             }
         }
     }
@@ -164,7 +172,8 @@ impl Cluster {
     /// Starts a node, which must not run.
     pub async fn start(&self, id: NodeId) -> Result<(), StartFailure> {
         assert!(!self.sim.is_running(id), "a node is started once at a time");
-        let env = self.sim.env(id);
+        let mut env = self.sim.env(id);
+        env.net = PlantedNet::over(env.net, id, self.plan.planted);
         let (config, tuning) = (self.config(id, env.clone()), self.plan.tuning());
         let (sender, receiver) = oneshot::channel();
         env.spawn("start", async move {
@@ -199,7 +208,7 @@ impl Cluster {
         let client = through.client.clone();
         let row = NodeRow { state: NodeState::Joining as i32, feature_level_max: FEATURE_LEVEL, ..NodeRow::default() };
         let allotted = through.run(async move { client.change_map_checked(MapCommand::SetNode(row)).await }).await;
-        let reply = allotted.map_err(|NoAnswer| "no answer".to_string())?.map_err(|error| error.to_string())?;
+        let reply = allotted.map_err(|_| "no answer".to_string())?.map_err(|error| error.to_string())?;
         let id = NodeId(u32::try_from(reply.id).map_err(|error| error.to_string())?);
         Err(format!("node {id} cannot join yet"))
     }
@@ -222,7 +231,7 @@ impl Cluster {
         match through.run(removal).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => Err(error.to_string()),
-            Err(NoAnswer) => Err("no answer".into()),
+            Err(_) => Err("no answer".into()),
         }
     }
 
@@ -306,6 +315,18 @@ impl Cluster {
     /// Nothing stands in the way of an answer: the node runs, and was not told to end.
     pub fn is_serving(&self, id: NodeId) -> bool {
         self.shared().members.get(&id).is_some_and(|member| member.serving.is_some()) && self.sim.is_running(id)
+    }
+
+    /// Tells the recorder which sessions are closed in the object shard, as any replica has applied it.
+    pub fn note_fences(&self) {
+        let shared = self.shared();
+        let nodes: Vec<&Node> = shared.members.values().filter_map(|member| member.node.as_ref()).collect();
+        for id in shared.members.keys() {
+            let floor = nodes.iter().filter_map(|node| node.closed_below(SHARD, *id)).max();
+            if let Some(floor) = floor.filter(|floor| floor.0 > 0) {
+                self.recorder.fence(*id, floor);
+            }
+        }
     }
 
     pub fn status(&self, id: NodeId) -> Option<Status> {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use client::{BucketInfo, DeleteRequest, Error};
 use std::collections::BTreeMap;
 
-use crate::cluster::{FOUNDER, NoAnswer, OWNER};
+use crate::cluster::{FOUNDER, OWNER};
 use crate::content::Content;
 use crate::history::{Condition, Value};
 use crate::nemesis::Nemesis;
@@ -67,7 +67,7 @@ impl Nemesis {
         let put = worker::put(client, info, key, write, Condition::Always, usize::MAX);
         match serving.run(put).await {
             Ok(answer) => answer.map(|_| content),
-            Err(NoAnswer) => Err(Error::OutcomeUnknown("the node crashed".into())),
+            Err(_) => Err(Error::OutcomeUnknown("the node crashed".into())),
         }
     }
 
@@ -99,7 +99,7 @@ impl Nemesis {
                     self.recorder.violation(format!("a read on a full disk was answered {error:?}"));
                     return;
                 }
-                Err(NoAnswer) => return,
+                Err(_) => return,
             };
             if content.compare(0, &pieces.concat()).is_err() {
                 self.recorder.violation("WRONG BYTES on a full disk".into());

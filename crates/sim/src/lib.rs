@@ -34,6 +34,7 @@ pub mod history;
 pub mod linearizability;
 mod nemesis;
 mod plan;
+mod planted;
 mod recorder;
 mod run;
 mod timeline;

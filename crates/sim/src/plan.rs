@@ -65,6 +65,22 @@ pub enum Planted {
     SkipFlushes,
     /// Only flushes of directories do nothing.
     SkipDirectoryFlushes,
+    /// A gateway answers every other read of metadata as it did the last time.
+    StaleReads,
+    /// Chunks are reported stored by other nodes and never sent to them.
+    UnsentStores,
+    /// Chunks are reported deleted by other nodes, which are never told.
+    UnsentDeletes,
+}
+
+impl Planted {
+    /// Where the defect does harm.
+    fn profile(self) -> Profile {
+        match self {
+            Planted::SkipFlushes | Planted::SkipDirectoryFlushes | Planted::StaleReads => Profile::Crashes,
+            Planted::UnsentStores | Planted::UnsentDeletes => Profile::Cluster3,
+        }
+    }
 }
 
 /// What a disk holds that is to be filled.
@@ -100,7 +116,7 @@ pub struct Plan {
 impl Plan {
     pub fn draw(random: &dyn Random, planted: Option<Planted>, wanted: Option<Profile>) -> Plan {
         let drawn = Profile::draw(random);
-        let profile = wanted.unwrap_or(if planted.is_some() { Profile::Crashes } else { drawn });
+        let profile = wanted.unwrap_or(planted.map_or(drawn, Planted::profile));
         let keys = 3 + random.below(10);
         Plan {
             profile,

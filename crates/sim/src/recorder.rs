@@ -1,5 +1,6 @@
 //! What all clients of a run did and saw, and what was wrong with it.
 
+use base::ids::{Generation, NodeId, Session};
 use base::sim::SimHandle;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -33,9 +34,26 @@ struct Log {
     moments: u64,
     values: Vec<Written>,
     histories: BTreeMap<KeyName, Vec<Operation>>,
+    /// Writes whose outcome is unknown, by the session that they were asked for in.
+    open: Vec<OpenWrite>,
+    fences: Vec<Fence>,
     violations: Vec<String>,
     violations_count: u64,
     counts: BTreeMap<&'static str, u64>,
+}
+
+struct OpenWrite {
+    key: KeyName,
+    /// In the key's history.
+    position: usize,
+    session: Session,
+}
+
+/// From `moment` on, nothing of `node`'s sessions below `floor` is executed.
+struct Fence {
+    node: NodeId,
+    floor: Generation,
+    moment: u64,
 }
 
 /// What a value was written as.
@@ -125,6 +143,55 @@ impl Recorder {
             )
         });
         self.log().histories.entry(key.clone()).or_default().push(operation);
+    }
+
+    /// Adds a write that has just ended, all of which was asked for in `session`, or in an earlier one of its node;
+    /// `None`: it may still be asked for in any.
+    pub fn record_write(
+        &self,
+        client: u32,
+        session: Option<Session>,
+        key: &KeyName,
+        begin: u64,
+        action: Action,
+        outcome: Outcome,
+    ) {
+        self.record(client, key, begin, action, outcome);
+        let Some(session) = session else { return };
+        let now = self.moment();
+        let mut log = self.log();
+        let log = &mut *log;
+        let fence = log.fences.iter().find(|fence| fence.node == session.node && fence.floor > session.generation);
+        let operations = log.histories.get_mut(key).expect("it was just recorded");
+        let position = operations.len() - 1;
+        match (outcome, fence) {
+            (Outcome::Unknown, Some(_)) => operations[position].end = now,
+            (Outcome::Unknown, None) => log.open.push(OpenWrite { key: key.clone(), position, session }),
+            (Outcome::Done, Some(fence)) if fence.moment < begin => {
+                let what = format!("{session:?} was closed, and then wrote {:?}", operations[position].action);
+                log.violations_count += 1;
+                log.violations.push(what);
+            }
+            _ => {}
+        }
+    }
+
+    /// Sessions of `node` below `floor` are closed: what they left undecided has happened by now, or never will.
+    pub fn fence(&self, node: NodeId, floor: Generation) {
+        let moment = self.moment();
+        let mut log = self.log();
+        let log = &mut *log;
+        if log.fences.iter().any(|fence| fence.node == node && fence.floor >= floor) {
+            return;
+        }
+        log.fences.push(Fence { node, floor, moment });
+        log.open.retain(|open| {
+            let is_closed = open.session.node == node && open.session.generation < floor;
+            if is_closed && let Some(operations) = log.histories.get_mut(&open.key) {
+                operations[open.position].end = moment;
+            }
+            !is_closed
+        });
     }
 
     /// The node has started anew: what earlier lives left undecided has happened by now, or never will.

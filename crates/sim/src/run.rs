@@ -19,6 +19,9 @@ use crate::worker::{Excuses, Worker};
 /// Task runs and events of one run; more is a live lock.
 const EVENTS_MAX: u64 = 20_000_000;
 
+/// How often one looks which sessions are closed.
+const FENCE_CHECK: Duration = Duration::from_millis(50);
+
 /// What is not left to the seed.
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Wanted {
@@ -125,6 +128,15 @@ async fn live(sim: SimHandle, nemesis: Nemesis) {
         let _ = sender.send(());
     });
     let is_cluster = nemesis.plan.nodes > 1;
+    if is_cluster {
+        let (cluster, watcher) = (nemesis.cluster.clone(), sim.clone());
+        sim.spawn("watch fences", async move {
+            loop {
+                cluster.note_fences();
+                watcher.sleep(FENCE_CHECK).await;
+            }
+        });
+    }
     let survived = if is_cluster { nemesis.trouble(clients_done).await } else { nemesis.run(clients_done).await };
     if survived.is_err() {
         // The node is gone for good, and its clients wait for it in vain.

@@ -89,6 +89,8 @@ impl Worker {
             });
             match self.judge("put part", Condition::Always, answer.await) {
                 Judged::Done(_) => sent = Some(part),
+                // It may still come, and replace what is sent after it.
+                Judged::Pending => return None,
                 // Sent again under the same number: whichever was stored, the next one replaces it.
                 _ => {
                     sent = None;
@@ -121,7 +123,7 @@ impl Worker {
                 answer => self.judge("complete upload", condition, answer),
             };
             let outcome = match judged {
-                Judged::Unknown => {
+                Judged::Unknown | Judged::Pending => {
                     is_unknown = true;
                     continue;
                 }
@@ -197,7 +199,7 @@ impl Worker {
             Ok(Ok(_)) if has_ended => {
                 self.recorder.violation(format!("upload to {:?} has ended and is still there", upload.key.key));
             }
-            Ok(Ok(_) | Err(Error::NoSuchUpload)) | Err(NoAnswer) => {}
+            Ok(Ok(_) | Err(Error::NoSuchUpload)) | Err(_) => {}
             Ok(Err(error)) => self.judge_error("upload", &error),
         }
     }

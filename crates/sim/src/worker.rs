@@ -54,6 +54,8 @@ pub enum Judged<T> {
     /// Surely nothing was done.
     Nothing,
     Unknown,
+    /// Unknown, and may still be asked for anew, under whatever session the node has by then.
+    Pending,
 }
 
 impl<T> Judged<T> {
@@ -63,7 +65,7 @@ impl<T> Judged<T> {
             Judged::Done(_) => Some(Outcome::Done),
             Judged::Refused => Some(Outcome::Refused),
             Judged::Nothing => None,
-            Judged::Unknown => Some(Outcome::Unknown),
+            Judged::Unknown | Judged::Pending => Some(Outcome::Unknown),
         }
     }
 }
@@ -107,7 +109,7 @@ impl Worker {
                 self.judge_error("bucket", &error);
                 None
             }
-            Err(NoAnswer) => None,
+            Err(_) => None,
         }
     }
 
@@ -140,7 +142,7 @@ impl Worker {
                 self.judge_error("create bucket", &error);
                 false
             }
-            Err(NoAnswer) => false,
+            Err(_) => false,
         }
     }
 
@@ -180,7 +182,8 @@ impl Worker {
     /// What the answer to a write under `condition` says.
     pub fn judge<T>(&self, what: &str, condition: Condition, answer: Result<Result<T, Error>, NoAnswer>) -> Judged<T> {
         match answer {
-            Err(NoAnswer) => Judged::Unknown,
+            Err(NoAnswer::Crashed) => Judged::Unknown,
+            Err(NoAnswer::Late) => Judged::Pending,
             Ok(Ok(done)) => Judged::Done(done),
             Ok(Err(error @ Error::OutcomeUnknown(_))) => {
                 self.judge_error(what, &error);

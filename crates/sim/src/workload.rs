@@ -104,9 +104,7 @@ impl Worker {
             self.recorder.learn_version(value, &written.version);
             self.recorder.count("puts_acknowledged", 1);
         }
-        if let Some(outcome) = judged.outcome() {
-            self.recorder.record(self.id, key, begin, Action::Put { value, condition }, outcome);
-        }
+        self.record_write(serving, key, begin, Action::Put { value, condition }, &judged);
         matches!(judged, Judged::Done(_))
     }
 
@@ -197,8 +195,14 @@ impl Worker {
         let begin = self.recorder.moment();
         let answer = serving.run(async move { client.delete(&info, &name, request).await }).await;
         let judged = self.judge("delete", condition, answer);
+        self.record_write(serving, key, begin, Action::Delete { condition }, &judged);
+    }
+
+    fn record_write<T>(&self, serving: &Serving, key: &KeyName, begin: u64, action: Action, judged: &Judged<T>) {
         if let Some(outcome) = judged.outcome() {
-            self.recorder.record(self.id, key, begin, Action::Delete { condition }, outcome);
+            let is_over = !matches!(judged, Judged::Pending);
+            let session = is_over.then(|| serving.client.session());
+            self.recorder.record_write(self.id, session, key, begin, action, outcome);
         }
     }
 
@@ -209,9 +213,7 @@ impl Worker {
         let begin = self.recorder.moment();
         let answer = serving.run(async move { client.delete(&info, &name, request).await }).await;
         let judged = self.judge("delete version", Condition::Always, answer);
-        if let Some(outcome) = judged.outcome() {
-            self.recorder.record(self.id, key, begin, Action::DeleteVersion { value }, outcome);
-        }
+        self.record_write(serving, key, begin, Action::DeleteVersion { value }, &judged);
     }
 
     fn draw_version(&self, key: &KeyName) -> Option<(Value, Bytes)> {

@@ -33,7 +33,8 @@ struct Arguments {
     /// Seeds run at once; as many as there are processors by default.
     #[arg(long)]
     jobs: Option<usize>,
-    /// Plants a bug, to see that it is found: flush (no flush does anything) or directory (none of a directory does).
+    /// Plants a bug, to see that it is found: flush, directory (flushes that do nothing), stale-reads, unsent-stores,
+    /// unsent-deletes.
     #[arg(long, value_parser = parse_planted)]
     plant: Option<Planted>,
     /// Runs of this kind only, such as crashes or cluster3; otherwise the seed chooses.
@@ -59,7 +60,13 @@ fn parse_range(text: &str) -> Result<(u64, u64), String> {
 }
 
 /// Names of what can be planted.
-const PLANTED: [(&str, Planted); 2] = [("flush", Planted::SkipFlushes), ("directory", Planted::SkipDirectoryFlushes)];
+const PLANTED: [(&str, Planted); 5] = [
+    ("flush", Planted::SkipFlushes),
+    ("directory", Planted::SkipDirectoryFlushes),
+    ("stale-reads", Planted::StaleReads),
+    ("unsent-stores", Planted::UnsentStores),
+    ("unsent-deletes", Planted::UnsentDeletes),
+];
 
 fn parse_planted(text: &str) -> Result<Planted, String> {
     let found = PLANTED.iter().find(|(name, _)| *name == text).map(|(_, planted)| *planted);

@@ -36,6 +36,11 @@ fn a_skipped_flush_is_found() {
 }
 
 #[test]
+fn a_stale_read_is_found() {
+    assert!(seeds_until_found(Planted::StaleReads, 10).is_some());
+}
+
+#[test]
 fn a_skipped_flush_of_a_directory_is_found() {
     assert!(seeds_until_found(Planted::SkipDirectoryFlushes, 20).is_some());
 }

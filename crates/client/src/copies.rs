@@ -1,0 +1,332 @@
+//! The copies of one chunk: a placement group is drawn, the chunk goes to all its members at once, and the bucket's rule
+//! of acknowledgement decides when that is enough. What cannot be stored there goes elsewhere under a new id.
+//!
+//! ```text
+//! draw a group -> store on each member in service (a task each; silence: the same store again)
+//!    ^                      |
+//!    |                 [`judge`] after each answer and each new map
+//!    |                      |
+//!    +--- abandon ----------+---- wait --- (until the map marks the silent member down, or it answers)
+//!                           +---- enough
+//! ```
+
+use base::CHUNK_SIZE_MAX;
+use base::checksum::Crc64;
+use base::env::{MonoTime, Random};
+use base::ids::{BucketId, ChunkId, DiskId, PoolId};
+use bytes::Bytes;
+use meta::chunks::ChunkRef;
+use meta::map::COPIES_MAX;
+use meta::map::command::Acknowledgement;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+use crate::buckets::BucketInfo;
+use crate::call::{Backoff, Client};
+use crate::error::Error;
+use crate::map::{Member, Placement};
+use crate::wire::{Ask, Failure, PutChunk, Told};
+
+/// How long one attempt at a store may take. An attempt at a node that is voted out ends with that.
+const STORE_ATTEMPT_MAX: Duration = Duration::from_secs(5);
+/// Placement groups that are tried for one chunk before its disks are called full.
+const FULL_GROUPS_MAX: usize = 8;
+/// Placement groups that are tried for one chunk before the caller is told, while the time is not up.
+const GROUPS_MAX: usize = 64;
+
+/// A chunk on its way to all its members.
+struct NewCopy {
+    id: ChunkId,
+    owner: u64,
+    crc64: u64,
+    payload: Vec<Bytes>,
+}
+
+/// What is known of one member's copy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum CopyState {
+    /// Not sent, or sent without an answer before the member went out of service.
+    Wanted,
+    UnderWay,
+    /// Durable, under the epoch that the group was drawn with.
+    Stored,
+    /// Surely not stored, and no retry will help.
+    Refused(Failure, String),
+}
+
+/// What a set of copies means.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Enough,
+    Wait,
+    /// The chunk goes elsewhere under a new id.
+    Abandon(Failure, String),
+}
+
+/// Judges the copies of a chunk that was placed as `drawn` says. `now` is the same group in the newest map.
+///
+/// `All`: every member that the map does not mark out of service has stored, and they are a majority of the members.
+/// `Majority`: a majority of the members has stored.
+fn judge(
+    drawn: &Placement,
+    now: Option<&Placement>,
+    copies: &BTreeMap<DiskId, CopyState>,
+    rule: Acknowledgement,
+) -> Verdict {
+    let Some(now) = now.filter(|now| now.epoch == drawn.epoch && !now.closed) else {
+        return Verdict::Abandon(Failure::StalePlacement, "the placement group moves meanwhile".into());
+    };
+    let majority = now.majority();
+    let is_stored = |member: &&Member| copies.get(&member.disk) == Some(&CopyState::Stored);
+    let stored = now.members.iter().filter(is_stored).count();
+    if rule == Acknowledgement::Majority && stored >= majority {
+        return Verdict::Enough;
+    }
+    // Who is out of service is waited for no more, whatever it said.
+    let waited_for: Vec<&Member> = now.members.iter().filter(|member| member.usable && !is_stored(member)).collect();
+    for member in &waited_for {
+        if let Some(CopyState::Refused(failure, why)) = copies.get(&member.disk) {
+            return Verdict::Abandon(*failure, why.clone());
+        }
+    }
+    if stored + waited_for.len() < majority {
+        return Verdict::Abandon(Failure::Busy, "most of the disks of its placement group are out of service".into());
+    }
+    if waited_for.is_empty() { Verdict::Enough } else { Verdict::Wait }
+}
+
+impl Client {
+    /// Makes one chunk durable on a drawn placement group.
+    pub(crate) async fn store_chunk(&self, bucket: &BucketInfo, payload: Vec<Bytes>) -> Result<ChunkRef, Error> {
+        let len = payload.iter().map(Bytes::len).sum::<usize>();
+        assert!(len > 0 && len <= CHUNK_SIZE_MAX, "a chunk holds between 1 byte and 4 MiB");
+        let mut crc = Crc64::new();
+        payload.iter().for_each(|piece| crc.update(piece));
+        let crc64 = crc.finish();
+        let env = &self.shared.env;
+        let mut backoff = Backoff::for_operation(env);
+        let mut why = String::from("no placement group has a majority of its disks in service");
+        let mut full = 0;
+        for attempt in 0..GROUPS_MAX {
+            if attempt > 0 && !backoff.wait(env).await {
+                break;
+            }
+            let Some((id, placement)) = self.draw(bucket)? else {
+                self.newer_map_or_pause().await;
+                continue;
+            };
+            let copy = Arc::new(NewCopy { id, owner: bucket.id, crc64, payload: payload.clone() });
+            match self.store_copies(bucket, &placement, copy, backoff.deadline()).await {
+                Ok(()) => return Ok(ChunkRef { id, len: len as u32, crc64 }),
+                Err((failure, detail)) => {
+                    why = detail;
+                    self.delete_in_background(vec![id]);
+                    full += usize::from(failure == Failure::Full);
+                    if full == FULL_GROUPS_MAX {
+                        return Err(Error::Full);
+                    }
+                }
+            }
+        }
+        Err(if full > 0 { Error::Full } else { Error::Unavailable(format!("no chunk could be stored: {why}")) })
+    }
+
+    /// A fresh id in a group that can take it; `None` when there is no such group now.
+    fn draw(&self, bucket: &BucketInfo) -> Result<Option<(ChunkId, Placement)>, Error> {
+        let map = self.map();
+        let pool = map.bucket(&bucket.name).map_or(1, |entry| entry.pool);
+        let Ok(pool) = u8::try_from(pool).map(PoolId) else {
+            return Err(Error::Invalid(format!("bucket {} is in pool {pool}, which cannot be", bucket.name)));
+        };
+        let random: &dyn Random = &*self.shared.env.random;
+        let Some((slot, placement)) = map.draw(pool, || random.next_u64() as u32) else { return Ok(None) };
+        let (session, counter) = self.next_chunk_number()?;
+        Ok(Some((ChunkId { pool, slot, session, counter }, placement)))
+    }
+
+    async fn newer_map_or_pause(&self) {
+        const PAUSE_MAX: Duration = Duration::from_millis(500);
+        let version = self.map().version();
+        let _ = self.shared.env.timeout(PAUSE_MAX, self.map_newer_than(version)).await;
+    }
+
+    /// Stores on all members in parallel and waits until that is enough.
+    async fn store_copies(
+        &self,
+        bucket: &BucketInfo,
+        placement: &Placement,
+        copy: Arc<NewCopy>,
+        deadline: MonoTime,
+    ) -> Result<(), (Failure, String)> {
+        // Each member has one report under way at most.
+        let (report, mut reports) = mpsc::channel(COPIES_MAX);
+        let mut copies: BTreeMap<DiskId, CopyState> =
+            placement.members.iter().map(|member| (member.disk, CopyState::Wanted)).collect();
+        let time_up = self.shared.env.clock.sleep_until(deadline);
+        tokio::pin!(time_up);
+        loop {
+            let map = self.map();
+            let now = map.placement(copy.id);
+            let rule = map.acknowledgement(BucketId(bucket.id));
+            match judge(placement, now.as_ref(), &copies, rule) {
+                // An answer has shown a newer map: it may say that there is somebody else to wait for.
+                Verdict::Enough if rule == Acknowledgement::All && !self.shared.newest.is_newest(&map) => {}
+                Verdict::Enough if self.let_go(&copies, &mut reports) => return Ok(()),
+                Verdict::Abandon(failure, why) => return Err((failure, why)),
+                Verdict::Enough | Verdict::Wait => {}
+            }
+            for member in now.iter().flat_map(|now| &now.members).filter(|member| member.usable) {
+                let state = copies.get_mut(&member.disk).expect("the epoch is the same, so the members are");
+                if *state == CopyState::Wanted {
+                    *state = CopyState::UnderWay;
+                    let (client, copy, report) = (self.clone(), copy.clone(), report.clone());
+                    let (member, epoch) = (*member, placement.epoch.0);
+                    self.shared.env.spawn("store copy", async move {
+                        let state = client.store_copy(&member, epoch, &copy, deadline, &report).await;
+                        // Nobody listens any more when enough others have stored.
+                        let _ = report.send((member.disk, state)).await;
+                    });
+                }
+            }
+            tokio::select! {
+                biased;
+                Some((disk, state)) = reports.recv() => drop(copies.insert(disk, state)),
+                _ = self.map_newer_than(map.version()) => {}
+                () = &mut time_up => {
+                    return Err((Failure::Busy, format!("not enough copies of chunk {} were stored in time", copy.id)));
+                }
+            }
+        }
+    }
+
+    /// Enough copies are durable. Those still under way (`majority`) go on in the background, if memory allows.
+    fn let_go(&self, copies: &BTreeMap<DiskId, CopyState>, reports: &mut mpsc::Receiver<(DiskId, CopyState)>) -> bool {
+        let under_way = copies.values().filter(|state| **state == CopyState::UnderWay).count();
+        if under_way == 0 {
+            return true;
+        }
+        let Ok(permit) = self.shared.lagging.clone().try_acquire_owned() else { return false };
+        let (_, empty) = mpsc::channel(1);
+        let mut rest = std::mem::replace(reports, empty);
+        self.shared.env.spawn("finish copies", async move {
+            for _ in 0..under_way {
+                let _ = rest.recv().await;
+            }
+            drop(permit);
+        });
+        true
+    }
+
+    /// Stores one copy; silence is answered with the same store again, while the member is in service.
+    async fn store_copy(
+        &self,
+        member: &Member,
+        epoch: u32,
+        copy: &NewCopy,
+        deadline: MonoTime,
+        report: &mpsc::Sender<(DiskId, CopyState)>,
+    ) -> CopyState {
+        let mut backoff = Backoff::new(deadline);
+        loop {
+            let ask = Ask::PutChunk(PutChunk {
+                disk: Bytes::copy_from_slice(&member.disk.0.to_be_bytes()),
+                id: Bytes::copy_from_slice(&copy.id.to_bytes()),
+                owner: copy.owner,
+                epoch,
+                crc64: copy.crc64,
+            });
+            match self.ask_node(member.node, ask, copy.payload.clone(), STORE_ATTEMPT_MAX).await {
+                Ok((Told::Chunk(done), _)) if done.epoch == epoch => return CopyState::Stored,
+                Ok(_) => {
+                    let why = format!("node {} counts under another epoch", member.node);
+                    return CopyState::Refused(Failure::StalePlacement, why);
+                }
+                Err((Failure::Busy | Failure::Unknown, _)) => {}
+                Err((failure, why)) => return CopyState::Refused(failure, why),
+            }
+            let is_wanted = !report.is_closed() && self.map().is_usable(member.disk);
+            if !is_wanted || !backoff.wait(&self.shared.env).await {
+                return CopyState::Wanted;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use CopyState::{Stored, UnderWay, Wanted};
+    use base::ids::{NodeId, PgEpoch};
+
+    /// One letter a member: `u` in service, `d` down.
+    fn placement(epoch: u32, closed: bool, members: &str) -> Placement {
+        let member = |(number, letter): (usize, char)| Member {
+            disk: DiskId(number as u128),
+            node: NodeId(number as u32),
+            usable: letter == 'u',
+        };
+        let members = members.chars().enumerate().map(member).collect();
+        Placement { epoch: PgEpoch(epoch), closed, members, members_before: vec![] }
+    }
+
+    fn refused() -> CopyState {
+        CopyState::Refused(Failure::Full, "full".into())
+    }
+
+    fn verdict(members: &str, copies: &[CopyState], rule: Acknowledgement) -> Verdict {
+        let drawn = placement(4, false, "uuu");
+        let copies = copies.iter().enumerate().map(|(number, state)| (DiskId(number as u128), state.clone())).collect();
+        judge(&drawn, Some(&placement(4, false, members)), &copies, rule)
+    }
+
+    #[test]
+    fn all_waits_for_every_member_that_is_not_down_and_never_takes_less_than_a_majority() {
+        let all = |members: &str, copies: &[CopyState]| verdict(members, copies, Acknowledgement::All);
+        assert_eq!(all("uuu", &[Stored, Stored, Stored]), Verdict::Enough);
+        assert_eq!(all("uuu", &[Stored, Stored, UnderWay]), Verdict::Wait);
+        assert_eq!(all("uuu", &[Stored, Stored, Wanted]), Verdict::Wait);
+        // The silent one was marked down: two of three.
+        assert_eq!(all("uud", &[Stored, Stored, UnderWay]), Verdict::Enough);
+        // It came back before the others answered.
+        assert_eq!(all("uuu", &[Stored, UnderWay, Wanted]), Verdict::Wait);
+        assert!(matches!(all("udd", &[Stored, UnderWay, UnderWay]), Verdict::Abandon(Failure::Busy, _)));
+        // What was stored on a node that went down since is stored.
+        assert_eq!(all("udd", &[Stored, Stored, UnderWay]), Verdict::Enough);
+        assert_eq!(all("ddd", &[Stored, Stored, UnderWay]), Verdict::Enough);
+        assert!(matches!(all("ddd", &[Stored, Wanted, Wanted]), Verdict::Abandon(..)));
+    }
+
+    #[test]
+    fn a_refusal_moves_the_chunk_unless_its_member_is_out_of_service() {
+        let all = |members: &str, copies: &[CopyState]| verdict(members, copies, Acknowledgement::All);
+        assert!(matches!(all("uuu", &[Stored, Stored, refused()]), Verdict::Abandon(Failure::Full, _)));
+        assert!(matches!(all("uuu", &[UnderWay, UnderWay, refused()]), Verdict::Abandon(Failure::Full, _)));
+        assert_eq!(all("uud", &[Stored, Stored, refused()]), Verdict::Enough);
+        assert_eq!(all("uud", &[Stored, UnderWay, refused()]), Verdict::Wait);
+    }
+
+    #[test]
+    fn a_majority_is_enough_where_the_bucket_says_so() {
+        let majority = |members: &str, copies: &[CopyState]| verdict(members, copies, Acknowledgement::Majority);
+        assert_eq!(majority("uuu", &[Stored, Stored, UnderWay]), Verdict::Enough);
+        assert_eq!(majority("uuu", &[Stored, UnderWay, UnderWay]), Verdict::Wait);
+        assert_eq!(majority("uuu", &[Stored, Stored, refused()]), Verdict::Enough);
+        assert!(matches!(majority("udd", &[Stored, Wanted, Wanted]), Verdict::Abandon(..)));
+    }
+
+    #[test]
+    fn a_group_that_moves_takes_no_chunk_however_many_have_stored() {
+        let drawn = placement(4, false, "uuu");
+        let copies = (0..3).map(|number| (DiskId(number), Stored)).collect();
+        for now in
+            [None, Some(placement(5, false, "uuu")), Some(placement(5, true, "uuu")), Some(placement(4, true, "uuu"))]
+        {
+            for rule in [Acknowledgement::All, Acknowledgement::Majority] {
+                let verdict = judge(&drawn, now.as_ref(), &copies, rule);
+                assert!(matches!(verdict, Verdict::Abandon(Failure::StalePlacement, _)), "{now:?}");
+            }
+        }
+    }
+}

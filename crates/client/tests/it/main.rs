@@ -1,0 +1,285 @@
+//! The client against three nodes, some of which are silent, refuse, or have lost something.
+#![allow(clippy::unwrap_used)]
+
+mod fake;
+
+use base::ids::NodeId;
+use bytes::Bytes;
+use client::Error;
+use client::wire::Failure;
+use fake::{Fake, GATEWAY};
+use meta::map::command::Acknowledgement::{All, Majority};
+use meta::map::command::{MapCommand, NodeRow};
+use std::time::Duration;
+
+fn body() -> Bytes {
+    Bytes::from(vec![5; 5000])
+}
+
+fn millis(fake: &Fake) -> u64 {
+    fake.sim().now().0 / 1_000_000
+}
+
+#[test]
+fn all_means_every_member_that_is_not_down() {
+    let fake = Fake::new(1);
+    let bucket = fake.bucket(All);
+    fake.put(&bucket, "k", body()).unwrap();
+    assert_eq!(fake.holders(), [1, 2, 3]);
+    assert!(fake.state().everyone);
+    assert_eq!(fake.get(&bucket, "k").unwrap(), body());
+}
+
+/// The story of a node that is killed or paused in the middle of a write.
+#[test]
+fn a_silent_member_is_waited_for_until_it_is_voted_down() {
+    for seed in 0..10 {
+        let fake = Fake::new(seed);
+        let bucket = fake.bucket(All);
+        fake.sim().pause(NodeId(3));
+        let before = millis(&fake);
+        fake.later(700, |state| state.vote_down(3));
+        fake.put(&bucket, "k", body()).unwrap();
+        let took = millis(&fake) - before;
+        assert!((700..800).contains(&took), "neither acknowledged before the vote nor held up after it: {took} ms");
+        assert_eq!(fake.holders(), [1, 2]);
+    }
+}
+
+#[test]
+fn a_member_that_is_silent_and_not_down_is_never_left_out() {
+    let fake = Fake::new(2);
+    let bucket = fake.bucket(All);
+    fake.sim().partition(&[&[NodeId(3)], &[NodeId(1), NodeId(2), GATEWAY]]);
+    let refused = fake.put(&bucket, "k", body());
+    assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+}
+
+/// The client's map still says that node 3 is down; the answers of the others show a map in which it is back.
+#[test]
+fn a_member_that_came_back_counts_as_soon_as_any_answer_shows_it() {
+    let fake = Fake::new(17);
+    let bucket = fake.bucket(All);
+    fake.state().vote_down(3);
+    let stale = fake.state().map();
+    fake.client.learn_map(stale);
+    let back = NodeRow { id: 3, generation: 2, feature_level_max: 1, ..NodeRow::default() };
+    fake.state().change(MapCommand::SetNode(back));
+    fake.put(&bucket, "k", body()).unwrap();
+    assert_eq!(fake.holders(), [1, 2, 3]);
+}
+
+#[test]
+fn a_lost_answer_is_asked_for_again() {
+    let fake = Fake::new(3);
+    let bucket = fake.bucket(All);
+    fake.sim().cut(NodeId(3), GATEWAY);
+    let sim = fake.sim();
+    fake.later(3000, move |_| sim.heal());
+    fake.put(&bucket, "k", body()).unwrap();
+    assert_eq!(fake.holders(), [1, 2, 3]);
+}
+
+#[test]
+fn a_majority_does_not_wait_for_the_last() {
+    let fake = Fake::new(4);
+    let bucket = fake.bucket(Majority);
+    fake.sim().pause(NodeId(3));
+    let before = millis(&fake);
+    fake.put(&bucket, "k", body()).unwrap();
+    assert!(millis(&fake) - before < 200);
+    assert!(!fake.state().everyone);
+    // The rest follows in the background.
+    fake.sim().resume(NodeId(3));
+    fake.sim().run_for(Duration::from_secs(10));
+    assert_eq!(fake.holders(), [1, 2, 3]);
+}
+
+#[test]
+fn less_than_a_majority_is_never_enough() {
+    for rule in [All, Majority] {
+        let fake = Fake::new(5);
+        let bucket = fake.bucket(rule);
+        fake.later(0, |state| {
+            state.vote_down(2);
+            state.vote_down(3);
+        });
+        fake.sim().run_for(Duration::from_millis(1));
+        let refused = fake.put(&bucket, "k", body());
+        assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+        assert_eq!(fake.holders(), []);
+    }
+}
+
+/// The client's map is old: the members refuse, the answer shows the newer map, the bytes go there under a new id.
+#[test]
+fn a_group_that_moved_gets_the_chunk_under_a_new_id() {
+    let fake = Fake::new(6);
+    let bucket = fake.bucket(All);
+    fake.state().step_groups();
+    fake.state().step_groups();
+    fake.put(&bucket, "k", body()).unwrap();
+    assert_eq!(fake.get(&bucket, "k").unwrap(), body());
+    fake.sim().run_for(Duration::from_secs(1));
+    assert_eq!(fake.holders(), [1, 2, 3], "what was abandoned is deleted");
+}
+
+#[test]
+fn writers_wait_while_every_group_is_closed() {
+    let fake = Fake::new(7);
+    let bucket = fake.bucket(All);
+    fake.state().step_groups();
+    fake.later(2000, |state| state.step_groups());
+    fake.put(&bucket, "k", body()).unwrap();
+    assert_eq!(fake.holders(), [1, 2, 3]);
+}
+
+#[test]
+fn a_full_disk_is_full_and_nothing_is_left_behind() {
+    let fake = Fake::new(8);
+    let bucket = fake.bucket(All);
+    fake.state().refuses.insert(2, Failure::Full);
+    assert_eq!(fake.put(&bucket, "k", body()), Err(Error::Full));
+    fake.sim().run_for(Duration::from_secs(1));
+    assert_eq!(fake.holders(), []);
+}
+
+#[test]
+fn a_hanging_leader_costs_no_more_than_the_vote() {
+    let fake = Fake::new(9);
+    let bucket = fake.bucket(All);
+    fake.put(&bucket, "k", body()).unwrap();
+    fake.sim().pause(NodeId(1));
+    let before = millis(&fake);
+    fake.later(700, |state| {
+        state.leader = 3;
+        state.vote_down(1);
+    });
+    assert_eq!(fake.get(&bucket, "k").unwrap(), body());
+    let took = millis(&fake) - before;
+    assert!(took < 900, "{took} ms");
+}
+
+#[test]
+fn a_dead_leader_is_found_again_by_asking_around() {
+    let fake = Fake::new(10);
+    let bucket = fake.bucket(All);
+    fake.put(&bucket, "k", body()).unwrap();
+    fake.sim().kill(NodeId(1));
+    fake.later(500, |state| state.leader = 3);
+    assert_eq!(fake.get(&bucket, "k").unwrap(), body());
+}
+
+#[test]
+fn reads_fail_over_between_copies() {
+    let fake = Fake::new(11);
+    let bucket = fake.bucket(All);
+    fake.put(&bucket, "k", body()).unwrap();
+    for lost in [1, 2] {
+        fake.state().chunks.retain(|(node, _), _| *node != lost);
+        assert_eq!(fake.get(&bucket, "k").unwrap(), body());
+    }
+    assert!(fake.client.bad_copies_seen() > 0);
+    fake.state().refuses.insert(1, Failure::Damaged);
+    assert_eq!(fake.get(&bucket, "k").unwrap(), body());
+}
+
+#[test]
+fn a_hanging_copy_costs_a_second_and_a_node_that_is_down_is_asked_last() {
+    let fake = Fake::new(12);
+    let bucket = fake.bucket(All);
+    fake.put(&bucket, "k", body()).unwrap();
+    fake.state().leader = 3;
+    fake.sim().pause(NodeId(1));
+    let before = millis(&fake);
+    assert_eq!(fake.get(&bucket, "k").unwrap(), body());
+    assert!(millis(&fake) - before < 3500, "one attempt at the old leader, one at the first copy");
+    fake.state().vote_down(1);
+    let map = fake.state().map();
+    fake.client.learn_map(map);
+    let before = millis(&fake);
+    assert_eq!(fake.get(&bucket, "k").unwrap(), body());
+    assert!(millis(&fake) - before < 100);
+}
+
+#[test]
+fn loss_is_declared_only_when_every_member_has_answered() {
+    let fake = Fake::new(13);
+    let bucket = fake.bucket(All);
+    fake.put(&bucket, "k", body()).unwrap();
+    let held = std::mem::take(&mut fake.state().chunks);
+    fake.sim().pause(NodeId(3));
+    let silent = fake.get(&bucket, "k");
+    assert!(matches!(silent, Err(Error::Unavailable(_))), "{silent:?}");
+    fake.sim().resume(NodeId(3));
+    let lost = fake.get(&bucket, "k");
+    assert!(matches!(&lost, Err(Error::Damaged(why)) if why.contains("k: chunk")), "{lost:?}");
+    fake.state().chunks = held;
+    assert_eq!(fake.get(&bucket, "k").unwrap(), body());
+}
+
+#[test]
+fn tombstones_go_to_every_member_in_service_and_need_a_majority() {
+    let fake = Fake::new(14);
+    let bucket = fake.bucket(All);
+    fake.put(&bucket, "k", body()).unwrap();
+    let ids: Vec<_> = fake.state().chunks.keys().map(|(_, id)| *id).take(1).collect();
+    let bury = |ids: Vec<_>| {
+        let client = fake.client.clone();
+        fake.run(async move { client.bury_chunks(&ids).await })
+    };
+    fake.state().refuses.insert(3, Failure::Busy);
+    assert!(bury(ids.clone()).is_err(), "a member in service did not answer");
+    fake.state().vote_down(3);
+    let map = fake.state().map();
+    fake.client.learn_map(map);
+    bury(ids.clone()).unwrap();
+    assert_eq!(fake.holders(), [3]);
+    fake.state().vote_down(2);
+    let map = fake.state().map();
+    fake.client.learn_map(map);
+    assert!(bury(ids).is_err());
+}
+
+#[test]
+fn the_same_seed_tells_the_same_story() {
+    let story = || {
+        let fake = Fake::new(15);
+        let bucket = fake.bucket(All);
+        fake.sim().pause(NodeId(3));
+        fake.later(700, |state| state.vote_down(3));
+        fake.put(&bucket, "k", body()).unwrap();
+        fake.sim().trace_hash()
+    };
+    assert_eq!(story(), story());
+}
+
+#[test]
+fn tokens_and_nodes_by_the_operators_words() {
+    let fake = Fake::new(16);
+    let client = fake.client.clone();
+    fake.run(async move {
+        client.create_token("0123456789abcdef", [1; 32], Duration::from_secs(60)).await.unwrap();
+        let row = NodeRow { feature_level_max: 1, ..NodeRow::default() };
+        let redeem = |secret| client.redeem_token("0123456789abcdef", [secret; 32], Bytes::new(), row.clone());
+        assert!(matches!(redeem(2).await, Err(Error::Invalid(why)) if why.contains("does not know")));
+        assert_eq!(redeem(1).await, Ok(NodeId(4)));
+        assert!(matches!(redeem(1).await, Err(Error::Invalid(why)) if why.contains("used already")));
+        assert_eq!(client.nodes().await.unwrap().len(), 4);
+        assert!(
+            matches!(client.remove_node(NodeId(1), false).await, Err(Error::Invalid(why)) if why.contains("add a node"))
+        );
+        assert!(
+            matches!(client.remove_node(NodeId(1), true).await, Err(Error::Invalid(why)) if why.contains("in service"))
+        );
+        assert!(
+            matches!(client.remove_node(NodeId(7), true).await, Err(Error::Invalid(why)) if why.contains("no node 7"))
+        );
+        assert_eq!(client.remove_node(NodeId(4), true).await, Ok(client::Removal::Removed));
+    });
+    fake.state().vote_down(2);
+    let client = fake.client.clone();
+    fake.run(async move {
+        assert_eq!(client.remove_node(NodeId(2), true).await, Ok(client::Removal::Removed));
+    });
+}
