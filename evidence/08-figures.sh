@@ -33,7 +33,7 @@ cost "PUT 1 MiB c=16" 1MiB 16 put
 cost "GET 1 MiB c=16" 1MiB 16 get
 stop_server
 say "disk, henge's own access"
-"$HENGE" bench disk --seconds "$seconds" --data "$work/bench-disk" 2>&1 || "$HENGE" bench disk --help
+"$HENGE" bench disk --seconds "$seconds" --data "$work"
 if command -v fio >/dev/null; then
     say "disk, fio"
     fio --name=append --directory="$work" --rw=write --bs=4k --size=256m --fdatasync=1 --runtime="$seconds" --time_based --output-format=terse |

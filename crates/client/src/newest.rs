@@ -122,7 +122,9 @@ impl Client {
         let entry = MapEntry { slot: Some(slot.reference()), command: Some(command) };
         match self.ask_leader(GROUP_ZERO, Ask::ProposeMap(entry)).await? {
             Told::MapReply(reply) => {
-                self.refresh_map().await?;
+                // The change is made: no error may say that nothing was done.
+                let unseen = |error| Error::OutcomeUnknown(format!("the map was changed and cannot be read: {error}"));
+                self.refresh_map().await.map_err(unseen)?;
                 Ok(reply)
             }
             other => Err(unexpected(&other)),

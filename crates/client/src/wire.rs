@@ -20,7 +20,7 @@ pub struct Request {
     /// Newest map that the sender knows.
     #[prost(uint64, tag = "3")]
     pub map_version: u64,
-    #[prost(oneof = "Ask", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 21, 23")]
+    #[prost(oneof = "Ask", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 23")]
     pub ask: Option<Ask>,
 }
 
@@ -46,6 +46,8 @@ pub enum Ask {
     NodeReport(NodeReport),
     #[prost(message, tag = "18")]
     Inventory(Inventory),
+    #[prost(message, tag = "20")]
+    SnapshotPage(SnapshotPage),
     #[prost(message, tag = "21")]
     Named(Named),
     #[prost(message, tag = "23")]
@@ -235,12 +237,47 @@ pub struct PgDigestLine {
     pub unavailable: bool,
 }
 
+/// A page of the state of a group, for a replica that lags too far behind the log.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SnapshotPage {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    /// 0: a new snapshot; else as answered.
+    #[prost(uint64, tag = "2")]
+    pub token: u64,
+    /// The last key of the page before.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub after: Bytes,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SnapshotRows {
+    #[prost(uint64, tag = "1")]
+    pub token: u64,
+    /// The group's own row as of this snapshot.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub state: Bytes,
+    #[prost(message, repeated, tag = "3")]
+    pub rows: Vec<SnapshotRow>,
+    /// Nothing follows.
+    #[prost(bool, tag = "4")]
+    pub done: bool,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SnapshotRow {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub key: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub value: Bytes,
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Answer {
     /// Newest map that the answering node knows.
     #[prost(uint64, tag = "1")]
     pub map_version: u64,
-    #[prost(oneof = "Told", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18")]
+    #[prost(oneof = "Told", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
     pub told: Option<Told>,
 }
 
@@ -266,6 +303,8 @@ pub enum Told {
     Named(NamedIds),
     #[prost(message, tag = "18")]
     PgDigests(PgDigestPage),
+    #[prost(message, tag = "19")]
+    SnapshotRows(SnapshotRows),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]

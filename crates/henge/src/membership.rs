@@ -5,6 +5,7 @@ use base::Env;
 use base::env::{Disk, RandomExt};
 use base::ids::{ClusterId, NodeId};
 use meta::map::command::{ClusterMap, NodeState};
+use node::offline::NodeIdentity;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -60,7 +61,7 @@ impl Applicant<'_> {
                 if let Some(address) = join {
                     self.check_rejoin(identity.cluster, identity.node, address)?;
                 }
-                self.come_back(identity.cluster, identity.node)
+                self.come_back(&identity)
             }
             (None, Some(address)) => self.join(address).await,
             (None, None) => self.found(),
@@ -81,11 +82,11 @@ impl Applicant<'_> {
         Ok(authority)
     }
 
-    fn come_back(&self, cluster: ClusterId, node: NodeId) -> Result<Standing, Failure> {
+    fn come_back(&self, identity: &NodeIdentity) -> Result<Standing, Failure> {
         let authority = match Authority::load(self.data)? {
             Some(authority) => authority,
             // The founder of a cluster from before there was an authority.
-            None if node == FIRST_NODE => self.make_authority()?,
+            None if !identity.joined => self.make_authority()?,
             None => {
                 return Err(Failure(format!(
                     "{} is missing: copy it from another node of the cluster",
@@ -94,11 +95,12 @@ impl Applicant<'_> {
             }
         };
         let generation = load_generation(self.data)?;
-        let region = match node {
-            FIRST_NODE => None,
-            _ => ClusterFile::read(self.data)?.map(|file| file.region),
+        let region = match identity.joined {
+            true => ClusterFile::read(self.data)?.map(|file| file.region),
+            false => None,
         };
-        Ok(Standing { node, club: Some(Club { cluster, generation }), authority, region })
+        let club = Some(Club { cluster: identity.cluster, generation });
+        Ok(Standing { node: identity.node, club, authority, region })
     }
 
     /// A directory that has joined needs no token, and joins no other cluster.
@@ -182,7 +184,9 @@ impl Applicant<'_> {
             .filter(|contact| contact.node != answer.node)
             .map(|contact| (NodeId(contact.node), contact.address.clone()))
             .collect();
-        make_member(self.data_disk, cluster, NodeId(answer.node), &contacts).await
+        node::join_identity(self.data_disk, cluster, NodeId(answer.node), &contacts)
+            .await
+            .context(|| format!("{} cannot be made the directory of a member", self.data.display()))
     }
 
     /// Before the token is used up: what holds data of a cluster cannot be brought into another.
@@ -229,15 +233,6 @@ impl Applicant<'_> {
             None => Ok(self.own.to_string()),
         }
     }
-}
-
-async fn make_member(
-    _data: &dyn Disk,
-    _cluster: ClusterId,
-    _node: NodeId,
-    _contacts: &[(NodeId, String)],
-) -> Result<(), Failure> {
-    Err(Failure("this version of henge runs one node".into()))
 }
 
 fn warn_of_clocks(member_wall_ms: u64) {

@@ -20,7 +20,7 @@ use crate::env::net::hello::Club;
 use crate::env::{RealDisk, real_env, system_random};
 use crate::failure::{Context, Failure};
 use crate::listener;
-use crate::membership::{self, Applicant};
+use crate::membership::{self, Applicant, Standing};
 use crate::predecessor;
 use crate::report::Report;
 use crate::signals::Signals;
@@ -60,45 +60,22 @@ pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     let admin_service = hyper_util::service::TowerToHyperService::new(admin.clone().router());
     let admin_task = tokio::spawn(listener::serve(ports.admin, None, admin_service, stopping.clone()));
 
-    let (env, net) = real_env(standing.node, tokio::runtime::Handle::current());
-    let mut cluster_port = Some(ports.cluster);
-    let mut enter = |club: Club| match cluster_port.take() {
-        Some(port) => membership::enter(&net, standing.node, club, &standing.authority, port),
-        None => Ok(()),
-    };
-    // A founder has nobody to talk to before its cluster has an id.
-    standing.club.map_or(Ok(()), &mut enter)?;
-    let region = standing.region.clone().unwrap_or_else(|| args.region.clone());
-    let config = node::Config {
-        env: env.clone(),
-        data: data_disk,
-        disks: disk_specs(&disks, opened),
-        locality: args.locality.clone(),
-        advertise: advertise.clone(),
-        region: region.clone(),
-        root: (root.access_key.clone(), root.secret_key.clone()),
-    };
-    let node = node::Node::start(config).await.map_err(|error| Failure(error.to_string()))?;
-    let node = Arc::new(node);
-    enter(Club { cluster: node.cluster(), generation: 0 })?;
-    let gate = Gate {
-        env: env.clone(),
-        client: node.client(),
-        cluster: node.cluster(),
-        authority: standing.authority.clone(),
-        root: root.clone(),
-    };
-    net.admit_by(Arc::new(gate.clone()));
-    env.spawn("membership", membership::follow(Arc::clone(&net), env.clone(), standing, node.client(), data.clone()));
-
+    let plan = Plan { args: &args, data: &data, disks: &disks, addresses, advertise, root: &root };
+    let (env, started) = plan.start(standing, data_disk, opened, ports.cluster).await?;
+    let node = Arc::clone(&started.node);
+    let region = started.region.clone();
     let https = tls.is_some();
-    cluster_file(&region, &root, &node, addresses, &data, &disks).write(&data)?;
-    admin.attach(Arc::new(Shown { node: Arc::clone(&node), gate, advertise }));
+    plan.cluster_file(&region, &node).write(&data)?;
+    admin.attach(Arc::new(started));
     let s3_task = tokio::spawn(listener::serve(ports.s3, tls, s3_service(&args, &region, &env, &node), stopping));
     announce(addresses, https, origin, &root, &data, &region);
 
     let mut signals = Signals::new()?;
-    signals.next().await;
+    let ended = tokio::select! {
+        biased;
+        () = signals.next() => None,
+        why = node.ended() => Some(why),
+    };
     println!("stopping: finishing requests (a second signal ends at once)");
     tokio::spawn(async move {
         signals.next().await;
@@ -108,7 +85,76 @@ pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     let (s3_end, admin_end) = tokio::join!(s3_task, admin_task);
     s3_end.and(admin_end).context(|| "a listener ended early".into())?;
     node.shutdown().await;
-    Ok(ExitCode::SUCCESS)
+    ended.map_or(Ok(ExitCode::SUCCESS), |why| Err(Failure(why)))
+}
+
+/// All that is decided before the node starts.
+struct Plan<'a> {
+    args: &'a ServerArgs,
+    data: &'a Path,
+    disks: &'a [DiskArg],
+    addresses: Addresses,
+    advertise: String,
+    root: &'a Credentials,
+}
+
+impl Plan<'_> {
+    /// Starts the node within its cluster.
+    async fn start(
+        &self,
+        standing: Standing,
+        data_disk: Arc<dyn Disk>,
+        opened: Vec<Arc<dyn Disk>>,
+        cluster_port: TcpListener,
+    ) -> Result<(base::Env, Running), Failure> {
+        let (env, net) = real_env(standing.node, tokio::runtime::Handle::current());
+        let mut cluster_port = Some(cluster_port);
+        let mut enter = |club: Club| match cluster_port.take() {
+            Some(port) => membership::enter(&net, standing.node, club, &standing.authority, port),
+            None => Ok(()),
+        };
+        // A founder has nobody to talk to before its cluster has an id.
+        standing.club.map_or(Ok(()), &mut enter)?;
+        let region = standing.region.clone().unwrap_or_else(|| self.args.region.clone());
+        let authority = standing.authority.clone();
+        let config = node::Config {
+            env: env.clone(),
+            data: data_disk,
+            disks: disk_specs(self.disks, opened),
+            locality: self.args.locality.clone(),
+            advertise: self.advertise.clone(),
+            region: region.clone(),
+            root: (self.root.access_key.clone(), self.root.secret_key.clone()),
+            authority: Some((authority.certificate_pem.clone(), authority.key_pem.clone())),
+        };
+        let node = node::Node::start(config).await.map_err(|error| Failure(error.to_string()))?;
+        let node = Arc::new(node);
+        enter(Club { cluster: node.cluster(), generation: 0 })?;
+        let (client, cluster) = (node.client(), node.cluster());
+        let gate = Gate { env: env.clone(), client: client.clone(), cluster, authority, root: self.root.clone() };
+        net.admit_by(Arc::new(gate.clone()));
+        env.spawn("membership", membership::follow(net, env.clone(), standing, client, self.data.to_owned()));
+        Ok((env, Running { node, gate, advertise: self.advertise.clone(), region }))
+    }
+
+    fn cluster_file(&self, region: &str, node: &node::Node) -> ClusterFile {
+        ClusterFile {
+            version: cluster_file::VERSION,
+            cluster: node.cluster().to_string(),
+            region: region.to_owned(),
+            access_key: self.root.access_key.clone(),
+            secret_key: self.root.secret_key.clone(),
+            nodes: vec![ClusterNode {
+                id: node.id().0,
+                pid: std::process::id(),
+                s3: self.addresses.s3.to_string(),
+                admin: self.addresses.admin.to_string(),
+                cluster: self.addresses.cluster.to_string(),
+                data: self.data.to_owned(),
+                disks: self.disks.iter().map(|disk| disk.directory.clone()).collect(),
+            }],
+        }
+    }
 }
 
 /// The three ports of a node.
@@ -151,13 +197,14 @@ fn s3_service(args: &ServerArgs, region: &str, env: &base::Env, node: &Arc<node:
 }
 
 /// A node as its admin port shows it.
-struct Shown {
+struct Running {
     node: Arc<node::Node>,
     gate: Gate,
     advertise: String,
+    region: String,
 }
 
-impl AdminNode for Shown {
+impl AdminNode for Running {
     fn ready(&self) -> bool {
         self.node.ready()
     }
@@ -204,32 +251,6 @@ fn disk_specs(disks: &[DiskArg], opened: Vec<Arc<dyn Disk>>) -> Vec<node::DiskSp
         label: arg.directory.display().to_string(),
     };
     disks.iter().zip(opened).map(spec).collect()
-}
-
-fn cluster_file(
-    region: &str,
-    root: &Credentials,
-    node: &node::Node,
-    addresses: Addresses,
-    data: &Path,
-    disks: &[DiskArg],
-) -> ClusterFile {
-    ClusterFile {
-        version: cluster_file::VERSION,
-        cluster: node.cluster().to_string(),
-        region: region.to_owned(),
-        access_key: root.access_key.clone(),
-        secret_key: root.secret_key.clone(),
-        nodes: vec![ClusterNode {
-            id: node.id().0,
-            pid: std::process::id(),
-            s3: addresses.s3.to_string(),
-            admin: addresses.admin.to_string(),
-            cluster: addresses.cluster.to_string(),
-            data: data.to_owned(),
-            disks: disks.iter().map(|disk| disk.directory.clone()).collect(),
-        }],
-    }
 }
 
 fn announce(addresses: Addresses, https: bool, origin: Origin, root: &Credentials, data: &Path, region: &str) {

@@ -34,6 +34,21 @@ pub struct GroupState {
     /// See [`crate::object::command::InitShard::order_base`].
     #[prost(uint64, tag = "8")]
     pub order_base: u64,
+    /// How far the installation of a snapshot has come.
+    #[prost(enumeration = "Install", tag = "9")]
+    pub install: i32,
+}
+
+/// Whether the rows of a group are its state.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, prost::Enumeration)]
+#[repr(i32)]
+pub enum Install {
+    Whole = 0,
+    /// The rows are being replaced: they mean nothing.
+    Incomplete = 1,
+    /// The rows are a snapshot's. The log may still be the one from before: unless it holds the applied entry, it
+    /// begins anew after it.
+    LogDue = 2,
 }
 
 impl GroupState {
@@ -69,7 +84,27 @@ pub fn advance(
     state.applied_index = applied.0;
     state.applied_term = term.0;
     state.conf_state = conf_state;
+    state.install = Install::Whole as i32;
     Ok(put_state(group, &state))
+}
+
+/// The change that notes how far the installation of a snapshot has come.
+pub fn mark(group: GroupId, state: &GroupState, install: Install) -> Change {
+    put_state(group, &GroupState { install: install as i32, ..state.clone() })
+}
+
+/// Where the group's row is kept.
+pub fn state_key(group: GroupId) -> Bytes {
+    Key::GroupState { group }.encode()
+}
+
+/// The row as a snapshot carries it beside the rows.
+pub fn encode(state: &GroupState) -> Bytes {
+    Bytes::from(state.encode_to_vec())
+}
+
+pub fn decode(raw: &Bytes) -> Result<GroupState, String> {
+    GroupState::decode(raw.clone()).map_err(|error| format!("the row of the group is malformed: {error}"))
 }
 
 pub(crate) fn put_state(group: GroupId, state: &GroupState) -> Change {

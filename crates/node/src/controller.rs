@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::control::{self, Observations, Rules};
-use crate::group::GroupHandle;
+use crate::group::{Acknowledge, GroupHandle};
 use crate::machine::{Command, Reply};
 use crate::service::Service;
 
@@ -79,7 +79,7 @@ pub async fn report(env: Env, service: Arc<Service>, client: Client, mut stop: w
 }
 
 fn group_zero(service: &Service) -> Option<GroupHandle> {
-    service.groups.get(&GROUP_ZERO).cloned()
+    service.replicas.get(GROUP_ZERO)
 }
 
 /// Whoever may lead group 0. A replica that does not know yet tells everybody.
@@ -94,7 +94,7 @@ fn led_groups(service: &Service) -> Vec<GroupReport> {
         term: group.term().0,
         voters: group.voter_nodes().iter().map(|node| node.0).collect(),
     };
-    service.groups.values().filter(|group| group.is_leader()).map(report).collect()
+    service.replicas.all().iter().filter(|group| group.is_leader()).map(report).collect()
 }
 
 /// Decides, while this node leads group 0.
@@ -168,7 +168,7 @@ fn propose(env: &Env, group: GroupHandle, commands: Vec<MapCommand>, proposing: 
         for command in commands {
             let what = describe(&command);
             let entry = MapEntry { slot: None, command: Some(command) };
-            match group.propose(Command::Map(entry)).await {
+            match group.propose(Command::Map(entry), Acknowledge::Majority).await {
                 Ok(Reply::Map(reply)) if reply.outcome() == MapOutcome::Done => tracing::info!("{what}"),
                 Ok(Reply::Map(reply)) => tracing::info!("{what}: {:?}: {}", reply.outcome(), reply.detail),
                 Ok(Reply::Shard(_)) => tracing::error!("{what}: a shard's reply came from group 0"),

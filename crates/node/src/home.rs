@@ -1,7 +1,9 @@
 //! The node's own directory: who it is, and how often it has started.
 //!
 //! Byte maps (integers little-endian). `node`: magic "HNGENODE" (8), format version u16, flags u16 (bit 0: set up),
-//! node u32, cluster u128, CRC-32C of all before it u32. `generation`: magic "HNGEGEN1" (8), node u32, generation u32,
+//! node u32, cluster u128, CRC-32C of all before it u32; flag bit 1: joined a cluster that another node founded.
+//! `contacts`: magic "HNGECONT" (8), count u32, then for each other node: id u32, length of its address u16, address;
+//! CRC-32C u32. `generation`: magic "HNGEGEN1" (8), node u32, generation u32,
 //! swept u32 (orphans of older generations were removed), CRC-32C u32. Both are replaced as a whole.
 
 use base::checksum::crc32c;
@@ -18,7 +20,12 @@ const GENERATION_FILE: &str = "generation";
 const GENERATION_MAGIC: &[u8; 8] = b"HNGEGEN1";
 const FORMAT_VERSION: u16 = 1;
 const FLAG_SET_UP: u16 = 1;
-const FILE_BYTES_MAX: u64 = 4096;
+const FLAG_JOINED: u16 = 2;
+const CONTACTS_FILE: &str = "contacts";
+const CONTACTS_MAGIC: &[u8; 8] = b"HNGECONT";
+/// Other nodes that are remembered: enough to find the cluster again.
+const CONTACTS_MAX: usize = 64;
+const FILE_BYTES_MAX: u64 = 128 << 10;
 
 /// Which cluster and node a directory belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +34,8 @@ pub struct NodeIdentity {
     pub node: NodeId,
     /// The cluster has been set up: from then on an empty metadata disk is a loss, not a fresh start.
     pub set_up: bool,
+    /// Another node founded the cluster: this one never does.
+    pub joined: bool,
 }
 
 /// The node's generation clock.
@@ -66,17 +75,74 @@ pub async fn load_identity(disk: &dyn Disk) -> Result<Option<NodeIdentity>, Home
     let flags = reader.u16("flags").map_err(damaged)?;
     let node = NodeId(reader.u32("node").map_err(damaged)?);
     let cluster = ClusterId(reader.u128("cluster").map_err(damaged)?);
-    Ok(Some(NodeIdentity { cluster, node, set_up: flags & FLAG_SET_UP != 0 }))
+    let (set_up, joined) = (flags & FLAG_SET_UP != 0, flags & FLAG_JOINED != 0);
+    Ok(Some(NodeIdentity { cluster, node, set_up, joined }))
 }
 
 pub async fn store_identity(disk: &dyn Disk, identity: &NodeIdentity) -> io::Result<()> {
     let mut out = Vec::new();
     out.put_bytes(NODE_MAGIC);
     out.put_u16(FORMAT_VERSION);
-    out.put_u16(if identity.set_up { FLAG_SET_UP } else { 0 });
+    let flag = |is_set: bool, flag: u16| if is_set { flag } else { 0 };
+    out.put_u16(flag(identity.set_up, FLAG_SET_UP) | flag(identity.joined, FLAG_JOINED));
     out.put_u32(identity.node.0);
     out.put_u128(identity.cluster.0);
     replace_file(disk, NODE_FILE, sealed(out)).await
+}
+
+/// Where other nodes of the cluster were last; empty for a cluster of one.
+pub async fn load_contacts(disk: &dyn Disk) -> Result<Vec<(NodeId, String)>, HomeError> {
+    let Some(raw) = read_file(disk, CONTACTS_FILE, FILE_BYTES_MAX).await? else { return Ok(Vec::new()) };
+    let damaged = |error: DecodeError| HomeError::Damaged { file: CONTACTS_FILE, detail: error.to_string() };
+    decode_contacts(&raw).map_err(damaged)
+}
+
+fn decode_contacts(raw: &[u8]) -> Result<Vec<(NodeId, String)>, DecodeError> {
+    let mut reader = Reader::new(checked(raw)?);
+    if reader.take(8, "magic")? != CONTACTS_MAGIC {
+        return Err(reader.error("magic"));
+    }
+    let count = reader.u32("count")?;
+    let mut contacts = Vec::new();
+    for _ in 0..count {
+        let node = NodeId(reader.u32("node")?);
+        let len = usize::from(reader.u16("length of an address")?);
+        let address = String::from_utf8_lossy(reader.take(len, "address")?).into_owned();
+        contacts.push((node, address));
+    }
+    Ok(contacts)
+}
+
+pub async fn store_contacts(disk: &dyn Disk, contacts: &[(NodeId, String)]) -> io::Result<()> {
+    let mut out = Vec::new();
+    out.put_bytes(CONTACTS_MAGIC);
+    let kept = &contacts[..contacts.len().min(CONTACTS_MAX)];
+    out.put_u32(kept.len() as u32);
+    for (node, address) in kept {
+        let address = &address.as_bytes()[..address.len().min(usize::from(u16::MAX))];
+        out.put_u32(node.0);
+        out.put_u16(address.len() as u16);
+        out.put_bytes(address);
+    }
+    replace_file(disk, CONTACTS_FILE, sealed(out)).await
+}
+
+/// Makes an empty directory the home of a node that was let into a cluster. Durable when it returns; refused when the
+/// directory belongs to a node already.
+pub async fn join(
+    disk: &dyn Disk,
+    cluster: ClusterId,
+    node: NodeId,
+    contacts: &[(NodeId, String)],
+) -> Result<(), HomeError> {
+    if let Some(found) = load_identity(disk).await? {
+        let why = format!("the directory belongs to node {} of cluster {} already", found.node, found.cluster);
+        return Err(HomeError::Io(io::Error::other(why)));
+    }
+    // The identity last: only then is the directory a node's.
+    store_contacts(disk, contacts).await?;
+    store_identity(disk, &NodeIdentity { cluster, node, set_up: false, joined: true }).await?;
+    Ok(())
 }
 
 /// The node's generation clock. One owner of the file, so that no writer undoes another's raise.
@@ -170,7 +236,7 @@ mod tests {
     use base::sim::Sim;
 
     fn identity(node: u32) -> NodeIdentity {
-        NodeIdentity { cluster: ClusterId(1), node: NodeId(node), set_up: false }
+        NodeIdentity { cluster: ClusterId(1), node: NodeId(node), set_up: false, joined: false }
     }
 
     #[test]
@@ -182,6 +248,24 @@ mod tests {
         let ran_before = NodeIdentity { set_up: true, ..identity(1) };
         let start = sim.block_on(node.run(async move { GenerationClock::start(disk, &ran_before).await.is_err() }));
         assert!(start.expect("no crash meanwhile"));
+    }
+
+    #[test]
+    fn a_directory_joins_once_and_remembers_the_others() {
+        let sim = Sim::new(4);
+        let node = sim.node(NodeId(1));
+        let _env = node.env();
+        let disk: Arc<dyn Disk> = sim.disk(NodeId(1), "data");
+        let others = vec![(NodeId(1), "10.0.0.1:9002".to_string()), (NodeId(2), "b.example:9002".to_string())];
+        let joined = sim.block_on(node.run(async move {
+            join(&*disk, ClusterId(5), NodeId(3), &others).await?;
+            assert!(join(&*disk, ClusterId(5), NodeId(4), &others).await.is_err(), "one directory, one node");
+            let identity = load_identity(&*disk).await?.expect("just written");
+            assert!(identity.joined && identity.node == NodeId(3));
+            assert_eq!(load_contacts(&*disk).await?, others);
+            Ok::<_, HomeError>(())
+        }));
+        joined.expect("no crash meanwhile").expect("nothing fails");
     }
 
     #[test]
@@ -212,7 +296,7 @@ mod tests {
         let node = sim.node(NodeId(1));
         let _env = node.env();
         let disk = sim.disk(NodeId(1), "data");
-        let identity = NodeIdentity { cluster: ClusterId(77), node: NodeId(3), set_up: true };
+        let identity = NodeIdentity { cluster: ClusterId(77), node: NodeId(3), set_up: true, joined: false };
         let on_node: Arc<dyn Disk> = disk.clone();
         sim.block_on(node.run(async move { store_identity(&*on_node, &identity).await })).unwrap().unwrap();
         let good = disk.contents(NODE_FILE).expect("the file exists");

@@ -4,6 +4,7 @@
 //! gateways, command lines, the real clock or file system.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod announce;
 mod control;
 mod controller;
 mod disks;
@@ -13,10 +14,13 @@ mod machine;
 mod metrics;
 pub mod offline;
 mod repair;
+mod replicas;
 mod service;
 mod start;
 mod status;
+mod transport;
 mod workers;
 
+pub use home::join as join_identity;
 pub use start::{Config, DiskSpec, Healing, Node, StartError, Tuning};
 pub use status::{ChunkCounts, DiskStatus, GroupStatus, NodeStatus, RepairStatus, Status, Verdict};

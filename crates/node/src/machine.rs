@@ -32,7 +32,7 @@ pub struct Machine {
     group: GroupId,
     kv: Arc<dyn Kv>,
     configuration: Configuration,
-    /// Group 0 only: the map after the last batch.
+    /// Group 0 only: the map after the last batch, for everybody on this node.
     map: Option<watch::Sender<Arc<ClusterMap>>>,
 }
 
@@ -60,17 +60,29 @@ impl Command {
 }
 
 impl Machine {
-    pub fn new(group: GroupId, kv: Arc<dyn Kv>, configuration: Configuration) -> Result<Machine, ViewError> {
-        let map = match group {
-            GROUP_ZERO => Some(watch::Sender::new(Arc::new(meta::map::load(&KvView::of(&kv))?))),
-            _ => None,
-        };
-        Ok(Machine { group, kv, configuration, map })
+    /// `map`: where the state of group 0 is published. `stateless`: the rows mean nothing yet.
+    pub fn new(
+        group: GroupId,
+        kv: Arc<dyn Kv>,
+        configuration: &Configuration,
+        stateless: bool,
+        map: &watch::Sender<Arc<ClusterMap>>,
+    ) -> Result<Machine, ViewError> {
+        let map = (group == GROUP_ZERO).then(|| map.clone());
+        let mut machine = Machine { group, kv, configuration: Configuration::default(), map };
+        if !stateless {
+            machine.reload(configuration)?;
+        }
+        Ok(machine)
     }
 
-    /// Follows the map (group 0 only).
-    pub fn watch_map(&self) -> Option<watch::Receiver<Arc<ClusterMap>>> {
-        self.map.as_ref().map(watch::Sender::subscribe)
+    /// Reads again what is held in memory: the rows were replaced.
+    pub fn reload(&mut self, configuration: &Configuration) -> Result<(), ViewError> {
+        self.configuration = configuration.clone();
+        if let Some(map) = &self.map {
+            map.send_replace(Arc::new(meta::map::load(&KvView::of(&self.kv))?));
+        }
+        Ok(())
     }
 
     /// Bytes that the next flush of the key-value store would write.
@@ -79,25 +91,44 @@ impl Machine {
     }
 
     /// Applies entries in order and commits all their changes, with the applied index, in one transaction.
-    pub fn apply(&mut self, entries: &[Entry]) -> Result<Applied, ViewError> {
+    /// `reconfigure` answers the configuration from a configuration entry on.
+    pub fn apply(
+        &mut self,
+        entries: &[Entry],
+        reconfigure: &mut dyn FnMut(&Entry) -> Configuration,
+    ) -> Result<Applied, ViewError> {
         let last = entries.last().expect("a batch is never empty");
         let view = KvView::of(&self.kv);
         let mut overlay = Overlay::new(&view);
         let mut replies = Vec::with_capacity(entries.len());
         for entry in entries.iter().filter(|entry| !entry.data.is_empty()) {
+            if entry.is_configuration() {
+                self.configuration = reconfigure(entry);
+                continue;
+            }
             let reply = apply_one(&mut overlay, self.group, entry)?;
             replies.push((entry.index, entry.term, reply));
         }
         let map_changed = self.map.is_some() && !overlay.is_empty();
-        let conf_state = encode_configuration(&self.configuration);
+        let conf_state = self.configuration.encode();
         let advanced = group::advance(&overlay, self.group, last.index, last.term, conf_state)?;
-        let mut changes: Vec<store::kv::Change> = overlay.into_changes().0.into_iter().map(change_out).collect();
-        changes.push(change_out(advanced));
-        self.kv.commit(changes).map_err(|error| view_error(&error))?;
+        let changes = overlay.into_changes().0;
         if let Some(map) = self.map.as_ref().filter(|_| map_changed) {
-            map.send_replace(Arc::new(meta::map::load(&KvView::of(&self.kv))?));
+            let mut newest = ClusterMap::clone(&map.borrow());
+            for change in &changes {
+                meta::map::absorb(&mut newest, change)?;
+            }
+            self.commit(changes, advanced)?;
+            map.send_replace(Arc::new(newest));
+        } else {
+            self.commit(changes, advanced)?;
         }
         Ok(Applied { last: (last.index, last.term), replies })
+    }
+
+    fn commit(&self, changes: Vec<Change>, advanced: Change) -> Result<(), ViewError> {
+        let changes = changes.into_iter().chain([advanced]).map(change_out).collect();
+        self.kv.commit(changes).map_err(|error| view_error(&error))
     }
 }
 
@@ -119,14 +150,6 @@ pub fn apply_one(overlay: &mut Overlay<'_>, group: GroupId, entry: &Entry) -> Re
     };
     overlay.absorb(changes);
     Ok(reply)
-}
-
-pub fn encode_configuration(configuration: &Configuration) -> Bytes {
-    configuration.encode()
-}
-
-pub fn decode_configuration(raw: &Bytes) -> Result<Configuration, String> {
-    Configuration::decode(raw)
 }
 
 /// The key-value store as `meta` reads it.

@@ -9,7 +9,6 @@ use client::wire::{self, Answer, Ask, ChunkDone, Failed, Failure, Request, Told}
 use meta::map::command::ClusterMap;
 use meta::object::command::{Reason, Refused, ShardAnswer, ShardFound};
 use meta::view::ViewError;
-use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use store::kv::Kv;
 use store::{Engine, NewChunk, StoreError};
@@ -17,10 +16,13 @@ use tokio::sync::watch;
 
 use crate::controller::Control;
 use crate::disks::Disks;
-use crate::group::{GroupError, GroupHandle};
+use crate::group::install::Offered;
+use crate::group::{Acknowledge, GroupError, GroupHandle};
 use crate::machine::{Command, KvView, Reply};
 use crate::metrics::Counters;
 use crate::repair::Progress;
+use crate::replicas::Replicas;
+use crate::transport;
 
 /// Chunks named in one delete request.
 const DELETES_MAX: usize = 4096;
@@ -28,27 +30,49 @@ const DELETES_MAX: usize = 4096;
 /// Everything that requests are answered from.
 pub struct Service {
     pub node: NodeId,
+    pub env: Env,
     pub disks: Arc<Disks>,
-    pub groups: BTreeMap<GroupId, GroupHandle>,
+    pub replicas: Arc<Replicas>,
     pub kv: Arc<dyn Kv>,
+    /// States that replicas elsewhere are fetching.
+    pub offered: Offered,
+    pub standing: watch::Sender<Standing>,
     pub map: watch::Receiver<Arc<ClusterMap>>,
     pub counters: Arc<Counters>,
     /// What opening the key-value store found: whole sentences.
     pub metadata_damage: Vec<String>,
     pub control: Arc<Control>,
     pub repair: Arc<Progress>,
-    pub env: Env,
     /// The map decoded for look-ups, as of the version it carries.
     pub view: RwLock<Arc<MapView>>,
+}
+
+/// Where this node stands in its cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The cluster does not know of this start yet.
+    Starting,
+    Serving,
+    /// Voted out: takes nothing until it is back under a new generation.
+    Fenced,
+    /// It must not run: a sentence.
+    Ended(String),
 }
 
 /// The service as the network calls it.
 pub struct Front(pub Arc<Service>);
 
 impl Handler for Front {
-    fn handle(&self, _from: NodeId, _channel: Channel, request: Frame) -> BoxFuture<Frame> {
+    fn handle(&self, from: NodeId, channel: Channel, request: Frame) -> BoxFuture<Frame> {
         let service = self.0.clone();
         Box::pin(async move {
+            if channel == Channel::Raft {
+                match transport::decode(&request) {
+                    Ok(batch) => service.replicas.deliver(from, batch).await,
+                    Err(why) => tracing::warn!("node {from}: {why}"),
+                }
+                return Frame::default();
+            }
             let (mut answer, bulk) = match wire::head::<Request>(&request) {
                 Ok(head) => service.answer(head, request.bulk).await,
                 Err(why) => (Answer::failed(Failure::Invalid, why), Vec::new()),
@@ -63,7 +87,11 @@ type Answered = (Answer, Vec<Bytes>);
 
 impl Service {
     async fn answer(&self, request: Request, bulk: Vec<Bytes>) -> Answered {
-        if let Err(failed) = self.check_generation(&request) {
+        // The map is for everybody: from it a node learns that it was voted out. Raft has terms.
+        let is_open = matches!(request.ask, Some(Ask::GetMap(_) | Ask::SnapshotPage(_)));
+        if let Err(failed) =
+            self.check_generation(&request).or_else(|failed| if is_open { Ok(()) } else { Err(failed) })
+        {
             return (failed.into(), Vec::new());
         }
         let Some(ask) = request.ask else {
@@ -71,10 +99,13 @@ impl Service {
         };
         match ask {
             Ask::GetMap(get) => (self.get_map(get.linearizable).await, Vec::new()),
-            Ask::ProposeMap(entry) => (self.propose(GROUP_ZERO, Command::Map(entry)).await, Vec::new()),
+            Ask::ProposeMap(entry) => {
+                (self.propose(GROUP_ZERO, Command::Map(entry), Acknowledge::Everyone).await, Vec::new())
+            }
             Ask::ProposeShard(propose) => {
                 let command = Command::Shard(propose.entry.unwrap_or_default());
-                (self.propose(GroupId(propose.group), command).await, Vec::new())
+                let acknowledge = if propose.everyone { Acknowledge::Everyone } else { Acknowledge::Majority };
+                (self.propose(GroupId(propose.group), command, acknowledge).await, Vec::new())
             }
             Ask::QueryShard(query) => {
                 (self.query(GroupId(query.group), query.query.unwrap_or_default()).await, Vec::new())
@@ -82,6 +113,10 @@ impl Service {
             Ask::PutChunk(put) => (self.put_chunk(put, bulk).await, Vec::new()),
             Ask::GetChunk(get) => self.get_chunk(get).await,
             Ask::DeleteChunks(delete) => (self.delete_chunks(delete).await, Vec::new()),
+            Ask::SnapshotPage(ask) => match self.offered.page(&self.env, &*self.kv, &ask) {
+                Ok(rows) => (Answer::of(Told::SnapshotRows(rows)), Vec::new()),
+                Err(why) => (Answer::failed(Failure::Busy, why), Vec::new()),
+            },
             Ask::NodeReport(report) => (self.hear(NodeId(request.node), report), Vec::new()),
             Ask::Inventory(_) | Ask::PgDigests(_) | Ask::Named(_) => {
                 (Answer::failed(Failure::Invalid, "not served yet"), Vec::new())
@@ -105,8 +140,9 @@ impl Service {
         Ok(())
     }
 
-    fn group(&self, id: GroupId) -> Result<&GroupHandle, Failed> {
-        self.groups.get(&id).ok_or_else(|| Failed::new(Failure::NotLeader, format!("no replica of group {id} here")))
+    fn group(&self, id: GroupId) -> Result<GroupHandle, Failed> {
+        let missing = || Failed::new(Failure::NotLeader, format!("no replica of group {id} here"));
+        self.replicas.get(id).ok_or_else(missing)
     }
 
     async fn get_map(&self, linearizable: bool) -> Answer {
@@ -122,12 +158,12 @@ impl Service {
         Answer::of(Told::Map(ClusterMap::clone(&self.map.borrow())))
     }
 
-    async fn propose(&self, id: GroupId, command: Command) -> Answer {
+    async fn propose(&self, id: GroupId, command: Command, acknowledge: Acknowledge) -> Answer {
         let group = match self.group(id) {
             Ok(group) => group,
             Err(failed) => return failed.into(),
         };
-        match group.propose(command).await {
+        match group.propose(command, acknowledge).await {
             Ok(Reply::Map(reply)) => Answer::of(Told::MapReply(reply)),
             Ok(Reply::Shard(reply)) => Answer::of(Told::ShardReply(reply)),
             Err(error) => group_failure(error),
@@ -160,6 +196,10 @@ impl Service {
             (Err(failed), _) => return failed.into(),
             (_, None) => return Answer::failed(Failure::Invalid, "a chunk id has 16 bytes"),
         };
+        // Until the map here holds this node's return, it may be older than what the node had adopted before.
+        if *self.standing.borrow() != Standing::Serving {
+            return Answer::failed(Failure::Busy, "the node has just started and waits for the cluster map");
+        }
         let current = self.placement_epoch(id);
         if current != Some(PgEpoch(put.epoch)) {
             let why = format!("chunk {id} was placed under epoch {}, here it is {current:?}", put.epoch);
@@ -167,10 +207,16 @@ impl Service {
         }
         let chunk =
             NewChunk { id, owner: OwnerId(put.owner), epoch: PgEpoch(put.epoch), crc64: put.crc64, payload: bulk };
-        match engine.put(chunk).await {
-            Ok(_) => Answer::of(Told::Chunk(ChunkDone { epoch: put.epoch, owner: put.owner })),
-            Err(error) => store_failure(id, &error),
+        if let Err(error) = engine.put(chunk).await {
+            return store_failure(id, &error);
         }
+        // The group may have been closed meanwhile, and its inventory taken: then this copy does not count.
+        let current = self.placement_epoch(id);
+        if current != Some(PgEpoch(put.epoch)) || *self.standing.borrow() != Standing::Serving {
+            let why = format!("the placement of chunk {id} changed while it was stored");
+            return Answer::failed(Failure::StalePlacement, why);
+        }
+        Answer::of(Told::Chunk(ChunkDone { epoch: put.epoch, owner: put.owner }))
     }
 
     async fn get_chunk(&self, get: wire::GetChunk) -> Answered {
@@ -232,8 +278,7 @@ fn chunk_id(raw: &[u8]) -> Option<ChunkId> {
 fn group_failure(error: GroupError) -> Answer {
     match error {
         GroupError::NotLeader(leader) => {
-            // With one node a peer's number is its node's.
-            let leader = leader.map_or(0, |peer| peer.0 as u32);
+            let leader = leader.map_or(0, |node| node.0);
             let failed = Failed { failure: Failure::NotLeader as i32, detail: String::new(), leader };
             Answer::of(Told::Failed(failed))
         }

@@ -1,6 +1,6 @@
 //! What a node can say about the safety of the data, computed, never guessed.
 
-use base::ids::{GROUP_ZERO, NodeId};
+use base::ids::GROUP_ZERO;
 use std::collections::BTreeSet;
 use store::DamagedWhat;
 
@@ -217,10 +217,10 @@ fn groups(service: &Service, findings: &mut Findings) -> Vec<GroupStatus> {
         GroupStatus {
             id: handle.id.0,
             kind,
-            leader: handle.leader().map_or(0, |peer| peer.0),
+            leader: handle.leader().map_or(0, |node| u64::from(node.0)),
             term: handle.term().0,
-            voters: vec![u64::from(NodeId(service.node.0).0)],
+            voters: handle.voter_nodes().into_iter().map(|node| u64::from(node.0)).collect(),
         }
     };
-    service.groups.values().map(|handle| describe(handle, findings)).collect()
+    service.replicas.all().iter().map(|handle| describe(handle, findings)).collect()
 }

@@ -2,21 +2,22 @@
 //! names any more, removal of what was stored and never committed.
 
 use base::Env;
-use base::env::MonoTime;
-use base::ids::{ChunkId, Generation, GroupId, PoolId, Session};
+use base::env::{Disk, MonoTime};
+use base::ids::{ChunkId, GROUP_ZERO, Generation, GroupId, NodeId, PoolId, Session};
 use base::{GIB, MIB};
 use bytes::Bytes;
 use client::{Client, Error};
-use meta::map::command::{DiskRow, DiskState, MapCommand, NodeRow};
+use meta::map::command::{DiskRow, DiskState, MapCommand, NodeRow, NodeState};
 use meta::object::command::{Garbage, ListGarbage, ShardFound, ShardQuery, ShardRead};
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
+use crate::group::GroupHandle;
 use crate::home::{GenerationClock, Generations};
 use crate::machine::KvView;
-use crate::service::Service;
+use crate::service::{Service, Standing};
 
 /// Unflushed state or log that makes a flush worth its writing.
 pub const FLUSH_BYTES: u64 = 32 * MIB;
@@ -44,7 +45,7 @@ pub async fn flush_key_value(env: Env, service: Arc<Service>, flush_bytes: u64, 
             _ = stop.wait_for(|stop| *stop) => return,
             () = env.sleep(FLUSH_CHECK) => {}
         }
-        let log_bytes: u64 = service.groups.values().map(|group| group.log_bytes()).sum();
+        let log_bytes: u64 = service.replicas.all().iter().map(|group| group.log_bytes()).sum();
         if service.kv.unflushed_bytes() >= flush_bytes || log_bytes >= 2 * flush_bytes {
             flush_now(&service).await;
         }
@@ -53,13 +54,13 @@ pub async fn flush_key_value(env: Env, service: Arc<Service>, flush_bytes: u64, 
 
 /// One flush. The applied indexes are read before it: everything up to them is then durable.
 pub async fn flush_now(service: &Service) {
-    let applied: Vec<_> = service.groups.values().map(|group| (group.clone(), group.applied())).collect();
+    let applied: Vec<_> = service.replicas.all().into_iter().map(|group| (group.applied(), group)).collect();
     if let Err(error) = service.kv.flush().await {
         tracing::error!("the key-value store cannot be flushed: {error}");
         return;
     }
     service.counters.kv_flushes.inc();
-    for (group, index) in applied {
+    for (index, group) in applied {
         group.trim(index).await;
     }
 }
@@ -76,23 +77,11 @@ pub async fn renew_session(env: Env, client: Client, clock: Arc<GenerationClock>
         if env.now().since(renewed) < RENEW_AFTER && client.chunks_named() < u32::MAX / 2 {
             continue;
         }
-        match raise(&client, &clock).await {
-            Ok(()) => renewed = env.now(),
+        match crate::announce::raise(&client, &clock).await {
+            Ok(_) => renewed = env.now(),
             Err(why) => tracing::error!("the generation cannot be raised: {why}"),
         }
     }
-}
-
-/// First in the own directory, then in the map (which refuses a generation that it has seen), then in use.
-async fn raise(client: &Client, clock: &GenerationClock) -> Result<(), String> {
-    let generation = clock.raise().await.map_err(|error| error.to_string())?;
-    let session = client.session();
-    let map = client.map();
-    let row = map.map.nodes.iter().find(|row| row.id == session.node.0).cloned().unwrap_or_default();
-    let row = NodeRow { id: session.node.0, generation: generation.0, ..row };
-    client.change_map_checked(MapCommand::SetNode(row)).await.map_err(|error| error.to_string())?;
-    client.renew_session(Session { generation, ..session });
-    Ok(())
 }
 
 /// Writes tombstones for the chunks in the garbage queues of all shards, then retires the rows.
@@ -103,35 +92,32 @@ pub async fn collect_garbage(
     grace: Duration,
     mut stop: watch::Receiver<bool>,
 ) {
-    let shards: Vec<GroupId> = service.groups.keys().copied().filter(|id| id.0 != 0).collect();
-    let mut seen: Vec<VecDeque<(MonoTime, u64)>> = vec![VecDeque::new(); shards.len()];
+    let mut seen: BTreeMap<GroupId, VecDeque<(MonoTime, u64)>> = BTreeMap::new();
     loop {
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
             () = env.sleep(GARBAGE_CHECK) => {}
         }
-        for (group, seen) in shards.iter().zip(&mut seen) {
+        // A shard's leader collects: of what is garbage there, nothing can be named again.
+        let led: Vec<GroupHandle> =
+            service.replicas.all().into_iter().filter(|group| group.id != GROUP_ZERO && group.is_leader()).collect();
+        seen.retain(|id, _| led.iter().any(|group| group.id == *id));
+        for group in led {
             let grace = if service.disks.short_of_space() { Duration::ZERO } else { grace };
-            let due = due_sequence(&env, &service, *group, seen, grace);
-            if let Err(error) = collect_until(&service, &client, *group, due).await {
-                tracing::warn!("garbage of group {group} waits: {error}");
+            let due = due_sequence(&env, &group, seen.entry(group.id).or_default(), grace);
+            if let Err(error) = collect_until(&service, &client, group.id, due).await {
+                tracing::warn!("garbage of group {} waits: {error}", group.id);
             }
         }
     }
 }
 
 /// The newest sequence that has been garbage for at least `grace`.
-fn due_sequence(
-    env: &Env,
-    service: &Service,
-    group: GroupId,
-    seen: &mut VecDeque<(MonoTime, u64)>,
-    grace: Duration,
-) -> u64 {
+fn due_sequence(env: &Env, group: &GroupHandle, seen: &mut VecDeque<(MonoTime, u64)>, grace: Duration) -> u64 {
     const SEEN_MAX: usize = 256;
     // Whatever is garbage now has a sequence up to the one of the applied index.
-    let newest = meta::object::garbage_sequence_max(service.groups[&group].applied());
+    let newest = meta::object::garbage_sequence_max(group.applied());
     if seen.back().is_none_or(|(_, last)| *last < newest) && seen.len() < SEEN_MAX {
         seen.push_back((env.now(), newest));
     }
@@ -214,8 +200,41 @@ pub async fn announce_failures(env: Env, service: Arc<Service>, client: Client, 
     }
 }
 
+/// Shows every new version of the map to the client and the network, and keeps the addresses of the other nodes.
+pub async fn follow_map(env: Env, service: Arc<Service>, client: Client, home: Arc<dyn Disk>) {
+    let mut map = service.map.clone();
+    let mut known = Vec::new();
+    loop {
+        let newest = map.borrow_and_update().clone();
+        if newest.version > 0 {
+            client.learn_map(newest.as_ref().clone());
+            let there = |row: &&NodeRow| row.state() != NodeState::Removed && row.id != service.node.0;
+            let others: Vec<(NodeId, String)> =
+                newest.nodes.iter().filter(there).map(|row| (NodeId(row.id), row.address.clone())).collect();
+            if others != known {
+                env.net.learn_peers(&others);
+                match crate::home::store_contacts(&*home, &others).await {
+                    Ok(()) => known = others,
+                    Err(error) => tracing::warn!("the addresses of the other nodes cannot be kept: {error}"),
+                }
+            }
+        }
+        if map.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// After a start: nobody can commit chunks of this node's earlier lives any more, so what no key names of them goes.
 pub async fn sweep_orphans(env: Env, service: Arc<Service>, client: Client, clock: Arc<GenerationClock>) {
+    let mut standing = service.standing.subscribe();
+    if standing.wait_for(|standing| *standing == Standing::Serving).await.is_err() {
+        return;
+    }
+    if client.map().map.nodes.len() > 1 {
+        // Its own replica may lag behind what the shard's leader has decided.
+        return;
+    }
     let generations = clock.now().await;
     match sweep(&env, &service, &client, generations).await {
         Ok(removed) => {
@@ -231,10 +250,16 @@ pub async fn sweep_orphans(env: Env, service: Arc<Service>, client: Client, cloc
     }
 }
 
+/// Group 0 and every shard.
+fn shard_groups(client: &Client) -> Vec<GroupId> {
+    let map = client.map();
+    std::iter::once(GROUP_ZERO).chain(map.map.shards.iter().map(|row| GroupId(row.group))).collect()
+}
+
 async fn sweep(env: &Env, service: &Service, client: &Client, generations: Generations) -> Result<u64, Error> {
     let floor = Session { node: service.node, generation: generations.current };
-    for group in service.groups.keys() {
-        client.close_sessions(*group, floor).await?;
+    for group in shard_groups(client) {
+        client.close_sessions(group, floor).await?;
     }
     let mut removed = 0;
     for engine in service.disks.engines() {
@@ -291,7 +316,7 @@ async fn forget_named(env: &Env, service: &Service, orphans: &mut BTreeSet<Chunk
     let damaged = |error: meta::view::ViewError| Error::Damaged(error.to_string());
     let snapshot = service.kv.snapshot();
     let view = KvView::over(&*snapshot);
-    for group in service.groups.keys().copied() {
+    for group in service.replicas.all().into_iter().map(|group| group.id) {
         let state = meta::group::load(&view, group).map_err(damaged)?;
         for (start, end) in meta::group::row_ranges(group, &state) {
             let mut from = start;

@@ -14,6 +14,8 @@ pub const CAUGHT_UP_LAG_MAX: u64 = 1000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeState {
     Up,
+    /// Serves as when up, but is to go: its votes are replaced as soon as others can take them.
+    Draining,
     /// Not there at the moment. Nothing is decided about it.
     Down,
     /// Lost: it is not expected back. Its votes are replaced as soon as another can take them.
@@ -30,11 +32,13 @@ pub struct NodeView {
 
 /// The next change of a group's members, if one is due.
 ///
-/// `nodes` is in the order in which they are to be chosen; a node that is not listed counts as down. In group 0 every
-/// node gets a replica; in other groups, as many as there are to be voters.
+/// `nodes` is in the order in which they are to be chosen; a node that is not listed counts as down. `gone`: peers that
+/// never answer again although their nodes are there, because they lost their logs. In group 0 every node gets a
+/// replica; in other groups, as many as there are to be voters.
 pub fn next_change(
     configuration: &Configuration,
     nodes: &[NodeView],
+    gone: &[PeerId],
     progress: &[PeerProgress],
     wanted_voters: usize,
     group_zero: bool,
@@ -42,7 +46,7 @@ pub fn next_change(
     if configuration.is_empty() || configuration.is_joint() {
         return None;
     }
-    let plan = Plan { configuration, nodes, progress, wanted_voters, group_zero };
+    let plan = Plan { configuration, nodes, gone, progress, wanted_voters, group_zero };
     plan.replace_voter()
         .or_else(|| plan.grow())
         .or_else(|| plan.add_learner())
@@ -53,6 +57,7 @@ pub fn next_change(
 struct Plan<'a> {
     configuration: &'a Configuration,
     nodes: &'a [NodeView],
+    gone: &'a [PeerId],
     progress: &'a [PeerProgress],
     wanted_voters: usize,
     group_zero: bool,
@@ -61,8 +66,9 @@ struct Plan<'a> {
 impl Plan<'_> {
     /// A voter that is not expected back gives its vote to a learner, in one step.
     fn replace_voter(&self) -> Option<ConfigurationChange> {
-        let leaving =
-            self.voters_in(&[NodeState::Removed]).next().or_else(|| self.voters_in(&[NodeState::Gone]).next())?;
+        let leaving = [NodeState::Removed, NodeState::Gone, NodeState::Draining]
+            .iter()
+            .find_map(|state| self.voters_in(std::slice::from_ref(state)).next())?;
         let heir = self.caught_up().next()?;
         Some(ConfigurationChange::Promote { peers: vec![heir], remove: vec![leaving] })
     }
@@ -86,7 +92,10 @@ impl Plan<'_> {
         if !self.group_zero && self.replicas_that_stay() >= self.wanted_voters {
             return None;
         }
-        let lacks = |view: &&NodeView| view.state == NodeState::Up && self.configuration.peer_of(view.node).is_none();
+        let serves =
+            |view: &NodeView| view.state == NodeState::Up || (self.group_zero && view.state == NodeState::Draining);
+        let has = |node| self.configuration.peer_of(node).is_some_and(|peer| !self.gone.contains(&peer));
+        let lacks = |view: &&NodeView| serves(view) && !has(view.node);
         let node = self.nodes.iter().find(lacks)?.node;
         Some(ConfigurationChange::AddLearner { node })
     }
@@ -139,6 +148,9 @@ impl Plan<'_> {
     }
 
     fn state_of(&self, peer: PeerId) -> NodeState {
+        if self.gone.contains(&peer) {
+            return NodeState::Gone;
+        }
         let node = self.configuration.node_of(peer);
         let view = self.nodes.iter().find(|view| Some(view.node) == node);
         view.map_or(NodeState::Down, |view| view.state)
@@ -154,4 +166,133 @@ pub fn preferred_leader(group: GroupId, configuration: &Configuration, up: &[Nod
     let first = (group.0 % voters.len().max(1) as u64) as usize;
     let turn = voters[first..].iter().chain(&voters[..first]);
     turn.into_iter().find(|(node, _)| up.contains(node)).map(|(_, peer)| *peer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    /// Peer n is on node n.
+    fn configuration(voters: &[u64], learners: &[u64]) -> Configuration {
+        let peers = |ids: &[u64]| ids.iter().copied().map(PeerId).collect::<Vec<_>>();
+        let nodes: BTreeMap<PeerId, NodeId> =
+            voters.iter().chain(learners).map(|id| (PeerId(*id), NodeId(*id as u32))).collect();
+        Configuration {
+            voters: peers(voters),
+            learners: peers(learners),
+            peer_last: PeerId(20),
+            nodes,
+            ..Configuration::default()
+        }
+    }
+
+    /// One letter a node: Up, Down, Gone, Removed.
+    fn nodes(states: &str) -> Vec<NodeView> {
+        let state = |letter| match letter {
+            'U' => NodeState::Up,
+            'D' => NodeState::Down,
+            'G' => NodeState::Gone,
+            _ => NodeState::Removed,
+        };
+        states.chars().zip(1..).map(|(letter, node)| NodeView { node: NodeId(node), state: state(letter) }).collect()
+    }
+
+    /// Everybody has all of 5000 entries, but these have so many.
+    fn progress(but: &[(u64, u64)]) -> Vec<PeerProgress> {
+        let matched = |peer: u64| but.iter().find(|it| it.0 == peer).map_or(5000, |it| it.1);
+        let of = |peer| PeerProgress { peer: PeerId(peer), matched: LogIndex(matched(peer)), active: true };
+        (1..10).map(of).collect()
+    }
+
+    fn add(node: u32) -> Option<ConfigurationChange> {
+        Some(ConfigurationChange::AddLearner { node: NodeId(node) })
+    }
+
+    fn promote(peers: &[u64], remove: &[u64]) -> Option<ConfigurationChange> {
+        let of = |ids: &[u64]| ids.iter().copied().map(PeerId).collect();
+        Some(ConfigurationChange::Promote { peers: of(peers), remove: of(remove) })
+    }
+
+    fn remove(peer: u64) -> Option<ConfigurationChange> {
+        Some(ConfigurationChange::Remove { peers: vec![PeerId(peer)] })
+    }
+
+    #[test]
+    fn what_is_due() {
+        type Case<'a> = (&'a [u64], &'a [u64], &'a str, usize, bool, Option<ConfigurationChange>);
+        let cases: &[Case<'_>] = &[
+            // Growing.
+            (&[1], &[], "U", 3, true, None),
+            (&[1], &[], "UU", 3, true, add(2)),
+            (&[1], &[], "UD", 3, true, None),
+            (&[1], &[2], "UU", 3, true, promote(&[2], &[])),
+            (&[1], &[2, 3], "UUU", 3, true, promote(&[2], &[])),
+            (&[1, 2], &[3], "UUU", 3, true, promote(&[3], &[])),
+            (&[1, 2], &[3], "UUD", 3, true, None),
+            (&[1, 2, 3], &[], "UUU", 3, true, None),
+            (&[1, 2, 3], &[], "UUUU", 3, true, add(4)),
+            (&[1, 2, 3], &[4], "UUUU", 3, true, None),
+            (&[1, 2, 3], &[4], "UUUUU", 5, true, add(5)),
+            (&[1, 2, 3], &[4, 5], "UUUUU", 5, true, promote(&[4, 5], &[])),
+            // A shard takes as many nodes as it needs, in their order.
+            (&[1, 2, 3], &[], "UUUU", 3, false, None),
+            (&[1, 2, 3], &[4], "UUUU", 3, false, remove(4)),
+            (&[2], &[], "UUU", 3, false, add(1)),
+            // Down changes nothing; gone is replaced and never merely dropped.
+            (&[1, 2, 3], &[4], "UUDU", 3, true, None),
+            (&[1, 2, 3], &[4], "UUGU", 3, true, promote(&[4], &[3])),
+            (&[1, 2, 3], &[], "UUG", 3, true, None),
+            (&[1, 2, 3], &[], "UUGU", 3, false, add(4)),
+            (&[1, 2, 3], &[4], "UUGD", 3, true, None),
+            (&[1, 2, 3], &[4], "UUUG", 3, true, remove(4)),
+            // Removed goes in any case, but a learner on its way is waited for.
+            (&[1, 2, 3], &[], "UUR", 3, true, remove(3)),
+            (&[1, 2, 3], &[4], "UURU", 3, true, promote(&[4], &[3])),
+            (&[1, 2, 3], &[], "UURU", 3, true, add(4)),
+            (&[1], &[], "R", 3, true, None),
+        ];
+        for (voters, learners, states, wanted, zero, due) in cases {
+            let now = configuration(voters, learners);
+            let next = next_change(&now, &nodes(states), &progress(&[]), *wanted, *zero);
+            assert_eq!(next, *due, "{voters:?} {learners:?} {states} {wanted} {zero}");
+        }
+    }
+
+    #[test]
+    fn only_who_has_caught_up_gets_a_vote() {
+        let now = configuration(&[1], &[2]);
+        let next = |progress: &[PeerProgress]| next_change(&now, &nodes("UU"), progress, 3, true);
+        assert_eq!(next(&progress(&[(2, 5000 - CAUGHT_UP_LAG_MAX)])), promote(&[2], &[]));
+        assert_eq!(next(&progress(&[(2, 4999 - CAUGHT_UP_LAG_MAX)])), None);
+        let mut silent = progress(&[]);
+        silent[1].active = false;
+        assert_eq!(next(&silent), None);
+        let short_log: Vec<PeerProgress> = progress(&[(1, 3), (2, 0)]).into_iter().take(2).collect();
+        assert_eq!(next(&short_log), None, "a learner without a state, however short the log");
+        let removed = configuration(&[1, 3], &[2]);
+        assert_eq!(next_change(&removed, &nodes("UUR"), &progress(&[(2, 1)]), 3, true), None, "it is waited for");
+    }
+
+    #[test]
+    fn a_joint_configuration_is_left_alone() {
+        let mut now = configuration(&[1, 2], &[3]);
+        now.voters_outgoing = vec![PeerId(1)];
+        assert_eq!(next_change(&now, &nodes("UUU"), &progress(&[]), 3, true), None);
+        assert_eq!(next_change(&Configuration::default(), &nodes("UUU"), &progress(&[]), 3, true), None);
+    }
+
+    #[test]
+    fn leaders_are_spread() {
+        let now = configuration(&[1, 2, 3], &[4]);
+        let lead = |group, up: &[u32]| {
+            let up: Vec<NodeId> = up.iter().copied().map(NodeId).collect();
+            preferred_leader(GroupId(group), &now, &up).map(|peer| peer.0)
+        };
+        let all: Vec<_> = (0..4).map(|group| lead(group, &[1, 2, 3, 4])).collect();
+        assert_eq!(all, vec![Some(1), Some(2), Some(3), Some(1)]);
+        assert_eq!(lead(1, &[1, 3, 4]), Some(3));
+        assert_eq!(lead(2, &[1]), Some(1));
+        assert_eq!(lead(0, &[4]), None, "learners do not lead");
+    }
 }

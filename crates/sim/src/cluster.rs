@@ -166,6 +166,7 @@ impl Cluster {
             advertise: format!("10.0.0.{node}:9002"),
             region: "us-east-1".into(),
             root: (OWNER.into(), "not-a-secret".into()),
+            authority: None,
         }
     }
 

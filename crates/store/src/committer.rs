@@ -157,7 +157,7 @@ impl Committer {
         drop(shared);
         let mut freed = !round.dropped.is_empty();
         for (waiting, answer) in round.answers {
-            freed |= matches!(waiting.request, Request::Delete { .. });
+            freed |= matches!(waiting.request, Request::Delete { .. } | Request::Evict { .. });
             self.settle(&waiting);
             waiting.answer(answer);
         }

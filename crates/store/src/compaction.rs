@@ -208,7 +208,7 @@ async fn move_journal(
     pacer: &Pacer,
 ) -> Result<Vec<ChunkId>, StoreError> {
     let mut alive = Vec::new();
-    let mut tombstones = Vec::new();
+    let (mut tombstones, mut evicted) = (Vec::new(), Vec::new());
     let mut damaged = false;
     let mut visit = |item: Item| {
         let Item::Batch(batch) = item else {
@@ -239,6 +239,7 @@ async fn move_journal(
                     }
                 }
                 (Kind::Tombstone, Some(Slot::Deleted { journal, .. })) if journal == number => tombstones.push(id),
+                (Kind::Evicted, Some(Slot::Evicted { journal, .. })) if journal == number => evicted.push(id),
                 _ => {}
             }
         }
@@ -249,14 +250,22 @@ async fn move_journal(
     }
     move_chunks(inner, number, file, alive, pacer).await?;
     move_logs(inner, number).await?;
-    let (idle, needed): (Vec<_>, Vec<_>) = {
+    let (mut idle, needed, marks) = {
         let shared = inner.shared();
         let rule = &inner.options.may_drop_tombstone;
-        tombstones.into_iter().partition(|id| shared.state.tombstone_is_idle(*id, number) && rule(*id))
+        let is_idle = |id: &ChunkId| shared.state.tombstone_is_idle(*id, number);
+        let (idle, needed): (Vec<_>, Vec<_>) = tombstones.into_iter().partition(|id| is_idle(id) && rule(*id));
+        let (idle_marks, marks): (Vec<_>, Vec<_>) = evicted.into_iter().partition(is_idle);
+        ([idle, idle_marks].concat(), needed, marks)
     };
+    let moved_from = Some(number);
     for some in needed.chunks(4096) {
-        inner.queue.run(Request::Delete { ids: some.to_vec(), moved_from: Some(number) }, true).await?;
+        inner.queue.run(Request::Delete { ids: some.to_vec(), moved_from }, true).await?;
     }
+    for some in marks.chunks(4096) {
+        inner.queue.run(Request::Evict { ids: some.to_vec(), moved_from }, true).await?;
+    }
+    idle.shrink_to_fit();
     Ok(idle)
 }
 

@@ -32,7 +32,8 @@ use crate::raft_log::{RaftLog, RaftWrite};
 use crate::read::{self, ReadFailure};
 use crate::recovery::{self, Recovered};
 use crate::report::{
-    ChunkData, ChunkStat, DamagedRecord, DamagedWhat, DiskState, DiskUsage, EngineStats, RecoveryReport, ScrubReport,
+    ChunkData, ChunkStat, DamagedRecord, DamagedWhat, Digest, DiskState, DiskUsage, EngineStats, Known, RecoveryReport,
+    ScrubReport,
 };
 use crate::round::judge_put;
 use crate::scrub;
@@ -236,6 +237,31 @@ impl Engine {
         Ok(())
     }
 
+    /// Lets go of chunks whose placement group has moved to other disks. Unlike deleted ones they may be stored again.
+    pub async fn evict(&self, ids: Vec<ChunkId>) -> Result<(), StoreError> {
+        self.check_writable()?;
+        for some in ids.chunks(DELETE_IDS_MAX) {
+            self.inner.queue.run(Request::Evict { ids: some.to_vec(), moved_from: None }, true).await?;
+        }
+        Ok(())
+    }
+
+    /// What there is of a pool in these slots, as one number.
+    pub fn digest(&self, pool: PoolId, slots: RangeInclusive<u32>) -> Digest {
+        self.inner.shared().state.index.digest(pool, slots)
+    }
+
+    /// As `inventory`, with tombstones.
+    pub fn known(&self, after: Option<ChunkId>, pool: PoolId, slots: RangeInclusive<u32>, limit: usize) -> Vec<Known> {
+        let Some(ids) = ids_behind(after, pool, slots) else { return Vec::new() };
+        let known = |(id, slot)| match slot {
+            Slot::Live(live) => Some(Known::Chunk(read::stat_of(id, &live))),
+            Slot::Deleted { .. } => Some(Known::Deleted(id)),
+            Slot::Evicted { .. } => None,
+        };
+        self.inner.shared().state.index.slots_in(ids).filter_map(known).take(limit).collect()
+    }
+
     /// Chunks of a pool in these slots, in id order from behind `after` on, at most `limit`.
     pub fn inventory(
         &self,
@@ -244,16 +270,9 @@ impl Engine {
         slots: RangeInclusive<u32>,
         limit: usize,
     ) -> Vec<ChunkStat> {
-        let first = ChunkId { pool, slot: PlacementSlot::new(*slots.start()), session: Session::default(), counter: 0 };
-        let end = ChunkId { slot: PlacementSlot::new(*slots.end()), ..first };
-        let last = ChunkId::from_u128(end.to_u128() | ((1 << 96) - 1));
-        let after = after.filter(|after| *after >= first);
-        let from = after.map_or(first, |after| ChunkId::from_u128(after.to_u128().saturating_add(1)));
-        if slots.is_empty() || from > last {
-            return Vec::new();
-        }
+        let Some(ids) = ids_behind(after, pool, slots) else { return Vec::new() };
         let shared = self.inner.shared();
-        shared.state.index.live_in(from..=last).take(limit).map(|(id, live)| read::stat_of(id, &live)).collect()
+        shared.state.index.live_in(ids).take(limit).map(|(id, live)| read::stat_of(id, &live)).collect()
     }
 
     /// Applies one Raft write; durable when it returns. Writes of one group must not overlap.
@@ -377,6 +396,16 @@ fn lock(disk: &Arc<dyn Disk>) -> Result<Box<dyn Send + Sync>, StoreError> {
         std::io::ErrorKind::WouldBlock => StoreError::InUse,
         _ => StoreError::io("locking the disk directory", &error),
     })
+}
+
+/// The ids of these slots of a pool, from behind `after` on.
+fn ids_behind(after: Option<ChunkId>, pool: PoolId, slots: RangeInclusive<u32>) -> Option<RangeInclusive<ChunkId>> {
+    let first = ChunkId { pool, slot: PlacementSlot::new(*slots.start()), session: Session::default(), counter: 0 };
+    let end = ChunkId { slot: PlacementSlot::new(*slots.end()), ..first };
+    let last = ChunkId::from_u128(end.to_u128() | ((1 << 96) - 1));
+    let after = after.filter(|after| *after >= first);
+    let from = after.map_or(first, |after| ChunkId::from_u128(after.to_u128().saturating_add(1)));
+    (!slots.is_empty() && from <= last).then_some(from..=last)
 }
 
 /// What may be in a directory that is to be formatted: file systems put `lost+found` there, `Disk::lock` its file.

@@ -1,12 +1,13 @@
 //! The index: where each chunk lies and which ids are deleted. Derived from the volumes at start, in RAM, 44 bytes a
 //! record, in id order.
 
-use base::ids::{ChunkId, PgEpoch};
+use base::ids::{ChunkId, PgEpoch, PoolId, SLOT_BITS, Slot as PlacementSlot};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
 use crate::format::batch::DIRECTORY_LINE_LEN;
 use crate::format::record::{self, Locator, RECORD_ALIGN};
+use crate::report::Digest;
 use base::buffer::{BLOCK, align_up};
 
 /// Number of a volume in RAM: its incarnation, which stays below 2^32.
@@ -85,7 +86,25 @@ impl Holder {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Slot {
     Live(Live),
-    Deleted { journal: VolumeNumber, holder: Holder },
+    Deleted {
+        journal: VolumeNumber,
+        holder: Holder,
+    },
+    /// Not here any more, by a record that must stay as long as a tombstone; may come back.
+    Evicted {
+        journal: VolumeNumber,
+        holder: Holder,
+    },
+}
+
+impl Slot {
+    /// Of a deletion or eviction: the volume with its record, and who still holds what it refers to.
+    pub fn mark(&self) -> Option<(VolumeNumber, Holder)> {
+        match *self {
+            Slot::Live(_) => None,
+            Slot::Deleted { journal, holder } | Slot::Evicted { journal, holder } => Some((journal, holder)),
+        }
+    }
 }
 
 /// A slot in 28 bytes of alignment 4, so that the tree packs it.
@@ -106,6 +125,7 @@ const DELETED: u32 = 1 << 31;
 const DAMAGED: u32 = 1 << 30;
 const UNKNOWN: u32 = 1 << 29;
 const COPIES: u32 = 1 << 28;
+const EVICTED: u32 = 1 << 27;
 const _: () = assert!(base::CHUNK_SIZE_MAX <= LEN_MASK as usize);
 const _: () = assert!(std::mem::size_of::<Packed>() == 28);
 
@@ -127,15 +147,18 @@ fn pack(slot: Slot) -> Packed {
                 epoch: live.epoch.0,
             }
         }
-        Slot::Deleted { journal, holder } => {
-            let (unit, volume) = match holder {
-                Holder::None => (0, 0),
-                Holder::One(volume) => (1, volume),
-                Holder::Many => (2, 0),
-            };
-            Packed { crc64: [0; 2], unit, len_flags: DELETED, volume, journal, epoch: 0 }
-        }
+        Slot::Deleted { journal, holder } => pack_mark(journal, holder, DELETED),
+        Slot::Evicted { journal, holder } => pack_mark(journal, holder, DELETED | EVICTED),
     }
+}
+
+fn pack_mark(journal: VolumeNumber, holder: Holder, len_flags: u32) -> Packed {
+    let (unit, volume) = match holder {
+        Holder::None => (0, 0),
+        Holder::One(volume) => (1, volume),
+        Holder::Many => (2, 0),
+    };
+    Packed { crc64: [0; 2], unit, len_flags, volume, journal, epoch: 0 }
 }
 
 fn unpack(packed: &Packed) -> Slot {
@@ -145,7 +168,11 @@ fn unpack(packed: &Packed) -> Slot {
             1 => Holder::One(packed.volume),
             _ => Holder::Many,
         };
-        return Slot::Deleted { journal: packed.journal, holder };
+        let journal = packed.journal;
+        return match packed.len_flags & EVICTED {
+            0 => Slot::Deleted { journal, holder },
+            _ => Slot::Evicted { journal, holder },
+        };
     }
     let health = match packed.len_flags & (DAMAGED | UNKNOWN) {
         0 => Health::Good,
@@ -168,6 +195,27 @@ fn unpack(packed: &Packed) -> Slot {
 pub struct Index {
     slots: BTreeMap<[u8; 16], Packed>,
     live: u64,
+    /// By pool and the first bits of the slot.
+    digests: BTreeMap<(u8, u32), Digest>,
+}
+
+/// Digests are kept for runs of slots with this many leading bits in common.
+const DIGEST_BITS: u32 = 12;
+const _: () = assert!(DIGEST_BITS <= SLOT_BITS);
+
+/// What a good chunk adds to the sum of a digest: the finalizer of SplitMix64 (Steele, Lea and Flood 2014) over id, length
+/// and checksum. A sum does not depend on an order, and what was added can be taken away.
+fn weight_of(id: &[u8; 16], packed: &Packed) -> u64 {
+    let mix = |value: u64| {
+        let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    };
+    let id = u128::from_be_bytes(*id);
+    let crc64 = u64::from(packed.crc64[0]) | (u64::from(packed.crc64[1]) << 32);
+    let words = [(id >> 64) as u64, id as u64, u64::from(packed.len_flags & LEN_MASK), crc64];
+    words.into_iter().fold(0, |hash, word| mix(hash ^ word))
 }
 
 impl Index {
@@ -176,14 +224,62 @@ impl Index {
     }
 
     pub fn set(&mut self, id: ChunkId, slot: Slot) {
-        let was = self.slots.insert(id.to_bytes(), pack(slot));
-        self.live -= u64::from(was.is_some_and(|was| was.len_flags & DELETED == 0));
-        self.live += u64::from(matches!(slot, Slot::Live(_)));
+        let packed = pack(slot);
+        let was = self.slots.insert(id.to_bytes(), packed);
+        self.count(id, was, false);
+        self.count(id, Some(packed), true);
     }
 
     pub fn remove(&mut self, id: ChunkId) {
         let was = self.slots.remove(&id.to_bytes());
-        self.live -= u64::from(was.is_some_and(|was| was.len_flags & DELETED == 0));
+        self.count(id, was, false);
+    }
+
+    fn count(&mut self, id: ChunkId, slot: Option<Packed>, comes: bool) {
+        let Some(packed) = slot.filter(|packed| packed.len_flags & DELETED == 0) else { return };
+        let cell = (id.pool.0, id.slot.get() >> (SLOT_BITS - DIGEST_BITS));
+        let digest = self.digests.entry(cell).or_default();
+        let (chunks, damaged, sum) = match packed.len_flags & (DAMAGED | UNKNOWN) {
+            0 => (1, 0, weight_of(&id.to_bytes(), &packed)),
+            _ => (0, 1, 0),
+        };
+        if comes {
+            self.live += 1;
+            *digest = Digest {
+                chunks: digest.chunks + chunks,
+                damaged: digest.damaged + damaged,
+                sum: digest.sum.wrapping_add(sum),
+            };
+        } else {
+            self.live -= 1;
+            *digest = Digest {
+                chunks: digest.chunks - chunks,
+                damaged: digest.damaged - damaged,
+                sum: digest.sum.wrapping_sub(sum),
+            };
+        }
+        if *digest == Digest::default() {
+            self.digests.remove(&cell);
+        }
+    }
+
+    /// What there is in these slots of a pool, as one number.
+    pub fn digest(&self, pool: PoolId, slots: RangeInclusive<u32>) -> Digest {
+        let shift = SLOT_BITS - DIGEST_BITS;
+        let (first, last) = (*slots.start() >> shift, *slots.end() >> shift);
+        let whole = *slots.start() == first << shift && *slots.end() == ((last + 1) << shift) - 1;
+        if whole {
+            let cells = self.digests.range((pool.0, first)..=(pool.0, last)).map(|(_, digest)| *digest);
+            return cells.fold(Digest::default(), Digest::and);
+        }
+        let at = |slot: u32| ChunkId { pool, slot: PlacementSlot::new(slot), ..ChunkId::from_u128(0) }.to_u128();
+        let (from, to) = (at(*slots.start()).to_be_bytes(), (at(*slots.end()) | ((1 << 96) - 1)).to_be_bytes());
+        let live = self.slots.range(from..=to).filter(|(_, packed)| packed.len_flags & DELETED == 0);
+        let one = |(id, packed): (&[u8; 16], &Packed)| match packed.len_flags & (DAMAGED | UNKNOWN) {
+            0 => Digest { chunks: 1, damaged: 0, sum: weight_of(id, packed) },
+            _ => Digest { damaged: 1, ..Digest::default() },
+        };
+        live.map(one).fold(Digest::default(), Digest::and)
     }
 
     /// Number of chunks that exist.
@@ -199,14 +295,20 @@ impl Index {
         self.slots.iter().map(|(id, packed)| (ChunkId::from_bytes(*id), unpack(packed)))
     }
 
-    /// Live chunks with `range` as id bounds, in id order.
-    pub fn live_in(&self, range: RangeInclusive<ChunkId>) -> impl Iterator<Item = (ChunkId, Live)> {
+    /// Chunks and tombstones of this range of ids, in id order.
+    pub fn slots_in(&self, range: RangeInclusive<ChunkId>) -> impl Iterator<Item = (ChunkId, Slot)> {
         let bounds = range.start().to_bytes()..=range.end().to_bytes();
         let bounds = if bounds.start() > bounds.end() { [0xff; 16]..=[0xff; 16] } else { bounds };
         let empty = range.start() > range.end();
-        self.slots.range(bounds).filter(move |_| !empty).filter_map(|(id, packed)| match unpack(packed) {
-            Slot::Live(live) => Some((ChunkId::from_bytes(*id), live)),
-            Slot::Deleted { .. } => None,
+        let slots = self.slots.range(bounds).filter(move |_| !empty);
+        slots.map(|(id, packed)| (ChunkId::from_bytes(*id), unpack(packed)))
+    }
+
+    /// Live chunks with `range` as id bounds, in id order.
+    pub fn live_in(&self, range: RangeInclusive<ChunkId>) -> impl Iterator<Item = (ChunkId, Live)> {
+        self.slots_in(range).filter_map(|(id, slot)| match slot {
+            Slot::Live(live) => Some((id, live)),
+            Slot::Deleted { .. } | Slot::Evicted { .. } => None,
         })
     }
 }

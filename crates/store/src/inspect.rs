@@ -34,7 +34,7 @@ pub async fn inspect(disk: Arc<dyn Disk>) -> Result<InspectReport, StoreError> {
         .iter()
         .filter_map(|(id, slot)| match slot {
             Slot::Live(live) => Some((id, live)),
-            Slot::Deleted { .. } => None,
+            Slot::Deleted { .. } | Slot::Evicted { .. } => None,
         })
         .collect();
     for (id, live) in live {

@@ -50,6 +50,11 @@ pub enum Request {
         ids: Vec<ChunkId>,
         moved_from: Option<VolumeNumber>,
     },
+    /// Marks that chunks leave this disk. With `moved_from`, only marks that are in that volume.
+    Evict {
+        ids: Vec<ChunkId>,
+        moved_from: Option<VolumeNumber>,
+    },
     Raft(RaftWrite),
     RaftRemove(GroupId),
     /// A group's rewritten log, valid while its last record has this number.
@@ -73,7 +78,9 @@ impl Request {
     pub fn cost(&self) -> usize {
         match self {
             Request::Store { record, .. } | Request::RaftRewrite { record, .. } => record.cost(),
-            Request::Delete { ids, .. } => ids.len() * crate::index::TOMBSTONE_COST as usize,
+            Request::Delete { ids, .. } | Request::Evict { ids, .. } => {
+                ids.len() * crate::index::TOMBSTONE_COST as usize
+            }
             Request::Raft(write) => write.size_bytes() + 96 * (write.entries.len() + 4),
             Request::RaftRemove(_) | Request::Drop { .. } => 96,
             Request::RaftDamaged { reason, .. } => 104 + reason.len(),

@@ -42,7 +42,7 @@ pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>) -> Result<Chun
         let (live, file) = {
             let shared = inner.shared();
             let live = match shared.state.index.get(id) {
-                None => return Err(StoreError::NotFound),
+                None | Some(Slot::Evicted { .. }) => return Err(StoreError::NotFound),
                 Some(Slot::Deleted { .. }) => return Err(StoreError::Deleted),
                 Some(Slot::Live(live)) => live,
             };

@@ -18,6 +18,44 @@ pub struct ChunkStat {
     pub damaged: bool,
 }
 
+/// What a disk has of some slots, as one number: equal on two disks when they hold the same good chunks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Digest {
+    /// Chunks that are not known to be damaged.
+    pub chunks: u64,
+    /// Chunks that are.
+    pub damaged: u64,
+    /// Over id, length and checksum of the good ones, modulo 2^64.
+    pub sum: u64,
+}
+
+impl Digest {
+    pub fn and(self, other: Digest) -> Digest {
+        Digest {
+            chunks: self.chunks + other.chunks,
+            damaged: self.damaged + other.damaged,
+            sum: self.sum.wrapping_add(other.sum),
+        }
+    }
+}
+
+/// What a disk knows of an id.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Known {
+    Chunk(ChunkStat),
+    /// A tombstone.
+    Deleted(ChunkId),
+}
+
+impl Known {
+    pub fn id(&self) -> ChunkId {
+        match self {
+            Known::Chunk(stat) => stat.id,
+            Known::Deleted(id) => *id,
+        }
+    }
+}
+
 /// A verified part of a chunk.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ChunkData {

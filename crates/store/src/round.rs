@@ -38,6 +38,7 @@ struct Desk<'a> {
     state: &'a State,
     stored: BTreeMap<ChunkId, (u32, u64)>,
     deleted: BTreeSet<ChunkId>,
+    evicted: BTreeSet<ChunkId>,
     /// Tombstones that go with a volume dropped in this round: a delete must write a new one.
     forgotten: BTreeSet<ChunkId>,
 }
@@ -49,7 +50,7 @@ impl<'a> Desk<'a> {
             _ => None,
         });
         let forgotten = forgotten.flatten().collect();
-        Desk { state, stored: BTreeMap::new(), deleted: BTreeSet::new(), forgotten }
+        Desk { state, stored: BTreeMap::new(), deleted: BTreeSet::new(), evicted: BTreeSet::new(), forgotten }
     }
 
     fn decide(&mut self, request: &Request, round: &mut Round) -> Result<Outcome, StoreError> {
@@ -69,6 +70,12 @@ impl<'a> Desk<'a> {
             Request::Delete { ids, moved_from } => {
                 for id in ids {
                     self.delete(*id, *moved_from, round);
+                }
+                Ok(Outcome::Done)
+            }
+            Request::Evict { ids, moved_from } => {
+                for id in ids {
+                    self.evict(*id, *moved_from, round);
                 }
                 Ok(Outcome::Done)
             }
@@ -108,6 +115,9 @@ impl<'a> Desk<'a> {
         if self.deleted.contains(&id) {
             return Err(StoreError::Deleted);
         }
+        if self.evicted.contains(&id) {
+            return Ok(Outcome::Done);
+        }
         if let Some(same_round) = self.stored.get(&id) {
             return if *same_round == (len, crc64) { Ok(Outcome::AlreadyStored) } else { Err(StoreError::Conflict) };
         }
@@ -119,6 +129,7 @@ impl<'a> Desk<'a> {
             Some(Slot::Live(live))
                 if (live.volume, live.offset, live.journal) == (from.volume, from.offset, from.journal)
                     && live.health == Health::Good
+                    && !self.evicted.contains(&id)
                     && !self.stored.contains_key(&id) =>
             {
                 Outcome::Done
@@ -140,9 +151,25 @@ impl<'a> Desk<'a> {
         }
     }
 
+    /// A chunk that this round stores stays: it has just come.
+    fn evict(&mut self, id: ChunkId, moved_from: Option<VolumeNumber>, round: &mut Round) {
+        let needed = match (self.state.index.get(id), moved_from) {
+            (Some(Slot::Evicted { journal, .. }), Some(from)) => journal == from,
+            (Some(Slot::Live(_)), None) => true,
+            _ => false,
+        };
+        let superseded = self.deleted.contains(&id) || self.stored.contains_key(&id);
+        if needed && !superseded && self.evicted.insert(id) {
+            let header = RecordHeader::chunk(Kind::Evicted, id, OwnerId(0), PgEpoch(0), 0);
+            round.records.push(RecordIn::bare(header));
+        }
+    }
+
     fn drop_volume(&self, number: VolumeNumber, tombstones: &[ChunkId], round: &mut Round) -> Outcome {
         let Some(volume) = self.state.volumes.get(&number) else { return Outcome::Skipped };
-        let still = |id: &&ChunkId| matches!(self.state.index.get(**id), Some(Slot::Deleted { journal, .. }) if journal == number);
+        let still = |id: &&ChunkId| {
+            self.state.index.get(**id).and_then(|slot| slot.mark()).is_some_and(|(journal, _)| journal == number)
+        };
         let droppable = tombstones.iter().filter(still).count() as i64;
         let held = volume.pinned || volume.damaged_live > 0 || volume.pending > 0 || !volume.sealed;
         if held || volume.live_records != droppable {
@@ -157,7 +184,7 @@ impl<'a> Desk<'a> {
 /// What a put of this id comes to, before and again when it is its turn.
 pub fn judge_put(state: &State, id: ChunkId, len: u32, crc64: u64) -> Result<Outcome, StoreError> {
     match state.index.get(id) {
-        None => Ok(Outcome::Done),
+        None | Some(Slot::Evicted { .. }) => Ok(Outcome::Done),
         Some(Slot::Deleted { .. }) => Err(StoreError::Deleted),
         Some(Slot::Live(live)) => match live.health {
             Health::Unknown => Ok(Outcome::Done),

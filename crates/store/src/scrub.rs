@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::compaction::large_in;
 use crate::errors::StoreError;
 use crate::format::batch::Parsed;
-use crate::format::record::split_id;
+use crate::format::record::{Kind, split_id};
 use crate::format::volume::VolumeKind;
 use crate::index::{Slot, VolumeNumber};
 use crate::inner::{Inner, Pacer, count};
@@ -114,7 +114,7 @@ fn damaged_record(inner: &Inner, number: VolumeNumber, record: &Parsed) {
     let id = base::ids::ChunkId::from_bytes(record.id);
     match state.index.get(id) {
         // Of a large chunk only the locator is here: it is damaged in the journal.
-        Some(Slot::Live(live)) if record.kind.is_chunk() && live.journal == number => {
+        Some(Slot::Live(live)) if matches!(record.kind, Kind::Chunk | Kind::Locator) && live.journal == number => {
             state.mark_damaged(id, live.volume, live.offset, detail);
         }
         _ => state.note_damage(number, record.offset, DamagedWhat::Bookkeeping, detail),

@@ -89,6 +89,7 @@ impl State {
                 }
             },
             Kind::Tombstone => self.delete(header.chunk_id(), volume),
+            Kind::Evicted => self.evict(header.chunk_id(), volume),
             Kind::VolumeDropped => self.drop_volume(header.incarnation()),
             kind if kind.is_raft() => self.apply_raft(volume, offset, header, payload),
             _ => {}
@@ -115,6 +116,7 @@ impl State {
             Kind::Chunk | Kind::Locator => self.store_damaged(chunk, volume, offset),
             // A tombstone is nothing but its id, and the directory verified.
             Kind::Tombstone => self.delete(chunk, volume),
+            Kind::Evicted => self.evict(chunk, volume),
             kind if kind.is_raft() => {
                 let volumes = &mut self.volumes;
                 let log = self.raft.entry(group).or_insert_with(|| GroupLog::new(PeerId(0)));
@@ -154,6 +156,11 @@ impl State {
                 self.index.set(id, Slot::Deleted { journal, holder: holder.with(live.journal) });
                 return;
             }
+            // It comes back. The mark is dead: whatever it stood against is superseded by this record.
+            Some(Slot::Evicted { journal, .. }) => {
+                self.weigh_tombstone(journal, -1);
+                live.copies = true;
+            }
             Some(Slot::Live(old)) => {
                 let differs = (old.len, old.crc64) != (live.len, live.crc64);
                 if differs && old.health == Health::Good && live.health == Health::Good {
@@ -186,16 +193,36 @@ impl State {
                 self.weigh_tombstone(old, -1);
                 holder
             }
+            Some(Slot::Evicted { journal: old, holder }) => {
+                self.weigh_tombstone(old, -1);
+                holder.with(old)
+            }
         };
         self.weigh_tombstone(journal, 1);
         self.index.set(id, Slot::Deleted { journal, holder });
     }
 
-    /// Forgets a tombstone whose volume has just been dropped.
+    /// Takes in that a chunk left this disk. Unlike a tombstone, it counts only for what came before it.
+    fn evict(&mut self, id: ChunkId, journal: VolumeNumber) {
+        let holder = match self.index.get(id) {
+            None => Holder::None,
+            Some(Slot::Deleted { .. }) => return,
+            Some(Slot::Live(old)) => {
+                self.release(&old);
+                if old.copies { Holder::Many } else { Holder::One(old.journal) }
+            }
+            Some(Slot::Evicted { journal: old, holder }) => {
+                self.weigh_tombstone(old, -1);
+                holder
+            }
+        };
+        self.weigh_tombstone(journal, 1);
+        self.index.set(id, Slot::Evicted { journal, holder });
+    }
+
+    /// Forgets a tombstone (or evicted mark) whose volume has just been dropped.
     pub fn forget_tombstone(&mut self, id: ChunkId, dropped: VolumeNumber) {
-        if let Some(Slot::Deleted { journal, .. }) = self.index.get(id)
-            && journal == dropped
-        {
+        if self.index.get(id).and_then(|slot| slot.mark()).is_some_and(|(journal, _)| journal == dropped) {
             self.index.remove(id);
         }
     }
@@ -289,7 +316,7 @@ impl State {
     /// Whether a tombstone may go together with its volume: no other volume holds a record of its chunk. A chunk is
     /// never written after its tombstone, so the oldest journal volume has all that could matter in itself.
     pub fn tombstone_is_idle(&self, id: ChunkId, own: VolumeNumber) -> bool {
-        let Some(Slot::Deleted { journal, holder }) = self.index.get(id) else { return false };
+        let Some((journal, holder)) = self.index.get(id).and_then(|slot| slot.mark()) else { return false };
         if journal != own {
             return false;
         }

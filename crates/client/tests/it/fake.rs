@@ -98,19 +98,19 @@ impl State {
                     return failed(Failure::StalePlacement);
                 }
                 self.chunks.insert((node, id), bulk.concat().into());
-                Told::Chunk(ChunkDone { epoch: put.epoch })
+                Told::Chunk(ChunkDone { epoch: put.epoch, ..ChunkDone::default() })
             }
             Ask::GetChunk(get) => {
                 let id = ChunkId::from_bytes(get.id[..].try_into().unwrap());
                 let Some(chunk) = self.chunks.get(&(node, id)) else { return failed(Failure::NotFound) };
                 let piece = chunk.slice(get.start as usize..get.end as usize);
-                return (Told::Chunk(ChunkDone { epoch: 1 }), vec![piece]);
+                return (Told::Chunk(ChunkDone { epoch: 1, ..ChunkDone::default() }), vec![piece]);
             }
             Ask::DeleteChunks(delete) => {
                 for id in delete.ids.chunks_exact(ChunkId::LEN) {
                     self.chunks.remove(&(node, ChunkId::from_bytes(id.try_into().unwrap())));
                 }
-                Told::Chunk(ChunkDone { epoch: 0 })
+                Told::Chunk(ChunkDone { epoch: 0, ..ChunkDone::default() })
             }
             _ => other,
         };

@@ -1,5 +1,7 @@
 //! One node of real code on simulated disks: the shortest stories. The long ones are told by `sim`.
 
+mod cluster;
+
 use base::Env;
 use base::env::Disk;
 use base::ids::NodeId;
@@ -22,6 +24,7 @@ fn config(sim: &Sim, env: Env) -> Config {
         advertise: "127.0.0.1:9002".into(),
         region: "us-east-1".into(),
         root: ("root".into(), "secret-secret".into()),
+        authority: None,
     }
 }
 

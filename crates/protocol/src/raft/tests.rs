@@ -121,3 +121,273 @@ fn three_peers_elect_one_leader_and_agree() {
     assert_eq!(logs[0], logs[1]);
     assert_eq!(logs[1], logs[2]);
 }
+
+/// Two peers whose messages the test carries: the first leads.
+fn pair() -> (RaftPeer, RaftPeer) {
+    let mut peers: Vec<RaftPeer> = (1..=2).map(|i| RaftPeer::new(fresh(i, &[1, 2]), random(i)).unwrap()).collect();
+    let (mut second, mut first) = (peers.pop().unwrap(), peers.pop().unwrap());
+    first.campaign();
+    for _ in 0..6 {
+        exchange(&mut first, &mut second);
+    }
+    assert_eq!(first.leadership().role, Role::Leader);
+    (first, second)
+}
+
+fn exchange(first: &mut RaftPeer, second: &mut RaftPeer) {
+    let (_, to_second, _) = settle(first);
+    to_second.into_iter().for_each(|message| second.step(message).unwrap());
+    let (_, to_first, _) = settle(second);
+    to_first.into_iter().for_each(|message| first.step(message).unwrap());
+}
+
+fn raw_message(kind: MessageType, term: u64) -> Message {
+    let mut message = eraftpb::Message { from: 2, to: 1, term, ..eraftpb::Message::default() };
+    message.set_msg_type(kind);
+    Message(message)
+}
+
+fn snapshot_message(index: u64, term: u64, configuration: &Configuration) -> Message {
+    let mut message = raw_message(MessageType::MsgSnapshot, 9);
+    message.0.set_snapshot(message::snapshot_of(index, term, configuration));
+    message
+}
+
+#[test]
+fn a_waiting_peer_votes_and_asks_but_never_campaigns() {
+    let mut restored = fresh(1, &[1, 2]);
+    restored.waiting = Waiting::ForState;
+    restored.hard_state.term = Term(3);
+    restored.entries = vec![Entry { index: LogIndex(1), term: Term(3), data: Bytes::from_static(b"\x01c") }];
+    let mut peer = RaftPeer::new(restored, random(1)).unwrap();
+    peer.campaign();
+    (0..100).for_each(|_| peer.tick());
+    peer.step(raw_message(MessageType::MsgTimeoutNow, 3)).unwrap();
+    assert_eq!(peer.leadership(), Leadership { term: Term(3), role: Role::Follower, leader: None });
+    let mut vote = raw_message(MessageType::MsgRequestVote, 4);
+    (vote.0.index, vote.0.log_term) = (1, 3);
+    peer.step(vote).unwrap();
+    let mut heartbeat = raw_message(MessageType::MsgHeartbeat, 4);
+    heartbeat.0.commit = 1;
+    peer.step(heartbeat).unwrap();
+    let (committed, messages, _) = settle(&mut peer);
+    assert!(committed.is_empty() && peer.needs_snapshot());
+    let kinds: Vec<MessageKind> = messages.iter().map(Message::kind).collect();
+    assert_eq!(kinds, vec![MessageKind::VoteReply, MessageKind::HeartbeatReply, MessageKind::AppendReply]);
+    assert!(messages[2].0.request_snapshot > 0);
+}
+
+#[test]
+fn no_election_before_a_snapshot_is_installed() {
+    let mut restored = fresh(1, &[1, 2]);
+    restored.waiting = Waiting::ForState;
+    let mut peer = RaftPeer::new(restored, random(1)).unwrap();
+    let message = snapshot_message(7, 8, &configuration(&[1, 2]));
+    assert!(peer.would_restore(&message));
+    peer.step(message.clone()).unwrap();
+    assert!(!peer.would_restore(&message), "one is enough");
+    let ready = peer.take_ready().unwrap();
+    assert_eq!(ready.restored, Some((LogIndex(7), Term(8), configuration(&[1, 2]))));
+    // `raft-rs` would look for entries that are not there, and stop the process.
+    peer.step(raw_message(MessageType::MsgTimeoutNow, 9)).unwrap();
+    (0..100).for_each(|_| peer.tick());
+    peer.campaign();
+    assert_eq!(peer.leadership().role, Role::Follower);
+    peer.persisted(ready.number);
+    assert_eq!(peer.applied_index(), LogIndex(7));
+    (0..100).for_each(|_| peer.tick());
+    assert_eq!(peer.leadership().role, Role::Candidate);
+}
+
+#[test]
+fn the_last_voter_does_not_elect_itself_before_its_log_is_durable() {
+    let mut peer = RaftPeer::new(fresh(1, &[1]), random(1)).unwrap();
+    let mut append = raw_message(MessageType::MsgAppend, 1);
+    append.0.set_entries(vec![raft_entry(1, 1, Bytes::from_static(b"\x01c"))].into());
+    peer.step(append).unwrap();
+    let ready = peer.take_ready().unwrap();
+    peer.campaign();
+    (0..100).for_each(|_| peer.tick());
+    assert_eq!(peer.leadership().role, Role::Follower);
+    peer.persisted(ready.number);
+    peer.campaign();
+    assert_eq!(peer.leadership().role, Role::Leader);
+}
+
+#[test]
+fn what_no_correct_peer_sends_is_refused() {
+    let (mut leader, mut follower) = pair();
+    let term = leader.leadership().term.0;
+    let mut ahead = raw_message(MessageType::MsgAppendResponse, term);
+    ahead.0.index = 1000;
+    assert!(leader.step(ahead).is_err());
+    let mut ahead = raw_message(MessageType::MsgHeartbeat, term);
+    (ahead.0.from, ahead.0.to, ahead.0.commit) = (1, 2, 1000);
+    assert!(follower.step(ahead.clone()).is_err());
+    ahead.0.to = 5;
+    assert!(follower.step(ahead).is_err(), "a message for another peer");
+    leader.propose(Bytes::from_static(b"\x01a")).unwrap();
+    exchange(&mut leader, &mut follower);
+}
+
+#[test]
+fn the_end_of_a_joint_configuration_is_not_a_new_leader_s_entry() {
+    let leave = raft_entry(5, 2, Bytes::from_static(&[ENTRY_CONFIGURATION]));
+    assert_eq!(leave.get_entry_type(), eraftpb::EntryType::EntryConfChangeV2);
+    assert!(leave.data.is_empty());
+    assert_eq!(entry_out(&leave).data, Bytes::from_static(&[ENTRY_CONFIGURATION]));
+    assert!(entry_out(&leave).is_configuration());
+    let first = raft_entry(5, 2, Bytes::new());
+    assert_eq!(first.get_entry_type(), eraftpb::EntryType::EntryNormal);
+    assert!(!entry_out(&first).is_configuration());
+}
+
+#[test]
+fn rows_of_the_first_version_are_read() {
+    // {voters = 1: [1]}, packed as protobuf does.
+    assert_eq!(Configuration::decode(&[0x0a, 1, 1]), Ok(Configuration::of_one(PeerId(1), NodeId(1))));
+    assert_eq!(Configuration::decode(&[]), Ok(Configuration::default()));
+    assert!(Configuration::decode(&[0x0a, 2, 1, 1]).is_err(), "a peer twice");
+    assert!(Configuration::decode(&[0x0a, 1, 1, 0x12, 1, 1]).is_err(), "voter and learner");
+    assert!(Configuration::decode(&[0x0a, 1, 0]).is_err(), "peer 0");
+    assert!(Configuration::decode(&[0x12, 1, 3]).is_err(), "no voter");
+    assert!(Configuration::decode(&[0x0a, 1, 1, 0x78, 1]).is_err(), "a field of a later version");
+    assert!(Configuration::decode(&[0x0a, 1]).is_err());
+}
+
+fn joint() -> Configuration {
+    let peers = |ids: &[u64]| ids.iter().copied().map(PeerId).collect();
+    Configuration {
+        voters: peers(&[1, 2, 4]),
+        learners: peers(&[5]),
+        voters_outgoing: peers(&[1, 2, 3]),
+        learners_next: peers(&[3]),
+        auto_leave: true,
+        nodes: (1..=5).map(|id| (PeerId(id), NodeId(id as u32 + 10))).collect(),
+        peer_last: PeerId(9),
+    }
+}
+
+/// One of each kind that peers send, with data where it may have some.
+fn samples() -> Vec<Message> {
+    let mut append = raw_message(MessageType::MsgAppend, 7);
+    (append.0.index, append.0.log_term, append.0.commit) = (10, 6, 9);
+    let change = configuration(&[1]).plan(&ConfigurationChange::AddLearner { node: NodeId(2) }).unwrap();
+    let change = Bytes::from([&[ENTRY_CONFIGURATION], &change.encode()[..]].concat());
+    let data = [Bytes::new(), Bytes::from_static(b"\x01command"), change, Bytes::from_static(&[ENTRY_CONFIGURATION])];
+    let entries = data.into_iter().zip(11..).map(|(data, index)| raft_entry(index, 7, data));
+    append.0.set_entries(entries.collect::<Vec<_>>().into());
+    let mut reply = raw_message(MessageType::MsgAppendResponse, 7);
+    (reply.0.reject, reply.0.reject_hint, reply.0.request_snapshot, reply.0.index) = (true, 4, 3, 2);
+    let mut vote = raw_message(MessageType::MsgRequestPreVote, 7);
+    (vote.0.commit, vote.0.commit_term, vote.0.context) = (5, 6, Bytes::from_static(b"CampaignTransfer"));
+    let mut samples = vec![append, reply, vote, snapshot_message(20, 7, &joint())];
+    for kind in [
+        MessageType::MsgHeartbeat,
+        MessageType::MsgHeartbeatResponse,
+        MessageType::MsgRequestVote,
+        MessageType::MsgRequestVoteResponse,
+        MessageType::MsgRequestPreVoteResponse,
+        MessageType::MsgTimeoutNow,
+    ] {
+        samples.push(raw_message(kind, 7));
+    }
+    samples
+}
+
+#[test]
+fn messages_come_back_as_they_were() {
+    for message in samples() {
+        let raw = message.encode();
+        assert_eq!(Message::decode(&raw), Ok(message.clone()));
+        let mut longer = raw.to_vec();
+        longer.extend([0xf8, 0x01, 1]);
+        assert!(Message::decode(&longer).is_err(), "a field of a later version");
+    }
+    let (index, term, configuration) = snapshot_message(20, 7, &joint()).snapshot().unwrap();
+    assert_eq!((index, term, configuration), (LogIndex(20), Term(7), joint()));
+}
+
+#[test]
+fn messages_that_make_no_sense_are_refused() {
+    let local =
+        [MessageType::MsgHup, MessageType::MsgPropose, MessageType::MsgReadIndex, MessageType::MsgTransferLeader];
+    for kind in local {
+        assert!(Message::decode(&raw_message(kind, 7).encode()).is_err(), "{kind:?}");
+    }
+    let refused = |change: &dyn Fn(&mut eraftpb::Message)| {
+        let mut message = samples().remove(0);
+        change(&mut message.0);
+        assert!(Message::decode(&message.encode()).is_err());
+    };
+    refused(&|message| message.to = message.from);
+    refused(&|message| message.from = 0);
+    refused(&|message| message.term = 0);
+    refused(&|message| message.log_term = 8);
+    refused(&|message| message.index = 11);
+    refused(&|message| message.index = u64::MAX);
+    refused(&|message| message.mut_entries()[1].term = 5);
+    refused(&|message| message.mut_entries()[1].term = 8);
+    refused(&|message| message.mut_entries()[1].data = Bytes::from_static(b"\x03later"));
+    refused(&|message| message.mut_entries()[1].data = Bytes::from_static(b"\x02\xff\xff"));
+    refused(&|message| message.set_msg_type(MessageType::MsgHeartbeat));
+    assert!(Message::decode(&vec![0; MESSAGE_LEN_MAX + 1]).is_err());
+    let mut overlapping = joint();
+    overlapping.learners.push(PeerId(1));
+    assert!(Message::decode(&snapshot_message(20, 7, &overlapping).encode()).is_err());
+    assert!(Message::decode(&snapshot_message(20, 10, &joint()).encode()).is_err(), "a snapshot of a later term");
+    assert!(Message::decode(&snapshot_message(0, 7, &joint()).encode()).is_err());
+}
+
+proptest::proptest! {
+    #[test]
+    fn decoding_anything_never_panics(raw in proptest::collection::vec(proptest::num::u8::ANY, 0..200)) {
+        let _ = Message::decode(&raw);
+        let _ = Configuration::decode(&raw);
+        let _ = Change::decode(&raw);
+    }
+
+    /// What passes after damage is taken by peers in any role without a panic.
+    #[test]
+    fn damaged_messages_never_stop_a_peer(
+        which in 0usize..10, flips in proptest::collection::vec((0usize..200, 0u8..8), 1..4), term in 1u64..10,
+    ) {
+        let mut message = samples().remove(which);
+        message.0.term = message.0.term.min(term);
+        let mut raw = message.encode().to_vec();
+        for (at, bit) in flips {
+            let at = at % raw.len();
+            raw[at] ^= 1 << bit;
+        }
+        if let Ok(mut message) = Message::decode(&raw) {
+            let (mut leader, mut follower) = pair();
+            message.0.to = 1;
+            let _ = leader.step(message.clone());
+            message.0.to = 2;
+            message.0.from = 1;
+            let _ = follower.step(message);
+            (0..30).for_each(|_| { leader.tick(); follower.tick(); settle(&mut leader); settle(&mut follower); });
+        }
+    }
+
+    #[test]
+    fn configurations_come_back_as_they_were(
+        voters in proptest::collection::btree_set(1u64..50, 1..6),
+        outgoing in proptest::collection::btree_set(1u64..50, 0..6),
+        learners in proptest::collection::btree_set(50u64..99, 0..4),
+        auto_leave: bool,
+    ) {
+        let peers = |ids: &std::collections::BTreeSet<u64>| ids.iter().copied().map(PeerId).collect::<Vec<_>>();
+        let mut before = Configuration {
+            voters: peers(&voters),
+            learners: peers(&learners),
+            learners_next: outgoing.difference(&voters).take(2).copied().map(PeerId).collect(),
+            auto_leave: auto_leave && !outgoing.is_empty(),
+            voters_outgoing: peers(&outgoing),
+            nodes: BTreeMap::new(),
+            peer_last: PeerId(120),
+        };
+        before.nodes = before.members().into_iter().map(|peer| (peer, NodeId(peer.0 as u32 * 3))).collect();
+        proptest::prop_assert_eq!(Configuration::decode(&before.encode()), Ok(before));
+    }
+}

@@ -51,12 +51,14 @@ pub enum Kind {
     Footer = 14,
     /// Reserved: record of a volume's write-ahead log.
     Log = 15,
+    /// The chunk left this disk; a later chunk or locator record brings it back.
+    Evicted = 16,
 }
 
 impl Kind {
     pub fn from_u8(raw: u8) -> Option<Kind> {
         use Kind::*;
-        const ALL: [Kind; 15] = [
+        const ALL: [Kind; 16] = [
             Chunk,
             Locator,
             Tombstone,
@@ -72,6 +74,7 @@ impl Kind {
             Seal,
             Footer,
             Log,
+            Evicted,
         ];
         ALL.into_iter().find(|kind| *kind as u8 == raw)
     }
@@ -84,13 +87,13 @@ impl Kind {
 
     /// Whether `id` is a chunk id.
     pub fn is_chunk(self) -> bool {
-        matches!(self, Kind::Chunk | Kind::Locator | Kind::Tombstone)
+        matches!(self, Kind::Chunk | Kind::Locator | Kind::Tombstone | Kind::Evicted)
     }
 }
 
 /// The header of a record. The four generic fields mean, by kind:
 ///
-/// | field | chunk, locator, tombstone | Raft kinds | volume kinds |
+/// | field | chunk, locator, tombstone, evicted | Raft kinds | volume kinds |
 /// |---|---|---|---|
 /// | `id` | chunk id | group, log index (big-endian) | incarnation, 0 |
 /// | `owner` | owner domain | peer | 0 |
@@ -109,7 +112,7 @@ pub struct RecordHeader {
 }
 
 impl RecordHeader {
-    /// A chunk, locator or tombstone; `payload_len` is filled in by the encoder.
+    /// A chunk, locator, tombstone or evicted mark; `payload_len` is filled in by the encoder.
     pub fn chunk(kind: Kind, id: ChunkId, owner: OwnerId, epoch: PgEpoch, crc64: u64) -> RecordHeader {
         let epoch = u64::from(epoch.0);
         RecordHeader { kind, payload_len: 0, id: id.to_bytes(), owner: owner.0, check: crc64, epoch, table_crc: 0 }

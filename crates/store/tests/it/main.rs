@@ -5,5 +5,6 @@ mod basic;
 mod bench;
 mod crash;
 mod damage;
+mod evict;
 mod model;
 mod space;

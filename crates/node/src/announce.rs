@@ -1,0 +1,348 @@
+//! How a node makes itself known: its row, its disks, the root user; on the very first start also the pool and the
+//! shard. And how it comes back after it was voted out: under a new generation, or not at all.
+
+use base::Env;
+use base::buffer::BLOCK;
+use base::env::Disk;
+use base::ids::{DiskId, Generation, MapVersion, NodeId, PgId, PoolId, Session};
+use bytes::Bytes;
+use client::{Client, KeyRow};
+use meta::group::FEATURE_LEVEL;
+use meta::map::command::{
+    Authority, ClusterMap, DiskRow, DiskState, InitCluster, MapCommand, NodeRow, NodeState, PgRow, PgRows, PoolRow,
+    ShardRow,
+};
+use meta::object::command::InitShard;
+use protocol::placement::{Candidate, members};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+use crate::disks::{Disks, NodeDisk};
+use crate::home::{self, GenerationClock, NodeIdentity};
+use crate::service::{Service, Standing};
+use crate::start::{Config, FIRST_SHARD, StartError};
+
+/// First pause before an announcement is tried again; doubles up to the maximum.
+const RETRY_MIN: Duration = Duration::from_millis(20);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+/// The pool that a new cluster has.
+const FIRST_POOL: PoolId = PoolId(1);
+/// Its placement groups: 2^7. The number doubles as the cluster grows.
+const FIRST_PG_BITS: u8 = 7;
+/// Copies that the default pool asks for.
+const DEFAULT_COPIES: u32 = 3;
+
+/// What a node says of itself, and where it stands.
+pub struct Announcer {
+    pub env: Env,
+    pub data: Arc<dyn Disk>,
+    pub locality: String,
+    pub advertise: String,
+    pub region: String,
+    pub root: (String, String),
+    pub authority: Option<(String, String)>,
+    pub identity: NodeIdentity,
+    pub clock: Arc<GenerationClock>,
+    pub disks: Arc<Disks>,
+    pub service: Arc<Service>,
+    pub client: Client,
+}
+
+impl Announcer {
+    pub fn new(
+        config: &Config,
+        identity: NodeIdentity,
+        clock: Arc<GenerationClock>,
+        service: &Arc<Service>,
+        client: &Client,
+    ) -> Announcer {
+        Announcer {
+            env: config.env.clone(),
+            data: config.data.clone(),
+            locality: config.locality.clone(),
+            advertise: config.advertise.clone(),
+            region: config.region.clone(),
+            root: config.root.clone(),
+            authority: config.authority.clone(),
+            identity,
+            clock,
+            disks: service.disks.clone(),
+            service: service.clone(),
+            client: client.clone(),
+        }
+    }
+
+    /// Announces the node, again and again until the cluster has taken it in; then watches over its standing.
+    pub async fn keep(self, mut stop: watch::Receiver<bool>) {
+        let mut map = self.service.map.clone();
+        loop {
+            let announced = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                announced = self.announce_patiently() => announced,
+            };
+            match announced {
+                Err(StartError(why)) => {
+                    self.service.standing.send_replace(Standing::Ended(why));
+                    return;
+                }
+                Ok(version) => {
+                    let reached = map.wait_for(|map| map.version >= version.0);
+                    tokio::select! {
+                        biased;
+                        _ = stop.wait_for(|stop| *stop) => return,
+                        reached = reached => if reached.is_err() { return },
+                    }
+                    self.service.standing.send_replace(Standing::Serving);
+                }
+            }
+            let fenced = map.wait_for(|map| self.is_fenced(map));
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                fenced = fenced => if fenced.is_err() { return },
+            }
+            tracing::warn!(
+                "the cluster has voted this node out while it was silent; it comes back under a new generation"
+            );
+            self.service.standing.send_replace(Standing::Fenced);
+            if let Err(why) = self.renew().await {
+                self.service.standing.send_replace(Standing::Ended(why));
+                return;
+            }
+        }
+    }
+
+    /// Voted out, or somebody else has announced itself as this node.
+    fn is_fenced(&self, map: &ClusterMap) -> bool {
+        let generation = self.client.session().generation.0;
+        let row = map.nodes.iter().find(|row| row.id == self.identity.node.0);
+        row.is_some_and(|row| {
+            let out = matches!(row.state(), NodeState::Down | NodeState::Lost | NodeState::Removed);
+            out || row.generation_floor > generation
+        })
+    }
+
+    /// A generation that nobody has seen.
+    async fn renew(&self) -> Result<(), String> {
+        let generation =
+            self.clock.raise().await.map_err(|error| format!("the generation cannot be raised: {error}"))?;
+        self.client.renew_session(Session { node: self.identity.node, generation });
+        Ok(())
+    }
+
+    /// Retries what may succeed later. Answers the version of the map that the local replica must have reached before
+    /// this node takes data.
+    async fn announce_patiently(&self) -> Result<MapVersion, StartError> {
+        let mut pause = RETRY_MIN;
+        loop {
+            match self.announce().await {
+                Ok(version) => return Ok(version),
+                Err(Announce::Later(why)) => {
+                    tracing::info!("the cluster map cannot be told of this node yet: {why}");
+                    self.env.sleep(pause).await;
+                    pause = (pause * 2).min(RETRY_MAX);
+                }
+                Err(Announce::Never(error)) => return Err(error),
+            }
+        }
+    }
+
+    async fn announce(&self) -> Result<MapVersion, Announce> {
+        let client = &self.client;
+        let map = client.refresh_map().await?;
+        let cluster = self.identity.cluster.0.to_be_bytes();
+        if map.map.cluster.is_empty() {
+            if self.identity.joined {
+                return Err(Announce::Later("the cluster has not been set up".into()));
+            }
+            let init = InitCluster {
+                cluster: Bytes::copy_from_slice(&cluster),
+                region: self.region.clone(),
+                feature_level: FEATURE_LEVEL,
+            };
+            client.change_map_checked(MapCommand::InitCluster(init)).await?;
+        } else if map.map.cluster.as_ref() != cluster {
+            let why = "the metadata on this disk belongs to another cluster than the data directory";
+            return Err(Announce::Never(StartError(why.into())));
+        }
+        self.announce_node().await?;
+        announce_disks(self.identity.node, &self.disks, client).await?;
+        if !self.identity.joined {
+            self.set_up().await?;
+        }
+        announce_root(&self.root, client).await?;
+        if !self.identity.set_up {
+            let set_up = NodeIdentity { set_up: true, ..self.identity };
+            home::store_identity(&*self.data, &set_up).await.map_err(|error| Announce::Later(error.to_string()))?;
+        }
+        Ok(client.map().version())
+    }
+
+    async fn announce_node(&self) -> Result<(), Announce> {
+        let map = self.client.map();
+        let before = map.map.nodes.iter().find(|row| row.id == self.identity.node.0).cloned();
+        match &before {
+            Some(row) if row.state() == NodeState::Removed => {
+                let why = format!(
+                    "node {} was removed from the cluster: start anew with an empty --data and a token",
+                    row.id
+                );
+                return Err(Announce::Never(StartError(why)));
+            }
+            None if self.identity.joined => {
+                let why = "the cluster does not know this node: start anew with an empty --data and a token";
+                return Err(Announce::Never(StartError(why.into())));
+            }
+            _ => {}
+        }
+        // A generation that the cluster has seen was used: chunk ids of another life would come again.
+        let seen = before.as_ref().map_or(0, |row| row.generation_floor.max(row.generation));
+        while self.client.session().generation.0 < seen {
+            self.renew().await.map_err(Announce::Later)?;
+        }
+        let generation = self.client.session().generation.0;
+        let node = NodeRow {
+            id: self.identity.node.0,
+            // Whatever an earlier life of this node still has under way is refused from here on.
+            generation_floor: generation,
+            generation,
+            locality: self.locality.clone(),
+            address: self.advertise.clone(),
+            feature_level_max: FEATURE_LEVEL,
+            state: NodeState::Up as i32,
+            ..before.unwrap_or_default()
+        };
+        self.client.change_map_checked(MapCommand::SetNode(node)).await?;
+        Ok(())
+    }
+
+    /// The parts of a cluster that its founder makes.
+    async fn set_up(&self) -> Result<(), Announce> {
+        let client = &self.client;
+        // The groups come after the pool: a first start that crashed in between is finished here.
+        if client.map().map.pgs.is_empty() {
+            set_up_pool(self.identity.node, &self.disks, client).await?;
+        }
+        if client.map().map.shards.is_empty() {
+            set_up_shard(self.identity.node, client).await?;
+        }
+        if let Some((certificate_pem, key_pem)) =
+            self.authority.clone().filter(|_| client.map().map.authority.is_none())
+        {
+            client.change_map_checked(MapCommand::SetAuthority(Authority { certificate_pem, key_pem })).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Why an announcement did not succeed.
+enum Announce {
+    Later(String),
+    Never(StartError),
+}
+
+impl From<client::Error> for Announce {
+    fn from(error: client::Error) -> Announce {
+        match error {
+            client::Error::Unavailable(why) | client::Error::OutcomeUnknown(why) => Announce::Later(why),
+            error => Announce::Never(error.into()),
+        }
+    }
+}
+
+/// Raises the generation of a session that has lived for long: first in the own directory, then in the map (which
+/// refuses a generation that it has seen), then in use.
+pub async fn raise(client: &Client, clock: &GenerationClock) -> Result<Generation, String> {
+    let generation = clock.raise().await.map_err(|error| error.to_string())?;
+    let session = client.session();
+    let map = client.map();
+    let row = map.map.nodes.iter().find(|row| row.id == session.node.0).cloned().unwrap_or_default();
+    let row = NodeRow { id: session.node.0, generation: generation.0, ..row };
+    client.change_map_checked(MapCommand::SetNode(row)).await.map_err(|error| error.to_string())?;
+    client.renew_session(Session { generation, ..session });
+    Ok(generation)
+}
+
+async fn announce_disks(node: NodeId, disks: &Disks, client: &Client) -> Result<(), Announce> {
+    let map = client.map();
+    let id_bytes = |id: DiskId| Bytes::copy_from_slice(&id.0.to_be_bytes());
+    for disk in disks.all.iter().filter(|disk| disk.id != DiskId(0)) {
+        let state = if disk.engine.is_ok() { DiskState::Up } else { DiskState::Failed };
+        let row = DiskRow {
+            id: id_bytes(disk.id),
+            node: node.0,
+            capacity_bytes: disk.usage().capacity_bytes / BLOCK as u64 * BLOCK as u64,
+            state: state as i32,
+        };
+        client.change_map_checked(MapCommand::SetDisk(row)).await?;
+    }
+    let present = |row: &DiskRow| disks.all.iter().any(|disk| id_bytes(disk.id) == row.id);
+    for row in map.map.disks.iter().filter(|row| row.node == node.0 && !present(row)) {
+        tracing::error!("disk {} of this node is missing: what only it holds cannot be read", hex(&row.id));
+        let failed = DiskRow { state: DiskState::Failed as i32, ..row.clone() };
+        client.change_map_checked(MapCommand::SetDisk(failed)).await?;
+    }
+    Ok(())
+}
+
+async fn set_up_pool(node: NodeId, disks: &Disks, client: &Client) -> Result<(), Announce> {
+    let candidate = |disk: &NodeDisk| Candidate { disk: disk.id, node, capacity_bytes: disk.usage().capacity_bytes };
+    let candidates: Vec<Candidate> = disks.all.iter().filter(|disk| disk.engine.is_ok()).map(candidate).collect();
+    let row = |prefix: u32| {
+        let group = PgId { pool: FIRST_POOL, bits: FIRST_PG_BITS, prefix };
+        let chosen = members(group, DEFAULT_COPIES as usize, &candidates);
+        PgRow {
+            pool: u32::from(FIRST_POOL.0),
+            prefix,
+            epoch: 1,
+            closed: false,
+            members: chosen.iter().map(|id| Bytes::copy_from_slice(&id.0.to_be_bytes())).collect(),
+            members_before: Vec::new(),
+        }
+    };
+    let rows: Vec<PgRow> = (0..1 << FIRST_PG_BITS).map(row).collect();
+    let pool = PoolRow {
+        id: u32::from(FIRST_POOL.0),
+        name: "default".into(),
+        copies: DEFAULT_COPIES,
+        copies_effective: rows.iter().map(|row| row.members.len() as u32).min().unwrap_or(0),
+        pg_bits: u32::from(FIRST_PG_BITS),
+    };
+    client.change_map_checked(MapCommand::SetPool(pool)).await?;
+    client.change_map_checked(MapCommand::SetPgs(PgRows { rows })).await?;
+    Ok(())
+}
+
+async fn set_up_shard(node: NodeId, client: &Client) -> Result<(), Announce> {
+    const FIRST_RANGE_EPOCH: u64 = 1;
+    let init = InitShard { range_epoch: FIRST_RANGE_EPOCH, feature_level: FEATURE_LEVEL, ..InitShard::default() };
+    client.init_shard(FIRST_SHARD, init).await?;
+    let row =
+        ShardRow { group: FIRST_SHARD.0, range_epoch: FIRST_RANGE_EPOCH, nodes: vec![node.0], ..ShardRow::default() };
+    client.change_map_checked(MapCommand::SetShard(row)).await?;
+    Ok(())
+}
+
+async fn announce_root(root: &(String, String), client: &Client) -> Result<(), Announce> {
+    let (access_key, secret_key) = root.clone();
+    let known = client.map().key(&access_key).cloned();
+    if known.is_some_and(|row| row.secret_key == secret_key && row.root) {
+        return Ok(());
+    }
+    let row = KeyRow { access_key, secret_key, name: "root".into(), created_ms: client.wall_ms(), root: true };
+    match client.insert_access_key(row).await {
+        Ok(_) => Ok(()),
+        Err(client::Error::KeyExists) => {
+            let why =
+                "the root user has the id of another access key: choose another HENGE_ROOT_USER, or delete that key";
+            Err(Announce::Never(StartError(why.into())))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn hex(raw: &[u8]) -> String {
+    client::disk_id(raw).map_or_else(|| "?".into(), |id| id.to_string())
+}

@@ -1,0 +1,653 @@
+//! The task that owns one replica.
+//!
+//! A round: take what Raft hands out; send what may go at once; start to make entries durable (at most one write under
+//! way, the next takes all that gathered meanwhile: group commit); apply what is committed in one transaction; answer.
+
+use base::Env;
+use base::env::MonoTime;
+use base::ids::{GROUP_ZERO, GroupId, LogIndex, NodeId, PeerId, Term};
+use bytes::Bytes;
+use meta::map::command::{ClusterMap, NodeRow, NodeState};
+use protocol::membership::{self, NodeView};
+use protocol::raft::{Configuration, Entry, HardState, Message, MessageKind, NotTaken, RaftPeer, Ready, Role};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+use store::kv::LsmKv;
+use store::{Engine, RaftEntry, RaftWrite, StoreError};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::acknowledge::{Answer, Voter, Waiting};
+use super::install::{self, Installed};
+use super::reads::Reads;
+use super::{Acknowledge, GroupError, GroupHandle, Parts, Request, Shared, TICK, encode_hard_state};
+use crate::machine::{Machine, Reply};
+use crate::transport::{self, PeerGone, RaftItem};
+
+/// State that may wait for a flush; beyond it new commands are refused until the disk has caught up.
+const UNFLUSHED_BYTES_MAX: u64 = 256 << 20;
+/// Pause before a log write is tried again that the disk had no room for.
+const FULL_PAUSE: Duration = Duration::from_millis(200);
+/// Requests taken in one round.
+const ROUND_MAX: usize = 256;
+/// How often a leader looks whether its group should have other members.
+const MEMBERSHIP_INTERVAL: Duration = Duration::from_millis(200);
+/// How often a leader looks whether another should lead.
+const LEADERSHIP_INTERVAL: Duration = Duration::from_secs(5);
+/// Entries kept behind the applied index for followers that lag a little: else each of them needed a snapshot.
+const TAIL_ENTRIES: u64 = 256;
+/// Voters of a shard, and of group 0 while the cluster is small.
+const VOTERS: usize = 3;
+/// Voters of group 0 from as many nodes on.
+const VOTERS_OF_MAP: usize = 5;
+
+pub struct Driver {
+    env: Env,
+    id: GroupId,
+    node: NodeId,
+    peer: PeerId,
+    raft: RaftPeer,
+    machine: Machine,
+    configuration: Configuration,
+    engine: Engine,
+    kv: Arc<LsmKv>,
+    map: watch::Receiver<Arc<ClusterMap>>,
+    shared: Arc<Shared>,
+    mailbox: mpsc::WeakSender<Request>,
+    unwritten: Unwritten,
+    writing: Option<Writing>,
+    proposals: BTreeMap<LogIndex, Proposal>,
+    waiting: Waiting,
+    reads: Reads,
+    applied: LogIndex,
+    led: bool,
+    /// A snapshot is being fetched; what is committed meanwhile is kept for afterwards.
+    fetching: bool,
+    /// There is no state: none came yet, or fetching it was cut off when the old one was gone already.
+    stateless: bool,
+    held: Vec<Entry>,
+    /// Where peers wrote from, for answers before the configuration is known.
+    heard_from: BTreeMap<PeerId, NodeId>,
+    /// Peers that will never answer again.
+    gone: BTreeSet<PeerId>,
+    membership_due: MonoTime,
+    leadership_due: MonoTime,
+    /// The driver was asked to end.
+    stopping: Option<oneshot::Sender<()>>,
+}
+
+struct Proposal {
+    term: Term,
+    acknowledge: Acknowledge,
+    answer: Answer,
+}
+
+/// What Raft wants durable and is not being written yet, and the messages that must not go before it is.
+#[derive(Default)]
+struct Unwritten {
+    number: u64,
+    entries: Vec<Entry>,
+    hard_state: Option<HardState>,
+    trim: Option<LogIndex>,
+    reset: Option<(LogIndex, Term)>,
+    messages: Vec<Message>,
+}
+
+struct Writing {
+    done: oneshot::Receiver<Result<(), StoreError>>,
+    number: u64,
+    messages: Vec<Message>,
+}
+
+impl Driver {
+    pub(super) fn new(parts: Parts, handle: &GroupHandle) -> Driver {
+        let now = parts.env.now();
+        Driver {
+            env: parts.env,
+            id: parts.id,
+            node: parts.node,
+            peer: parts.peer,
+            raft: parts.raft,
+            machine: parts.machine,
+            configuration: parts.configuration,
+            engine: parts.engine,
+            kv: parts.kv,
+            map: parts.map,
+            shared: handle.shared.clone(),
+            mailbox: handle.mailbox.downgrade(),
+            unwritten: Unwritten::default(),
+            writing: None,
+            proposals: BTreeMap::new(),
+            waiting: Waiting::default(),
+            reads: Reads::default(),
+            applied: parts.applied,
+            led: false,
+            fetching: false,
+            stateless: parts.stateless,
+            held: Vec::new(),
+            heard_from: BTreeMap::new(),
+            gone: BTreeSet::new(),
+            membership_due: now,
+            leadership_due: now + LEADERSHIP_INTERVAL,
+            stopping: None,
+        }
+    }
+
+    pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        let mut next_tick = self.env.now() + TICK;
+        loop {
+            self.advance();
+            let tick = self.env.clock.sleep_until(next_tick);
+            tokio::select! {
+                biased;
+                written = next_written(&mut self.writing) => self.written(written),
+                request = requests.recv() => match request {
+                    None => return,
+                    Some(request) => {
+                        self.take(request);
+                        for _ in 1..ROUND_MAX {
+                            let Ok(request) = requests.try_recv() else { break };
+                            self.take(request);
+                        }
+                    }
+                },
+                () = tick => {
+                    next_tick = self.env.now() + TICK;
+                    self.tick();
+                }
+            }
+            if let Some(done) = self.stopping.take() {
+                return self.stop(done).await;
+            }
+        }
+    }
+
+    async fn stop(mut self, done: oneshot::Sender<()>) {
+        if let Some(writing) = self.writing.take() {
+            // Whether it succeeded matters to nobody any more: what waits for it is told that its outcome is unknown.
+            let _ = writing.done.await;
+        }
+        self.abandon(&GroupError::Busy("the node is shutting down".into()));
+        let _ = done.send(());
+    }
+
+    fn take(&mut self, request: Request) {
+        match request {
+            Request::Propose { data, acknowledge, reply } => self.propose(data, acknowledge, reply),
+            Request::Barrier { reply } => self.reads.add(reply),
+            Request::Stop { done } => self.stopping = Some(done),
+            Request::Trim { index } => self.trim(index),
+            Request::Step { from, message } => self.step(from, message),
+            Request::Gone { peer } => self.peer_gone(peer),
+            Request::Installed(result) => self.installed(result),
+        }
+    }
+
+    fn tick(&mut self) {
+        if self.failed().is_some() {
+            return;
+        }
+        self.raft.tick();
+        let now = self.env.now();
+        if self.raft.leadership().role != Role::Leader {
+            return;
+        }
+        if now >= self.membership_due {
+            self.membership_due = now + MEMBERSHIP_INTERVAL;
+            self.plan_membership();
+        }
+        if now >= self.leadership_due {
+            self.leadership_due = now + LEADERSHIP_INTERVAL;
+            self.plan_leadership();
+        }
+    }
+
+    fn propose(&mut self, data: Bytes, acknowledge: Acknowledge, answer: Answer) {
+        if let Some(why) = self.failed() {
+            let _ = answer.send(Err(GroupError::Failed(why)));
+            return;
+        }
+        if self.machine.unflushed_bytes() > UNFLUSHED_BYTES_MAX {
+            let _ = answer.send(Err(GroupError::Busy("the key-value store is behind with its flushes".into())));
+            return;
+        }
+        match self.raft.propose(data) {
+            Ok((index, term)) => {
+                self.proposals.insert(index, Proposal { term, acknowledge, answer });
+            }
+            Err(NotTaken::NotLeader) => {
+                let _ = answer.send(Err(GroupError::NotLeader(self.leader_node())));
+            }
+            Err(NotTaken::Busy) => {
+                let _ = answer.send(Err(GroupError::Busy("too many commands are waiting to be committed".into())));
+            }
+        }
+    }
+
+    fn trim(&mut self, index: LogIndex) {
+        let alone = self.configuration.voters.len() + self.configuration.learners.len() <= 1;
+        let index = if alone { index } else { LogIndex(index.0.saturating_sub(TAIL_ENTRIES)) };
+        let index = index.min(self.applied).min(self.raft.applied_index());
+        if index.0 > 0 {
+            self.raft.trim(index);
+            self.unwritten.trim = self.unwritten.trim.max(Some(index));
+        }
+    }
+
+    fn step(&mut self, from: NodeId, message: Message) {
+        if self.failed().is_some() {
+            return;
+        }
+        let sender = message.from();
+        self.heard_from.insert(sender, from);
+        if self.is_removed(sender) {
+            // Its removal is committed, and it does not know: else it would disturb elections for ever.
+            transport::send_gone(&self.env, from, PeerGone { group: self.id.0, peer: sender.0 });
+            return;
+        }
+        if message.kind() == MessageKind::Snapshot && self.fetch_snapshot(from, &message) {
+            return;
+        }
+        if let Err(why) = self.raft.step(message) {
+            tracing::warn!(group = self.id.0, "{why}");
+        }
+    }
+
+    /// Peer ids are never used again: one that was allotted and is in no role any more was removed.
+    fn is_removed(&self, peer: PeerId) -> bool {
+        let configuration = &self.configuration;
+        !configuration.is_empty() && peer <= configuration.peer_last && !configuration.is_member(peer)
+    }
+
+    fn peer_gone(&mut self, peer: PeerId) {
+        if peer != self.peer && self.configuration.is_member(peer) && self.gone.insert(peer) {
+            tracing::warn!(group = self.id.0, peer = peer.0, "a peer has lost its log and will be replaced");
+        }
+    }
+
+    /// Carries out everything that Raft has decided so far.
+    fn advance(&mut self) {
+        if self.failed().is_some() {
+            return self.refuse_all();
+        }
+        let leader = self.leader_node();
+        self.reads.ask(&mut self.raft, leader);
+        while let Some(ready) = self.raft.take_ready() {
+            if !self.carry_out(ready) {
+                return self.refuse_all();
+            }
+        }
+        self.write();
+        self.follow_leadership();
+        self.release();
+        self.show();
+    }
+
+    /// `false` when the replica has failed.
+    fn carry_out(&mut self, ready: Ready) -> bool {
+        self.send(ready.messages);
+        if let Some((index, term, _)) = ready.restored {
+            self.unwritten.reset(index, term);
+        }
+        self.reads.grant(&ready.reads, self.applied);
+        if !ready.committed.is_empty() && !self.apply(ready.committed) {
+            return false;
+        }
+        self.unwritten.add(ready.number, ready.append, ready.hard_state, ready.messages_after_flush);
+        self.write();
+        true
+    }
+
+    /// Starts to make durable what gathered, unless a write is under way.
+    fn write(&mut self) {
+        if self.writing.is_some() {
+            return;
+        }
+        let unwritten = std::mem::take(&mut self.unwritten);
+        if unwritten.is_empty() {
+            // Nothing but messages or reads: as good as durable.
+            if unwritten.number > 0 {
+                self.raft.persisted(unwritten.number);
+            }
+            self.send(unwritten.messages);
+            return;
+        }
+        let entry_out = |entry: Entry| RaftEntry { index: entry.index, term: entry.term, data: entry.data };
+        let write = RaftWrite {
+            group: self.id,
+            peer: self.peer,
+            hard_state: unwritten.hard_state.map(encode_hard_state),
+            entries: unwritten.entries.into_iter().map(entry_out).collect(),
+            trim_to: unwritten.trim,
+            reset: unwritten.reset,
+        };
+        let (sender, done) = oneshot::channel();
+        let (engine, env) = (self.engine.clone(), self.env.clone());
+        self.env.spawn("raft write", async move {
+            let result = loop {
+                match engine.raft_write(write.clone()).await {
+                    // Space may come back, and nothing was written: meanwhile new commands are refused as too many.
+                    Err(StoreError::Full) => env.sleep(FULL_PAUSE).await,
+                    result => break result,
+                }
+            };
+            let _ = sender.send(result);
+        });
+        self.writing = Some(Writing { done, number: unwritten.number, messages: unwritten.messages });
+    }
+
+    fn written(&mut self, result: Result<(), StoreError>) {
+        let Some(writing) = self.writing.take() else { return };
+        match result {
+            Ok(()) => {
+                if writing.number > 0 {
+                    self.raft.persisted(writing.number);
+                }
+                self.send(writing.messages);
+            }
+            Err(error) => self.fail(format!("its log cannot be written: {error}")),
+        }
+    }
+
+    /// `false` when the replica has failed.
+    fn apply(&mut self, entries: Vec<Entry>) -> bool {
+        if self.fetching || self.stateless {
+            self.held.extend(entries);
+            return true;
+        }
+        let last = entries.last().expect("a batch is never empty").index;
+        // What a snapshot brought already is not applied again; Raft follows its configurations all the same.
+        let (old, new): (Vec<Entry>, Vec<Entry>) = entries.into_iter().partition(|entry| entry.index <= self.applied);
+        for entry in old.iter().filter(|entry| entry.is_configuration()) {
+            self.raft.apply_configuration(entry);
+        }
+        if !new.is_empty() {
+            let raft = &mut self.raft;
+            let mut reconfigure = |entry: &Entry| raft.apply_configuration(entry);
+            let applied = match self.machine.apply(&new, &mut reconfigure) {
+                Ok(applied) => applied,
+                Err(error) => {
+                    self.fail(error.to_string());
+                    return false;
+                }
+            };
+            self.applied = applied.last.0;
+            self.shared.applied.store(self.applied.0, Ordering::Release);
+            self.configuration = self.raft.configuration().clone();
+            for (index, term, reply) in applied.replies {
+                self.answer(index, term, reply);
+            }
+        }
+        self.raft.applied(last);
+        self.reads.applied(self.applied);
+        true
+    }
+
+    fn answer(&mut self, index: LogIndex, term: Term, reply: Reply) {
+        let Some(proposal) = self.proposals.remove(&index) else { return };
+        if proposal.term != term {
+            // Another leader's entry took the place: ours will never be committed.
+            let _ = proposal.answer.send(Err(GroupError::NotLeader(self.leader_node())));
+        } else if proposal.acknowledge == Acknowledge::Everyone && self.configuration.voters.len() > 1 {
+            self.waiting.add(index, reply, proposal.answer);
+        } else {
+            let _ = proposal.answer.send(Ok(reply));
+        }
+    }
+
+    /// Sends the replies whose entries all counted voters have flushed.
+    fn release(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let map = self.map.borrow().clone();
+        let voters: Vec<Voter> = self
+            .raft
+            .progress()
+            .into_iter()
+            .filter(|progress| self.configuration.is_voter(progress.peer))
+            .map(|progress| Voter {
+                peer: progress.peer,
+                is_up: self.configuration.nodes.get(&progress.peer).is_none_or(|node| is_up(&map, *node)),
+                matched: progress.matched,
+            })
+            .collect();
+        self.waiting.release(&voters, self.applied);
+    }
+
+    fn follow_leadership(&mut self) {
+        let leads = self.raft.leadership().role == Role::Leader;
+        if self.led && !leads {
+            let why = "leadership was lost before it was known whether enough copies exist";
+            self.abandon(&GroupError::NotLeader(self.leader_node()));
+            self.waiting.abandon(why);
+            self.gone.clear();
+        }
+        self.led = leads;
+    }
+
+    /// Tells everybody who waits. What was proposed may still be executed.
+    fn abandon(&mut self, reads: &GroupError) {
+        let why = "leadership was lost or the replica stops";
+        for proposal in std::mem::take(&mut self.proposals).into_values() {
+            let _ = proposal.answer.send(Err(GroupError::Unknown(why.into())));
+        }
+        self.waiting.abandon(why);
+        self.reads.refuse_all(reads);
+    }
+
+    fn refuse_all(&mut self) {
+        self.abandon(&GroupError::Failed(self.failed().unwrap_or_default()));
+    }
+
+    fn leader_node(&self) -> Option<NodeId> {
+        let leadership = self.raft.leadership();
+        match leadership.role {
+            Role::Leader => Some(self.node),
+            _ => self.node_of(leadership.leader?),
+        }
+    }
+
+    fn node_of(&self, peer: PeerId) -> Option<NodeId> {
+        self.configuration.nodes.get(&peer).or_else(|| self.heard_from.get(&peer)).copied()
+    }
+
+    fn show(&self) {
+        let leadership = self.raft.leadership();
+        let leader = self.leader_node().map_or(0, |node| u64::from(node.0));
+        self.shared.term.store(leadership.term.0, Ordering::Relaxed);
+        self.shared.leader_node.store(leader, Ordering::Relaxed);
+        self.shared.leads.store(leadership.role == Role::Leader, Ordering::Relaxed);
+        let ready = !self.fetching && !self.stateless;
+        self.shared.ready.store(ready, Ordering::Relaxed);
+        self.shared.log_bytes.store(self.raft.log_size().0, Ordering::Relaxed);
+        let mut shown = self.shared.configuration.lock().unwrap_or_else(PoisonError::into_inner);
+        if **shown != self.configuration {
+            *shown = Arc::new(self.configuration.clone());
+        }
+    }
+
+    fn failed(&self) -> Option<String> {
+        self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn fail(&mut self, why: String) {
+        tracing::error!(group = self.id.0, "the replica stops serving: {why}");
+        self.shared.leader_node.store(0, Ordering::Relaxed);
+        self.shared.leads.store(false, Ordering::Relaxed);
+        *self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+    }
+
+    /// Sends messages to their peers' nodes, all for one node together.
+    fn send(&mut self, messages: Vec<Message>) {
+        if messages.is_empty() {
+            return;
+        }
+        let progress = if self.configuration.learners.is_empty() { Vec::new() } else { self.raft.progress() };
+        let mut by_node: BTreeMap<NodeId, Vec<RaftItem>> = BTreeMap::new();
+        for message in messages {
+            let to = message.to();
+            let Some(node) = self.node_of(to) else { continue };
+            // Only a peer that never acknowledged anything may begin with an empty log.
+            let matched = progress.iter().find(|progress| progress.peer == to).map(|progress| progress.matched);
+            let fresh = self.configuration.learners.contains(&to) && matched == Some(LogIndex(0));
+            by_node.entry(node).or_default().push(RaftItem { group: self.id.0, message: message.encode(), fresh });
+        }
+        for (node, items) in by_node {
+            transport::send(&self.env, node, items);
+        }
+    }
+
+    fn plan_membership(&mut self) {
+        if self.raft.pending_configuration() {
+            return;
+        }
+        let map = self.map.borrow().clone();
+        let nodes = node_views(&map);
+        let stay = [membership::NodeState::Up, membership::NodeState::Down];
+        let members = nodes.iter().filter(|view| stay.contains(&view.state)).count();
+        let wanted = if self.id == GROUP_ZERO && members >= VOTERS_OF_MAP { VOTERS_OF_MAP } else { VOTERS };
+        let gone: Vec<PeerId> = self.gone.iter().copied().collect();
+        let progress = self.raft.progress();
+        let group_zero = self.id == GROUP_ZERO;
+        let change = membership::next_change(&self.configuration, &nodes, &gone, &progress, wanted, group_zero);
+        if let Some(change) = change {
+            tracing::info!(group = self.id.0, "the group changes: {change:?}");
+            // Refused when one is pending: planned again soon.
+            let _ = self.raft.propose_configuration(&change);
+        }
+    }
+
+    fn plan_leadership(&mut self) {
+        let map = self.map.borrow().clone();
+        let up: Vec<NodeId> = map.nodes.iter().map(|row| NodeId(row.id)).filter(|node| is_up(&map, *node)).collect();
+        let Some(preferred) = membership::preferred_leader(self.id, &self.configuration, &up) else { return };
+        let caught_up = self
+            .raft
+            .progress()
+            .iter()
+            .any(|progress| progress.peer == preferred && progress.active && progress.matched >= self.applied);
+        if preferred != self.peer && caught_up {
+            self.raft.transfer_leadership(preferred);
+        }
+    }
+
+    /// Begins to fetch the state that a snapshot message announces. `false`: Raft itself says what is to be done.
+    fn fetch_snapshot(&mut self, from: NodeId, message: &Message) -> bool {
+        if self.fetching {
+            return true;
+        }
+        let Some((index, _, _)) = message.snapshot() else { return false };
+        if !self.raft.would_restore(message) {
+            return false;
+        }
+        self.fetching = true;
+        let fetch = install::Fetch {
+            env: self.env.clone(),
+            kv: self.kv.clone(),
+            group: self.id,
+            from,
+            message: message.clone(),
+            at_least: index,
+        };
+        let mailbox = self.mailbox.clone();
+        self.env.spawn("install snapshot", async move {
+            let result = install::fetch(fetch).await.map(Box::new);
+            if let Some(mailbox) = mailbox.upgrade() {
+                let _ = mailbox.send(Request::Installed(result)).await;
+            }
+        });
+        true
+    }
+
+    fn installed(&mut self, result: Result<Box<Installed>, install::Failed>) {
+        self.fetching = false;
+        let installed = match result {
+            Ok(installed) => installed,
+            Err(failed) => {
+                tracing::warn!(
+                    group = self.id.0,
+                    "a snapshot was not installed and is asked for again: {}",
+                    failed.why
+                );
+                self.stateless |= failed.state_is_gone;
+                return self.apply_held();
+            }
+        };
+        let Installed { index, term, configuration, message } = *installed;
+        tracing::info!(group = self.id.0, index = index.0, "a snapshot was installed");
+        self.stateless = false;
+        if let Err(error) = self.machine.reload(&configuration) {
+            return self.fail(error.to_string());
+        }
+        self.applied = index;
+        self.shared.applied.store(index.0, Ordering::Release);
+        self.configuration = configuration.clone();
+        if let Err(why) = self.raft.step(message.with_snapshot(index, term, &configuration)) {
+            tracing::warn!(group = self.id.0, "{why}");
+        }
+        self.apply_held();
+    }
+
+    fn apply_held(&mut self) {
+        let held = std::mem::take(&mut self.held);
+        if !held.is_empty() {
+            self.apply(held);
+        }
+    }
+}
+
+impl Unwritten {
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.hard_state.is_none() && self.trim.is_none() && self.reset.is_none()
+    }
+
+    fn add(&mut self, number: u64, entries: Vec<Entry>, hard_state: Option<HardState>, messages: Vec<Message>) {
+        self.number = number;
+        if let Some(first) = entries.first() {
+            // Raft replaces its tail from here on; what was not written yet need not be.
+            let keep = self.entries.iter().take_while(|entry| entry.index < first.index).count();
+            self.entries.truncate(keep);
+        }
+        self.entries.extend(entries);
+        self.hard_state = hard_state.or(self.hard_state);
+        self.messages.extend(messages);
+    }
+
+    /// A snapshot took the place of everything before.
+    fn reset(&mut self, index: LogIndex, term: Term) {
+        self.entries.clear();
+        self.trim = None;
+        self.reset = Some((index, term));
+    }
+}
+
+async fn next_written(writing: &mut Option<Writing>) -> Result<(), StoreError> {
+    match writing {
+        None => std::future::pending().await,
+        Some(writing) => (&mut writing.done).await.unwrap_or(Err(StoreError::Closed)),
+    }
+}
+
+fn is_up(map: &ClusterMap, node: NodeId) -> bool {
+    map.nodes
+        .iter()
+        .any(|row| row.id == node.0 && matches!(row.state(), NodeState::Up | NodeState::Draining | NodeState::Joining))
+}
+
+/// Nodes that were up at least once.
+fn node_views(map: &ClusterMap) -> Vec<NodeView> {
+    let view = |row: &NodeRow| {
+        let state = match row.state() {
+            NodeState::Joining => return None,
+            NodeState::Up => membership::NodeState::Up,
+            NodeState::Draining => membership::NodeState::Draining,
+            NodeState::Down => membership::NodeState::Down,
+            NodeState::Lost => membership::NodeState::Gone,
+            NodeState::Removed => membership::NodeState::Removed,
+        };
+        Some(NodeView { node: NodeId(row.id), state })
+    };
+    map.nodes.iter().filter_map(view).collect()
+}

@@ -1,0 +1,225 @@
+//! The state of a replica, fetched page by page from the node that offered a snapshot, and put in the place of what
+//! was there.
+//!
+//! The order makes every crash safe. First the group's row says, durably, that the state is incomplete; then the old
+//! rows go and the new ones come; last, in one transaction, the new row of the group, which says that the log must be
+//! reset; then a flush. What a restart finds tells how far it came ([`meta::group::Install`]).
+
+use base::Env;
+use base::env::{Channel, MonoTime};
+use base::ids::{GroupId, LogIndex, NodeId, Term};
+use bytes::Bytes;
+use client::wire::{self, Answer, Ask, Request, SnapshotPage, Told};
+use meta::group::{self, GroupState, Install};
+use protocol::raft::{Configuration, Message};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use store::kv::{Change, Kv, KvRead, LsmKv};
+
+use crate::machine::KvView;
+
+/// Rows and bytes of one page.
+const PAGE_ROWS: usize = 4096;
+const PAGE_BYTES: usize = 4 << 20;
+/// How long a page may take, and how often it is asked for.
+const PAGE_MAX: Duration = Duration::from_secs(5);
+const PAGE_ATTEMPTS: usize = 4;
+/// Snapshots that one node serves at a time, and how long one is kept that nobody asks for.
+const SNAPSHOTS_MAX: usize = 16;
+const SNAPSHOT_IDLE: Duration = Duration::from_secs(60);
+
+/// What is to be fetched.
+pub struct Fetch {
+    pub env: Env,
+    pub kv: Arc<LsmKv>,
+    pub group: GroupId,
+    pub from: NodeId,
+    /// The message that offered the snapshot.
+    pub message: Message,
+    pub at_least: LogIndex,
+}
+
+/// What the key-value store holds now.
+pub struct Installed {
+    pub index: LogIndex,
+    pub term: Term,
+    pub configuration: Configuration,
+    pub message: Message,
+}
+
+/// Why no state came.
+pub struct Failed {
+    pub why: String,
+    /// What was there before is not whole any more.
+    pub state_is_gone: bool,
+}
+
+pub async fn fetch(fetch: Fetch) -> Result<Installed, Failed> {
+    let (first, state, configuration) = begin(&fetch).await.map_err(|why| Failed { why, state_is_gone: false })?;
+    replace(fetch, first, state, configuration).await.map_err(|why| Failed { why, state_is_gone: true })
+}
+
+async fn begin(fetch: &Fetch) -> Result<(wire::SnapshotRows, GroupState, Configuration), String> {
+    let first = page(fetch, 0, Bytes::new()).await?;
+    let state = group::decode(&first.state)?;
+    if state.applied_index < fetch.at_least.0 || !state.is_supported() {
+        return Err("the state offered is too old, or of a newer version".into());
+    }
+    let configuration = Configuration::decode(&state.conf_state)?;
+    Ok((first, state, configuration))
+}
+
+async fn replace(
+    fetch: Fetch,
+    first: wire::SnapshotRows,
+    state: GroupState,
+    configuration: Configuration,
+) -> Result<Installed, String> {
+    let kv: &dyn Kv = &*fetch.kv;
+    let old = group::load(&KvView::over(&*fetch.kv), fetch.group).map_err(|error| error.to_string())?;
+    let marked = group::mark(fetch.group, &old, Install::Incomplete);
+    commit(kv, vec![crate::machine::change_out(marked)])?;
+    kv.flush().await.map_err(|error| error.to_string())?;
+    let own_row = group::state_key(fetch.group);
+    for (from, to) in group::row_ranges(fetch.group, &old).into_iter().chain(group::row_ranges(fetch.group, &state)) {
+        // The mark stays: all rows but the group's own.
+        for (from, to) in around(&own_row, from, to) {
+            fetch.kv.erase(&from, &to).await.map_err(|error| error.to_string())?;
+        }
+    }
+    let mut page_now = first;
+    loop {
+        let puts = page_now.rows.iter().filter(|row| row.key != own_row);
+        let puts: Vec<Change> =
+            puts.map(|row| Change::Put { key: row.key.clone(), value: row.value.clone() }).collect();
+        let last = page_now.rows.last().map(|row| row.key.clone());
+        commit(kv, puts)?;
+        if page_now.done {
+            break;
+        }
+        let after = last.ok_or("a page without rows that is not the last")?;
+        page_now = page(&fetch, page_now.token, after).await?;
+    }
+    commit(kv, vec![crate::machine::change_out(group::mark(fetch.group, &state, Install::LogDue))])?;
+    kv.flush().await.map_err(|error| error.to_string())?;
+    Ok(Installed {
+        index: LogIndex(state.applied_index),
+        term: Term(state.applied_term),
+        configuration,
+        message: fetch.message,
+    })
+}
+
+fn commit(kv: &dyn Kv, changes: Vec<Change>) -> Result<(), String> {
+    if changes.is_empty() { Ok(()) } else { kv.commit(changes).map_err(|error| error.to_string()) }
+}
+
+/// The parts of a range below and above one key.
+fn around(key: &Bytes, from: Bytes, to: Bytes) -> Vec<(Bytes, Bytes)> {
+    if *key < from || *key >= to {
+        return vec![(from, to)];
+    }
+    let behind: Bytes = [key.as_ref(), &[0]].concat().into();
+    [(from, key.clone()), (behind, to)].into_iter().filter(|(from, to)| from < to).collect()
+}
+
+async fn page(fetch: &Fetch, token: u64, after: Bytes) -> Result<wire::SnapshotRows, String> {
+    let ask = Ask::SnapshotPage(SnapshotPage { group: fetch.group.0, token, after });
+    let request = Request { ask: Some(ask), ..Request::default() };
+    let mut why = String::new();
+    for attempt in 0..PAGE_ATTEMPTS {
+        if attempt > 0 {
+            fetch.env.sleep(Duration::from_millis(200)).await;
+        }
+        let deadline = fetch.env.now() + PAGE_MAX;
+        let frame = wire::frame(&request, Vec::new());
+        match fetch.env.net.call(fetch.from, Channel::Bulk, frame, deadline).await {
+            Err(error) => why = error.to_string(),
+            Ok(reply) => match wire::head::<Answer>(&reply).map(|answer| answer.told) {
+                Ok(Some(Told::SnapshotRows(rows))) => return Ok(rows),
+                Ok(Some(Told::Failed(failed))) => return Err(failed.detail),
+                Ok(_) => return Err("an answer of a newer version".into()),
+                Err(error) => return Err(error),
+            },
+        }
+    }
+    Err(format!("node {}: {why}", fetch.from))
+}
+
+/// The snapshots that this node serves to others.
+#[derive(Default)]
+pub struct Offered {
+    open: Mutex<BTreeMap<u64, Offer>>,
+}
+
+struct Offer {
+    group: GroupId,
+    rows: Arc<dyn KvRead>,
+    asked: MonoTime,
+}
+
+impl Offered {
+    /// One page of rows; token 0 takes a new snapshot.
+    pub fn page(&self, env: &Env, kv: &dyn Kv, ask: &SnapshotPage) -> Result<wire::SnapshotRows, String> {
+        let group = GroupId(ask.group);
+        let now = env.now();
+        let (token, rows) = {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.retain(|_, offer| now.since(offer.asked) < SNAPSHOT_IDLE);
+            if ask.token == 0 {
+                if open.len() >= SNAPSHOTS_MAX {
+                    return Err("too many snapshots are being sent; try again later".into());
+                }
+                let token = env.random.next_u64() | 1;
+                let rows = kv.snapshot();
+                open.insert(token, Offer { group, rows: rows.clone(), asked: now });
+                (token, rows)
+            } else {
+                let offer = open.get_mut(&ask.token).filter(|offer| offer.group == group);
+                let offer = offer.ok_or("the snapshot is not kept any more")?;
+                offer.asked = now;
+                (ask.token, offer.rows.clone())
+            }
+        };
+        let page = read_page(&*rows, group, token, &ask.after)?;
+        if page.done {
+            self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&token);
+        }
+        Ok(page)
+    }
+}
+
+fn read_page(rows: &dyn KvRead, group: GroupId, token: u64, after: &Bytes) -> Result<wire::SnapshotRows, String> {
+    let view = KvView::over(rows);
+    let state = group::load(&view, group).map_err(|error| error.to_string())?;
+    if state.install() != Install::Whole || state.conf_state.is_empty() {
+        return Err(format!("this replica of group {group} is not whole itself"));
+    }
+    let mut page = wire::SnapshotRows { token, state: group::encode(&state), ..wire::SnapshotRows::default() };
+    let mut bytes = 0;
+    let mut ranges = group::row_ranges(group, &state);
+    ranges.sort();
+    for (from, to) in ranges {
+        let mut from = if after.as_ref() >= from.as_ref() && !after.is_empty() {
+            [after.as_ref(), &[0]].concat().into()
+        } else {
+            from
+        };
+        while from < to {
+            const STEP: usize = 256;
+            let found = rows.scan(&from, &to, STEP).map_err(|error| error.to_string())?;
+            let Some(last) = found.last() else { break };
+            from = [last.key.as_ref(), &[0]].concat().into();
+            for row in found {
+                bytes += row.key.len() + row.value.len();
+                page.rows.push(wire::SnapshotRow { key: row.key, value: row.value });
+            }
+            if page.rows.len() >= PAGE_ROWS || bytes >= PAGE_BYTES {
+                return Ok(page);
+            }
+        }
+    }
+    page.done = true;
+    Ok(page)
+}

@@ -1,0 +1,243 @@
+//! One replica of one group on this node: a task owns the Raft peer and the state machine; others send it messages.
+//!
+//! `driver.rs` is that task. `acknowledge.rs` knows whom a reply waits for, `reads.rs` which reads wait for what,
+//! `install.rs` how the state of a replica is fetched from another.
+
+mod acknowledge;
+mod driver;
+pub mod install;
+mod reads;
+
+use base::Env;
+use base::ids::{GroupId, LogIndex, NodeId, PeerId, Term};
+use bytes::Bytes;
+use meta::map::command::ClusterMap;
+use protocol::raft::{Configuration, HardState, Message, RaftPeer, UNCOMMITTED_BYTES_MAX};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use store::Engine;
+use store::kv::LsmKv;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::machine::{Command, Machine, Reply};
+use install::Installed;
+
+/// Raft's unit of time.
+pub const TICK: Duration = Duration::from_millis(40);
+/// Requests waiting for the driver; senders wait when it is full, messages of peers are lost.
+const MAILBOX_MAX: usize = 4096;
+
+const _: () = assert!(
+    2 * UNCOMMITTED_BYTES_MAX as usize <= store::RAFT_WRITE_LEN_MAX,
+    "whatever gathers while a write is under way fits into the next one"
+);
+
+/// Why a group did not answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GroupError {
+    /// Nothing was done. Where the leader is, if known.
+    NotLeader(Option<NodeId>),
+    /// Nothing was done; later it may be.
+    Busy(String),
+    /// The command may or may not be executed later.
+    Unknown(String),
+    /// This replica's state is damaged or its disk has failed: it serves nothing any more. Nothing was done.
+    Failed(String),
+}
+
+/// Whom the reply to a command waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Acknowledge {
+    /// Every voter that the map does not mark as down, never fewer than a majority.
+    Everyone,
+    Majority,
+}
+
+enum Request {
+    Propose {
+        data: Bytes,
+        acknowledge: Acknowledge,
+        reply: oneshot::Sender<Result<Reply, GroupError>>,
+    },
+    Barrier {
+        reply: oneshot::Sender<Result<(), GroupError>>,
+    },
+    Trim {
+        index: LogIndex,
+    },
+    /// From the peer on this node.
+    Step {
+        from: NodeId,
+        message: Message,
+    },
+    /// That peer of the group has lost its log, or was removed long ago: it never answers again.
+    Gone {
+        peer: PeerId,
+    },
+    Installed(Result<Box<Installed>, install::Failed>),
+    Stop {
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// How others talk to the driver.
+#[derive(Clone)]
+pub struct GroupHandle {
+    pub id: GroupId,
+    pub peer: PeerId,
+    mailbox: mpsc::Sender<Request>,
+    shared: Arc<Shared>,
+}
+
+/// What the driver shows of itself.
+struct Shared {
+    applied: AtomicU64,
+    term: AtomicU64,
+    leader_node: AtomicU64,
+    leads: AtomicBool,
+    /// Has state to serve from: it is not waiting for its first snapshot.
+    ready: AtomicBool,
+    log_bytes: AtomicU64,
+    configuration: Mutex<Arc<Configuration>>,
+    failed: Mutex<Option<String>>,
+}
+
+/// What a driver is made of.
+pub struct Parts {
+    pub env: Env,
+    pub id: GroupId,
+    pub node: NodeId,
+    pub peer: PeerId,
+    pub raft: RaftPeer,
+    pub machine: Machine,
+    pub configuration: Configuration,
+    pub applied: LogIndex,
+    /// The replica has no state yet.
+    pub stateless: bool,
+    pub engine: Engine,
+    pub kv: Arc<LsmKv>,
+    pub map: watch::Receiver<Arc<ClusterMap>>,
+}
+
+/// Starts the driver of a group.
+pub fn start(parts: Parts) -> GroupHandle {
+    let (mailbox, requests) = mpsc::channel(MAILBOX_MAX);
+    let shared = Arc::new(Shared {
+        applied: AtomicU64::new(parts.applied.0),
+        term: AtomicU64::new(0),
+        leader_node: AtomicU64::new(0),
+        leads: AtomicBool::new(false),
+        ready: AtomicBool::new(!parts.stateless),
+        log_bytes: AtomicU64::new(0),
+        configuration: Mutex::new(Arc::new(parts.configuration.clone())),
+        failed: Mutex::new(None),
+    });
+    let handle = GroupHandle { id: parts.id, peer: parts.peer, mailbox, shared };
+    let env = parts.env.clone();
+    env.spawn("group", driver::Driver::new(parts, &handle).run(requests));
+    handle
+}
+
+impl GroupHandle {
+    /// Executes a command through the log.
+    pub async fn propose(&self, command: Command, acknowledge: Acknowledge) -> Result<Reply, GroupError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Propose { data: command.encode(), acknowledge, reply }).await?;
+        answer.await.map_err(|_| GroupError::Unknown("the node is shutting down".into()))?
+    }
+
+    /// Returns once this replica, which must lead, has applied everything that was acknowledged anywhere before.
+    pub async fn barrier(&self) -> Result<(), GroupError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Barrier { reply }).await?;
+        answer.await.map_err(|_| GroupError::Busy("the node is shutting down".into()))?
+    }
+
+    /// Lets the log forget entries whose effect is durable in the key-value store.
+    pub async fn trim(&self, index: LogIndex) {
+        let _ = self.send(Request::Trim { index }).await;
+    }
+
+    /// Hands over a message of a peer. Lost when the driver is behind, as a network may lose it.
+    pub fn step(&self, from: NodeId, message: Message) {
+        let _ = self.mailbox.try_send(Request::Step { from, message });
+    }
+
+    /// A node says that this peer of the group does not exist there (any more).
+    pub fn gone(&self, peer: PeerId) {
+        let _ = self.mailbox.try_send(Request::Gone { peer });
+    }
+
+    /// Ends the driver, after the write that is under way: then nothing touches the log or the key-value store.
+    pub async fn stop(&self) {
+        let (done, stopped) = oneshot::channel();
+        if self.send(Request::Stop { done }).await.is_ok() {
+            // Dropped when the driver ended for another reason.
+            let _ = stopped.await;
+        }
+    }
+
+    async fn send(&self, request: Request) -> Result<(), GroupError> {
+        self.mailbox.send(request).await.map_err(|_| GroupError::Busy("the replica is shutting down".into()))
+    }
+
+    pub fn applied(&self) -> LogIndex {
+        LogIndex(self.shared.applied.load(Ordering::Acquire))
+    }
+
+    pub fn term(&self) -> Term {
+        Term(self.shared.term.load(Ordering::Relaxed))
+    }
+
+    /// Where the leader is, as this replica sees it.
+    pub fn leader(&self) -> Option<NodeId> {
+        let leader = self.shared.leader_node.load(Ordering::Relaxed);
+        (leader != 0).then_some(NodeId(leader as u32))
+    }
+
+    /// Whether this replica leads. A leader that was voted out may not know it yet: only what it commits counts.
+    pub fn is_leader(&self) -> bool {
+        self.shared.leads.load(Ordering::Relaxed)
+    }
+
+    /// Has state; `false` while a new replica waits for its first snapshot.
+    pub fn is_ready(&self) -> bool {
+        self.shared.ready.load(Ordering::Relaxed)
+    }
+
+    pub fn configuration(&self) -> Arc<Configuration> {
+        self.shared.configuration.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The nodes of the group's voters.
+    pub fn voter_nodes(&self) -> Vec<NodeId> {
+        let configuration = self.configuration();
+        configuration.voters.iter().filter_map(|peer| configuration.nodes.get(peer).copied()).collect()
+    }
+
+    /// Bytes of entries that the log still needs.
+    pub fn log_bytes(&self) -> u64 {
+        self.shared.log_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Why the replica has stopped serving, if it has.
+    pub fn failed(&self) -> Option<String> {
+        self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Byte map of a hard state: term u64, vote u64, little-endian.
+pub fn encode_hard_state(hard_state: HardState) -> Bytes {
+    let mut out = [0; 16];
+    out[..8].copy_from_slice(&hard_state.term.0.to_le_bytes());
+    out[8..].copy_from_slice(&hard_state.vote.0.to_le_bytes());
+    Bytes::copy_from_slice(&out)
+}
+
+pub fn decode_hard_state(raw: &[u8]) -> Option<HardState> {
+    let raw: &[u8; 16] = raw.try_into().ok()?;
+    let (term, vote) = raw.split_at(8);
+    let number = |half: &[u8]| Some(u64::from_le_bytes(half.try_into().ok()?));
+    Some(HardState { term: Term(number(term)?), vote: PeerId(number(vote)?) })
+}

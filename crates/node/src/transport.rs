@@ -1,0 +1,64 @@
+//! Raft's messages on the wire: one-way frames, each with what one replica has for one node.
+
+use base::Env;
+use base::env::{Channel, Frame};
+use base::ids::NodeId;
+use bytes::Bytes;
+use prost::Message;
+
+/// Bytes of messages in one frame; more go in further frames.
+const FRAME_BYTES_MAX: usize = 4 << 20;
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RaftBatch {
+    #[prost(message, repeated, tag = "1")]
+    pub items: Vec<RaftItem>,
+    #[prost(message, repeated, tag = "2")]
+    pub gone: Vec<PeerGone>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct RaftItem {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub message: Bytes,
+    /// The receiver is a learner that never acknowledged anything: it may begin with an empty log.
+    #[prost(bool, tag = "3")]
+    pub fresh: bool,
+}
+
+/// This peer does not exist on the sender's node, or was removed from the group by a committed change.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct PeerGone {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+    #[prost(uint64, tag = "2")]
+    pub peer: u64,
+}
+
+pub fn send(env: &Env, to: NodeId, items: Vec<RaftItem>) {
+    let mut batch = RaftBatch::default();
+    let mut size = 0;
+    for item in items {
+        if size + item.message.len() > FRAME_BYTES_MAX && !batch.items.is_empty() {
+            env.net.send(to, Channel::Raft, frame(&std::mem::take(&mut batch)));
+            size = 0;
+        }
+        size += item.message.len();
+        batch.items.push(item);
+    }
+    env.net.send(to, Channel::Raft, frame(&batch));
+}
+
+pub fn send_gone(env: &Env, to: NodeId, gone: PeerGone) {
+    env.net.send(to, Channel::Raft, frame(&RaftBatch { items: Vec::new(), gone: vec![gone] }));
+}
+
+pub fn decode(frame: &Frame) -> Result<RaftBatch, String> {
+    RaftBatch::decode(frame.head.clone()).map_err(|error| format!("malformed Raft batch: {error}"))
+}
+
+fn frame(batch: &RaftBatch) -> Frame {
+    Frame { head: batch.encode_to_vec().into(), bulk: Vec::new() }
+}

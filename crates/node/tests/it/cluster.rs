@@ -1,0 +1,155 @@
+//! Several nodes of real code in one simulation: how a cluster grows, loses a node and takes it back.
+
+use base::env::Disk;
+use base::ids::NodeId;
+use base::sim::{Sim, SimNode};
+use bytes::Bytes;
+use client::Client;
+use meta::map::command::{MapCommand, NodeRow, NodeState};
+use node::{Config, DiskSpec, Node};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::{bytes_of, get, put};
+
+struct Cluster {
+    sim: Sim,
+    nodes: BTreeMap<NodeId, Node>,
+}
+
+impl Cluster {
+    /// Founds a cluster on node 1.
+    fn found(seed: u64) -> Cluster {
+        let mut cluster = Cluster { sim: Sim::new(seed), nodes: BTreeMap::new() };
+        cluster.start(NodeId(1));
+        cluster
+    }
+
+    fn sim_node(&self, node: NodeId) -> SimNode {
+        self.sim.node(node)
+    }
+
+    fn config(&self, node: NodeId) -> Config {
+        let data: Arc<dyn Disk> = self.sim.disk(node, "data");
+        let disk: Arc<dyn Disk> = self.sim.disk(node, "disk");
+        Config {
+            env: self.sim_node(node).env(),
+            data,
+            disks: vec![DiskSpec { disk, size_bytes_max: Some(4 << 30), label: format!("disk of {node}") }],
+            locality: String::new(),
+            advertise: format!("node{node}:9002"),
+            region: "us-east-1".into(),
+            root: ("root".into(), "secret-secret".into()),
+            authority: None,
+        }
+    }
+
+    fn start(&mut self, id: NodeId) {
+        let config = self.config(id);
+        let started = self.sim.block_on(self.sim_node(id).run(Node::start(config)));
+        self.nodes.insert(id, started.expect("no crash meanwhile").expect("the node starts"));
+    }
+
+    /// Lets a new node in, and starts it.
+    fn join(&mut self) -> NodeId {
+        let client = self.client(NodeId(1));
+        let cluster = self.nodes[&NodeId(1)].cluster();
+        let row = NodeRow { state: NodeState::Joining as i32, address: "somewhere:1".into(), ..NodeRow::default() };
+        let reply = self.on(NodeId(1), async move { client.change_map_checked(MapCommand::SetNode(row)).await });
+        let id = NodeId(reply.expect("a node id is allotted").id as u32);
+        let contacts: Vec<(NodeId, String)> =
+            self.nodes.keys().map(|node| (*node, format!("node{node}:9002"))).collect();
+        let data: Arc<dyn Disk> = self.sim.disk(id, "data");
+        let _env = self.sim_node(id).env();
+        let joined = self.on(id, async move { node::join_identity(&*data, cluster, id, &contacts).await });
+        joined.expect("an empty directory joins");
+        self.start(id);
+        id
+    }
+
+    fn client(&self, node: NodeId) -> Client {
+        self.nodes[&node].client()
+    }
+
+    fn on<T: Send + 'static>(&self, node: NodeId, task: impl Future<Output = T> + Send + 'static) -> T {
+        self.sim.block_on(self.sim_node(node).run(task)).expect("no crash meanwhile")
+    }
+
+    /// Lets virtual time pass until `holds`; panics after `at_most`.
+    fn wait(&self, what: &str, at_most: Duration, holds: impl Fn(&Cluster) -> bool) {
+        let start = self.sim.now();
+        while !holds(self) {
+            assert!(self.sim.now().since(start) < at_most, "{what}: not within {at_most:?}");
+            self.sim.run_for(Duration::from_millis(50));
+        }
+    }
+
+    /// Every group has these voters, as each of its replicas sees it.
+    fn wait_for_voters(&self, nodes: &[u64]) {
+        self.wait(&format!("voters {nodes:?}"), Duration::from_secs(60), |cluster| {
+            cluster.nodes.iter().filter(|(id, _)| cluster.sim.is_running(**id)).all(|(_, node)| {
+                let groups = node.status().groups;
+                groups.len() == 2
+                    && groups.iter().all(|group| {
+                        let mut voters = group.voters.clone();
+                        voters.sort_unstable();
+                        voters == nodes
+                    })
+            })
+        });
+    }
+}
+
+#[test]
+fn a_cluster_grows_and_each_node_serves_what_was_there() {
+    let mut cluster = Cluster::found(1);
+    let client = cluster.client(NodeId(1));
+    cluster.on(NodeId(1), async move {
+        let bucket = client.create_bucket("photos", "root").await.expect("the name is free");
+        for i in 0..20u8 {
+            put(&client, &bucket, &format!("key-{i}"), bytes_of(3000 * usize::from(i), i)).await.expect("stored");
+        }
+    });
+    for expected in [2, 3] {
+        assert_eq!(cluster.join(), NodeId(expected));
+    }
+    cluster.wait_for_voters(&[1, 2, 3]);
+    for id in [1, 2, 3] {
+        let client = cluster.client(NodeId(id));
+        cluster.on(NodeId(id), async move {
+            let bucket = client.bucket("photos").await.expect("the bucket is there");
+            for i in 0..20u8 {
+                let found = get(&client, &bucket, &format!("key-{i}")).await.expect("the object is there");
+                assert!(found == bytes_of(3000 * usize::from(i), i), "object {i} differs on node {id}");
+            }
+            let more = Bytes::from(format!("from node {id}"));
+            put(&client, &bucket, &format!("from-{id}"), more).await.expect("stored");
+        });
+    }
+}
+
+#[test]
+fn a_node_that_dies_is_voted_down_and_comes_back() {
+    let mut cluster = Cluster::found(2);
+    cluster.join();
+    cluster.join();
+    cluster.wait_for_voters(&[1, 2, 3]);
+    for victim in [1, 2, 3] {
+        let survivor = NodeId(victim % 3 + 1);
+        cluster.sim.crash(NodeId(victim));
+        cluster.nodes.remove(&NodeId(victim));
+        let client = cluster.client(survivor);
+        cluster.on(survivor, async move {
+            let name = format!("without-{victim}");
+            let bucket = client.create_bucket(&name, "root").await.expect("two of three are enough");
+            put(&client, &bucket, "small", bytes_of(100, 1)).await.expect("stored inline");
+        });
+        cluster.start(NodeId(victim));
+        let client = cluster.client(NodeId(victim));
+        cluster.on(NodeId(victim), async move {
+            let bucket = client.bucket(&format!("without-{victim}")).await.expect("it learned of the bucket");
+            assert!(get(&client, &bucket, "small").await.expect("the object is there") == bytes_of(100, 1));
+        });
+    }
+}

@@ -1,0 +1,6 @@
+//! Raft groups of several members, end to end, in memory.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod cluster;
+mod members;
+mod trouble;
