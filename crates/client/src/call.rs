@@ -337,12 +337,15 @@ impl Client {
         }
     }
 
-    pub(crate) fn request(&self, ask: Ask) -> Request {
+    /// What is asked, with whom it comes from.
+    pub fn request(&self, ask: Ask) -> Request {
         let session = self.session();
+        let map = self.map();
         Request {
             node: session.node.0,
             generation: session.generation.0,
-            map_version: self.map().version().0,
+            map_version: map.version().0,
+            cluster_generation: map.map.cluster_generation,
             ask: Some(ask),
         }
     }
@@ -500,6 +503,7 @@ pub(crate) fn unexpected(told: &Told) -> Error {
         Told::ShardAnswer(_) => "a shard answer",
         Told::Chunk(_) => "a chunk answer",
         Told::SnapshotRows(_) => "a page of a snapshot",
+        Told::Status(_) => "a status",
         Told::Inventory(_) | Told::PgDigests(_) | Told::Named(_) => "an answer to a node",
     };
     Error::OutcomeUnknown(format!("{kind} came as the answer to another kind of request"))

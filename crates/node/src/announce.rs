@@ -9,8 +9,8 @@ use bytes::Bytes;
 use client::{Client, KeyRow};
 use meta::group::FEATURE_LEVEL;
 use meta::map::command::{
-    Authority, ClusterMap, DiskRow, DiskState, InitCluster, MapCommand, NodeRow, NodeState, PgRow, PgRows, PoolRow,
-    ShardRow,
+    Authority, ClusterGeneration, ClusterMap, DiskRow, DiskState, InitCluster, MapCommand, MapOutcome, NodeRow,
+    NodeState, PgRow, PgRows, PoolRow, ShardRow,
 };
 use meta::object::command::InitShard;
 use protocol::placement::{Candidate, members};
@@ -26,6 +26,8 @@ use crate::start::{Config, FIRST_SHARD, StartError};
 /// First pause before an announcement is tried again; doubles up to the maximum.
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(1);
+/// How long the own replica of the map may lag behind the announcement before the node announces itself anew.
+const REACH_PATIENCE: Duration = Duration::from_secs(1);
 /// The pool that a new cluster has.
 const FIRST_POOL: PoolId = PoolId(1);
 /// Its placement groups: 2^7. The number doubles as the cluster grows.
@@ -74,7 +76,7 @@ impl Announcer {
     }
 
     /// Announces the node, again and again until the cluster has taken it in; then watches over its standing.
-    pub async fn keep(self, mut stop: watch::Receiver<bool>) {
+    pub async fn keep(mut self, mut stop: watch::Receiver<bool>) {
         let mut map = self.service.map.clone();
         loop {
             let announced = tokio::select! {
@@ -93,6 +95,8 @@ impl Announcer {
                         biased;
                         _ = stop.wait_for(|stop| *stop) => return,
                         reached = reached => if reached.is_err() { return },
+                        // A node without a replica of the map does not see its own fate: it asks again.
+                        () = self.env.sleep(REACH_PATIENCE) => continue,
                     }
                     self.service.standing.send_replace(Standing::Serving);
                 }
@@ -134,7 +138,7 @@ impl Announcer {
 
     /// Retries what may succeed later. Answers the version of the map that the local replica must have reached before
     /// this node takes data.
-    async fn announce_patiently(&self) -> Result<MapVersion, StartError> {
+    async fn announce_patiently(&mut self) -> Result<MapVersion, StartError> {
         let mut pause = RETRY_MIN;
         loop {
             match self.announce().await {
@@ -149,8 +153,8 @@ impl Announcer {
         }
     }
 
-    async fn announce(&self) -> Result<MapVersion, Announce> {
-        let client = &self.client;
+    async fn announce(&mut self) -> Result<MapVersion, Announce> {
+        let client = &self.client.clone();
         let map = client.refresh_map().await?;
         let cluster = self.identity.cluster.0.to_be_bytes();
         if map.map.cluster.is_empty() {
@@ -166,6 +170,15 @@ impl Announcer {
         } else if map.map.cluster.as_ref() != cluster {
             let why = "the metadata on this disk belongs to another cluster than the data directory";
             return Err(Announce::Never(StartError(why.into())));
+        }
+        if self.identity.recovered {
+            // From here on, what knows only the cluster before the recovery is refused.
+            let generation = client.map().map.cluster_generation + 1;
+            client.change_map_checked(MapCommand::SetClusterGeneration(ClusterGeneration { generation })).await?;
+            tracing::warn!("the cluster was recovered from this node and goes on as generation {generation}");
+            let told = NodeIdentity { recovered: false, ..self.identity };
+            home::store_identity(&*self.data, &told).await.map_err(|error| Announce::Later(error.to_string()))?;
+            self.identity = told;
         }
         self.announce_node().await?;
         announce_disks(self.identity.node, &self.disks, client).await?;
@@ -214,8 +227,13 @@ impl Announcer {
             state: NodeState::Up as i32,
             ..before.unwrap_or_default()
         };
-        self.client.change_map_checked(MapCommand::SetNode(node)).await?;
-        Ok(())
+        let reply = self.client.change_map(MapCommand::SetNode(node)).await?;
+        match reply.outcome() {
+            MapOutcome::Done => Ok(()),
+            // Voted out again meanwhile: the next try comes under a newer generation.
+            MapOutcome::Stale => Err(Announce::Later(reply.detail)),
+            outcome => Err(Announce::Never(StartError(format!("node {}: {outcome:?}: {}", reply.id, reply.detail)))),
+        }
     }
 
     /// The parts of a cluster that its founder makes.

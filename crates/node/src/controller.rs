@@ -5,7 +5,7 @@ use base::Env;
 use base::env::{Channel, MonoTime};
 use base::ids::{GROUP_ZERO, GroupId, NodeId, Session};
 use client::Client;
-use client::wire::{self, Ask, GroupReport, NodeReport, Request};
+use client::wire::{self, Ask, GroupReport, NodeReport};
 use meta::map::command::{MapCommand, MapEntry, MapOutcome};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,14 +64,10 @@ pub async fn report(env: Env, service: Arc<Service>, client: Client, mut stop: w
             _ = stop.wait_for(|stop| *stop) => return,
             () = env.sleep(REPORT_INTERVAL) => {}
         }
-        let session = client.session();
         let report =
             NodeReport { wall_ms: env.clock.wall().0, done: service.repair.done(), groups: led_groups(&service) };
-        let ask = Some(Ask::NodeReport(report.clone()));
-        let map_version = service.map.borrow().version;
-        let request = Request { node: session.node.0, generation: session.generation.0, map_version, ask };
-        let frame = wire::frame(&request, Vec::new());
-        for voter in watchers(&service).into_iter().filter(|node| *node != service.node) {
+        let frame = wire::frame(&client.request(Ask::NodeReport(report.clone())), Vec::new());
+        for voter in watchers(&service, &client).into_iter().filter(|node| *node != service.node) {
             env.net.send(voter, Channel::Control, frame.clone());
         }
         service.control.hear(&env, service.node, report);
@@ -82,10 +78,10 @@ fn group_zero(service: &Service) -> Option<GroupHandle> {
     service.replicas.get(GROUP_ZERO)
 }
 
-/// Whoever may lead group 0. A replica that does not know yet tells everybody.
-fn watchers(service: &Service) -> Vec<NodeId> {
+/// Whoever may lead group 0. Without a replica that knows, everybody in the newest map that was fetched.
+fn watchers(service: &Service, client: &Client) -> Vec<NodeId> {
     let voters = group_zero(service).map(|group| group.voter_nodes()).unwrap_or_default();
-    if voters.is_empty() { service.map.borrow().nodes.iter().map(|row| NodeId(row.id)).collect() } else { voters }
+    if voters.is_empty() { client.map().map.nodes.iter().map(|row| NodeId(row.id)).collect() } else { voters }
 }
 
 fn led_groups(service: &Service) -> Vec<GroupReport> {

@@ -22,7 +22,7 @@ use crate::machine::{Command, KvView, Reply};
 use crate::metrics::Counters;
 use crate::repair::Progress;
 use crate::replicas::Replicas;
-use crate::transport;
+use crate::transport::{self, RaftBatch};
 
 /// Chunks named in one delete request.
 const DELETES_MAX: usize = 4096;
@@ -68,7 +68,7 @@ impl Handler for Front {
         Box::pin(async move {
             if channel == Channel::Raft {
                 match transport::decode(&request) {
-                    Ok(batch) => service.replicas.deliver(from, batch).await,
+                    Ok(batch) => service.take_raft(from, batch).await,
                     Err(why) => tracing::warn!("node {from}: {why}"),
                 }
                 return Frame::default();
@@ -88,7 +88,7 @@ type Answered = (Answer, Vec<Bytes>);
 impl Service {
     async fn answer(&self, request: Request, bulk: Vec<Bytes>) -> Answered {
         // The map is for everybody: from it a node learns that it was voted out. Raft has terms.
-        let is_open = matches!(request.ask, Some(Ask::GetMap(_) | Ask::SnapshotPage(_)));
+        let is_open = matches!(request.ask, Some(Ask::GetMap(_) | Ask::SnapshotPage(_) | Ask::GetStatus(_)));
         if let Err(failed) =
             self.check_generation(&request).or_else(|failed| if is_open { Ok(()) } else { Err(failed) })
         {
@@ -117,6 +117,10 @@ impl Service {
                 Ok(rows) => (Answer::of(Told::SnapshotRows(rows)), Vec::new()),
                 Err(why) => (Answer::failed(Failure::Busy, why), Vec::new()),
             },
+            Ask::GetStatus(_) => {
+                let status = prost::Message::encode_to_vec(&crate::status::local(self)).into();
+                (Answer::of(Told::Status(wire::EncodedStatus { status })), Vec::new())
+            }
             Ask::NodeReport(report) => (self.hear(NodeId(request.node), report), Vec::new()),
             Ask::Inventory(_) | Ask::PgDigests(_) | Ask::Named(_) => {
                 (Answer::failed(Failure::Invalid, "not served yet"), Vec::new())
@@ -129,9 +133,32 @@ impl Service {
         Answer::of(Told::Chunk(ChunkDone::default()))
     }
 
+    /// Raft's traffic is not gated by generations of nodes: Raft has terms. Two lives of a cluster never mix, though.
+    async fn take_raft(&self, from: NodeId, batch: RaftBatch) {
+        let ours = self.map.borrow().cluster_generation;
+        if batch.recovered > ours && self.map.borrow().version > 0 {
+            let why = format!(
+                "the cluster was recovered without this node and goes on as generation {}; what this node holds is from \
+                 before: start it anew with an empty --data and a token",
+                batch.recovered
+            );
+            tracing::error!("{why}");
+            self.standing.send_replace(Standing::Ended(why));
+            return;
+        }
+        self.replicas.deliver(from, batch).await;
+    }
+
     /// The zombie learns its fate from this answer.
     fn check_generation(&self, request: &Request) -> Result<(), Failed> {
         let map = self.map.borrow();
+        if request.cluster_generation < map.cluster_generation {
+            let (theirs, ours) = (request.cluster_generation, map.cluster_generation);
+            let why =
+                format!("the cluster was recovered: it is at generation {ours}, node {} at {theirs}", request.node);
+            transport::send_recovered(&self.env, NodeId(request.node), ours);
+            return Err(Failed::new(Failure::StaleGeneration, why));
+        }
         let floor = map.nodes.iter().find(|row| row.id == request.node).map_or(0, |row| row.generation_floor);
         if request.generation < floor {
             let why = format!("generation {} of node {} is below its floor {floor}", request.generation, request.node);

@@ -16,7 +16,6 @@ use crate::disks::{Disks, NodeDisk};
 use crate::group::GroupHandle;
 use crate::group::install::Offered;
 use crate::home::{self, GenerationClock, HomeError, NodeIdentity};
-use crate::machine::KvView;
 use crate::metrics::{self, Counters};
 use crate::replicas::Replicas;
 use crate::service::{Front, Service, Standing};
@@ -234,7 +233,7 @@ impl Node {
     /// The generation below which the sessions of `node` are closed in `group`, as far as the replica here has applied
     /// it; `None` when it cannot be read.
     pub fn closed_below(&self, group: GroupId, node: NodeId) -> Option<Generation> {
-        meta::slots::floor(&KvView::over(&*self.kv), group, node).ok()
+        meta::slots::floor(&crate::machine::KvView::over(&*self.kv), group, node).ok()
     }
 
     /// Serves reads and writes now.
@@ -244,8 +243,14 @@ impl Node {
         serves && self.service.replicas.all().iter().all(works) && !*self.stop.borrow()
     }
 
+    /// As this node sees itself; other nodes are not asked.
     pub fn status(&self) -> Status {
-        status::collect(&self.service)
+        status::of_this_node(&self.service)
+    }
+
+    /// As all nodes of the cluster see themselves; takes about a second when one does not answer.
+    pub async fn cluster_status(&self) -> Status {
+        status::of_the_cluster(&self.service, &self.client).await
     }
 
     /// In Prometheus' text format.
@@ -284,7 +289,7 @@ async fn identify(config: &Config) -> Result<NodeIdentity, StartError> {
         return Ok(identity);
     }
     let cluster = ClusterId::random(&*config.env.random);
-    let identity = NodeIdentity { cluster, node: NodeId(1), set_up: false, joined: false };
+    let identity = NodeIdentity { cluster, node: NodeId(1), set_up: false, joined: false, recovered: false };
     home::store_identity(&*config.data, &identity).await.map_err(HomeError::from)?;
     Ok(identity)
 }
