@@ -278,8 +278,9 @@ pub fn enter(
     club: Club,
     authority: &Authority,
     listener: tokio::net::TcpListener,
+    advertise: String,
 ) -> Result<(), Failure> {
-    net.enter(club, authority.issue(node, CERTIFICATE_LIFE, since_epoch())?, listener);
+    net.enter(club, authority.issue(node, CERTIFICATE_LIFE, since_epoch())?, listener, advertise);
     Ok(())
 }
 

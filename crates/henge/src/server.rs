@@ -110,7 +110,10 @@ impl Plan<'_> {
         let (env, net) = real_env(standing.node, tokio::runtime::Handle::current());
         let mut cluster_port = Some(cluster_port);
         let mut enter = |club: Club| match cluster_port.take() {
-            Some(port) => membership::enter(&net, standing.node, club, &standing.authority, port),
+            Some(port) => {
+                let advertise = self.advertise.clone();
+                membership::enter(&net, standing.node, club, &standing.authority, port, advertise)
+            }
             None => Ok(()),
         };
         // A founder has nobody to talk to before its cluster has an id.

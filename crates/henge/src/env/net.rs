@@ -41,7 +41,6 @@ const CHANNELS: [Channel; 3] = [Channel::Control, Channel::Raft, Channel::Bulk];
 pub struct RealNet {
     shared: Arc<NetShared>,
     clock: Arc<dyn Clock>,
-    peers: Mutex<BTreeMap<NodeId, [Arc<Link>; 3]>>,
 }
 
 /// What all connections share.
@@ -54,6 +53,7 @@ struct NetShared {
     handler: OnceLock<Arc<dyn Handler>>,
     admission: OnceLock<Arc<dyn Admission>>,
     membership: OnceLock<Membership>,
+    peers: Mutex<BTreeMap<NodeId, Peer>>,
     callers: Mutex<Callers>,
     /// Removed nodes: their certificates are good, and they are not.
     expelled: watch::Sender<BTreeSet<NodeId>>,
@@ -65,7 +65,16 @@ pub trait Admission: Send + Sync {
     fn admit(&self, request: Bytes) -> BoxFuture<Bytes>;
 }
 
+/// Another node, and the links to it, one per channel.
+struct Peer {
+    /// Where `learn_peers` said last that it is. What it says of itself when it calls is newer than the same said again.
+    taught: String,
+    links: [Arc<Link>; 3],
+}
+
 struct Membership {
+    /// HOST:PORT under which others reach this node.
+    advertise: String,
     cluster: ClusterId,
     generation: AtomicU32,
     tls: RwLock<Arc<NodeTls>>,
@@ -92,18 +101,20 @@ impl RealNet {
             handler: OnceLock::new(),
             admission: OnceLock::new(),
             membership: OnceLock::new(),
+            peers: Mutex::default(),
             callers: Mutex::default(),
             expelled: watch::Sender::default(),
             complaints: Mutex::default(),
         };
-        RealNet { shared: Arc::new(shared), clock, peers: Mutex::default() }
+        RealNet { shared: Arc::new(shared), clock }
     }
 
-    /// From now on this node is a member of `club`, takes connections from `listener` and may call others.
-    pub fn enter(&self, club: Club, tls: NodeTls, listener: TcpListener) {
+    /// From now on this node is a member of `club`, takes connections from `listener` and may call others. `advertise`:
+    /// HOST:PORT under which others reach that listener.
+    pub fn enter(&self, club: Club, tls: NodeTls, listener: TcpListener, advertise: String) {
         let Club { cluster, generation } = club;
-        let membership =
-            Membership { cluster, generation: AtomicU32::new(generation), tls: RwLock::new(Arc::new(tls)) };
+        let generation = AtomicU32::new(generation);
+        let membership = Membership { advertise, cluster, generation, tls: RwLock::new(Arc::new(tls)) };
         assert!(self.shared.membership.set(membership).is_ok(), "a node enters its cluster once, at start");
         let accepting = accept::accept_all(Arc::clone(&self.shared), listener);
         self.shared.runtime.spawn(super::or_abort("cluster port", accepting));
@@ -140,8 +151,7 @@ impl RealNet {
     }
 
     fn link(&self, to: NodeId, channel: Channel) -> Option<Arc<Link>> {
-        let peers = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        peers.get(&to).map(|links| Arc::clone(&links[hello::channel_number(channel) as usize]))
+        self.shared.peers().get(&to).map(|peer| Arc::clone(&peer.links[hello::channel_number(channel) as usize]))
     }
 
     /// Hands over a message to oneself, in a task of its own: a caller that gives up does not stop the work, as in a
@@ -201,20 +211,48 @@ impl Net for RealNet {
     }
 
     fn learn_peers(&self, peers: &[(NodeId, String)]) {
-        let mut known = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
-        for (node, address) in peers.iter().filter(|(node, _)| *node != self.shared.node) {
-            match known.get(node) {
-                Some(links) => links.iter().for_each(|link| link.move_to(address)),
-                None => {
-                    let start = |channel| Link::start(&self.shared, *node, channel, address.clone());
-                    known.insert(*node, CHANNELS.map(start));
-                }
-            }
+        for (node, address) in peers {
+            self.shared.teach(*node, address);
         }
     }
 }
 
 impl NetShared {
+    fn peers(&self) -> MutexGuard<'_, BTreeMap<NodeId, Peer>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `node` is at `address` (HOST:PORT), as the cluster map says.
+    fn teach(self: &Arc<NetShared>, node: NodeId, address: &str) {
+        if node == self.node {
+            return;
+        }
+        let mut peers = self.peers();
+        match peers.get_mut(&node) {
+            Some(peer) if peer.taught == address => {}
+            Some(peer) => {
+                peer.taught = address.to_owned();
+                peer.links.iter().for_each(|link| link.move_to(address));
+            }
+            None => {
+                let links = CHANNELS.map(|channel| Link::start(self, node, channel, address.to_owned()));
+                peers.insert(node, Peer { taught: address.to_owned(), links });
+            }
+        }
+    }
+
+    /// `node` itself said that it is at `address`: it may have moved before the map could say so.
+    fn heard_from(self: &Arc<NetShared>, node: NodeId, address: &str) {
+        if address.is_empty() {
+            return;
+        }
+        let known = self.peers().get(&node).map(|peer| peer.links.each_ref().map(Arc::clone));
+        match known {
+            Some(links) => links.iter().for_each(|link| link.move_to(address)),
+            None => self.teach(node, address),
+        }
+    }
+
     fn callers(&self) -> MutexGuard<'_, Callers> {
         self.callers.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -163,6 +163,7 @@ fn member(net: &Arc<NetShared>, stream: &Stream, head: Bytes) -> Result<Caller, 
     }
     let channel = hello.channel().ok_or("an unknown channel")?;
     net.callers().enter(node, hello.process).map_err(refused)?;
+    net.heard_from(node, &hello.advertise);
     Ok(Caller { net: Arc::clone(net), node, channel })
 }
 

@@ -27,6 +27,9 @@ pub struct Hello {
     /// Drawn anew by each process: tells a node from a copy of its directory that runs beside it.
     #[prost(fixed64, tag = "6")]
     pub process: u64,
+    /// HOST:PORT under which the caller is reached.
+    #[prost(string, tag = "7")]
+    pub advertise: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -44,7 +47,7 @@ pub struct Club {
 }
 
 impl Hello {
-    pub fn new(club: Club, node: NodeId, channel: Channel, process: u64) -> Hello {
+    pub fn new(club: Club, node: NodeId, channel: Channel, process: u64, advertise: &str) -> Hello {
         Hello {
             protocol: PROTOCOL_VERSION,
             cluster: Bytes::copy_from_slice(&club.cluster.0.to_be_bytes()),
@@ -52,6 +55,7 @@ impl Hello {
             node: node.0,
             channel: channel_number(channel),
             process,
+            advertise: advertise.to_owned(),
         }
     }
 

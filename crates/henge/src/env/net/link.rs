@@ -161,7 +161,7 @@ impl Link {
             let stream = BufReader::with_capacity(READ_AHEAD_BYTES, stream);
             let mut stream = connector.connect(tls::server_name(self.peer), stream).await?;
             stream.get_mut().1.set_buffer_limit(Some(SEAL_AHEAD_BYTES));
-            let hello = Hello::new(membership.club(), net.node, self.channel, net.process);
+            let hello = Hello::new(membership.club(), net.node, self.channel, net.process, &membership.advertise);
             frame::write_greeting(&mut stream, Kind::Hello, hello.to_bytes()).await?;
             let (kind, head) = frame::read_greeting(&mut stream).await?;
             let answer = HelloAnswer::decode(head).map_err(io::Error::other)?;

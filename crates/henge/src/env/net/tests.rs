@@ -38,7 +38,7 @@ impl TestNode {
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let _in_runtime = runtime.enter();
-        net.enter(club, tls, TcpListener::from_std(listener).unwrap());
+        net.enter(club, tls, TcpListener::from_std(listener).unwrap(), address.clone());
         drop(_in_runtime);
         TestNode { env, net, address, runtime: Some(runtime) }
     }
@@ -107,6 +107,24 @@ async fn calls_fail_at_once_when_the_peer_dies_and_succeed_when_it_is_back_elsew
     near.call_until(2, Ok(())).await;
     near.net.learn_peers(&[(NodeId(2), String::new())]);
     near.call_until(2, Err(NetError::NotSent)).await;
+}
+
+#[tokio::test]
+async fn who_has_moved_is_found_as_soon_as_it_calls() {
+    let authority = Authority::make().unwrap();
+    let near = TestNode::start(1, &authority).serving();
+    let far = TestNode::start(2, &authority).serving();
+    near.knows(&far);
+    near.call_until(2, Ok(())).await;
+    let old_address = far.address.clone();
+    drop(far);
+    near.call_until(2, Err(NetError::NotSent)).await;
+    let moved = TestNode::start(2, &authority).serving();
+    moved.knows(&near);
+    moved.call_until(1, Ok(())).await;
+    // The map still says the old address, again and again.
+    near.net.learn_peers(&[(NodeId(2), old_address)]);
+    near.call_until(2, Ok(())).await;
 }
 
 #[tokio::test]
@@ -201,7 +219,7 @@ async fn without_a_certificate_a_greeting_is_refused_and_a_join_reaches_admissio
         tls::connector_by_fingerprint(fingerprint).0.connect(tls::server_name(NodeId(2)), stream).await.unwrap()
     };
     let mut stream = connect().await;
-    let hello = Hello::new(CLUB, NodeId(1), Channel::Control, 5);
+    let hello = Hello::new(CLUB, NodeId(1), Channel::Control, 5, "");
     frame::write_greeting(&mut stream, frame::Kind::Hello, hello.to_bytes()).await.unwrap();
     let (_, head) = frame::read_greeting(&mut stream).await.unwrap();
     let refused = HelloAnswer::decode(head).unwrap().refused;
