@@ -500,6 +500,7 @@ pub(crate) fn unexpected(told: &Told) -> Error {
         Told::ShardAnswer(_) => "a shard answer",
         Told::Chunk(_) => "a chunk answer",
         Told::SnapshotRows(_) => "a page of a snapshot",
+        Told::Status(_) => "a status",
         Told::Inventory(_) | Told::PgDigests(_) | Told::Named(_) => "an answer to a node",
     };
     Error::OutcomeUnknown(format!("{kind} came as the answer to another kind of request"))

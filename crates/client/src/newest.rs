@@ -136,6 +136,8 @@ impl Client {
         let reply = self.change_map(command).await?;
         match reply.outcome() {
             MapOutcome::Done => Ok(reply),
+            // An earlier try may have been executed.
+            MapOutcome::SessionClosed => Err(Error::OutcomeUnknown(reply.detail)),
             outcome => Err(Error::Invalid(format!("{outcome:?}: {}", reply.detail))),
         }
     }

@@ -20,7 +20,7 @@ pub struct Request {
     /// Newest map that the sender knows.
     #[prost(uint64, tag = "3")]
     pub map_version: u64,
-    #[prost(oneof = "Ask", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 23")]
+    #[prost(oneof = "Ask", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22, 23")]
     pub ask: Option<Ask>,
 }
 
@@ -50,6 +50,8 @@ pub enum Ask {
     SnapshotPage(SnapshotPage),
     #[prost(message, tag = "21")]
     Named(Named),
+    #[prost(message, tag = "22")]
+    GetStatus(GetStatus),
     #[prost(message, tag = "23")]
     PgDigests(PgDigests),
 }
@@ -197,6 +199,17 @@ pub struct NamedIds {
     pub ids: Bytes,
 }
 
+/// Asks a node what it sees of itself.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct GetStatus {}
+
+/// In the node's own encoding.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct EncodedStatus {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub status: Bytes,
+}
+
 /// Asks what disks hold of open placement groups, each as one number.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct PgDigests {
@@ -277,7 +290,7 @@ pub struct Answer {
     /// Newest map that the answering node knows.
     #[prost(uint64, tag = "1")]
     pub map_version: u64,
-    #[prost(oneof = "Told", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
+    #[prost(oneof = "Told", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20")]
     pub told: Option<Told>,
 }
 
@@ -305,6 +318,8 @@ pub enum Told {
     PgDigests(PgDigestPage),
     #[prost(message, tag = "19")]
     SnapshotRows(SnapshotRows),
+    #[prost(message, tag = "20")]
+    Status(EncodedStatus),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]

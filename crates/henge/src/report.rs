@@ -190,7 +190,7 @@ impl From<node::NodeStatus> for NodeReport {
         let disk = |disk: node::DiskStatus| DiskReport {
             id: disk.id,
             path: disk.path,
-            state: disk.state.into(),
+            state: disk.state,
             total_bytes: disk.total_bytes,
             used_bytes: disk.used_bytes,
         };

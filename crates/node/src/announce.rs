@@ -9,8 +9,8 @@ use bytes::Bytes;
 use client::{Client, KeyRow};
 use meta::group::FEATURE_LEVEL;
 use meta::map::command::{
-    Authority, ClusterMap, DiskRow, DiskState, InitCluster, MapCommand, NodeRow, NodeState, PgRow, PgRows, PoolRow,
-    ShardRow,
+    Authority, ClusterMap, DiskRow, DiskState, InitCluster, MapCommand, MapOutcome, NodeRow, NodeState, PgRow, PgRows,
+    PoolRow, ShardRow,
 };
 use meta::object::command::InitShard;
 use protocol::placement::{Candidate, members};
@@ -26,6 +26,8 @@ use crate::start::{Config, FIRST_SHARD, StartError};
 /// First pause before an announcement is tried again; doubles up to the maximum.
 const RETRY_MIN: Duration = Duration::from_millis(20);
 const RETRY_MAX: Duration = Duration::from_secs(1);
+/// How long the own replica of the map may lag behind the announcement before the node announces itself anew.
+const REACH_PATIENCE: Duration = Duration::from_secs(1);
 /// The pool that a new cluster has.
 const FIRST_POOL: PoolId = PoolId(1);
 /// Its placement groups: 2^7. The number doubles as the cluster grows.
@@ -93,6 +95,8 @@ impl Announcer {
                         biased;
                         _ = stop.wait_for(|stop| *stop) => return,
                         reached = reached => if reached.is_err() { return },
+                        // A node without a replica of the map does not see its own fate: it asks again.
+                        () = self.env.sleep(REACH_PATIENCE) => continue,
                     }
                     self.service.standing.send_replace(Standing::Serving);
                 }
@@ -214,8 +218,13 @@ impl Announcer {
             state: NodeState::Up as i32,
             ..before.unwrap_or_default()
         };
-        self.client.change_map_checked(MapCommand::SetNode(node)).await?;
-        Ok(())
+        let reply = self.client.change_map(MapCommand::SetNode(node)).await?;
+        match reply.outcome() {
+            MapOutcome::Done => Ok(()),
+            // Voted out again meanwhile: the next try comes under a newer generation.
+            MapOutcome::Stale => Err(Announce::Later(reply.detail)),
+            outcome => Err(Announce::Never(StartError(format!("node {}: {outcome:?}: {}", reply.id, reply.detail)))),
+        }
     }
 
     /// The parts of a cluster that its founder makes.

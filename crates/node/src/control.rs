@@ -37,6 +37,9 @@ pub struct Observations {
     groups: BTreeMap<GroupId, GroupReport>,
     /// When this node first saw these nodes down.
     down_since: BTreeMap<NodeId, MonoTime>,
+    /// The generation that each serving node was last seen under, and since when: who has just come up cannot have been
+    /// heard before.
+    lives: BTreeMap<NodeId, (u32, MonoTime)>,
 }
 
 #[derive(Clone, Debug)]
@@ -68,6 +71,7 @@ impl Observations {
     pub fn forgive(&mut self, now: MonoTime) {
         self.forgiven = now;
         self.down_since.clear();
+        self.lives.clear();
     }
 
     /// By how much the wall clocks of other nodes are ahead of the own, in milliseconds.
@@ -77,7 +81,24 @@ impl Observations {
 
     fn silence(&self, node: NodeId, now: MonoTime) -> Duration {
         let heard = self.nodes.get(&node).map_or(MonoTime(0), |heard| heard.at);
-        now.since(heard.max(self.forgiven))
+        let up = self.lives.get(&node).map_or(MonoTime(0), |(_, since)| *since);
+        now.since(heard.max(self.forgiven).max(up))
+    }
+
+    fn note_lives(&mut self, map: &ClusterMap, now: MonoTime) {
+        let is_first_look = self.lives.is_empty();
+        let serving = map.nodes.iter().filter(|row| row.state().serves());
+        let known = std::mem::take(&mut self.lives);
+        self.lives = serving
+            .map(|row| {
+                let since = match known.get(&NodeId(row.id)) {
+                    Some((generation, since)) if *generation == row.generation => *since,
+                    _ if is_first_look => self.forgiven,
+                    _ => now,
+                };
+                (NodeId(row.id), (row.generation, since))
+            })
+            .collect();
     }
 
     /// Voters of each group that the map knows; `None` while one has not reported.
@@ -99,6 +120,7 @@ fn done(done: &PgDone) -> Option<Done> {
 pub fn decide_nodes(map: &ClusterMap, seen: &mut Observations, now: MonoTime, rules: &Rules) -> Vec<MapCommand> {
     let down: BTreeSet<NodeId> =
         map.nodes.iter().filter(|row| row.state() == NodeState::Down).map(|row| NodeId(row.id)).collect();
+    seen.note_lives(map, now);
     seen.down_since.retain(|node, _| down.contains(node));
     for node in &down {
         seen.down_since.entry(*node).or_insert(now);
@@ -307,6 +329,21 @@ mod tests {
         assert_eq!(decide_nodes(&map, &mut seen, at(601), &RULES).len(), 2);
         seen.forgive(at(30_000));
         assert_eq!(decide_nodes(&map, &mut seen, at(30_600), &RULES), vec![]);
+    }
+
+    #[test]
+    fn who_has_just_come_up_is_given_600_ms_to_be_heard() {
+        let (mut map, mut seen) = (map(3), heard(3, at(0)));
+        map.nodes[2].state = NodeState::Joining as i32;
+        let feed = |seen: &mut Observations, now| seen.hear(NodeId(2), report(&[]), now, 0);
+        assert_eq!(decide_nodes(&map, &mut seen, at(0), &RULES), vec![]);
+        map.nodes[2].state = NodeState::Up as i32;
+        feed(&mut seen, at(5000));
+        assert_eq!(decide_nodes(&map, &mut seen, at(5000), &RULES), vec![]);
+        feed(&mut seen, at(5600));
+        assert_eq!(decide_nodes(&map, &mut seen, at(5600), &RULES), vec![]);
+        feed(&mut seen, at(5601));
+        assert_eq!(states(&decide_nodes(&map, &mut seen, at(5601), &RULES)), [(3, NodeState::Down)]);
     }
 
     #[test]

@@ -71,7 +71,7 @@ pub async fn report(env: Env, service: Arc<Service>, client: Client, mut stop: w
         let map_version = service.map.borrow().version;
         let request = Request { node: session.node.0, generation: session.generation.0, map_version, ask };
         let frame = wire::frame(&request, Vec::new());
-        for voter in watchers(&service).into_iter().filter(|node| *node != service.node) {
+        for voter in watchers(&service, &client).into_iter().filter(|node| *node != service.node) {
             env.net.send(voter, Channel::Control, frame.clone());
         }
         service.control.hear(&env, service.node, report);
@@ -82,10 +82,10 @@ fn group_zero(service: &Service) -> Option<GroupHandle> {
     service.replicas.get(GROUP_ZERO)
 }
 
-/// Whoever may lead group 0. A replica that does not know yet tells everybody.
-fn watchers(service: &Service) -> Vec<NodeId> {
+/// Whoever may lead group 0. Without a replica that knows, everybody in the newest map that was fetched.
+fn watchers(service: &Service, client: &Client) -> Vec<NodeId> {
     let voters = group_zero(service).map(|group| group.voter_nodes()).unwrap_or_default();
-    if voters.is_empty() { service.map.borrow().nodes.iter().map(|row| NodeId(row.id)).collect() } else { voters }
+    if voters.is_empty() { client.map().map.nodes.iter().map(|row| NodeId(row.id)).collect() } else { voters }
 }
 
 fn led_groups(service: &Service) -> Vec<GroupReport> {

@@ -20,7 +20,7 @@ use crate::group::install::Offered;
 use crate::group::{Acknowledge, GroupError, GroupHandle};
 use crate::machine::{Command, KvView, Reply};
 use crate::metrics::Counters;
-use crate::repair::Progress;
+use crate::repair::{self, Progress};
 use crate::replicas::Replicas;
 use crate::transport;
 
@@ -88,7 +88,7 @@ type Answered = (Answer, Vec<Bytes>);
 impl Service {
     async fn answer(&self, request: Request, bulk: Vec<Bytes>) -> Answered {
         // The map is for everybody: from it a node learns that it was voted out. Raft has terms.
-        let is_open = matches!(request.ask, Some(Ask::GetMap(_) | Ask::SnapshotPage(_)));
+        let is_open = matches!(request.ask, Some(Ask::GetMap(_) | Ask::SnapshotPage(_) | Ask::GetStatus(_)));
         if let Err(failed) =
             self.check_generation(&request).or_else(|failed| if is_open { Ok(()) } else { Err(failed) })
         {
@@ -117,10 +117,14 @@ impl Service {
                 Ok(rows) => (Answer::of(Told::SnapshotRows(rows)), Vec::new()),
                 Err(why) => (Answer::failed(Failure::Busy, why), Vec::new()),
             },
-            Ask::NodeReport(report) => (self.hear(NodeId(request.node), report), Vec::new()),
-            Ask::Inventory(_) | Ask::PgDigests(_) | Ask::Named(_) => {
-                (Answer::failed(Failure::Invalid, "not served yet"), Vec::new())
+            Ask::GetStatus(_) => {
+                let status = prost::Message::encode_to_vec(&crate::status::local(self)).into();
+                (Answer::of(Told::Status(wire::EncodedStatus { status })), Vec::new())
             }
+            Ask::NodeReport(report) => (self.hear(NodeId(request.node), report), Vec::new()),
+            Ask::Inventory(ask) => (repair::inventory(&self.map.borrow(), &self.disks, &ask), Vec::new()),
+            Ask::PgDigests(ask) => (repair::digests(&self.map.borrow(), &self.disks, &ask), Vec::new()),
+            Ask::Named(_) => (Answer::failed(Failure::Invalid, "not served yet"), Vec::new()),
         }
     }
 

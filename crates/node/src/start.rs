@@ -16,8 +16,8 @@ use crate::disks::{Disks, NodeDisk};
 use crate::group::GroupHandle;
 use crate::group::install::Offered;
 use crate::home::{self, GenerationClock, HomeError, NodeIdentity};
-use crate::machine::KvView;
 use crate::metrics::{self, Counters};
+use crate::repair::{Others, Progress, Repairer};
 use crate::replicas::Replicas;
 use crate::service::{Front, Service, Standing};
 use crate::status::{self, Status};
@@ -149,6 +149,8 @@ impl Node {
 
         // What a node of several loses, the others have.
         let alone = contacts.is_empty();
+        let repair = Arc::new(Progress::default());
+        let tuning = with_tombstone_rule(tuning, &repair);
         let disks = Arc::new(open_disks(&config, &tuning, &identity, alone).await?);
         let (kv, metadata_damage) = open_key_value(&config, &tuning, &identity, &disks, alone).await?;
         let replicas = Replicas::new(env.clone(), identity.node, disks.metadata().clone(), kv.clone());
@@ -166,7 +168,7 @@ impl Node {
             counters: Arc::new(Counters::default()),
             metadata_damage,
             control: Arc::default(),
-            repair: Arc::default(),
+            repair,
             view: RwLock::new(Arc::new(MapView::default())),
         });
         env.net.serve(Arc::new(Front(service.clone())));
@@ -234,7 +236,7 @@ impl Node {
     /// The generation below which the sessions of `node` are closed in `group`, as far as the replica here has applied
     /// it; `None` when it cannot be read.
     pub fn closed_below(&self, group: GroupId, node: NodeId) -> Option<Generation> {
-        meta::slots::floor(&KvView::over(&*self.kv), group, node).ok()
+        meta::slots::floor(&crate::machine::KvView::over(&*self.kv), group, node).ok()
     }
 
     /// Serves reads and writes now.
@@ -244,8 +246,14 @@ impl Node {
         serves && self.service.replicas.all().iter().all(works) && !*self.stop.borrow()
     }
 
+    /// As this node sees itself; other nodes are not asked.
     pub fn status(&self) -> Status {
-        status::collect(&self.service)
+        status::of_this_node(&self.service)
+    }
+
+    /// As all nodes of the cluster see themselves; takes about a second when one does not answer.
+    pub async fn cluster_status(&self) -> Status {
+        status::of_the_cluster(&self.service, &self.client).await
     }
 
     /// In Prometheus' text format.
@@ -287,6 +295,13 @@ async fn identify(config: &Config) -> Result<NodeIdentity, StartError> {
     let identity = NodeIdentity { cluster, node: NodeId(1), set_up: false, joined: false };
     home::store_identity(&*config.data, &identity).await.map_err(HomeError::from)?;
     Ok(identity)
+}
+
+/// A tombstone may go once no member of its placement group can bring the chunk back.
+fn with_tombstone_rule(mut tuning: Tuning, repair: &Arc<Progress>) -> Tuning {
+    let (repair, given) = (repair.clone(), tuning.engine.may_drop_tombstone.clone());
+    tuning.engine.may_drop_tombstone = Arc::new(move |id| repair.may_forget(id) && given(id));
+    tuning
 }
 
 async fn open_disks(
@@ -388,6 +403,23 @@ async fn open_key_value(
     Ok((kv, damages))
 }
 
+fn start_repair(env: &Env, tuning: &Tuning, service: &Arc<Service>, client: &Client, stop: &watch::Sender<bool>) {
+    let repairer = Arc::new(Repairer {
+        env: env.clone(),
+        node: service.node,
+        disks: service.disks.clone(),
+        peers: Arc::new(Others(client.clone())),
+        progress: service.repair.clone(),
+        healing: tuning.healing.clone(),
+        moving: tokio::sync::Mutex::default(),
+    });
+    // Before, the map here may be older than what this node had adopted.
+    let is_present = |service: Arc<Service>| move || *service.standing.borrow() == Standing::Serving;
+    let (map, may_act) = (service.map.clone(), is_present(service.clone()));
+    env.spawn("unite", repairer.clone().run_moves(map.clone(), may_act, stop.subscribe()));
+    env.spawn("compare", repairer.run_comparisons(map, is_present(service.clone()), stop.subscribe()));
+}
+
 /// The replicas that are there; on the very first start of a founder, the groups that a cluster begins with.
 async fn open_groups(replicas: &Replicas, identity: &NodeIdentity, alone: bool) -> Result<(), StartError> {
     replicas.open_all(alone).await.map_err(StartError)?;
@@ -433,6 +465,7 @@ fn start_workers(
     let control =
         controller::control(env.clone(), service.clone(), client.clone(), tuning.healing.lost_after, stop.subscribe());
     env.spawn("control", control);
+    start_repair(env, tuning, service, client, stop);
     let mut standing = service.standing.subscribe();
     env.spawn("finish buckets", async move {
         if standing.wait_for(|standing| *standing == Standing::Serving).await.is_err() {

@@ -3,8 +3,8 @@
 use base::Env;
 use base::env::Disk;
 use base::env::RandomExt;
-use base::ids::{GroupId, NodeId};
-use base::sim::{SimDisk, SimHandle};
+use base::ids::{ClusterId, GroupId, NodeId};
+use base::sim::{Crashed, SimDisk, SimHandle};
 use client::Client;
 use meta::group::FEATURE_LEVEL;
 use meta::map::command::{MapCommand, NodeRow, NodeState, SetNodeState};
@@ -114,7 +114,7 @@ struct Shared {
 /// A node that belongs to the cluster, running or not.
 #[derive(Default)]
 struct Member {
-    node: Option<Node>,
+    node: Option<Arc<Node>>,
     serving: Option<Serving>,
 }
 
@@ -163,7 +163,7 @@ impl Cluster {
             data,
             disks: self.chunk_disks(node).into_iter().map(spec).collect(),
             locality: String::new(),
-            advertise: format!("10.0.0.{node}:9002"),
+            advertise: address(node),
             region: "us-east-1".into(),
             root: (OWNER.into(), "not-a-secret".into()),
             authority: None,
@@ -185,7 +185,8 @@ impl Cluster {
             started = receiver => started.map_err(|_| StartFailure::Crashed)?,
             () = self.sim.sleep(START_MAX) => return Err(StartFailure::Late),
         };
-        let node = started.map_err(|error| StartFailure::Refused(error.0))?;
+        let node = Arc::new(started.map_err(|error| StartFailure::Refused(error.0))?);
+        self.watch(id, node.clone());
         if self.plan.nodes == 1 {
             // Sessions of earlier lives are closed now: nothing of theirs is executed any more. In a cluster, what they
             // have under way may still be anywhere.
@@ -211,7 +212,21 @@ impl Cluster {
         let allotted = through.run(async move { client.change_map_checked(MapCommand::SetNode(row)).await }).await;
         let reply = allotted.map_err(|_| "no answer".to_string())?.map_err(|error| error.to_string())?;
         let id = NodeId(u32::try_from(reply.id).map_err(|error| error.to_string())?);
-        Err(format!("node {id} cannot join yet"))
+        let contacts: Vec<(NodeId, String)> = self.nodes().into_iter().map(|node| (node, address(node))).collect();
+        let (disk, cluster) = (self.sim.disk(id, "data"), self.cluster_id().ok_or("no node runs")?);
+        let joined = self.sim.node(id).run(async move { node::join_identity(&*disk, cluster, id, &contacts).await });
+        match joined.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(error.to_string()),
+            Err(Crashed) => return Err("the new node crashed".into()),
+        }
+        self.sim.kill(id);
+        self.change(id, |_| ());
+        Ok(id)
+    }
+
+    fn cluster_id(&self) -> Option<ClusterId> {
+        self.shared().members.values().find_map(|member| member.node.as_ref().map(|node| node.cluster()))
     }
 
     /// The cluster forgets a node that is gone for good.
@@ -236,6 +251,18 @@ impl Cluster {
         }
     }
 
+    /// A node that gives up by itself is a violation: none that is removed runs here.
+    fn watch(&self, id: NodeId, node: Arc<Node>) {
+        let (recorder, stopped) = (self.recorder.clone(), self.sim.stopped(id));
+        self.sim.spawn("watch a node", async move {
+            tokio::select! {
+                biased;
+                () = stopped => {}
+                why = node.ended() => recorder.violation(format!("node {id} has ended: {why}")),
+            }
+        });
+    }
+
     /// Waits until the node has stopped, and lets go of it.
     pub async fn stopped(&self, id: NodeId) {
         self.sim.node(id).stopped().await;
@@ -243,7 +270,7 @@ impl Cluster {
     }
 
     /// Nobody is sent to the node any more. What it counted is added up.
-    fn let_go(&self, id: NodeId) -> Option<Node> {
+    fn let_go(&self, id: NodeId) -> Option<Arc<Node>> {
         self.gather_metrics(id);
         self.change(id, |member| {
             member.serving = None;
@@ -321,7 +348,7 @@ impl Cluster {
     /// Tells the recorder which sessions are closed in the object shard, as any replica has applied it.
     pub fn note_fences(&self) {
         let shared = self.shared();
-        let nodes: Vec<&Node> = shared.members.values().filter_map(|member| member.node.as_ref()).collect();
+        let nodes: Vec<&Arc<Node>> = shared.members.values().filter_map(|member| member.node.as_ref()).collect();
         for id in shared.members.keys() {
             let floor = nodes.iter().filter_map(|node| node.closed_below(SHARD, *id)).max();
             if let Some(floor) = floor.filter(|floor| floor.0 > 0) {
@@ -331,12 +358,12 @@ impl Cluster {
     }
 
     pub fn status(&self, id: NodeId) -> Option<Status> {
-        self.shared().members.get(&id)?.node.as_ref().map(Node::status)
+        self.shared().members.get(&id)?.node.as_ref().map(|node| node.status())
     }
 
     /// What the product says about its background work: a run in which nothing of it happened tests little.
     fn gather_metrics(&self, id: NodeId) {
-        let text = self.shared().members.get(&id).and_then(|member| member.node.as_ref().map(Node::metrics_text));
+        let text = self.shared().members.get(&id).and_then(|member| member.node.as_ref().map(|node| node.metrics_text()));
         let Some(text) = text else { return };
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let Some((name, value)) = line.rsplit_once(' ') else { continue };
@@ -346,6 +373,10 @@ impl Cluster {
             }
         }
     }
+}
+
+fn address(node: NodeId) -> String {
+    format!("10.0.0.{node}:9002")
 }
 
 fn disk_name(index: usize) -> String {

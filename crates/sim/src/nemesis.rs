@@ -119,6 +119,10 @@ impl Nemesis {
             }
             match started {
                 Ok(()) => {
+                    if self.plan.nodes > 1 {
+                        // One node alone may well crash on; of several, only those whose turn it is.
+                        self.arm(node, 0);
+                    }
                     self.recorder.count("starts", 1);
                     return Ok(());
                 }

@@ -467,6 +467,22 @@ impl Nemesis {
     fn why_unsafe(&self, node: NodeId) -> Option<String> {
         let Some(status) = self.cluster.status(node) else { return Some(format!("node {node} does not serve")) };
         let is_safe = status.verdict == Verdict::Safe;
-        (!is_safe).then(|| format!("node {node} says {:?}: {}", status.verdict, status.reasons.join("; ")))
+        (!is_safe).then(|| {
+            let nodes: Vec<String> =
+                status.nodes.iter().map(|node| format!("{}.{} {}", node.id, node.generation, node.state)).collect();
+            let groups: Vec<String> = status
+                .groups
+                .iter()
+                .map(|group| format!("{}: node {} leads {:?}", group.id, group.leader, group.voters))
+                .collect();
+            format!(
+                "node {node} says {:?}: {}\n      (map {}, nodes [{}], groups [{}])",
+                status.verdict,
+                status.reasons.join("; "),
+                status.epoch,
+                nodes.join(", "),
+                groups.join(", ")
+            )
+        })
     }
 }

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-use store::kv::LsmKv;
+use store::kv::{Kv, LsmKv};
 use store::{Engine, RaftEntry, RaftWrite, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -374,7 +374,10 @@ impl Driver {
             };
             self.applied = applied.last.0;
             self.shared.applied.store(self.applied.0, Ordering::Release);
-            self.configuration = self.raft.configuration().clone();
+            if self.configuration != *self.raft.configuration() {
+                self.configuration = self.raft.configuration().clone();
+                self.keep_configuration();
+            }
             for (index, term, reply) in applied.replies {
                 self.answer(index, term, reply);
             }
@@ -382,6 +385,16 @@ impl Driver {
         self.raft.applied(last);
         self.reads.applied(self.applied);
         true
+    }
+
+    /// Flushes soon: after a restart of all nodes, those that can vote should know how the others may.
+    fn keep_configuration(&self) {
+        let kv = self.kv.clone();
+        self.env.spawn("flush configuration", async move {
+            if let Err(error) = kv.flush().await {
+                tracing::warn!("a new configuration is not flushed yet: {error}");
+            }
+        });
     }
 
     fn answer(&mut self, index: LogIndex, term: Term, reply: Reply) {

@@ -1,0 +1,312 @@
+//! The map and the answers of all nodes, put together: pure.
+
+use base::ids::NodeId;
+use meta::map::command::{ClusterMap, DiskState, NodeRow, NodeState, PgRow};
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::local::LocalGroup;
+use super::{ChunkCounts, DiskStatus, Findings, GroupStatus, LocalStatus, NodeStatus, RepairStatus, Status, Verdict};
+
+type Answers = [(NodeId, Option<LocalStatus>)];
+
+/// `asker`: the node whose view this is.
+pub fn combine(map: &ClusterMap, asker: NodeId, answers: &Answers) -> Status {
+    let mut findings = Findings::default();
+    for (node, status) in answers.iter().filter_map(|(node, status)| Some((node, status.as_ref()?))) {
+        if !status.standing.is_empty() {
+            findings.add(Verdict::Unavailable, format!("node {node} {}", status.standing));
+        }
+        for finding in &status.findings {
+            findings.add(Verdict::from_number(finding.verdict), on(*node, answers, &finding.reason));
+        }
+    }
+    if map.version == 0 {
+        findings.add(Verdict::Unavailable, format!("node {asker} has not seen the cluster map yet"));
+    }
+    let nodes = nodes(map, answers, &mut findings);
+    let groups = groups(map, answers, &mut findings);
+    copies(map, &groups, &mut findings);
+    let mut chunks = placement(map, answers, &mut findings);
+    if map.pools.iter().any(|pool| pool.copies_effective < pool.copies) {
+        chunks.degraded = chunks.total;
+        let only_copy = map.pools.iter().any(|pool| pool.copies_effective == 1);
+        chunks.last_copy = if only_copy { chunks.total } else { chunks.last_copy };
+    }
+    let repair = RepairStatus { queued_bytes: sum(answers, |status| status.missing_bytes), eta_s: None };
+    let Findings { verdict, reasons } = findings;
+    Status { verdict, reasons, epoch: map.version, nodes, groups, chunks, repair }
+}
+
+/// Names the node where there are several.
+fn on(node: NodeId, answers: &Answers, reason: &str) -> String {
+    if answers.len() > 1 { format!("node {node}: {reason}") } else { reason.into() }
+}
+
+fn sum(answers: &Answers, of: impl Fn(&LocalStatus) -> u64) -> u64 {
+    answers.iter().filter_map(|(_, status)| status.as_ref()).map(of).sum()
+}
+
+fn nodes(map: &ClusterMap, answers: &Answers, findings: &mut Findings) -> Vec<NodeStatus> {
+    let mut nodes = Vec::new();
+    for row in map.nodes.iter().filter(|row| row.state() != NodeState::Removed) {
+        let asked = answers.iter().find(|(node, _)| node.0 == row.id);
+        let answer = asked.and_then(|(_, status)| status.as_ref());
+        let silent = asked.is_some() && answer.is_none();
+        nodes.push(NodeStatus {
+            id: row.id,
+            generation: row.generation,
+            state: state(row, silent, findings),
+            locality: row.locality.clone(),
+            disks: answer.map(disks).unwrap_or_default(),
+        });
+    }
+    nodes
+}
+
+fn state(row: &NodeRow, silent: bool, findings: &mut Findings) -> &'static str {
+    let id = row.id;
+    match row.state() {
+        NodeState::Up if silent => {
+            findings.add(Verdict::AtRisk, format!("node {id} ({}) does not answer this node", row.address));
+            "suspect"
+        }
+        NodeState::Up => "up",
+        NodeState::Joining => "joining",
+        NodeState::Draining => {
+            findings.add(Verdict::AtRisk, format!("node {id} is being emptied; it may be stopped when it is removed"));
+            "draining"
+        }
+        NodeState::Down => {
+            findings.add(
+                Verdict::AtRisk,
+                format!(
+                    "node {id} ({}) is down: start it again, or tell the cluster that it is gone for good with \
+                     `henge node remove {id} --lost`",
+                    row.address
+                ),
+            );
+            "down"
+        }
+        NodeState::Lost => {
+            findings.add(Verdict::AtRisk, format!("node {id} is lost; its copies are made again on other nodes"));
+            "lost"
+        }
+        NodeState::Removed => "removed",
+    }
+}
+
+fn disks(status: &LocalStatus) -> Vec<DiskStatus> {
+    let disk = |disk: &super::local::LocalDisk| DiskStatus {
+        id: disk.id.clone(),
+        path: disk.path.clone(),
+        state: disk.state.clone(),
+        total_bytes: disk.total_bytes,
+        used_bytes: disk.used_bytes,
+    };
+    status.disks.iter().map(disk).collect()
+}
+
+/// Each group as the replica with the newest term shows it.
+fn groups(map: &ClusterMap, answers: &Answers, findings: &mut Findings) -> Vec<GroupStatus> {
+    let mut newest: BTreeMap<u64, &LocalGroup> = BTreeMap::new();
+    for group in answers.iter().filter_map(|(_, status)| status.as_ref()).flat_map(|status| &status.groups) {
+        let held = newest.entry(group.id).or_insert(group);
+        if (group.term, group.leader != 0) > (held.term, held.leader != 0) {
+            *held = group;
+        }
+    }
+    let known: BTreeSet<u64> =
+        std::iter::once(0).chain(map.shards.iter().map(|row| row.group)).chain(newest.keys().copied()).collect();
+    let mut out = Vec::new();
+    for id in known {
+        let kind = if id == 0 { "map" } else { "objects" };
+        let group = newest.get(&id);
+        let leader = group.map_or(0, |group| u64::from(group.leader));
+        if leader == 0 {
+            findings.add(
+                Verdict::Unavailable,
+                format!("group {id} ({kind}) has no leader: a majority of its voters must be up and in touch"),
+            );
+        }
+        out.push(GroupStatus {
+            id,
+            kind,
+            leader,
+            term: group.map_or(0, |group| group.term),
+            voters: group.map(|group| group.voters.iter().map(|node| u64::from(*node)).collect()).unwrap_or_default(),
+        });
+    }
+    out
+}
+
+/// Whether there are as many copies of data and metadata as the policy asks for.
+fn copies(map: &ClusterMap, groups: &[GroupStatus], findings: &mut Findings) {
+    let joined = map.nodes.iter().filter(|row| !matches!(row.state(), NodeState::Removed | NodeState::Joining)).count();
+    for pool in &map.pools {
+        let (wanted, effective) = (pool.copies, pool.copies_effective);
+        if effective < wanted && joined < wanted as usize {
+            findings.add(
+                Verdict::AtRisk,
+                format!(
+                    "each object has {effective} of {wanted} copies, because the cluster has {joined} of {wanted} \
+                     nodes: keep a backup, or add nodes (`henge token create`)"
+                ),
+            );
+        } else if effective < wanted {
+            findings.add(Verdict::AtRisk, format!("the number of copies is being raised from {effective} to {wanted}"));
+        }
+        for group in groups.iter().filter(|group| group.leader != 0) {
+            let voters = group.voters.len();
+            if voters < joined.min(wanted as usize) {
+                let id = group.id;
+                let what = format!("group {id} ({}) has {voters} voters and is given more", group.kind);
+                findings.add(Verdict::AtRisk, what);
+            }
+        }
+    }
+}
+
+/// Where the copies are, and whether their holders have compared them.
+fn placement(map: &ClusterMap, answers: &Answers, findings: &mut Findings) -> ChunkCounts {
+    let node_of: BTreeMap<&[u8], u32> = map.disks.iter().map(|row| (row.id.as_ref(), row.node)).collect();
+    let up: BTreeSet<u32> = map
+        .nodes
+        .iter()
+        .filter(|row| matches!(row.state(), NodeState::Up | NodeState::Draining))
+        .map(|row| row.id)
+        .collect();
+    let usable: BTreeSet<&[u8]> = map
+        .disks
+        .iter()
+        .filter(|row| row.state() == DiskState::Up && up.contains(&row.node))
+        .map(|row| row.id.as_ref())
+        .collect();
+    let effective = map.pools.iter().map(|pool| pool.copies_effective as usize).max().unwrap_or(1).max(1);
+    let (mut degraded, mut last, mut gone, mut moving) = (0u64, 0u64, 0u64, 0u64);
+    for row in &map.pgs {
+        moving += u64::from(row.closed);
+        let holders = holders(row, &usable, &node_of);
+        match holders {
+            0 => gone += 1,
+            1 if effective > 1 => last += 1,
+            _ => {}
+        }
+        degraded += u64::from(holders < effective);
+    }
+    let all = map.pgs.len() as u64;
+    if moving > 0 {
+        findings.add(Verdict::AtRisk, format!("{moving} of {all} placement groups are being moved or copied"));
+    }
+    if gone > 0 {
+        findings.add(Verdict::Unavailable, format!("{gone} of {all} placement groups have no disk in service"));
+    }
+    if degraded > 0 && effective > 1 {
+        findings
+            .add(Verdict::AtRisk, format!("{degraded} of {all} placement groups have fewer than {effective} copies"));
+    }
+    let unequal = sum(answers, |status| status.placement_groups - status.healthy_groups.min(status.placement_groups));
+    let missing = sum(answers, |status| status.missing_chunks);
+    if missing > 0 {
+        findings.add(Verdict::AtRisk, format!("{missing} copies of chunks are missing and are being fetched"));
+    } else if unequal > 0 && effective > 1 {
+        findings.add(Verdict::AtRisk, format!("{unequal} copies of placement groups are still to be compared"));
+    }
+    let total = sum(answers, |status| status.chunks).div_ceil(effective as u64);
+    let share = |groups: u64| (total * groups).checked_div(all).unwrap_or(0);
+    let corrupt = sum(answers, |status| status.corrupt);
+    let lost = if effective == 1 { corrupt } else { 0 };
+    ChunkCounts { total, degraded: share(degraded), last_copy: share(last), corrupt, lost }
+}
+
+/// Nodes in service that hold a copy: while the group moves, those it comes from.
+fn holders(row: &PgRow, usable: &BTreeSet<&[u8]>, node_of: &BTreeMap<&[u8], u32>) -> usize {
+    let members = if row.closed { &row.members_before } else { &row.members };
+    let nodes: BTreeSet<u32> = members
+        .iter()
+        .filter(|disk| usable.contains(disk.as_ref()))
+        .filter_map(|disk| node_of.get(disk.as_ref()).copied())
+        .collect();
+    nodes.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use meta::map::command::{DiskRow, PoolRow, ShardRow};
+
+    fn disk(node: u32) -> Bytes {
+        Bytes::copy_from_slice(&u128::from(node).to_be_bytes())
+    }
+
+    fn map() -> ClusterMap {
+        let members: Vec<Bytes> = (1..=3).map(disk).collect();
+        let pg = |prefix| PgRow { pool: 1, prefix, epoch: 3, members: members.clone(), ..PgRow::default() };
+        ClusterMap {
+            version: 9,
+            nodes: (1..=3).map(|id| NodeRow { id, generation: 1, ..NodeRow::default() }).collect(),
+            disks: (1..=3).map(|node| DiskRow { id: disk(node), node, ..DiskRow::default() }).collect(),
+            pools: vec![PoolRow { id: 1, copies: 3, copies_effective: 3, pg_bits: 1, ..PoolRow::default() }],
+            pgs: (0..2).map(pg).collect(),
+            shards: vec![ShardRow { group: 1, ..ShardRow::default() }],
+            ..ClusterMap::default()
+        }
+    }
+
+    fn answers() -> Vec<(NodeId, Option<LocalStatus>)> {
+        let group = |id| LocalGroup { id, leader: 1, term: 4, voters: vec![1, 2, 3], works: true };
+        let status = LocalStatus {
+            groups: vec![group(0), group(1)],
+            chunks: 10,
+            placement_groups: 2,
+            healthy_groups: 2,
+            ..LocalStatus::default()
+        };
+        (1..=3).map(|id| (NodeId(id), Some(status.clone()))).collect()
+    }
+
+    fn verdict(map: &ClusterMap, answers: &Answers) -> (Verdict, String) {
+        let status = combine(map, NodeId(1), answers);
+        (status.verdict, status.reasons.join("; "))
+    }
+
+    #[test]
+    fn safe_is_said_only_when_everybody_has_compared_everything() {
+        let (map, answers) = (map(), answers());
+        assert_eq!(verdict(&map, &answers), (Verdict::Safe, String::new()));
+        assert_eq!(combine(&map, NodeId(1), &answers).chunks.total, 10, "thirty copies of ten chunks");
+
+        let mut unequal = answers.clone();
+        unequal[1].1.as_mut().unwrap().healthy_groups = 1;
+        assert_eq!(verdict(&map, &unequal).0, Verdict::AtRisk);
+        let mut silent = answers.clone();
+        silent[2].1 = None;
+        assert!(verdict(&map, &silent).1.contains("node 3"), "whoever does not answer is named");
+        let mut leaderless = answers.clone();
+        leaderless.iter_mut().for_each(|(_, status)| status.as_mut().unwrap().groups[1].leader = 0);
+        assert_eq!(verdict(&map, &leaderless).0, Verdict::Unavailable);
+    }
+
+    #[test]
+    fn what_the_map_lacks_is_never_safe() {
+        let answers = answers();
+        let mut down = map();
+        down.nodes[1].state = NodeState::Down as i32;
+        let (verdict_of_down, why) = verdict(&down, &answers);
+        assert_eq!(verdict_of_down, Verdict::AtRisk);
+        assert!(why.contains("henge node remove 2 --lost") && why.contains("2 of 2 placement groups"), "{why}");
+
+        let mut moving = map();
+        moving.pgs[0].closed = true;
+        moving.pgs[0].members_before = vec![disk(1)];
+        assert_eq!(verdict(&moving, &answers).0, Verdict::AtRisk);
+
+        let mut fewer = map();
+        fewer.pools[0].copies_effective = 2;
+        assert_eq!(verdict(&fewer, &answers).0, Verdict::AtRisk);
+
+        let mut gone = map();
+        gone.disks.iter_mut().for_each(|row| row.state = DiskState::Failed as i32);
+        assert_eq!(verdict(&gone, &answers).0, Verdict::Unavailable);
+    }
+}
