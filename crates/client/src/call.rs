@@ -337,12 +337,15 @@ impl Client {
         }
     }
 
-    pub(crate) fn request(&self, ask: Ask) -> Request {
+    /// What is asked, with whom it comes from.
+    pub fn request(&self, ask: Ask) -> Request {
         let session = self.session();
+        let map = self.map();
         Request {
             node: session.node.0,
             generation: session.generation.0,
-            map_version: self.map().version().0,
+            map_version: map.version().0,
+            cluster_generation: map.map.cluster_generation,
             ask: Some(ask),
         }
     }

@@ -20,6 +20,9 @@ pub struct Request {
     /// Newest map that the sender knows.
     #[prost(uint64, tag = "3")]
     pub map_version: u64,
+    /// Of the cluster as the sender knows it: raised when the cluster is recovered from one node.
+    #[prost(uint32, tag = "4")]
+    pub cluster_generation: u32,
     #[prost(oneof = "Ask", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22, 23")]
     pub ask: Option<Ask>,
 }

@@ -9,8 +9,8 @@ use bytes::Bytes;
 use client::{Client, KeyRow};
 use meta::group::FEATURE_LEVEL;
 use meta::map::command::{
-    Authority, ClusterMap, DiskRow, DiskState, InitCluster, MapCommand, MapOutcome, NodeRow, NodeState, PgRow, PgRows,
-    PoolRow, ShardRow,
+    Authority, ClusterGeneration, ClusterMap, DiskRow, DiskState, InitCluster, MapCommand, MapOutcome, NodeRow,
+    NodeState, PgRow, PgRows, PoolRow, ShardRow,
 };
 use meta::object::command::InitShard;
 use protocol::placement::{Candidate, members};
@@ -76,7 +76,7 @@ impl Announcer {
     }
 
     /// Announces the node, again and again until the cluster has taken it in; then watches over its standing.
-    pub async fn keep(self, mut stop: watch::Receiver<bool>) {
+    pub async fn keep(mut self, mut stop: watch::Receiver<bool>) {
         let mut map = self.service.map.clone();
         loop {
             let announced = tokio::select! {
@@ -138,7 +138,7 @@ impl Announcer {
 
     /// Retries what may succeed later. Answers the version of the map that the local replica must have reached before
     /// this node takes data.
-    async fn announce_patiently(&self) -> Result<MapVersion, StartError> {
+    async fn announce_patiently(&mut self) -> Result<MapVersion, StartError> {
         let mut pause = RETRY_MIN;
         loop {
             match self.announce().await {
@@ -153,8 +153,8 @@ impl Announcer {
         }
     }
 
-    async fn announce(&self) -> Result<MapVersion, Announce> {
-        let client = &self.client;
+    async fn announce(&mut self) -> Result<MapVersion, Announce> {
+        let client = &self.client.clone();
         let map = client.refresh_map().await?;
         let cluster = self.identity.cluster.0.to_be_bytes();
         if map.map.cluster.is_empty() {
@@ -170,6 +170,15 @@ impl Announcer {
         } else if map.map.cluster.as_ref() != cluster {
             let why = "the metadata on this disk belongs to another cluster than the data directory";
             return Err(Announce::Never(StartError(why.into())));
+        }
+        if self.identity.recovered {
+            // From here on, what knows only the cluster before the recovery is refused.
+            let generation = client.map().map.cluster_generation + 1;
+            client.change_map_checked(MapCommand::SetClusterGeneration(ClusterGeneration { generation })).await?;
+            tracing::warn!("the cluster was recovered from this node and goes on as generation {generation}");
+            let told = NodeIdentity { recovered: false, ..self.identity };
+            home::store_identity(&*self.data, &told).await.map_err(|error| Announce::Later(error.to_string()))?;
+            self.identity = told;
         }
         self.announce_node().await?;
         announce_disks(self.identity.node, &self.disks, client).await?;

@@ -5,7 +5,7 @@ use base::Env;
 use base::env::{Channel, MonoTime};
 use base::ids::{GROUP_ZERO, GroupId, NodeId, Session};
 use client::Client;
-use client::wire::{self, Ask, GroupReport, NodeReport, Request};
+use client::wire::{self, Ask, GroupReport, NodeReport};
 use meta::map::command::{MapCommand, MapEntry, MapOutcome};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -64,13 +64,9 @@ pub async fn report(env: Env, service: Arc<Service>, client: Client, mut stop: w
             _ = stop.wait_for(|stop| *stop) => return,
             () = env.sleep(REPORT_INTERVAL) => {}
         }
-        let session = client.session();
         let report =
             NodeReport { wall_ms: env.clock.wall().0, done: service.repair.done(), groups: led_groups(&service) };
-        let ask = Some(Ask::NodeReport(report.clone()));
-        let map_version = service.map.borrow().version;
-        let request = Request { node: session.node.0, generation: session.generation.0, map_version, ask };
-        let frame = wire::frame(&request, Vec::new());
+        let frame = wire::frame(&client.request(Ask::NodeReport(report.clone())), Vec::new());
         for voter in watchers(&service, &client).into_iter().filter(|node| *node != service.node) {
             env.net.send(voter, Channel::Control, frame.clone());
         }

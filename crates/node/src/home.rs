@@ -1,7 +1,8 @@
 //! The node's own directory: who it is, and how often it has started.
 //!
 //! Byte maps (integers little-endian). `node`: magic "HNGENODE" (8), format version u16, flags u16 (bit 0: set up),
-//! node u32, cluster u128, CRC-32C of all before it u32; flag bit 1: joined a cluster that another node founded.
+//! node u32, cluster u128, CRC-32C of all before it u32; flag bit 1: joined a cluster that another node founded; flag
+//! bit 2: recovered, and the cluster's generation is still to be raised.
 //! `contacts`: magic "HNGECONT" (8), count u32, then for each other node: id u32, length of its address u16, address;
 //! CRC-32C u32. `generation`: magic "HNGEGEN1" (8), node u32, generation u32,
 //! swept u32 (orphans of older generations were removed), CRC-32C u32. Both are replaced as a whole.
@@ -21,6 +22,7 @@ const GENERATION_MAGIC: &[u8; 8] = b"HNGEGEN1";
 const FORMAT_VERSION: u16 = 1;
 const FLAG_SET_UP: u16 = 1;
 const FLAG_JOINED: u16 = 2;
+const FLAG_RECOVERED: u16 = 4;
 const CONTACTS_FILE: &str = "contacts";
 const CONTACTS_MAGIC: &[u8; 8] = b"HNGECONT";
 /// Other nodes that are remembered: enough to find the cluster again.
@@ -36,6 +38,8 @@ pub struct NodeIdentity {
     pub set_up: bool,
     /// Another node founded the cluster: this one never does.
     pub joined: bool,
+    /// An operator made this node the sole voter; the cluster has not been told of its new generation yet.
+    pub recovered: bool,
 }
 
 /// The node's generation clock.
@@ -75,8 +79,9 @@ pub async fn load_identity(disk: &dyn Disk) -> Result<Option<NodeIdentity>, Home
     let flags = reader.u16("flags").map_err(damaged)?;
     let node = NodeId(reader.u32("node").map_err(damaged)?);
     let cluster = ClusterId(reader.u128("cluster").map_err(damaged)?);
-    let (set_up, joined) = (flags & FLAG_SET_UP != 0, flags & FLAG_JOINED != 0);
-    Ok(Some(NodeIdentity { cluster, node, set_up, joined }))
+    let has = |flag: u16| flags & flag != 0;
+    let (set_up, joined, recovered) = (has(FLAG_SET_UP), has(FLAG_JOINED), has(FLAG_RECOVERED));
+    Ok(Some(NodeIdentity { cluster, node, set_up, joined, recovered }))
 }
 
 pub async fn store_identity(disk: &dyn Disk, identity: &NodeIdentity) -> io::Result<()> {
@@ -84,7 +89,8 @@ pub async fn store_identity(disk: &dyn Disk, identity: &NodeIdentity) -> io::Res
     out.put_bytes(NODE_MAGIC);
     out.put_u16(FORMAT_VERSION);
     let flag = |is_set: bool, flag: u16| if is_set { flag } else { 0 };
-    out.put_u16(flag(identity.set_up, FLAG_SET_UP) | flag(identity.joined, FLAG_JOINED));
+    let recovered = flag(identity.recovered, FLAG_RECOVERED);
+    out.put_u16(flag(identity.set_up, FLAG_SET_UP) | flag(identity.joined, FLAG_JOINED) | recovered);
     out.put_u32(identity.node.0);
     out.put_u128(identity.cluster.0);
     replace_file(disk, NODE_FILE, sealed(out)).await
@@ -141,7 +147,7 @@ pub async fn join(
     }
     // The identity last: only then is the directory a node's.
     store_contacts(disk, contacts).await?;
-    store_identity(disk, &NodeIdentity { cluster, node, set_up: false, joined: true }).await?;
+    store_identity(disk, &NodeIdentity { cluster, node, set_up: false, joined: true, recovered: false }).await?;
     Ok(())
 }
 
@@ -236,7 +242,7 @@ mod tests {
     use base::sim::Sim;
 
     fn identity(node: u32) -> NodeIdentity {
-        NodeIdentity { cluster: ClusterId(1), node: NodeId(node), set_up: false, joined: false }
+        NodeIdentity { cluster: ClusterId(1), node: NodeId(node), set_up: false, joined: false, recovered: false }
     }
 
     #[test]
@@ -296,7 +302,8 @@ mod tests {
         let node = sim.node(NodeId(1));
         let _env = node.env();
         let disk = sim.disk(NodeId(1), "data");
-        let identity = NodeIdentity { cluster: ClusterId(77), node: NodeId(3), set_up: true, joined: false };
+        let identity =
+            NodeIdentity { cluster: ClusterId(77), node: NodeId(3), set_up: true, joined: false, recovered: false };
         let on_node: Arc<dyn Disk> = disk.clone();
         sim.block_on(node.run(async move { store_identity(&*on_node, &identity).await })).unwrap().unwrap();
         let good = disk.contents(NODE_FILE).expect("the file exists");

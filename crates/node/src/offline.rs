@@ -1,11 +1,15 @@
 //! A stopped node, looked at without changing anything: what the offline check needs besides `store::inspect`.
 
+use base::Env;
 use base::env::Disk;
-use base::ids::GroupId;
-use meta::group;
+use base::ids::{GroupId, LogIndex, Term};
+use bytes::Bytes;
+use meta::group::{self, Install};
 use meta::view::Overlay;
-use protocol::raft::Entry;
-use store::RaftLog;
+use protocol::raft::{Configuration, Entry};
+use std::sync::Arc;
+use store::kv::{Kv, KvOptions, LsmKv};
+use store::{Engine, EngineOptions, RaftLog, RaftWrite};
 
 pub use crate::home::{HomeError, NodeIdentity};
 pub use crate::machine::KvView;
@@ -15,6 +19,72 @@ pub async fn identity(data: &dyn Disk) -> Result<Option<NodeIdentity>, HomeError
     let Some(identity) = crate::home::load_identity(data).await? else { return Ok(None) };
     crate::home::load_generations(data, identity.node).await?;
     Ok(Some(identity))
+}
+
+/// Makes a stopped node the sole voter of every group of which it has a replica, for when the other voters are gone for
+/// good: what only they had is lost. `metadata` is the disk with the Raft logs. Answers one sentence a group. Running
+/// it again is harmless.
+///
+/// The node starts under a new generation of the cluster: nodes that know only the one before are refused by it.
+pub async fn recover(env: &Env, data: &dyn Disk, metadata: Arc<dyn Disk>) -> Result<Vec<String>, String> {
+    let identity = crate::home::load_identity(data).await.map_err(|error| error.to_string())?;
+    let identity = identity.ok_or("no node has been here")?;
+    let (engine, _) =
+        Engine::open(env, metadata.clone(), EngineOptions::default()).await.map_err(|error| error.to_string())?;
+    let seed = engine.identity().disk.0;
+    let (kv, _) = LsmKv::open(env, metadata, seed, KvOptions::default()).await.map_err(|error| error.to_string())?;
+    let mut done = Vec::new();
+    for id in engine.raft_groups() {
+        done.push(recover_group(&engine, &kv, &identity, id).await.map_err(|why| format!("group {id}: {why}"))?);
+    }
+    if done.is_empty() {
+        return Err("this disk holds no replica of any group".into());
+    }
+    kv.flush().await.map_err(|error| error.to_string())?;
+    let recovered = NodeIdentity { recovered: true, ..identity };
+    crate::home::store_identity(data, &recovered).await.map_err(|error| error.to_string())?;
+    kv.close().await;
+    engine.close().await;
+    Ok(done)
+}
+
+async fn recover_group(
+    engine: &Engine,
+    kv: &Arc<LsmKv>,
+    identity: &NodeIdentity,
+    id: GroupId,
+) -> Result<String, String> {
+    let state = group::load(&KvView::over(&**kv), id).map_err(|error| error.to_string())?;
+    let log = engine.raft_load(id).await.map_err(|error| error.to_string())?.ok_or("its log is gone")?;
+    if state.install() != Install::Whole || state.conf_state.is_empty() {
+        return Err("this node has no whole state of it: recover another node".into());
+    }
+    let before = Configuration::decode(&state.conf_state)?;
+    let alone = Configuration { peer_last: before.peer_last, ..Configuration::of_one(log.peer, identity.node) };
+    // Changes of the members that were never applied would bring the others back: they become empty entries. The log
+    // is rewritten from the first of them on, in one write, so that a crash keeps the one or the other.
+    let is_void = |entry: &store::RaftEntry| entry.index.0 > state.applied_index && as_entry(entry).is_configuration();
+    if let Some(first) = log.entries.iter().position(is_void) {
+        let entries: Vec<store::RaftEntry> = log.entries[first..]
+            .iter()
+            .map(|entry| match is_void(entry) {
+                true => store::RaftEntry { data: Bytes::new(), ..entry.clone() },
+                false => entry.clone(),
+            })
+            .collect();
+        let write = RaftWrite { group: id, peer: log.peer, entries, ..RaftWrite::default() };
+        engine.raft_write(write).await.map_err(|error| error.to_string())?;
+    }
+    let (index, term) = (LogIndex(state.applied_index), Term(state.applied_term));
+    let row = group::advance(&KvView::over(&**kv), id, index, term, alone.encode()).map_err(|e| e.to_string())?;
+    kv.commit(vec![crate::machine::change_out(row)]).map_err(|error| error.to_string())?;
+    let last = log.entries.last().map_or(log.base.0, |entry| entry.index);
+    let voters = before.voters.len();
+    Ok(format!("group {id}: sole voter instead of one of {voters}; its log ends at entry {last}"))
+}
+
+fn as_entry(entry: &store::RaftEntry) -> Entry {
+    Entry { index: entry.index, term: entry.term, data: entry.data.clone() }
 }
 
 /// Applies to `rows` what `log` says beyond them, as the next start of the node would. Only for groups whose one

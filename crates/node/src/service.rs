@@ -22,7 +22,7 @@ use crate::machine::{Command, KvView, Reply};
 use crate::metrics::Counters;
 use crate::repair::{self, Progress};
 use crate::replicas::Replicas;
-use crate::transport;
+use crate::transport::{self, RaftBatch};
 
 /// Chunks named in one delete request.
 const DELETES_MAX: usize = 4096;
@@ -68,7 +68,7 @@ impl Handler for Front {
         Box::pin(async move {
             if channel == Channel::Raft {
                 match transport::decode(&request) {
-                    Ok(batch) => service.replicas.deliver(from, batch).await,
+                    Ok(batch) => service.take_raft(from, batch).await,
                     Err(why) => tracing::warn!("node {from}: {why}"),
                 }
                 return Frame::default();
@@ -133,9 +133,32 @@ impl Service {
         Answer::of(Told::Chunk(ChunkDone::default()))
     }
 
+    /// Raft's traffic is not gated by generations of nodes: Raft has terms. Two lives of a cluster never mix, though.
+    async fn take_raft(&self, from: NodeId, batch: RaftBatch) {
+        let ours = self.map.borrow().cluster_generation;
+        if batch.recovered > ours && self.map.borrow().version > 0 {
+            let why = format!(
+                "the cluster was recovered without this node and goes on as generation {}; what this node holds is from \
+                 before: start it anew with an empty --data and a token",
+                batch.recovered
+            );
+            tracing::error!("{why}");
+            self.standing.send_replace(Standing::Ended(why));
+            return;
+        }
+        self.replicas.deliver(from, batch).await;
+    }
+
     /// The zombie learns its fate from this answer.
     fn check_generation(&self, request: &Request) -> Result<(), Failed> {
         let map = self.map.borrow();
+        if request.cluster_generation < map.cluster_generation {
+            let (theirs, ours) = (request.cluster_generation, map.cluster_generation);
+            let why =
+                format!("the cluster was recovered: it is at generation {ours}, node {} at {theirs}", request.node);
+            transport::send_recovered(&self.env, NodeId(request.node), ours);
+            return Err(Failed::new(Failure::StaleGeneration, why));
+        }
         let floor = map.nodes.iter().find(|row| row.id == request.node).map_or(0, |row| row.generation_floor);
         if request.generation < floor {
             let why = format!("generation {} of node {} is below its floor {floor}", request.generation, request.node);

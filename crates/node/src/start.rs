@@ -292,7 +292,7 @@ async fn identify(config: &Config) -> Result<NodeIdentity, StartError> {
         return Ok(identity);
     }
     let cluster = ClusterId::random(&*config.env.random);
-    let identity = NodeIdentity { cluster, node: NodeId(1), set_up: false, joined: false };
+    let identity = NodeIdentity { cluster, node: NodeId(1), set_up: false, joined: false, recovered: false };
     home::store_identity(&*config.data, &identity).await.map_err(HomeError::from)?;
     Ok(identity)
 }

@@ -15,6 +15,9 @@ pub struct RaftBatch {
     pub items: Vec<RaftItem>,
     #[prost(message, repeated, tag = "2")]
     pub gone: Vec<PeerGone>,
+    /// The generation of the cluster, told to nodes that know only an earlier one.
+    #[prost(uint32, tag = "3")]
+    pub recovered: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -52,7 +55,12 @@ pub fn send(env: &Env, to: NodeId, items: Vec<RaftItem>) {
 }
 
 pub fn send_gone(env: &Env, to: NodeId, gone: PeerGone) {
-    env.net.send(to, Channel::Raft, frame(&RaftBatch { items: Vec::new(), gone: vec![gone] }));
+    env.net.send(to, Channel::Raft, frame(&RaftBatch { gone: vec![gone], ..RaftBatch::default() }));
+}
+
+/// Tells a node from before a recovery that the cluster goes on without it.
+pub fn send_recovered(env: &Env, to: NodeId, generation: u32) {
+    env.net.send(to, Channel::Raft, frame(&RaftBatch { recovered: generation, ..RaftBatch::default() }));
 }
 
 pub fn decode(frame: &Frame) -> Result<RaftBatch, String> {

@@ -363,7 +363,8 @@ impl Cluster {
 
     /// What the product says about its background work: a run in which nothing of it happened tests little.
     fn gather_metrics(&self, id: NodeId) {
-        let text = self.shared().members.get(&id).and_then(|member| member.node.as_ref().map(|node| node.metrics_text()));
+        let text =
+            self.shared().members.get(&id).and_then(|member| member.node.as_ref().map(|node| node.metrics_text()));
         let Some(text) = text else { return };
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let Some((name, value)) = line.rsplit_once(' ') else { continue };

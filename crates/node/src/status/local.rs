@@ -150,18 +150,23 @@ fn damage(service: &Service, only_copy: bool, status: &mut LocalStatus) {
                         status.find(verdict, format!("chunk {id} is damaged on disk: {}; {then}", record.detail));
                     }
                 }
+                // A replica that was made anew stands in for one whose log was damaged.
+                DamagedWhat::Raft(group) if service.replicas.get(group).is_some_and(|it| it.failed().is_none()) => {}
                 DamagedWhat::Raft(group) => {
                     let what = format!("the log of group {group} is damaged: {}", record.detail);
                     status.find(Verdict::Unavailable, what);
                 }
-                DamagedWhat::MissingVolume => status.find(verdict, format!("a volume is missing: {}", record.detail)),
-                DamagedWhat::Unknown { len_bytes } => {
+                // With other copies, what a damaged record held is found missing when placement groups are compared.
+                DamagedWhat::MissingVolume if only_copy => {
+                    status.find(verdict, format!("a volume is missing: {}", record.detail));
+                }
+                DamagedWhat::Unknown { len_bytes } if only_copy => {
                     let what = format!("{len_bytes} bytes of records cannot be identified: {}", record.detail);
                     status.find(verdict, format!("{what}; `henge fsck` names what is missing"));
                 }
-                DamagedWhat::Bookkeeping | DamagedWhat::Identity => {
-                    status.find(Verdict::AtRisk, format!("damage without loss: {}", record.detail));
-                }
+                DamagedWhat::MissingVolume | DamagedWhat::Unknown { .. } => {}
+                // Nothing is lost or at risk; the log and the metrics have it.
+                DamagedWhat::Bookkeeping | DamagedWhat::Identity => {}
             }
         }
         status.corrupt += chunks.len() as u64;

@@ -155,14 +155,8 @@ pub async fn of_the_cluster(service: &Service, client: &client::Client) -> Statu
 
 async fn ask(service: &Service, client: &client::Client, node: NodeId) -> Option<LocalStatus> {
     use base::env::Channel;
-    use client::wire::{self, Answer, Ask, GetStatus, Request, Told};
-    let session = client.session();
-    let request = Request {
-        node: session.node.0,
-        generation: session.generation.0,
-        map_version: 0,
-        ask: Some(Ask::GetStatus(GetStatus {})),
-    };
+    use client::wire::{self, Answer, Ask, GetStatus, Told};
+    let request = client.request(Ask::GetStatus(GetStatus {}));
     let deadline = service.env.now() + ANSWER_MAX;
     let call = service.env.net.call(node, Channel::Control, wire::frame(&request, Vec::new()), deadline);
     match wire::head::<Answer>(&call.await.ok()?).ok()?.told {

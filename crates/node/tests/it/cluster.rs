@@ -153,3 +153,43 @@ fn a_node_that_dies_is_voted_down_and_comes_back() {
         });
     }
 }
+
+#[test]
+fn a_survivor_is_recovered_and_what_was_before_stays_out() {
+    let mut cluster = Cluster::found(3);
+    cluster.join();
+    cluster.join();
+    cluster.wait_for_voters(&[1, 2, 3]);
+    let client = cluster.client(NodeId(1));
+    cluster.on(NodeId(1), async move {
+        let bucket = client.create_bucket("photos", "root").await.expect("the name is free");
+        put(&client, &bucket, "small", bytes_of(100, 1)).await.expect("stored inline");
+    });
+    for id in [1, 2, 3] {
+        cluster.sim.crash(NodeId(id));
+        cluster.nodes.remove(&NodeId(id));
+    }
+    // Nodes 1 and 3 are gone for good.
+    let id = NodeId(2);
+    let (data, disk): (Arc<dyn Disk>, Arc<dyn Disk>) = (cluster.sim.disk(id, "data"), cluster.sim.disk(id, "disk"));
+    let env = cluster.sim_node(id).env();
+    for _ in 0..2 {
+        let (env, data, disk) = (env.clone(), data.clone(), disk.clone());
+        let told = cluster.on(id, async move { node::offline::recover(&env, &*data, disk).await });
+        assert_eq!(told.expect("node 2 has whole state").len(), 2, "again is harmless");
+    }
+    cluster.start(id);
+    let client = cluster.client(id);
+    cluster.on(id, async move {
+        let bucket = client.bucket("photos").await.expect("the bucket is there");
+        assert!(get(&client, &bucket, "small").await.expect("the object is there") == bytes_of(100, 1));
+        put(&client, &bucket, "more", bytes_of(100, 2)).await.expect("one voter is enough");
+    });
+    // Node 1 was not gone after all. It knows only the cluster before.
+    let config = cluster.config(NodeId(1));
+    let node = cluster.sim.block_on(cluster.sim_node(NodeId(1)).run(Node::start(config)));
+    if let Ok(Ok(node)) = node {
+        let why = cluster.on(NodeId(1), async move { node.ended().await });
+        assert!(why.contains("recovered without this node"), "{why}");
+    }
+}
