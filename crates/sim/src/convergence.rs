@@ -9,12 +9,16 @@ use meta::object::NamedChunk;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 use store::Engine;
 use store::kv::LsmKv;
 use tokio::sync::oneshot;
 
-use crate::checks::{QUIET, QUIET_LONG, named_chunks};
+use crate::checks::{QUIET_LONG, named_chunks};
 use crate::nemesis::Nemesis;
+
+/// Virtual time in which garbage goes, and what no key names is swept, on all nodes.
+const QUIET_CLUSTER: Duration = Duration::from_secs(15);
 
 /// What a stopped node holds.
 struct Holding {
@@ -43,7 +47,7 @@ impl Nemesis {
             self.verifier.read_all(&serving, true).await;
             self.verifier.check_listings(&serving).await;
         }
-        self.sim.sleep(if self.ration.is_tainted() { QUIET_LONG } else { QUIET }).await;
+        self.sim.sleep(if self.ration.is_tainted() { QUIET_LONG } else { QUIET_CLUSTER }).await;
         if self.await_safe("when all is quiet").await.is_err() || self.recorder.has_violations() {
             return;
         }

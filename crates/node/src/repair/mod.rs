@@ -113,8 +113,12 @@ impl Progress {
         self.state().done.iter().map(line).collect()
     }
 
+    /// As of the newest map: what was found healthy before a group moved, or before a member came back, is void.
     pub fn health(&self) -> NodeHealth {
-        self.state().health.clone()
+        let state = self.state();
+        let groups = state.own.len() as u64;
+        let healthy = state.own.iter().filter(|key| state.is_healthy(**key)).count() as u64;
+        NodeHealth { groups, healthy, ..state.health.clone() }
     }
 
     /// Whether no member can bring this chunk back: its group is healthy with all of them, or is none of this node's.

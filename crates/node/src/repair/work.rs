@@ -53,6 +53,8 @@ pub struct Repairer {
 struct Watched {
     mark: Option<Mark>,
     suspects: Suspects,
+    /// When all were last equal, or else first looked at, under this mark: what differed then may have done so for long.
+    began: Option<MonoTime>,
     exchanged: Option<MonoTime>,
     healthy: bool,
     wants: Wants,
@@ -276,7 +278,7 @@ impl Comparer {
             match agreements.get(&group.key()) {
                 Some(Agreement::Equal) => {
                     let (healthy, exchanged) = (!group.degraded, watched.exchanged);
-                    *watched = Watched { mark, healthy, exchanged, ..Watched::default() };
+                    *watched = Watched { mark, healthy, exchanged, began: Some(now), ..Watched::default() };
                 }
                 Some(Agreement::Differs { damaged }) if watched.is_due(now, *damaged, &self.repairer.healing) => {
                     differing.push((watched.exchanged, *group));
@@ -298,9 +300,10 @@ impl Comparer {
         let watched = self.watched.entry(group.key()).or_default();
         let now = repairer.env.now();
         watched.exchanged = Some(now);
+        let began = *watched.began.get_or_insert(now);
         match repairer.compare(group, &watched.suspects).await {
             Ok((suspects, wants)) => {
-                let fresh = suspects.are_fresh(now, repairer.healing.missing_after);
+                let fresh = suspects.are_fresh(now, repairer.healing.missing_after) && suspects.are_newer(began);
                 watched.healthy = fresh && wants.hopeless.is_empty() && wants.missing == 0 && !group.degraded;
                 (watched.suspects, watched.wants) = (suspects, wants);
             }
