@@ -263,6 +263,7 @@ impl Comparer {
     /// One comparison of everything, and what follows from it.
     pub async fn round(&mut self, map: &ClusterMap) {
         let groups = groups_of(map, self.repairer.node);
+        self.repairer.progress.keep(map, &groups);
         let open: Vec<&Group> = groups.iter().filter(|group| !group.closed).collect();
         let keys: BTreeSet<Key> = open.iter().map(|group| group.key()).collect();
         self.watched.retain(|key, _| keys.contains(key));
