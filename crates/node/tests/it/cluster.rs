@@ -13,24 +13,24 @@ use std::time::Duration;
 
 use crate::{bytes_of, get, put};
 
-struct Cluster {
-    sim: Sim,
-    nodes: BTreeMap<NodeId, Node>,
+pub struct Cluster {
+    pub sim: Sim,
+    pub nodes: BTreeMap<NodeId, Node>,
 }
 
 impl Cluster {
     /// Founds a cluster on node 1.
-    fn found(seed: u64) -> Cluster {
+    pub fn found(seed: u64) -> Cluster {
         let mut cluster = Cluster { sim: Sim::new(seed), nodes: BTreeMap::new() };
         cluster.start(NodeId(1));
         cluster
     }
 
-    fn sim_node(&self, node: NodeId) -> SimNode {
+    pub fn sim_node(&self, node: NodeId) -> SimNode {
         self.sim.node(node)
     }
 
-    fn config(&self, node: NodeId) -> Config {
+    pub fn config(&self, node: NodeId) -> Config {
         let data: Arc<dyn Disk> = self.sim.disk(node, "data");
         let disk: Arc<dyn Disk> = self.sim.disk(node, "disk");
         Config {
@@ -45,18 +45,19 @@ impl Cluster {
         }
     }
 
-    fn start(&mut self, id: NodeId) {
+    pub fn start(&mut self, id: NodeId) {
         let config = self.config(id);
         let started = self.sim.block_on(self.sim_node(id).run(Node::start(config)));
         self.nodes.insert(id, started.expect("no crash meanwhile").expect("the node starts"));
     }
 
     /// Lets a new node in, and starts it.
-    fn join(&mut self) -> NodeId {
-        let client = self.client(NodeId(1));
-        let cluster = self.nodes[&NodeId(1)].cluster();
+    pub fn join(&mut self) -> NodeId {
+        let via = *self.nodes.keys().next().expect("somebody is there");
+        let client = self.client(via);
+        let cluster = self.nodes[&via].cluster();
         let row = NodeRow { state: NodeState::Joining as i32, address: "somewhere:1".into(), ..NodeRow::default() };
-        let reply = self.on(NodeId(1), async move { client.change_map_checked(MapCommand::SetNode(row)).await });
+        let reply = self.on(via, async move { client.change_map_checked(MapCommand::SetNode(row)).await });
         let id = NodeId(reply.expect("a node id is allotted").id as u32);
         let contacts: Vec<(NodeId, String)> =
             self.nodes.keys().map(|node| (*node, format!("node{node}:9002"))).collect();
@@ -68,16 +69,16 @@ impl Cluster {
         id
     }
 
-    fn client(&self, node: NodeId) -> Client {
+    pub fn client(&self, node: NodeId) -> Client {
         self.nodes[&node].client()
     }
 
-    fn on<T: Send + 'static>(&self, node: NodeId, task: impl Future<Output = T> + Send + 'static) -> T {
+    pub fn on<T: Send + 'static>(&self, node: NodeId, task: impl Future<Output = T> + Send + 'static) -> T {
         self.sim.block_on(self.sim_node(node).run(task)).expect("no crash meanwhile")
     }
 
     /// Lets virtual time pass until `holds`; panics after `at_most`.
-    fn wait(&self, what: &str, at_most: Duration, holds: impl Fn(&Cluster) -> bool) {
+    pub fn wait(&self, what: &str, at_most: Duration, holds: impl Fn(&Cluster) -> bool) {
         let start = self.sim.now();
         while !holds(self) {
             assert!(self.sim.now().since(start) < at_most, "{what}: not within {at_most:?}");
@@ -86,7 +87,7 @@ impl Cluster {
     }
 
     /// Every group has these voters, as each of its replicas sees it.
-    fn wait_for_voters(&self, nodes: &[u64]) {
+    pub fn wait_for_voters(&self, nodes: &[u64]) {
         self.wait(&format!("voters {nodes:?}"), Duration::from_secs(60), |cluster| {
             cluster.nodes.iter().filter(|(id, _)| cluster.sim.is_running(**id)).all(|(_, node)| {
                 let groups = node.status().groups;
