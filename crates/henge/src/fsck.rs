@@ -23,7 +23,7 @@ use store::{ChunkStat, DamagedWhat, InspectReport, StoreError};
 use crate::admin_commands::print_json;
 use crate::cli::FsckArgs;
 use crate::cluster_file::ClusterFile;
-use crate::env::{RealDisk, real_env};
+use crate::env::{FIRST_NODE, RealDisk, real_env};
 use crate::failure::{Context, Failure};
 use crate::predecessor;
 use crate::units::show_bytes;
@@ -302,7 +302,7 @@ async fn read_metadata(
 ) -> Result<(), Failure> {
     let place = disk.path.display().to_string();
     let _lock = disk.disk.lock().map_err(|error| running_or(&disk.path, &error))?;
-    let env = real_env(tokio::runtime::Handle::current());
+    let (env, _) = real_env(FIRST_NODE, tokio::runtime::Handle::current());
     let seed = disk.report.identity.disk.0;
     let opened = LsmKv::open_read_only(&env, Arc::clone(&disk.disk), seed, KvOptions::default()).await;
     let (kv, report) = match opened {

@@ -444,7 +444,10 @@ impl Repairer {
                     }
                     Verdict::Hopeless => {
                         suspects.note(before, *id, now);
-                        left.hopeless.push(*id);
+                        // Whoever is away may have a good copy.
+                        if group.all_required_serve() {
+                            left.hopeless.push(*id);
+                        }
                     }
                     Verdict::Conflict => conflict(*id),
                 }

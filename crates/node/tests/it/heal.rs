@@ -17,21 +17,8 @@ fn size(number: u32) -> usize {
 
 impl Cluster {
     fn status(&self, via: NodeId) -> Status {
-        let node = &self.nodes[&via];
-        self.sim.block_on(node.cluster_status())
-    }
-
-    fn wait_until_safe(&self, via: NodeId) {
-        let start = self.sim.now();
-        loop {
-            let status = self.status(via);
-            if status.verdict == Verdict::Safe {
-                return;
-            }
-            let waited = self.sim.now().since(start);
-            assert!(waited < Duration::from_secs(120), "{waited:?}: {:?} {:?}", status.verdict, status.reasons);
-            self.sim.run_for(Duration::from_millis(500));
-        }
+        let node = self.nodes[&via].clone();
+        self.on(via, async move { node.cluster_status().await })
     }
 
     fn write(&self, via: NodeId, numbers: std::ops::Range<u32>) {
@@ -94,7 +81,7 @@ fn old_data_reaches_three_copies_and_a_destroyed_node_is_replaced() {
     assert_eq!(cluster.status(first).verdict, Verdict::AtRisk, "one copy is never called safe");
     cluster.join();
     cluster.join();
-    cluster.wait_until_safe(second);
+    cluster.wait_for_safety(second);
     cluster.write(second, 60..80);
     cluster.crash(first);
     cluster.sim.disk(first, "data").erase();
@@ -109,7 +96,7 @@ fn old_data_reaches_three_copies_and_a_destroyed_node_is_replaced() {
     });
     cluster.wait_for_voters(&[2, 3, 4]);
     cluster.set_state(second, first, NodeState::Removed);
-    cluster.wait_until_safe(second);
+    cluster.wait_for_safety(second);
     cluster.crash(second);
     cluster.verify(NodeId(4), 0..100);
 }
@@ -121,14 +108,14 @@ fn who_was_away_gets_what_it_missed_and_loses_what_was_deleted() {
     cluster.join();
     let [first, second, third] = [1, 2, 3].map(NodeId);
     cluster.write(first, 0..40);
-    cluster.wait_until_safe(first);
+    cluster.wait_for_safety(first);
     cluster.crash(third);
     cluster.write(second, 40..70);
     cluster.remove(second, 0..20);
     // Long enough for the garbage to be gone, and its tombstones if nothing kept them.
     cluster.sim.run_for(Duration::from_secs(40));
     cluster.start(third);
-    cluster.wait_until_safe(third);
+    cluster.wait_for_safety(third);
     let chunks = |cluster: &Cluster, id: NodeId| cluster.nodes[&id].status().chunks.total;
     assert_eq!(chunks(&cluster, third), chunks(&cluster, first));
     assert_eq!(chunks(&cluster, third), chunks(&cluster, second));
@@ -137,7 +124,7 @@ fn who_was_away_gets_what_it_missed_and_loses_what_was_deleted() {
         cluster.sim.run_for(Duration::from_secs(2));
         cluster.verify(third, 20..70);
         cluster.start(victim);
-        cluster.wait_until_safe(third);
+        cluster.wait_for_safety(third);
     }
 }
 
@@ -149,13 +136,13 @@ fn a_drained_node_is_emptied_and_goes() {
     }
     let [first, second] = [NodeId(1), NodeId(2)];
     cluster.write(first, 0..40);
-    cluster.wait_until_safe(first);
+    cluster.wait_for_safety(first);
     cluster.set_state(first, second, NodeState::Draining);
     cluster.wait("node 2 is removed", Duration::from_secs(180), |cluster| {
         let map = cluster.client(first).map();
         map.map.nodes.iter().any(|row| row.id == 2 && row.state() == NodeState::Removed)
     });
     cluster.crash(second);
-    cluster.wait_until_safe(first);
+    cluster.wait_for_safety(first);
     cluster.verify(first, 0..40);
 }
