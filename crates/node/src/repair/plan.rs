@@ -222,11 +222,6 @@ impl Suspects {
         since
     }
 
-    /// Whether all that differs was first seen after `began`.
-    pub fn are_newer(&self, began: MonoTime) -> bool {
-        self.since.values().all(|since| *since > began)
-    }
-
     /// Whether all that differs may still be under way.
     pub fn are_fresh(&self, now: MonoTime, missing_after: Duration) -> bool {
         !self.overflow && self.since.values().all(|since| now.since(*since) < missing_after)
@@ -279,7 +274,6 @@ mod tests {
         let mut again = Suspects::default();
         assert_eq!(again.note(&first, id(), second(12)), second(10));
         assert!(again.are_fresh(second(12), after));
-        assert!(again.are_newer(second(9)) && !again.are_newer(second(10)), "what differed at first is no news");
         assert!(!again.are_fresh(second(15), after));
         let mut gone = Suspects::default();
         assert!(gone.are_fresh(second(99), after), "nothing differs");

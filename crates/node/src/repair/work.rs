@@ -53,9 +53,9 @@ pub struct Repairer {
 struct Watched {
     mark: Option<Mark>,
     suspects: Suspects,
-    /// When all were last equal, or else first looked at, under this mark: what differed then may have done so for long.
-    began: Option<MonoTime>,
     exchanged: Option<MonoTime>,
+    /// The first exchange of these members in these lives: what differed then may have differed for long.
+    first_exchanged: Option<MonoTime>,
     healthy: bool,
     wants: Wants,
 }
@@ -263,7 +263,6 @@ impl Comparer {
     /// One comparison of everything, and what follows from it.
     pub async fn round(&mut self, map: &ClusterMap) {
         let groups = groups_of(map, self.repairer.node);
-        self.repairer.progress.keep(map, &groups);
         let open: Vec<&Group> = groups.iter().filter(|group| !group.closed).collect();
         let keys: BTreeSet<Key> = open.iter().map(|group| group.key()).collect();
         self.watched.retain(|key, _| keys.contains(key));
@@ -279,7 +278,7 @@ impl Comparer {
             match agreements.get(&group.key()) {
                 Some(Agreement::Equal) => {
                     let (healthy, exchanged) = (!group.degraded, watched.exchanged);
-                    *watched = Watched { mark, healthy, exchanged, began: Some(now), ..Watched::default() };
+                    *watched = Watched { mark, healthy, exchanged, ..Watched::default() };
                 }
                 Some(Agreement::Differs { damaged }) if watched.is_due(now, *damaged, &self.repairer.healing) => {
                     differing.push((watched.exchanged, *group));
@@ -301,11 +300,13 @@ impl Comparer {
         let watched = self.watched.entry(group.key()).or_default();
         let now = repairer.env.now();
         watched.exchanged = Some(now);
-        let began = *watched.began.get_or_insert(now);
         match repairer.compare(group, &watched.suspects).await {
             Ok((suspects, wants)) => {
-                let fresh = suspects.are_fresh(now, repairer.healing.missing_after) && suspects.are_newer(began);
-                watched.healthy = fresh && wants.hopeless.is_empty() && wants.missing == 0 && !group.degraded;
+                let missing_after = repairer.healing.missing_after;
+                let first = *watched.first_exchanged.get_or_insert(now);
+                let is_known = watched.healthy || now.since(first) >= missing_after;
+                let whole = wants.hopeless.is_empty() && wants.missing == 0 && !group.degraded;
+                watched.healthy = is_known && whole && suspects.are_fresh(now, missing_after);
                 (watched.suspects, watched.wants) = (suspects, wants);
             }
             Err(why) => {
@@ -316,15 +317,11 @@ impl Comparer {
     }
 
     fn tell(&self, groups: &[Group]) {
-        let mut health = NodeHealth { checked: true, groups: groups.len() as u64, ..NodeHealth::default() };
+        let mut health = NodeHealth { checked: true, ..NodeHealth::default() };
         let mut marks = BTreeMap::new();
         for group in groups {
-            health.degraded += u64::from(group.degraded);
-            health.moving += u64::from(group.closed);
             let watched = self.watched.get(&group.key());
-            let healthy = watched.is_some_and(|watched| watched.healthy);
-            health.healthy += u64::from(healthy);
-            if healthy {
+            if watched.is_some_and(|watched| watched.healthy) {
                 marks.insert(group.key(), Mark::of(group));
             }
             if let Some(wants) = watched.map(|watched| &watched.wants) {
@@ -447,7 +444,10 @@ impl Repairer {
                     }
                     Verdict::Hopeless => {
                         suspects.note(before, *id, now);
-                        left.hopeless.push(*id);
+                        // Whoever is away may have a good copy.
+                        if group.all_required_serve() {
+                            left.hopeless.push(*id);
+                        }
                     }
                     Verdict::Conflict => conflict(*id),
                 }
@@ -496,7 +496,7 @@ impl Progress {
 }
 
 impl Mark {
-    fn of(group: &Group) -> Mark {
+    pub(super) fn of(group: &Group) -> Mark {
         Mark { epoch: group.epoch, lives: group.lives.clone() }
     }
 }

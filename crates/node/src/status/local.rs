@@ -90,7 +90,7 @@ pub fn collect(service: &Service) -> LocalStatus {
         Standing::Fenced => "was voted out and is on its way back".into(),
         Standing::Ended(why) => why.clone(),
     };
-    let health = service.repair.health();
+    let health = service.repair.health(&service.map.borrow(), service.node);
     status.placement_groups = health.groups;
     status.healthy_groups = health.healthy;
     status.missing_chunks = health.missing_chunks;

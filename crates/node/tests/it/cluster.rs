@@ -13,24 +13,24 @@ use std::time::Duration;
 
 use crate::{bytes_of, get, put};
 
-struct Cluster {
-    sim: Sim,
-    nodes: BTreeMap<NodeId, Arc<Node>>,
+pub struct Cluster {
+    pub sim: Sim,
+    pub nodes: BTreeMap<NodeId, Arc<Node>>,
 }
 
 impl Cluster {
     /// Founds a cluster on node 1.
-    fn found(seed: u64) -> Cluster {
+    pub fn found(seed: u64) -> Cluster {
         let mut cluster = Cluster { sim: Sim::new(seed), nodes: BTreeMap::new() };
         cluster.start(NodeId(1));
         cluster
     }
 
-    fn sim_node(&self, node: NodeId) -> SimNode {
+    pub fn sim_node(&self, node: NodeId) -> SimNode {
         self.sim.node(node)
     }
 
-    fn config(&self, node: NodeId) -> Config {
+    pub fn config(&self, node: NodeId) -> Config {
         let data: Arc<dyn Disk> = self.sim.disk(node, "data");
         let disk: Arc<dyn Disk> = self.sim.disk(node, "disk");
         Config {
@@ -45,14 +45,14 @@ impl Cluster {
         }
     }
 
-    fn start(&mut self, id: NodeId) {
+    pub fn start(&mut self, id: NodeId) {
         let config = self.config(id);
         let started = self.sim.block_on(self.sim_node(id).run(Node::start(config)));
         self.nodes.insert(id, Arc::new(started.expect("no crash meanwhile").expect("the node starts")));
     }
 
     /// Lets a new node in, and starts it.
-    fn join(&mut self) -> NodeId {
+    pub fn join(&mut self) -> NodeId {
         let (member, node) = self.nodes.last_key_value().expect("somebody is there");
         let (member, client, cluster) = (*member, node.client(), node.cluster());
         let row = NodeRow { state: NodeState::Joining as i32, address: "somewhere:1".into(), ..NodeRow::default() };
@@ -68,16 +68,16 @@ impl Cluster {
         id
     }
 
-    fn client(&self, node: NodeId) -> Client {
+    pub fn client(&self, node: NodeId) -> Client {
         self.nodes[&node].client()
     }
 
-    fn on<T: Send + 'static>(&self, node: NodeId, task: impl Future<Output = T> + Send + 'static) -> T {
+    pub fn on<T: Send + 'static>(&self, node: NodeId, task: impl Future<Output = T> + Send + 'static) -> T {
         self.sim.block_on(self.sim_node(node).run(task)).expect("no crash meanwhile")
     }
 
     /// Lets virtual time pass until `holds`; panics after `at_most`.
-    fn wait(&self, what: &str, at_most: Duration, holds: impl Fn(&Cluster) -> bool) {
+    pub fn wait(&self, what: &str, at_most: Duration, holds: impl Fn(&Cluster) -> bool) {
         let start = self.sim.now();
         while !holds(self) {
             assert!(self.sim.now().since(start) < at_most, "{what}: not within {at_most:?}");
@@ -86,7 +86,7 @@ impl Cluster {
     }
 
     /// All nodes together say that everything has all its copies.
-    fn wait_for_safety(&self, asked: NodeId) {
+    pub fn wait_for_safety(&self, asked: NodeId) {
         let start = self.sim.now();
         loop {
             let node = self.nodes[&asked].clone();
@@ -101,7 +101,7 @@ impl Cluster {
     }
 
     /// Every group has these voters, as each of its replicas sees it.
-    fn wait_for_voters(&self, nodes: &[u64]) {
+    pub fn wait_for_voters(&self, nodes: &[u64]) {
         self.wait(&format!("voters {nodes:?}"), Duration::from_secs(60), |cluster| {
             cluster.nodes.iter().filter(|(id, _)| cluster.sim.is_running(**id)).all(|(_, node)| {
                 let groups = node.status().groups;
