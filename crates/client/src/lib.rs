@@ -16,6 +16,7 @@ mod map;
 mod newest;
 mod nodes;
 mod objects;
+mod peers;
 mod read;
 mod slots;
 mod tombstones;
@@ -34,5 +35,6 @@ pub use meta::object::command::{
 };
 pub use nodes::{NodeInfo, Removal};
 pub use objects::{CompleteRequest, DeleteRequest, ListObjectsRequest, ListUploadsRequest, ListVersionsRequest};
+pub use peers::NAMED_IDS_MAX;
 pub use read::ObjectReader;
 pub use write::{FinishPart, FinishPut, ObjectWriter};

@@ -1,16 +1,21 @@
-//! The admin port of a node: health for everybody; metrics and status for those who may look; keys and buckets for
-//! whoever knows the root secret.
+//! The admin port of a node: health for everybody; metrics and status for those who may look; keys, buckets,
+//! tokens and nodes for whoever knows the root secret.
 
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, patch};
+use axum::routing::{delete, get, patch, post};
 use axum::{Json, Router};
+use base::ids::NodeId;
 use serde::{Deserialize, Serialize};
+use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
+use crate::admission::Gate;
 use crate::basic_auth;
 use crate::credentials::{Credentials, equal_in_constant_time};
+use crate::nodes::NodeView;
 use crate::report::Report;
 
 /// What requests of the admin port may carry.
@@ -37,6 +42,8 @@ pub trait AdminNode: Send + Sync {
     fn metrics_text(&self) -> String;
     fn report(&self) -> Report;
     fn client(&self) -> client::Client;
+    /// Who lets new nodes in, and under which cluster address this node is reached.
+    fn gate(&self) -> (&Gate, &str);
 }
 
 /// An access key without its secret.
@@ -77,6 +84,27 @@ pub struct BucketChange {
     pub versioning: String,
 }
 
+#[derive(Serialize, Deserialize)]
+pub struct TokenWish {
+    pub expires_s: u64,
+}
+
+/// A fresh join token: carries a secret.
+#[derive(Serialize, Deserialize)]
+pub struct NewTokenView {
+    pub token: String,
+    pub expires_ms: u64,
+    /// HOST:PORT to join at.
+    pub join: String,
+    /// Whole sentences: what may keep others from joining.
+    pub notes: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct RemoveNode {
+    pub lost: bool,
+}
+
 /// The body of every answer that is no success.
 #[derive(Serialize, Deserialize)]
 pub struct Refusal {
@@ -105,6 +133,9 @@ impl Admin {
             .route("/v1/keys/{name}", delete(delete_key))
             .route("/v1/buckets", get(list_buckets).post(create_bucket))
             .route("/v1/buckets/{name}", patch(change_bucket))
+            .route("/v1/tokens", post(create_token))
+            .route("/v1/nodes", get(list_nodes))
+            .route("/v1/nodes/{id}/remove", post(remove_node))
             .fallback(async || refuse(StatusCode::NOT_FOUND, "there is nothing here"))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .with_state(self)
@@ -275,6 +306,52 @@ async fn change_bucket(
     Ok(Json(bucket_view(client.bucket(&name).await.map_err(refuse_error)?)))
 }
 
+async fn create_token(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    Json(wish): Json<TokenWish>,
+) -> Result<Json<NewTokenView>, Refused> {
+    const LIFE_S_MAX: u64 = 365 * 24 * 60 * 60;
+    let node = admin.for_root(&headers)?;
+    if !(1..=LIFE_S_MAX).contains(&wish.expires_s) {
+        return Err(refuse(StatusCode::BAD_REQUEST, "a token expires after a second to a year"));
+    }
+    let (gate, join) = node.gate();
+    let made = gate.create_token(Duration::from_secs(wish.expires_s)).await.map_err(refuse_error)?;
+    tracing::info!(target: "audit", id = made.token.id(), expires_s = wish.expires_s, "join token created");
+    let only_here = join.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
+    let note = format!(
+        "this node is reached at {join}, from this machine only; to have others join, start it with --cluster on an address \
+         that they reach"
+    );
+    Ok(Json(NewTokenView {
+        token: made.token.to_text(),
+        expires_ms: made.expires_ms,
+        join: join.to_owned(),
+        notes: if only_here { vec![note] } else { vec![] },
+    }))
+}
+
+async fn list_nodes(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Vec<NodeView>>, Refused> {
+    let nodes = admin.for_root(&headers)?.client().nodes().await.map_err(refuse_error)?;
+    Ok(Json(nodes.into_iter().map(NodeView::from).collect()))
+}
+
+async fn remove_node(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    Path(id): Path<u32>,
+    Json(wish): Json<RemoveNode>,
+) -> Result<Json<NodeView>, Refused> {
+    let client = admin.for_root(&headers)?.client();
+    client.remove_node(NodeId(id), wish.lost).await.map_err(refuse_error)?;
+    let nodes = client.nodes().await.map_err(refuse_error)?;
+    let gone = || refuse(StatusCode::NOT_FOUND, "the node is gone from the map");
+    let node = nodes.into_iter().map(NodeView::from).find(|node| node.id == id).ok_or_else(gone)?;
+    tracing::info!(target: "audit", id, lost = wish.lost, state = node.state, "node removal");
+    Ok(Json(node))
+}
+
 fn bucket_view(bucket: client::BucketInfo) -> BucketView {
     let versioning = match bucket.versioning {
         client::Versioning::Off => "off",
@@ -347,6 +424,9 @@ mod tests {
         fn client(&self) -> client::Client {
             unreachable!("no test of authorization gets this far")
         }
+        fn gate(&self) -> (&Gate, &str) {
+            unreachable!("no test of authorization gets this far")
+        }
     }
 
     fn admin(local: bool) -> Admin {
@@ -359,7 +439,7 @@ mod tests {
         for value in authorization {
             request = request.header("authorization", *value);
         }
-        let body = Body::from(r#"{"name":"!","versioning":"maybe"}"#);
+        let body = Body::from(r#"{"name":"!","versioning":"maybe","expires_s":0,"lost":true}"#);
         admin.clone().router().oneshot(request.body(body).unwrap()).await.unwrap().status()
     }
 
@@ -406,6 +486,9 @@ mod tests {
             ("GET", "/v1/buckets"),
             ("POST", "/v1/buckets"),
             ("PATCH", "/v1/buckets/b"),
+            ("POST", "/v1/tokens"),
+            ("GET", "/v1/nodes"),
+            ("POST", "/v1/nodes/1/remove"),
         ] {
             for headers in [&[][..], &["Bearer a-token-to-look"], &["Basic "], &[&wrong], &[&root, &root]] {
                 assert_eq!(ask(&admin, method, path, headers).await, StatusCode::UNAUTHORIZED, "{method} {path}");
@@ -415,6 +498,7 @@ mod tests {
         assert_eq!(ask(&admin, "POST", "/v1/keys", &[&root]).await, StatusCode::BAD_REQUEST);
         assert_eq!(ask(&admin, "POST", "/v1/buckets", &[&root]).await, StatusCode::BAD_REQUEST);
         assert_eq!(ask(&admin, "DELETE", "/v1/keys/root", &[&root]).await, StatusCode::BAD_REQUEST);
+        assert_eq!(ask(&admin, "POST", "/v1/tokens", &[&root]).await, StatusCode::BAD_REQUEST);
     }
 
     #[test]

@@ -110,7 +110,7 @@ fn path_segment(name: &str) -> Result<&str, Failure> {
     Err(Failure(format!("{name:?} is no name: names consist of letters, digits, '-', '_' and '.'")))
 }
 
-async fn ask_as_root<A: DeserializeOwned>(
+pub async fn ask_as_root<A: DeserializeOwned>(
     args: &TargetArgs,
     method: Method,
     path: &str,

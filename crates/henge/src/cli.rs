@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use crate::failure::Failure;
-use crate::units::{parse_bytes, parse_seconds};
+use crate::units::{parse_bytes, parse_duration, parse_seconds};
 
 /// henge: one distributed storage system in one binary.
 ///
@@ -31,6 +31,10 @@ pub enum Command {
     Key(KeyArgs),
     /// Make, list and change buckets
     Bucket(BucketArgs),
+    /// Make a token with which a new node may join the cluster
+    Token(TokenArgs),
+    /// List the cluster's nodes, and remove one
+    Node(NodeArgs),
     /// Measure the disk or a running server, and check what it acknowledged
     Bench(BenchArgs),
     /// Check the directories of stopped nodes: is everything there that metadata names (exit: 0 clean, 2 damage)
@@ -52,6 +56,12 @@ pub struct ServerArgs {
     /// Address under which other nodes reach this one [default: the cluster address]
     #[arg(long, value_name = "HOST:PORT", value_parser = parse_host_port)]
     pub advertise: Option<String>,
+    /// Join the cluster of the member with this cluster address; the token is in HENGE_JOIN_TOKEN or --token-file
+    #[arg(long, value_name = "HOST:PORT", value_parser = parse_host_port)]
+    pub join: Option<String>,
+    /// File that holds the join token
+    #[arg(long, value_name = "FILE", requires = "join")]
+    pub token_file: Option<PathBuf>,
     /// Address for S3 (port 0: any free one)
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9000")]
     pub s3: SocketAddr,
@@ -79,6 +89,9 @@ const SERVER_HELP: &str = "\
 Root credentials come from HENGE_ROOT_USER and HENGE_ROOT_PASSWORD, or are made at the first start and kept in
 DIR/credentials, which `AWS_SHARED_CREDENTIALS_FILE=DIR/credentials aws ...` understands.
 
+A node that joins a cluster needs a token once, from `henge token create` on a member: in HENGE_JOIN_TOKEN or in a file.
+Other nodes reach this one at its cluster address: give one that they can reach, or --advertise.
+
 What the node says of itself goes to standard error; RUST_LOG=debug says more.";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,8 +105,8 @@ pub struct DiskArg {
 pub struct DevArgs {
     #[command(subcommand)]
     pub action: Option<DevAction>,
-    /// How many nodes (this version runs one)
-    #[arg(long, value_name = "N", required = true)]
+    /// How many nodes, 1 to 9: the first founds the cluster, the others join it
+    #[arg(long, value_name = "N", required = true, value_parser = clap::value_parser!(u32).range(1..=9))]
     pub nodes: Option<u32>,
     /// Directory of the cluster; running again on it is the same cluster on the same ports
     #[arg(long, value_name = "DIR", required = true)]
@@ -187,6 +200,67 @@ pub enum BucketAction {
     List(ListArgs),
     /// Change a bucket's settings
     Set(BucketSetArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct TokenArgs {
+    #[command(subcommand)]
+    pub action: TokenAction,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum TokenAction {
+    /// Make a token: one node may join with it, once; printed alone on the last line
+    Create(TokenCreateArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct TokenCreateArgs {
+    /// How long it may be used, for example 30m, 1h or 7d
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = parse_duration)]
+    pub expires: std::time::Duration,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct NodeArgs {
+    #[command(subcommand)]
+    pub action: NodeAction,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum NodeAction {
+    /// List the cluster's nodes
+    List(NodeListArgs),
+    /// Remove a node: its data moves to others first, then it is gone for good
+    Remove(NodeRemoveArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct NodeListArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct NodeRemoveArgs {
+    #[arg(value_name = "ID")]
+    pub id: u32,
+    /// The node is silent and its disks will not come back: make its copies again from the others at once
+    #[arg(long)]
+    pub lost: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
 }
 
 #[derive(Args, Debug)]

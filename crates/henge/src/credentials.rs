@@ -64,9 +64,15 @@ pub fn load_or_make(data: &Path, random: &dyn Random) -> Result<(Credentials, Or
         access_key: draw(random, b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", ACCESS_KEY_LEN),
         secret_key: draw(random, b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", SECRET_KEY_LEN),
     };
-    private_file::replace(&path, format(&made).as_bytes())
-        .context(|| format!("{} cannot be written", path.display()))?;
+    store(data, &made)?;
     Ok((made, Origin::Made))
+}
+
+/// Keeps root credentials for later starts of the node in `data`.
+pub fn store(data: &Path, credentials: &Credentials) -> Result<(), Failure> {
+    let path = file_of(data);
+    private_file::replace(&path, format(credentials).as_bytes())
+        .context(|| format!("{} cannot be written", path.display()))
 }
 
 /// From `HENGE_ROOT_USER` and `HENGE_ROOT_PASSWORD`; `None` when neither is set.

@@ -8,7 +8,6 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::error::Error;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{FromRawFd, IntoRawFd};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -70,19 +69,6 @@ fn bind_failure(address: SocketAddr, flag: &str, error: &io::Error) -> Failure {
         }
         _ => format!("cannot listen on {address}: {error}; choose another address with {flag}"),
     })
-}
-
-/// Takes `address` without listening on it: connections to it are refused, and no other program can bind it.
-pub async fn reserve(address: SocketAddr, flag: &str) -> Result<(std::os::fd::OwnedFd, SocketAddr), Failure> {
-    let taken = predecessor::retry(io::ErrorKind::AddrInUse, || {
-        let socket = new_socket(address)?;
-        socket.bind(address)?;
-        let bound = socket.local_addr()?;
-        // SAFETY: the descriptor was just released by its only owner.
-        let fd = unsafe { std::os::fd::OwnedFd::from_raw_fd(socket.into_raw_fd()) };
-        Ok((fd, bound))
-    });
-    taken.await.map_err(|error| bind_failure(address, flag, &error))
 }
 
 /// The certificate chain and key of `--tls-cert` and `--tls-key`.
@@ -275,7 +261,5 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let refused = bind(address, "--admin").await.map(drop).unwrap_err().0;
         assert!(refused.contains(&address.to_string()) && refused.contains("--admin"), "{refused}");
-        let (_reserved, address) = reserve(SocketAddr::from(([127, 0, 0, 1], 0)), "--cluster").await.unwrap();
-        assert!(reserve(address, "--cluster").await.is_err() && bind(address, "--s3").await.is_err());
     }
 }

@@ -10,6 +10,7 @@
 
 mod admin;
 mod admin_commands;
+mod admission;
 mod basic_auth;
 mod bench;
 mod cli;
@@ -21,7 +22,11 @@ mod env;
 mod failure;
 mod fsck;
 mod http_client;
+mod join;
 mod listener;
+mod membership;
+mod node_commands;
+mod nodes;
 mod predecessor;
 mod private_file;
 mod processes;
@@ -56,6 +61,8 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Status(args) => on_runtime(admin_commands::status(args)),
         Command::Key(args) => on_runtime(admin_commands::key(args.action)),
         Command::Bucket(args) => on_runtime(admin_commands::bucket(args.action)),
+        Command::Token(args) => on_runtime(node_commands::token(args.action)),
+        Command::Node(args) => on_runtime(node_commands::node(args.action)),
         Command::Dev(args) => on_runtime(dev::run(args)),
         Command::Demo(args) => on_runtime(demo::run(args)),
         Command::Bench(args) => on_runtime(bench::run(args)),

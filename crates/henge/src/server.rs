@@ -12,12 +12,15 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::admin::{Admin, AdminNode};
+use crate::admission::Gate;
 use crate::cli::{DiskArg, ServerArgs};
 use crate::cluster_file::{self, ClusterFile, ClusterNode};
 use crate::credentials::{self, Credentials, Origin};
-use crate::env::{FIRST_NODE, RealDisk, real_env};
+use crate::env::net::hello::Club;
+use crate::env::{RealDisk, real_env, system_random};
 use crate::failure::{Context, Failure};
 use crate::listener;
+use crate::membership::{self, Applicant, Standing};
 use crate::predecessor;
 use crate::report::Report;
 use crate::signals::Signals;
@@ -32,11 +35,20 @@ pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
         (Some(certificate), Some(key)) => Some(listener::tls_acceptor(certificate, key)?),
         _ => None,
     };
-    let env = real_env(tokio::runtime::Handle::current());
-    let (root, origin) = credentials::load_or_make(&data, &*env.random)?;
-    let token = credentials::load_or_make_monitoring_token(&data, &*env.random)?;
-    let (stop, stopping) = watch::channel(false);
     let addresses = ports.addresses;
+    let disks = disk_args(&args, &data)?;
+    let opened = disks.iter().map(|disk| open_directory(&disk.directory, "--disk")).collect::<Result<Vec<_>, _>>()?;
+    for disk in opened.iter().chain([&data_disk]) {
+        predecessor::wait_for_lock(&**disk).await;
+    }
+    let applicant =
+        Applicant { args: &args, data: &data, data_disk: &*data_disk, disks: &opened, own: addresses.cluster };
+    let advertise = applicant.advertise()?;
+    let standing = applicant.stand().await?;
+    let random = system_random();
+    let (root, origin) = credentials::load_or_make(&data, &random)?;
+    let token = credentials::load_or_make_monitoring_token(&data, &random)?;
+    let (stop, stopping) = watch::channel(false);
     if !addresses.admin.ip().is_loopback() {
         tracing::warn!(
             "--admin {}: root credentials travel there unencrypted; keep it within a trusted network",
@@ -48,21 +60,22 @@ pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     let admin_service = hyper_util::service::TowerToHyperService::new(admin.clone().router());
     let admin_task = tokio::spawn(listener::serve(ports.admin, None, admin_service, stopping.clone()));
 
-    let disks = disk_args(&args, &data)?;
-    let config = node_config(&args, env.clone(), data_disk, &disks, &root, addresses)?;
-    for disk in config.disks.iter().map(|spec| &spec.disk).chain([&config.data]) {
-        predecessor::wait_for_lock(&**disk).await;
-    }
-    let node = node::Node::start(config).await.map_err(|error| Failure(error.to_string()))?;
-    let node = Arc::new(node);
+    let plan = Plan { args: &args, data: &data, disks: &disks, addresses, advertise, root: &root };
+    let (env, started) = plan.start(standing, data_disk, opened, ports.cluster).await?;
+    let node = Arc::clone(&started.node);
+    let region = started.region.clone();
     let https = tls.is_some();
-    cluster_file(&args, &root, &node, addresses, &data, &disks).write(&data)?;
-    admin.attach(Arc::new(Shown(Arc::clone(&node))));
-    let s3_task = tokio::spawn(listener::serve(ports.s3, tls, s3_service(&args, &env, &node), stopping));
-    announce(addresses, https, origin, &root, &data, &args.region);
+    plan.cluster_file(&region, &node).write(&data)?;
+    admin.attach(Arc::new(started));
+    let s3_task = tokio::spawn(listener::serve(ports.s3, tls, s3_service(&args, &region, &env, &node), stopping));
+    announce(addresses, https, origin, &root, &data, &region);
 
     let mut signals = Signals::new()?;
-    signals.next().await;
+    let ended = tokio::select! {
+        biased;
+        () = signals.next() => None,
+        why = node.ended() => Some(why),
+    };
     println!("stopping: finishing requests (a second signal ends at once)");
     tokio::spawn(async move {
         signals.next().await;
@@ -72,16 +85,86 @@ pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     let (s3_end, admin_end) = tokio::join!(s3_task, admin_task);
     s3_end.and(admin_end).context(|| "a listener ended early".into())?;
     node.shutdown().await;
-    drop(ports.cluster);
-    Ok(ExitCode::SUCCESS)
+    ended.map_or(Ok(ExitCode::SUCCESS), |why| Err(Failure(why)))
+}
+
+/// All that is decided before the node starts.
+struct Plan<'a> {
+    args: &'a ServerArgs,
+    data: &'a Path,
+    disks: &'a [DiskArg],
+    addresses: Addresses,
+    advertise: String,
+    root: &'a Credentials,
+}
+
+impl Plan<'_> {
+    /// Starts the node within its cluster.
+    async fn start(
+        &self,
+        standing: Standing,
+        data_disk: Arc<dyn Disk>,
+        opened: Vec<Arc<dyn Disk>>,
+        cluster_port: TcpListener,
+    ) -> Result<(base::Env, Running), Failure> {
+        let (env, net) = real_env(standing.node, tokio::runtime::Handle::current());
+        let mut cluster_port = Some(cluster_port);
+        let mut enter = |club: Club| match cluster_port.take() {
+            Some(port) => {
+                let advertise = self.advertise.clone();
+                membership::enter(&net, standing.node, club, &standing.authority, port, advertise)
+            }
+            None => Ok(()),
+        };
+        // A founder has nobody to talk to before its cluster has an id.
+        standing.club.map_or(Ok(()), &mut enter)?;
+        let region = standing.region.clone().unwrap_or_else(|| self.args.region.clone());
+        let authority = standing.authority.clone();
+        let config = node::Config {
+            env: env.clone(),
+            data: data_disk,
+            disks: disk_specs(self.disks, opened),
+            locality: self.args.locality.clone(),
+            advertise: self.advertise.clone(),
+            region: region.clone(),
+            root: (self.root.access_key.clone(), self.root.secret_key.clone()),
+            authority: Some((authority.certificate_pem.clone(), authority.key_pem.clone())),
+        };
+        let node = node::Node::start(config).await.map_err(|error| Failure(error.to_string()))?;
+        let node = Arc::new(node);
+        enter(Club { cluster: node.cluster(), generation: 0 })?;
+        let (client, cluster) = (node.client(), node.cluster());
+        let gate = Gate { env: env.clone(), client: client.clone(), cluster, authority, root: self.root.clone() };
+        net.admit_by(Arc::new(gate.clone()));
+        env.spawn("membership", membership::follow(net, env.clone(), standing, client, self.data.to_owned()));
+        Ok((env, Running { node, gate, advertise: self.advertise.clone(), region }))
+    }
+
+    fn cluster_file(&self, region: &str, node: &node::Node) -> ClusterFile {
+        ClusterFile {
+            version: cluster_file::VERSION,
+            cluster: node.cluster().to_string(),
+            region: region.to_owned(),
+            access_key: self.root.access_key.clone(),
+            secret_key: self.root.secret_key.clone(),
+            nodes: vec![ClusterNode {
+                id: node.id().0,
+                pid: std::process::id(),
+                s3: self.addresses.s3.to_string(),
+                admin: self.addresses.admin.to_string(),
+                cluster: self.addresses.cluster.to_string(),
+                data: self.data.to_owned(),
+                disks: self.disks.iter().map(|disk| disk.directory.clone()).collect(),
+            }],
+        }
+    }
 }
 
 /// The three ports of a node.
 struct Ports {
     s3: TcpListener,
     admin: TcpListener,
-    /// Taken, so that no other program sits there when the cluster grows; nobody listens on it in a cluster of one.
-    cluster: std::os::fd::OwnedFd,
+    cluster: TcpListener,
     addresses: Addresses,
 }
 
@@ -96,19 +179,19 @@ impl Ports {
     async fn take(args: &ServerArgs) -> Result<Ports, Failure> {
         let s3 = listener::bind(args.s3, "--s3").await?;
         let admin = listener::bind(args.admin, "--admin").await?;
-        let (cluster, cluster_address) = listener::reserve(args.cluster, "--cluster").await?;
+        let cluster = listener::bind(args.cluster, "--cluster").await?;
         let address_of = |listener: &TcpListener| listener.local_addr().context(|| "a port has no address".into());
-        let addresses = Addresses { s3: address_of(&s3)?, admin: address_of(&admin)?, cluster: cluster_address };
+        let addresses = Addresses { s3: address_of(&s3)?, admin: address_of(&admin)?, cluster: address_of(&cluster)? };
         Ok(Ports { s3, admin, cluster, addresses })
     }
 }
 
 /// The S3 gateway over the node's client.
-fn s3_service(args: &ServerArgs, env: &base::Env, node: &Arc<node::Node>) -> gateway_s3::S3Service {
+fn s3_service(args: &ServerArgs, region: &str, env: &base::Env, node: &Arc<node::Node>) -> gateway_s3::S3Service {
     let asked = Arc::clone(node);
     let options = gateway_s3::S3Options {
         domain: args.s3_domain.clone(),
-        region: args.region.clone(),
+        region: region.to_owned(),
         clock: Arc::clone(&env.clock),
         random: Arc::clone(&env.random),
         ready: Arc::new(move || asked.ready()),
@@ -117,20 +200,28 @@ fn s3_service(args: &ServerArgs, env: &base::Env, node: &Arc<node::Node>) -> gat
 }
 
 /// A node as its admin port shows it.
-struct Shown(Arc<node::Node>);
+struct Running {
+    node: Arc<node::Node>,
+    gate: Gate,
+    advertise: String,
+    region: String,
+}
 
-impl AdminNode for Shown {
+impl AdminNode for Running {
     fn ready(&self) -> bool {
-        self.0.ready()
+        self.node.ready()
     }
     fn metrics_text(&self) -> String {
-        self.0.metrics_text()
+        self.node.metrics_text()
     }
     fn report(&self) -> Report {
-        self.0.status().into()
+        self.node.status().into()
     }
     fn client(&self) -> client::Client {
-        self.0.client()
+        self.node.client()
+    }
+    fn gate(&self) -> (&Gate, &str) {
+        (&self.gate, &self.advertise)
     }
 }
 
@@ -156,57 +247,13 @@ fn disk_args(args: &ServerArgs, data: &Path) -> Result<Vec<DiskArg>, Failure> {
     Ok(disks)
 }
 
-fn node_config(
-    args: &ServerArgs,
-    env: base::Env,
-    data: Arc<dyn Disk>,
-    disks: &[DiskArg],
-    root: &Credentials,
-    addresses: Addresses,
-) -> Result<node::Config, Failure> {
-    let open = |disk: &DiskArg| {
-        Ok(node::DiskSpec {
-            disk: open_directory(&disk.directory, "--disk")?,
-            size_bytes_max: disk.size_bytes_max,
-            label: disk.directory.display().to_string(),
-        })
+fn disk_specs(disks: &[DiskArg], opened: Vec<Arc<dyn Disk>>) -> Vec<node::DiskSpec> {
+    let spec = |(arg, disk): (&DiskArg, Arc<dyn Disk>)| node::DiskSpec {
+        disk,
+        size_bytes_max: arg.size_bytes_max,
+        label: arg.directory.display().to_string(),
     };
-    Ok(node::Config {
-        env,
-        data,
-        disks: disks.iter().map(open).collect::<Result<_, Failure>>()?,
-        locality: args.locality.clone(),
-        advertise: args.advertise.clone().unwrap_or_else(|| addresses.cluster.to_string()),
-        region: args.region.clone(),
-        root: (root.access_key.clone(), root.secret_key.clone()),
-        authority: None,
-    })
-}
-
-fn cluster_file(
-    args: &ServerArgs,
-    root: &Credentials,
-    node: &node::Node,
-    addresses: Addresses,
-    data: &Path,
-    disks: &[DiskArg],
-) -> ClusterFile {
-    ClusterFile {
-        version: cluster_file::VERSION,
-        cluster: node.cluster().to_string(),
-        region: args.region.clone(),
-        access_key: root.access_key.clone(),
-        secret_key: root.secret_key.clone(),
-        nodes: vec![ClusterNode {
-            id: FIRST_NODE.0,
-            pid: std::process::id(),
-            s3: addresses.s3.to_string(),
-            admin: addresses.admin.to_string(),
-            cluster: addresses.cluster.to_string(),
-            data: data.to_owned(),
-            disks: disks.iter().map(|disk| disk.directory.clone()).collect(),
-        }],
-    }
+    disks.iter().zip(opened).map(spec).collect()
 }
 
 fn announce(addresses: Addresses, https: bool, origin: Origin, root: &Credentials, data: &Path, region: &str) {
@@ -220,10 +267,7 @@ fn announce(addresses: Addresses, https: bool, origin: Origin, root: &Credential
         addresses.admin,
         data.display()
     );
-    println!(
-        "one node keeps one copy of everything; `henge status --data {}` says how safe the data is",
-        data.display()
-    );
+    println!("`henge status --data {}` says how safe the data is", data.display());
 }
 
 fn open_directory(directory: &Path, flag: &str) -> Result<Arc<dyn Disk>, Failure> {

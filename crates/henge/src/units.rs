@@ -34,6 +34,23 @@ pub fn parse_seconds(text: &str) -> Result<f64, String> {
     }
 }
 
+/// `90s`, `30m`, `1h`, `7d`: at least a second, at most a year.
+pub fn parse_duration(text: &str) -> Result<std::time::Duration, String> {
+    const YEAR_SECONDS: u64 = 365 * 86_400;
+    let expected = || "expected a time such as 90s, 30m, 1h or 7d, at most 365d".to_owned();
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let unit_seconds = match &text[split..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(expected()),
+    };
+    let number: u64 = text[..split].parse().map_err(|_| expected())?;
+    let seconds = number.checked_mul(unit_seconds).filter(|seconds| (1..=YEAR_SECONDS).contains(seconds));
+    seconds.map(std::time::Duration::from_secs).ok_or_else(expected)
+}
+
 /// For people: three digits and a binary unit.
 pub fn show_bytes(bytes: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];

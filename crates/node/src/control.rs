@@ -335,7 +335,7 @@ mod tests {
     fn who_has_just_come_up_is_given_600_ms_to_be_heard() {
         let (mut map, mut seen) = (map(3), heard(3, at(0)));
         map.nodes[2].state = NodeState::Joining as i32;
-        let mut feed = |seen: &mut Observations, now| seen.hear(NodeId(2), report(&[]), now, 0);
+        let feed = |seen: &mut Observations, now| seen.hear(NodeId(2), report(&[]), now, 0);
         assert_eq!(decide_nodes(&map, &mut seen, at(0), &RULES), vec![]);
         map.nodes[2].state = NodeState::Up as i32;
         feed(&mut seen, at(5000));

@@ -48,6 +48,11 @@ pub fn text(service: &Service, status: &Status) -> String {
     registry.register("garbage_chunks", "Chunks deleted after nothing named them", counters.garbage_chunks.clone());
     registry.register("orphan_chunks", "Chunks removed that were never committed", counters.orphan_chunks.clone());
     registry.register("metadata_flushes", "Flushes of the key-value store", counters.kv_flushes.clone());
+    let repair = &service.repair.counters;
+    registry.register("repair_chunks", "Chunks pulled from other nodes", repair.pulled_chunks.clone());
+    registry.register("repair_bytes", "Bytes of chunks pulled from other nodes", repair.pulled_bytes.clone());
+    registry.register("repair_buried_chunks", "Copies deleted as others had", repair.buried_chunks.clone());
+    registry.register("repair_evicted_chunks", "Copies that left with their group", repair.evicted_chunks.clone());
     register_status(&mut registry, status);
     let offset = Family::<NodeLabel, Gauge<f64, AtomicU64>>::default();
     for (node, offset_ms) in service.control.observations().clock_offsets_ms() {

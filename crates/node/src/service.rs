@@ -20,7 +20,7 @@ use crate::group::install::Offered;
 use crate::group::{Acknowledge, GroupError, GroupHandle};
 use crate::machine::{Command, KvView, Reply};
 use crate::metrics::Counters;
-use crate::repair::Progress;
+use crate::repair::{self, Progress};
 use crate::replicas::Replicas;
 use crate::transport::{self, RaftBatch};
 
@@ -122,9 +122,9 @@ impl Service {
                 (Answer::of(Told::Status(wire::EncodedStatus { status })), Vec::new())
             }
             Ask::NodeReport(report) => (self.hear(NodeId(request.node), report), Vec::new()),
-            Ask::Inventory(_) | Ask::PgDigests(_) | Ask::Named(_) => {
-                (Answer::failed(Failure::Invalid, "not served yet"), Vec::new())
-            }
+            Ask::Inventory(ask) => (repair::inventory(&self.map.borrow(), &self.disks, &ask), Vec::new()),
+            Ask::PgDigests(ask) => (repair::digests(&self.map.borrow(), &self.disks, &ask), Vec::new()),
+            Ask::Named(_) => (Answer::failed(Failure::Invalid, "not served yet"), Vec::new()),
         }
     }
 

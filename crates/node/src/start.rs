@@ -17,6 +17,7 @@ use crate::group::GroupHandle;
 use crate::group::install::Offered;
 use crate::home::{self, GenerationClock, HomeError, NodeIdentity};
 use crate::metrics::{self, Counters};
+use crate::repair::{Others, Progress, Repairer};
 use crate::replicas::Replicas;
 use crate::service::{Front, Service, Standing};
 use crate::status::{self, Status};
@@ -148,6 +149,8 @@ impl Node {
 
         // What a node of several loses, the others have.
         let alone = contacts.is_empty();
+        let repair = Arc::new(Progress::default());
+        let tuning = with_tombstone_rule(tuning, &repair);
         let disks = Arc::new(open_disks(&config, &tuning, &identity, alone).await?);
         let (kv, metadata_damage) = open_key_value(&config, &tuning, &identity, &disks, alone).await?;
         let replicas = Replicas::new(env.clone(), identity.node, disks.metadata().clone(), kv.clone());
@@ -165,7 +168,7 @@ impl Node {
             counters: Arc::new(Counters::default()),
             metadata_damage,
             control: Arc::default(),
-            repair: Arc::default(),
+            repair,
             view: RwLock::new(Arc::new(MapView::default())),
         });
         env.net.serve(Arc::new(Front(service.clone())));
@@ -294,6 +297,13 @@ async fn identify(config: &Config) -> Result<NodeIdentity, StartError> {
     Ok(identity)
 }
 
+/// A tombstone may go once no member of its placement group can bring the chunk back.
+fn with_tombstone_rule(mut tuning: Tuning, repair: &Arc<Progress>) -> Tuning {
+    let (repair, given) = (repair.clone(), tuning.engine.may_drop_tombstone.clone());
+    tuning.engine.may_drop_tombstone = Arc::new(move |id| repair.may_forget(id) && given(id));
+    tuning
+}
+
 async fn open_disks(
     config: &Config,
     tuning: &Tuning,
@@ -393,6 +403,23 @@ async fn open_key_value(
     Ok((kv, damages))
 }
 
+fn start_repair(env: &Env, tuning: &Tuning, service: &Arc<Service>, client: &Client, stop: &watch::Sender<bool>) {
+    let repairer = Arc::new(Repairer {
+        env: env.clone(),
+        node: service.node,
+        disks: service.disks.clone(),
+        peers: Arc::new(Others(client.clone())),
+        progress: service.repair.clone(),
+        healing: tuning.healing.clone(),
+        moving: tokio::sync::Mutex::default(),
+    });
+    // Before, the map here may be older than what this node had adopted.
+    let is_present = |service: Arc<Service>| move || *service.standing.borrow() == Standing::Serving;
+    let (map, may_act) = (service.map.clone(), is_present(service.clone()));
+    env.spawn("unite", repairer.clone().run_moves(map.clone(), may_act, stop.subscribe()));
+    env.spawn("compare", repairer.run_comparisons(map, is_present(service.clone()), stop.subscribe()));
+}
+
 /// The replicas that are there; on the very first start of a founder, the groups that a cluster begins with.
 async fn open_groups(replicas: &Replicas, identity: &NodeIdentity, alone: bool) -> Result<(), StartError> {
     replicas.open_all(alone).await.map_err(StartError)?;
@@ -438,6 +465,7 @@ fn start_workers(
     let control =
         controller::control(env.clone(), service.clone(), client.clone(), tuning.healing.lost_after, stop.subscribe());
     env.spawn("control", control);
+    start_repair(env, tuning, service, client, stop);
     let mut standing = service.standing.subscribe();
     env.spawn("finish buckets", async move {
         if standing.wait_for(|standing| *standing == Standing::Serving).await.is_err() {

@@ -1,10 +1,17 @@
-//! The contract of `Disk` and `File` as a check that every implementation passes, the real and the simulated one.
+//! The contracts of `Disk` and `File` and of `Net` as checks that every implementation passes, the real and the
+//! simulated one.
 
+use base::Env;
 use base::buffer::{AlignedBuf, BLOCK};
-use base::env::{Caching, Disk, Flush, OpenMode, read_file, replace_file};
+use base::env::{
+    BoxFuture, Caching, Channel, Disk, Flush, Frame, Handler, NetError, OpenMode, read_file, replace_file,
+};
+use base::ids::NodeId;
 use bytes::Bytes;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Notify;
 
 const DIRECT: Caching = Caching::Direct;
 const BUFFERED: Caching = Caching::Buffered;
@@ -140,4 +147,94 @@ fn lock_and_space(disk: &dyn Disk) {
     let space = disk.space().unwrap();
     assert!(space.total_bytes > 0 && space.available_bytes <= space.total_bytes);
     assert!(!disk.describe().is_empty());
+}
+
+/// Answers with what it got; not at all when the head is empty. Says when a message of one `!` came.
+pub struct Echo {
+    node: NodeId,
+    marked: Arc<Notify>,
+}
+
+impl Echo {
+    pub fn new(node: NodeId) -> Echo {
+        Echo { node, marked: Arc::default() }
+    }
+}
+
+impl Handler for Echo {
+    fn handle(&self, from: NodeId, channel: Channel, request: Frame) -> BoxFuture<Frame> {
+        if request.head.as_ref() == b"!" {
+            self.marked.notify_one();
+        }
+        let answered = format!("{} {channel:?} {}", from.0, self.node.0).into_bytes();
+        Box::pin(async move {
+            match request.head.as_ref() {
+                b"" => std::future::pending().await,
+                b"who" => Frame { head: answered.into(), bulk: vec![] },
+                _ => request,
+            }
+        })
+    }
+}
+
+/// Checks two networks that know each other and have no handlers yet. `nobody` is known to neither.
+pub async fn check_net(env: &Env, near: NodeId, far_env: &Env, far: NodeId, nobody: NodeId) {
+    let net = &env.net;
+    let soon = || env.now() + Duration::from_secs(60);
+    let frame =
+        Frame { head: Bytes::from_static(b"hello"), bulk: vec![Bytes::from_static(b"bu"), Bytes::from_static(b"lk")] };
+    for to in [near, far, nobody] {
+        let outcome = net.call(to, Channel::Control, frame.clone(), soon()).await;
+        assert_eq!(outcome, Err(NetError::NotSent), "{to} has no handler");
+    }
+    let (here, there) = (Echo::new(near), Echo::new(far));
+    let marked = [Arc::clone(&here.marked), Arc::clone(&there.marked)];
+    net.serve(Arc::new(here));
+    far_env.net.serve(Arc::new(there));
+    for channel in [Channel::Control, Channel::Raft, Channel::Bulk] {
+        assert_eq!(net.call(nobody, channel, frame.clone(), soon()).await, Err(NetError::NotSent));
+        for to in [near, far] {
+            let answer = call_until_sent(env, to, channel, &frame).await;
+            assert_eq!((answer.head, answer.bulk.concat()), (frame.head.clone(), frame.bulk.concat()));
+            let who = Frame { head: Bytes::from_static(b"who"), bulk: vec![] };
+            let answer = call_until_sent(env, to, channel, &who).await;
+            assert_eq!(answer.head, format!("{near} {channel:?} {to}"));
+        }
+    }
+    // What is not answered: by a deadline that passes, and by one that has passed.
+    for to in [near, far] {
+        let brief = env.now() + Duration::from_millis(20);
+        assert_eq!(net.call(to, Channel::Raft, Frame::default(), brief).await, Err(NetError::DeadlineExceeded));
+        assert_eq!(net.call(to, Channel::Raft, Frame::default(), env.now()).await, Err(NetError::DeadlineExceeded));
+    }
+    // Many at once, each with its own answer.
+    let numbered =
+        |i: u32| Frame { head: Bytes::copy_from_slice(&i.to_be_bytes()), bulk: vec![vec![i as u8; 10_000].into()] };
+    let calls: Vec<_> = (1..500).map(|i| (i, net.call(far, Channel::Bulk, numbered(i), soon()))).collect();
+    for (i, call) in calls {
+        assert_eq!(call.await, Ok(numbered(i)));
+    }
+    for (to, marked) in [near, far].into_iter().zip(&marked) {
+        net.send(to, Channel::Control, Frame { head: Bytes::from_static(b"!"), bulk: vec![] });
+        marked.notified().await;
+    }
+}
+
+/// After a failure, a network may refuse calls for a moment.
+async fn call_until_sent(env: &Env, to: NodeId, channel: Channel, frame: &Frame) -> Frame {
+    loop {
+        let outcome = env.net.call(to, channel, frame.clone(), env.now() + Duration::from_secs(60)).await;
+        match outcome {
+            Err(NetError::NotSent) => env.sleep(Duration::from_millis(5)).await,
+            outcome => return outcome.expect("a call that was sent is answered"),
+        }
+    }
+}
+
+#[test]
+fn the_simulated_net_keeps_the_contract() {
+    let sim = base::sim::Sim::new(1);
+    let (near, far) = (sim.node(NodeId(1)), sim.node(NodeId(2)));
+    let (env, far_env) = (near.env(), far.env());
+    sim.block_on(near.run(async move { check_net(&env, NodeId(1), &far_env, NodeId(2), NodeId(3)).await })).unwrap();
 }

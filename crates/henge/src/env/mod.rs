@@ -6,15 +6,16 @@ mod clock;
 #[cfg(test)]
 mod conformance;
 mod disk;
-mod net;
+pub mod net;
 mod random;
 mod recycle;
 mod workers;
 
 pub use disk::RealDisk;
+pub use net::RealNet;
 
 use base::Env;
-use base::env::{BoxFuture, Spawn};
+use base::env::{BoxFuture, Clock, Net, Random, Spawn};
 use base::ids::NodeId;
 use futures_util::FutureExt;
 use std::future::Future;
@@ -22,18 +23,17 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use tokio::runtime::Handle;
 
-/// The node that a cluster of one consists of.
+/// The node that founds a cluster.
 pub const FIRST_NODE: NodeId = NodeId(1);
 
-/// The operating system, seen through `Env`; tasks run on `runtime`.
-pub fn real_env(runtime: Handle) -> Env {
-    let clock = Arc::new(clock::SystemClock::new());
-    Env {
-        clock: Arc::clone(&clock) as Arc<dyn base::env::Clock>,
-        random: Arc::new(random::SystemRandom::new()),
-        spawner: Arc::new(RuntimeSpawner { runtime: runtime.clone() }),
-        net: Arc::new(net::LocalNet::new(FIRST_NODE, runtime, clock)),
-    }
+/// The operating system, seen through `Env` as `node` does; tasks run on `runtime`. The network is given twice: as what
+/// product code sees, and as what the binary sets up.
+pub fn real_env(node: NodeId, runtime: Handle) -> (Env, Arc<RealNet>) {
+    let clock: Arc<dyn Clock> = Arc::new(clock::SystemClock::new());
+    let random: Arc<dyn Random> = Arc::new(random::SystemRandom::new());
+    let net = Arc::new(RealNet::new(node, runtime.clone(), Arc::clone(&clock), Arc::clone(&random)));
+    let spawner = Arc::new(RuntimeSpawner { runtime });
+    (Env { clock, random, spawner, net: Arc::clone(&net) as Arc<dyn Net> }, net)
 }
 
 /// The kernel's random bits, for commands that need no whole `Env`.

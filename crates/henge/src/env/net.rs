@@ -1,58 +1,197 @@
-//! The network of a cluster of one: messages to oneself are handed over in memory, all others were never sent.
+//! The network between nodes: whole messages over TCP with mutual TLS, one connection per peer and channel and
+//! direction, opened when there is something to say. Messages to oneself are handed over in memory.
+//!
+//! `frame` is what travels, `link` calls, `accept` answers, `hello` is how the two introduce themselves, `tls` who may.
+//! A peer that is not heard for three seconds is gone: its connection breaks, and all that waits on it fails at once.
 
-use base::env::{BoxFuture, Channel, Frame, Handler, MonoTime, Net, NetError};
-use base::ids::NodeId;
-use std::sync::{Arc, OnceLock};
+mod accept;
+pub mod frame;
+pub mod hello;
+mod link;
+mod outbox;
+#[cfg(test)]
+mod tests;
+pub mod tls;
+
+use base::env::{BoxFuture, Channel, Clock, Frame, Handler, MonoTime, Net, NetError, Random};
+use base::ids::{ClusterId, NodeId};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
-use super::clock::SystemClock;
-use base::env::Clock;
+use hello::Club;
+use link::Link;
+use tls::NodeTls;
 
-pub struct LocalNet {
-    node: NodeId,
-    runtime: Handle,
-    clock: Arc<SystemClock>,
-    handler: OnceLock<Arc<dyn Handler>>,
+/// What one system call reads of a connection, and what is encrypted ahead of the socket.
+const READ_AHEAD_BYTES: usize = 128 << 10;
+const SEAL_AHEAD_BYTES: usize = 256 << 10;
+
+/// The same complaint about a peer is logged once in this time.
+const COMPLAINT_PAUSE: Duration = Duration::from_secs(30);
+
+const CHANNELS: [Channel; 3] = [Channel::Control, Channel::Raft, Channel::Bulk];
+
+/// The network of one node.
+pub struct RealNet {
+    shared: Arc<NetShared>,
+    clock: Arc<dyn Clock>,
 }
 
-impl LocalNet {
-    /// `node`: the only node that messages reach.
-    pub fn new(node: NodeId, runtime: Handle, clock: Arc<SystemClock>) -> LocalNet {
-        LocalNet { node, runtime, clock, handler: OnceLock::new() }
+/// What all connections share.
+struct NetShared {
+    node: NodeId,
+    /// Drawn anew by each process.
+    process: u64,
+    runtime: Handle,
+    random: Arc<dyn Random>,
+    handler: OnceLock<Arc<dyn Handler>>,
+    admission: OnceLock<Arc<dyn Admission>>,
+    membership: OnceLock<Membership>,
+    peers: Mutex<BTreeMap<NodeId, Peer>>,
+    callers: Mutex<Callers>,
+    /// Removed nodes: their certificates are good, and they are not.
+    expelled: watch::Sender<BTreeSet<NodeId>>,
+    complaints: Mutex<BTreeMap<NodeId, (String, Instant)>>,
+}
+
+/// Who admits new nodes: `request` and the answer are messages of [`crate::join`].
+pub trait Admission: Send + Sync {
+    fn admit(&self, request: Bytes) -> BoxFuture<Bytes>;
+}
+
+/// Another node, and the links to it, one per channel.
+struct Peer {
+    /// Where `learn_peers` said last that it is. What it says of itself when it calls is newer than the same said again.
+    taught: String,
+    links: [Arc<Link>; 3],
+}
+
+struct Membership {
+    /// HOST:PORT under which others reach this node.
+    advertise: String,
+    cluster: ClusterId,
+    generation: AtomicU32,
+    tls: RwLock<Arc<NodeTls>>,
+}
+
+impl Membership {
+    fn club(&self) -> Club {
+        Club { cluster: self.cluster, generation: self.generation.load(Ordering::Relaxed) }
     }
 
-    /// Hands a message over, in a task of its own: a caller that gives up does not stop the work, as in a network.
-    fn deliver(&self, to: NodeId, channel: Channel, message: Frame) -> Option<oneshot::Receiver<Frame>> {
-        if to != self.node {
-            return None;
+    fn tls(&self) -> Arc<NodeTls> {
+        Arc::clone(&self.tls.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl RealNet {
+    /// The network of `node`. Until it has entered a cluster, it reaches nobody but itself.
+    pub fn new(node: NodeId, runtime: Handle, clock: Arc<dyn Clock>, random: Arc<dyn Random>) -> RealNet {
+        let shared = NetShared {
+            node,
+            process: random.next_u64(),
+            runtime,
+            random,
+            handler: OnceLock::new(),
+            admission: OnceLock::new(),
+            membership: OnceLock::new(),
+            peers: Mutex::default(),
+            callers: Mutex::default(),
+            expelled: watch::Sender::default(),
+            complaints: Mutex::default(),
+        };
+        RealNet { shared: Arc::new(shared), clock }
+    }
+
+    /// From now on this node is a member of `club`, takes connections from `listener` and may call others. `advertise`:
+    /// HOST:PORT under which others reach that listener.
+    pub fn enter(&self, club: Club, tls: NodeTls, listener: TcpListener, advertise: String) {
+        let Club { cluster, generation } = club;
+        let generation = AtomicU32::new(generation);
+        let membership = Membership { advertise, cluster, generation, tls: RwLock::new(Arc::new(tls)) };
+        assert!(self.shared.membership.set(membership).is_ok(), "a node enters its cluster once, at start");
+        let accepting = accept::accept_all(Arc::clone(&self.shared), listener);
+        self.shared.runtime.spawn(super::or_abort("cluster port", accepting));
+    }
+
+    /// New connections are made with a newer certificate; those that there are stay.
+    pub fn renew_tls(&self, tls: NodeTls) {
+        if let Some(membership) = self.shared.membership.get() {
+            *membership.tls.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tls);
         }
-        let handling = self.handler.get()?.handle(self.node, channel, message);
+    }
+
+    /// The cluster was recovered: members of older generations are refused from now on.
+    pub fn raise_generation(&self, generation: u32) {
+        if let Some(membership) = self.shared.membership.get() {
+            membership.generation.fetch_max(generation, Ordering::Relaxed);
+        }
+    }
+
+    /// Whom those who want to join are answered by. Set once.
+    pub fn admit_by(&self, admission: Arc<dyn Admission>) {
+        assert!(self.shared.admission.set(admission).is_ok(), "admission is set once, at start");
+    }
+
+    /// These nodes were removed from the cluster: their connections are broken off, and refused from now on.
+    pub fn expel(&self, nodes: &BTreeSet<NodeId>) {
+        self.shared.expelled.send_if_modified(|known| {
+            let modified = known != nodes;
+            if modified {
+                known.clone_from(nodes);
+            }
+            modified
+        });
+    }
+
+    fn link(&self, to: NodeId, channel: Channel) -> Option<Arc<Link>> {
+        self.shared.peers().get(&to).map(|peer| Arc::clone(&peer.links[hello::channel_number(channel) as usize]))
+    }
+
+    /// Hands over a message to oneself, in a task of its own: a caller that gives up does not stop the work, as in a
+    /// network.
+    fn deliver(&self, channel: Channel, message: Frame) -> Option<oneshot::Receiver<Frame>> {
+        let handling = self.shared.handler.get()?.handle(self.shared.node, channel, message);
         let (answer, receiver) = oneshot::channel();
-        self.runtime.spawn(super::or_abort("local message", async move {
+        self.shared.runtime.spawn(super::or_abort("local message", async move {
             // Nobody may be waiting any more.
             let _ = answer.send(handling.await);
         }));
         Some(receiver)
     }
+
+    fn begin(&self, to: NodeId, channel: Channel, request: Frame) -> Result<BoxFuture<Outcome>, NetError> {
+        if !frame::fits(&request) {
+            return Err(NetError::NotSent);
+        }
+        if to == self.shared.node {
+            let answer = self.deliver(channel, request).ok_or(NetError::NotSent)?;
+            return Ok(Box::pin(async { answer.await.map_err(|_| NetError::Broken) }));
+        }
+        let call = self.link(to, channel).ok_or(NetError::NotSent)?.call(request)?;
+        Ok(Box::pin(call.answer()))
+    }
 }
 
-impl Net for LocalNet {
-    fn call(
-        &self,
-        to: NodeId,
-        channel: Channel,
-        request: Frame,
-        deadline: MonoTime,
-    ) -> BoxFuture<Result<Frame, NetError>> {
-        let Some(answer) = self.deliver(to, channel, request) else {
-            return Box::pin(std::future::ready(Err(NetError::NotSent)));
+type Outcome = Result<Frame, NetError>;
+
+impl Net for RealNet {
+    fn call(&self, to: NodeId, channel: Channel, request: Frame, deadline: MonoTime) -> BoxFuture<Outcome> {
+        let answer = match self.begin(to, channel, request) {
+            Ok(answer) => answer,
+            Err(error) => return Box::pin(std::future::ready(Err(error))),
         };
         let expiry = self.clock.sleep_until(deadline);
         Box::pin(async move {
             tokio::select! {
                 biased;
-                answer = answer => answer.map_err(|_| NetError::Broken),
+                answer = answer => answer,
                 () = expiry => Err(NetError::DeadlineExceeded),
             }
         })
@@ -60,46 +199,111 @@ impl Net for LocalNet {
 
     fn send(&self, to: NodeId, channel: Channel, message: Frame) {
         // A message that cannot be delivered is lost, as the contract allows.
-        let _ = self.deliver(to, channel, message);
-    }
-
-    fn serve(&self, handler: Arc<dyn Handler>) {
-        assert!(self.handler.set(handler).is_ok(), "a node's handler is set once, at start");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use bytes::Bytes;
-    use std::time::Duration;
-
-    struct Echo;
-
-    impl Handler for Echo {
-        fn handle(&self, _from: NodeId, _channel: Channel, request: Frame) -> BoxFuture<Frame> {
-            Box::pin(async move {
-                if request.head.is_empty() {
-                    std::future::pending::<()>().await;
-                }
-                request
-            })
+        if to == self.shared.node {
+            let _ = self.deliver(channel, message);
+        } else if let Some(link) = self.link(to, channel).filter(|_| frame::fits(&message)) {
+            link.send(message);
         }
     }
 
-    #[tokio::test]
-    async fn reaches_oneself_and_nobody_else() {
-        let clock = Arc::new(SystemClock::new());
-        let net = LocalNet::new(NodeId(1), Handle::current(), Arc::clone(&clock));
-        let frame = Frame { head: Bytes::from_static(b"hello"), bulk: vec![Bytes::from_static(b"bulk")] };
-        let soon = clock.now() + Duration::from_secs(60);
-        let early = net.call(NodeId(1), Channel::Control, frame.clone(), soon).await;
-        assert_eq!(early, Err(NetError::NotSent), "before the handler is there");
-        net.serve(Arc::new(Echo));
-        assert_eq!(net.call(NodeId(1), Channel::Bulk, frame.clone(), soon).await, Ok(frame.clone()));
-        assert_eq!(net.call(NodeId(2), Channel::Bulk, frame, soon).await, Err(NetError::NotSent));
-        let passed = clock.now() + Duration::from_millis(1);
-        let silent = net.call(NodeId(1), Channel::Control, Frame::default(), passed).await;
-        assert_eq!(silent, Err(NetError::DeadlineExceeded));
+    fn serve(&self, handler: Arc<dyn Handler>) {
+        assert!(self.shared.handler.set(handler).is_ok(), "a node's handler is set once, at start");
+    }
+
+    fn learn_peers(&self, peers: &[(NodeId, String)]) {
+        for (node, address) in peers {
+            self.shared.teach(*node, address);
+        }
+    }
+}
+
+impl NetShared {
+    fn peers(&self) -> MutexGuard<'_, BTreeMap<NodeId, Peer>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `node` is at `address` (HOST:PORT), as the cluster map says.
+    fn teach(self: &Arc<NetShared>, node: NodeId, address: &str) {
+        if node == self.node {
+            return;
+        }
+        let mut peers = self.peers();
+        match peers.get_mut(&node) {
+            Some(peer) if peer.taught == address => {}
+            Some(peer) => {
+                peer.taught = address.to_owned();
+                peer.links.iter().for_each(|link| link.move_to(address));
+            }
+            None => {
+                let links = CHANNELS.map(|channel| Link::start(self, node, channel, address.to_owned()));
+                peers.insert(node, Peer { taught: address.to_owned(), links });
+            }
+        }
+    }
+
+    /// `node` itself said that it is at `address`: it may have moved before the map could say so.
+    fn heard_from(self: &Arc<NetShared>, node: NodeId, address: &str) {
+        if address.is_empty() {
+            return;
+        }
+        let known = self.peers().get(&node).map(|peer| peer.links.each_ref().map(Arc::clone));
+        match known {
+            Some(links) => links.iter().for_each(|link| link.move_to(address)),
+            None => self.teach(node, address),
+        }
+    }
+
+    fn callers(&self) -> MutexGuard<'_, Callers> {
+        self.callers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_expelled(&self, node: NodeId) -> bool {
+        self.expelled.borrow().contains(&node)
+    }
+
+    /// Waits until `node` is removed from the cluster.
+    async fn expelled(&self, node: NodeId) {
+        let mut expelled = self.expelled.subscribe();
+        // The sender lives as long as `self`.
+        let _ = expelled.wait_for(|expelled| expelled.contains(&node)).await;
+    }
+
+    /// Logs what is wrong with a peer, not each time that it happens.
+    fn complain(&self, peer: NodeId, sentence: &str) {
+        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        let fresh = |(said, at): &(String, Instant)| said == sentence && at.elapsed() < COMPLAINT_PAUSE;
+        if !complaints.get(&peer).is_some_and(fresh) {
+            complaints.insert(peer, (sentence.to_owned(), Instant::now()));
+            tracing::error!("{sentence}");
+        }
+    }
+}
+
+/// Which process calls itself which node, for as long as it is connected.
+#[derive(Default)]
+struct Callers {
+    present: BTreeMap<NodeId, (u64, usize)>,
+}
+
+impl Callers {
+    fn enter(&mut self, node: NodeId, process: u64) -> Result<(), String> {
+        let (known, connections) = self.present.entry(node).or_insert((process, 0));
+        if *known != process {
+            return Err(format!(
+                "another process that calls itself node {node} is connected: either it has just died, and this passes, \
+                 or one runs on a copy of the other's directory"
+            ));
+        }
+        *connections += 1;
+        Ok(())
+    }
+
+    fn leave(&mut self, node: NodeId) {
+        if let Some((_, connections)) = self.present.get_mut(&node) {
+            *connections -= 1;
+            if *connections == 0 {
+                self.present.remove(&node);
+            }
+        }
     }
 }

@@ -37,7 +37,11 @@ impl Drop for TestDir {
 /// The binary, without credentials from the environment of whoever runs the tests.
 pub fn henge() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_henge"));
-    command.env_remove("HENGE_ROOT_USER").env_remove("HENGE_ROOT_PASSWORD").env_remove("RUST_LOG");
+    command
+        .env_remove("HENGE_JOIN_TOKEN")
+        .env_remove("HENGE_ROOT_USER")
+        .env_remove("HENGE_ROOT_PASSWORD")
+        .env_remove("RUST_LOG");
     command.stdin(Stdio::null());
     command
 }

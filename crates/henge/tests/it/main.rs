@@ -6,5 +6,6 @@ mod bench;
 mod dev;
 mod fsck;
 mod harness;
+mod join;
 mod s3;
 mod server;

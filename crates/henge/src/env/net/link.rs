@@ -1,0 +1,234 @@
+//! The calling side: one connection to one peer on one channel, opened when there is something to say, and kept.
+
+use base::env::{Channel, Frame, NetError, RandomExt};
+use base::ids::NodeId;
+use prost::Message as _;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::io::BufReader;
+use tokio::net::TcpStream;
+use tokio::sync::{oneshot, watch};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::frame::{self, Kind};
+use super::hello::{Hello, HelloAnswer};
+use super::outbox::{Message, Outbox};
+use super::{NetShared, READ_AHEAD_BYTES, SEAL_AHEAD_BYTES, tls};
+
+/// How long a TCP connection may take, with the look-up of the name.
+const CONNECT_MAX: Duration = Duration::from_millis(500);
+
+/// How long the handshake and the first words may take after that.
+const GREETING_MAX: Duration = Duration::from_secs(1);
+
+/// After a failure, calls fail at once for this long; doubled by each further failure up to the maximum.
+const BACKOFF_MIN: Duration = Duration::from_millis(20);
+const BACKOFF_MAX: Duration = Duration::from_millis(500);
+
+/// Calls that wait for their answers at once.
+const CALLS_MAX: usize = 1024;
+const _: () = assert!(CALLS_MAX <= super::accept::CALLS_MAX, "a peer takes what one caller asks at once");
+
+pub struct Link {
+    peer: NodeId,
+    channel: Channel,
+    outbox: Outbox,
+    state: Mutex<State>,
+    address: watch::Sender<String>,
+}
+
+#[derive(Default)]
+struct State {
+    calls: BTreeMap<u64, oneshot::Sender<Result<Frame, NetError>>>,
+    calls_begun: u64,
+    /// Until then nobody is to be reached.
+    silent_until: Option<Instant>,
+}
+
+/// A call under way. Dropped, it is forgotten, and not sent if it was not yet.
+pub struct Call {
+    link: Arc<Link>,
+    id: u64,
+    answer: oneshot::Receiver<Result<Frame, NetError>>,
+}
+
+impl Call {
+    pub async fn answer(mut self) -> Result<Frame, NetError> {
+        (&mut self.answer).await.unwrap_or(Err(NetError::Broken))
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if self.link.lock().calls.remove(&self.id).is_some() {
+            self.link.outbox.withdraw(self.id);
+        }
+    }
+}
+
+impl Link {
+    /// A link to `peer` at `address` (HOST:PORT), whose task runs until the runtime ends.
+    pub fn start(net: &Arc<NetShared>, peer: NodeId, channel: Channel, address: String) -> Arc<Link> {
+        let link = Arc::new(Link {
+            peer,
+            channel,
+            outbox: Outbox::default(),
+            state: Mutex::default(),
+            address: watch::Sender::new(address),
+        });
+        let task = Arc::clone(&link).run(Arc::clone(net));
+        net.runtime.spawn(crate::env::or_abort("link", task));
+        link
+    }
+
+    /// The peer is elsewhere now: a connection to another address is broken off. Empty: it is nowhere.
+    pub fn move_to(&self, address: &str) {
+        let moved = self.address.send_if_modified(|known| {
+            let moved = known != address;
+            if moved {
+                *known = address.to_owned();
+            }
+            moved
+        });
+        if moved {
+            self.lock().silent_until = None;
+        }
+    }
+
+    pub fn call(self: &Arc<Link>, request: Frame) -> Result<Call, NetError> {
+        let mut state = self.lock();
+        if !self.reachable(&state) || state.calls.len() >= CALLS_MAX {
+            return Err(NetError::NotSent);
+        }
+        state.calls_begun += 1;
+        let id = state.calls_begun;
+        // Both under one lock, so that a failing connection sees either both or neither.
+        if !self.outbox.offer(Message { kind: Kind::Request, id, frame: request, _held: None }) {
+            return Err(NetError::NotSent);
+        }
+        let (sender, answer) = oneshot::channel();
+        state.calls.insert(id, sender);
+        Ok(Call { link: Arc::clone(self), id, answer })
+    }
+
+    pub fn send(&self, message: Frame) {
+        let state = self.lock();
+        if self.reachable(&state) {
+            // Without room it is lost, as the contract allows.
+            let _ = self.outbox.offer(Message { kind: Kind::OneWay, id: 0, frame: message, _held: None });
+        }
+    }
+
+    fn reachable(&self, state: &State) -> bool {
+        !self.address.borrow().is_empty() && state.silent_until.is_none_or(|until| Instant::now() >= until)
+    }
+
+    async fn run(self: Arc<Link>, net: Arc<NetShared>) {
+        let mut addresses = self.address.subscribe();
+        let mut backoff = BACKOFF_MIN;
+        loop {
+            self.outbox.wait_filled().await;
+            let address = addresses.borrow_and_update().clone();
+            match self.connect(&net, &address).await {
+                Err(error) => {
+                    tracing::debug!(peer = self.peer.0, channel = ?self.channel, address, %error, "not connected");
+                    backoff = (backoff * 2).min(BACKOFF_MAX);
+                }
+                Ok(stream) => {
+                    tracing::debug!(peer = self.peer.0, channel = ?self.channel, address, "connected");
+                    backoff = BACKOFF_MIN;
+                    let error = self.converse(stream, &mut addresses).await;
+                    tracing::debug!(peer = self.peer.0, channel = ?self.channel, address, %error, "connection lost");
+                }
+            }
+            self.fail_all(net.random.jitter(backoff));
+        }
+    }
+
+    async fn connect(&self, net: &Arc<NetShared>, address: &str) -> io::Result<TlsStream<BufReader<TcpStream>>> {
+        let Some(membership) = net.membership.get() else {
+            return Err(io::Error::other("this node is no member of a cluster yet"));
+        };
+        let late = |_| io::Error::new(io::ErrorKind::TimedOut, "no answer");
+        let stream = timeout(CONNECT_MAX, TcpStream::connect(address)).await.map_err(late)??;
+        stream.set_nodelay(true)?;
+        let connector = TlsConnector::from(Arc::clone(&membership.tls().client));
+        let greeting = async {
+            let stream = BufReader::with_capacity(READ_AHEAD_BYTES, stream);
+            let mut stream = connector.connect(tls::server_name(self.peer), stream).await?;
+            stream.get_mut().1.set_buffer_limit(Some(SEAL_AHEAD_BYTES));
+            let hello = Hello::new(membership.club(), net.node, self.channel, net.process, &membership.advertise);
+            frame::write_greeting(&mut stream, Kind::Hello, hello.to_bytes()).await?;
+            let (kind, head) = frame::read_greeting(&mut stream).await?;
+            let answer = HelloAnswer::decode(head).map_err(io::Error::other)?;
+            match answer.refused.as_str() {
+                "" if kind == Kind::HelloAnswer => Ok(stream),
+                "" => Err(io::Error::other("the peer does not answer the greeting")),
+                why => {
+                    net.complain(self.peer, &format!("node {} at {address} refuses this node: {why}", self.peer));
+                    Err(io::Error::other("refused"))
+                }
+            }
+        };
+        timeout(GREETING_MAX, greeting).await.map_err(late)?
+    }
+
+    /// Sends and receives until the connection breaks; says why it did.
+    async fn converse(
+        &self,
+        stream: TlsStream<BufReader<TcpStream>>,
+        addresses: &mut watch::Receiver<String>,
+    ) -> io::Error {
+        let (mut reader, mut writer) = tokio::io::split(stream);
+        tokio::select! {
+            biased;
+            error = self.read_loop(&mut reader) => error,
+            error = frame::write_loop(&self.outbox, &mut writer) => error,
+            _ = addresses.changed() => io::Error::other("the peer has another address now"),
+        }
+    }
+
+    async fn read_loop(&self, reader: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Error {
+        loop {
+            if let Err(error) = self.read_one(reader).await {
+                return error;
+            }
+        }
+    }
+
+    async fn read_one(&self, reader: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Result<()> {
+        let header = frame::read_header(reader).await?;
+        let body = frame::read_body(reader, header).await?;
+        let answer = match header.kind {
+            Kind::Answer => Ok(body),
+            Kind::NotTaken => Err(NetError::NotSent),
+            Kind::Ping => return Ok(()),
+            other => return Err(io::Error::other(format!("{other:?} is no answer"))),
+        };
+        // Nobody may be waiting any more.
+        if let Some(waiting) = self.lock().calls.remove(&header.id) {
+            let _ = waiting.send(answer);
+        }
+        Ok(())
+    }
+
+    /// All calls have failed, and for `pause` all others do.
+    fn fail_all(&self, pause: Duration) {
+        let mut state = self.lock();
+        state.silent_until = Some(Instant::now() + pause);
+        let unsent: BTreeSet<u64> = self.outbox.take_all().iter().map(|message| message.id).collect();
+        for (id, waiting) in std::mem::take(&mut state.calls) {
+            let error = if unsent.contains(&id) { NetError::NotSent } else { NetError::Broken };
+            let _ = waiting.send(Err(error));
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing can panic while the lock is held, so a poisoned lock still guards a whole state.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

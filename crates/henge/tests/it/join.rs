@@ -1,0 +1,141 @@
+//! A second node: how it comes into the cluster, and what keeps others out.
+
+use crate::harness::{Server, TestDir, henge, stderr, stdout, wait_for};
+use serde_json::Value;
+use std::net::TcpListener;
+use std::path::Path;
+
+fn cluster_address(server: &Server) -> String {
+    server.cluster["nodes"][0]["cluster"].as_str().unwrap().to_owned()
+}
+
+fn token(server: &Server, expires: &str) -> String {
+    let made = server.command(&["token", "create", "--expires", expires]);
+    assert!(made.status.success(), "{}", stderr(&made));
+    stdout(&made).lines().last().unwrap().to_owned()
+}
+
+fn nodes(server: &Server) -> Vec<Value> {
+    let listed = server.command(&["node", "list", "--json"]);
+    assert!(listed.status.success(), "{}", stderr(&listed));
+    serde_json::from_slice(&listed.stdout).unwrap()
+}
+
+/// The sentence with which a server refuses to start; it leaves no member's directory behind.
+fn refusal(data: &Path, args: &[&str], token: Option<&str>) -> String {
+    let was_member = data.join("node").exists();
+    let mut command = henge();
+    command.args(["server", "--s3", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data"]).arg(data).args(args);
+    if !args.contains(&"--cluster") {
+        command.args(["--cluster", "127.0.0.1:0"]);
+    }
+    let output = command.envs(token.map(|token| ("HENGE_JOIN_TOKEN", token))).output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("henge: ")).count(), 1, "{said}");
+    assert!(was_member || !data.join("node").exists(), "half done: {said}");
+    assert!(token.is_none_or(|token| !said.contains(token)), "the token is quoted: {said}");
+    said
+}
+
+#[test]
+fn a_node_joins_with_a_token_and_comes_back_without() {
+    let directory = TestDir::new("join");
+    let (first_data, second_data) = (directory.path().join("1"), directory.path().join("2"));
+    let first = Server::start(&first_data);
+    let (address, token) = (cluster_address(&first), token(&first, "1h"));
+    let file = directory.path().join("token");
+    std::fs::write(&file, format!("{token}\n")).unwrap();
+    let join = ["--join", &address, "--token-file", file.to_str().unwrap()];
+    let mut second = Server::start_with(&second_data, &join, &[]);
+    assert_eq!(second.cluster["nodes"][0]["id"], 2);
+    for field in ["cluster", "access_key", "secret_key", "region"] {
+        assert_eq!(second.cluster[field], first.cluster[field], "{field}");
+    }
+    let up = |node: &Value| node["state"] == "up";
+    assert_eq!(nodes(&second).iter().filter(|node| up(node)).count(), 2);
+    // One cluster: what one node makes, the other has.
+    assert!(first.command(&["bucket", "create", "shared"]).status.success());
+    assert!(stdout(&second.command(&["bucket", "list"])).contains("shared"));
+
+    let used = refusal(&directory.path().join("3"), &["--join", &address], Some(&token));
+    assert!(used.contains("used already"), "{used}");
+    let alien = Server::start(&directory.path().join("alien"));
+    let other = self::token(&alien, "1h");
+    second.kill();
+    let merged = refusal(&second_data, &["--join", &cluster_address(&alien)], Some(&other));
+    assert!(merged.contains("never merge"), "{merged}");
+    let second = Server::start_with(&second_data, &["--join", &address], &[]);
+    assert_eq!(second.cluster["nodes"][0]["id"], 2);
+    wait_for("both nodes up", || (nodes(&second).iter().filter(|node| up(node)).count() == 2).then_some(()));
+}
+
+#[test]
+fn who_may_not_join_is_told_why_and_nothing_is_half_done() {
+    let directory = TestDir::new("refused");
+    let first = Server::start(&directory.path().join("1"));
+    let alien = Server::start(&directory.path().join("alien"));
+    let address = cluster_address(&first);
+    let good = token(&first, "1h");
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let expired = token(&first, "1s");
+    let wrong = with_other_secret(&good);
+    let of_alien = token(&alien, "1h");
+    let data = directory.path().join("2");
+    let join = |address: &str, token: Option<&str>| refusal(&data, &["--join", address], token);
+    for (said, expected) in [
+        (join(&address, None), "needs a token"),
+        (join(&address, Some("henge1-12")), "incomplete"),
+        (join(&address, Some(&wrong)), "does not know"),
+        (join(&address, Some(&of_alien)), "another cluster"),
+        (join(&closed, Some(&good)), "cannot be reached"),
+        (refusal(&data, &["--join", &closed, "--cluster", &closed], Some(&good)), "this node itself"),
+        (join(&cluster_address(&alien), Some(&good)), "another cluster"),
+        (join(&first.admin_address(), Some(&good)), "cannot be reached"),
+        (refusal(&data, &["--cluster", "0.0.0.0:0"], None), "--advertise"),
+    ] {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    let disk = directory.path().join("alien").join("disk0");
+    let foreign = refusal(&data, &["--join", &address, "--disk", disk.to_str().unwrap()], Some(&good));
+    assert!(foreign.contains("never merge"), "{foreign}");
+    wait_for("the token's end", || join(&address, Some(&expired)).contains("expired").then_some(()));
+    // None of them has used up the good one.
+    let second = Server::start_with(&data, &["--join", &address], &[("HENGE_JOIN_TOKEN", &good)]);
+    assert_eq!(nodes(&second).len(), 2);
+}
+
+#[test]
+fn nodes_are_removed_with_reasons() {
+    let directory = TestDir::new("remove");
+    let first = Server::start(directory.path());
+    for (args, expected) in [
+        (vec!["node", "remove", "1"], "add a node first"),
+        (vec!["node", "remove", "1", "--lost"], "in service"),
+        (vec!["node", "remove", "7"], "no node 7"),
+    ] {
+        let refused = first.command(&args);
+        assert_eq!(refused.status.code(), Some(1));
+        assert!(stderr(&refused).contains(expected), "{}", stderr(&refused));
+    }
+    assert_eq!(nodes(&first)[0]["state"], "up");
+}
+
+/// The same token but for its secret, with the right check sum.
+fn with_other_secret(token: &str) -> String {
+    let digits = token.strip_prefix("henge1-").unwrap();
+    let mut raw: Vec<u8> =
+        (0..digits.len() / 2).map(|i| u8::from_str_radix(&digits[2 * i..2 * i + 2], 16).unwrap()).collect();
+    raw.truncate(raw.len() - 4);
+    raw[8] ^= 1;
+    let sum = crc32c(&raw).to_be_bytes();
+    raw.extend_from_slice(&sum);
+    format!("henge1-{}", raw.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
+}
+
+/// RFC 3720, bit by bit.
+fn crc32c(data: &[u8]) -> u32 {
+    !data.iter().fold(!0u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 })
+    })
+}

@@ -1,0 +1,151 @@
+//! Repair: what this node's disks lack of the placement groups that they are members of is pulled from other members,
+//! what others have deleted is deleted here, and what belongs elsewhere leaves. A copy is always made by whoever lacks it.
+//!
+//! - A group that **moves** (closed): everything that any member holds, old or new, is united on the new members, each for
+//!   itself; then the node reports it done. `work.rs`, [`Repairer::unite`].
+//! - An **open** group: digests are compared every few seconds; where they differ, inventories are, and what lacks here
+//!   for longer than a writer takes is pulled. A group is healthy when nothing differs for long, all members serve, and
+//!   nothing is damaged. `work.rs`, [`Repairer::compare`].
+//! - A group that **left** this node's disk: its chunks go, once the open group's map is here.
+//!
+//! `plan.rs` decides, `exchange.rs` walks inventories side by side, `answer.rs` answers other nodes.
+
+mod answer;
+pub mod exchange;
+mod plan;
+mod work;
+
+#[cfg(test)]
+mod tests;
+
+pub use answer::{digests, inventory};
+pub use work::Repairer;
+
+use base::env::BoxFuture;
+use base::ids::{ChunkId, NodeId, PgEpoch, PgId, PoolId};
+use client::Client;
+use client::wire::{Ask, PgDone};
+use exchange::{Asked, Peers};
+use meta::map::command::ClusterMap;
+use plan::Group;
+use prometheus_client::metrics::counter::Counter;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// What repair knows about the copies on this node, for `status`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeHealth {
+    /// All groups were compared at least once since the start.
+    pub checked: bool,
+    /// Placement groups with a member here.
+    pub groups: u64,
+    /// Of these: open, all members in service, and nothing differs or is damaged.
+    pub healthy: u64,
+    /// Of these: fewer copies in service than the pool has in effect.
+    pub degraded: u64,
+    /// Of these: closed, because they move.
+    pub moving: u64,
+    /// Chunks that this node lacks and others have.
+    pub missing_chunks: u64,
+    pub missing_bytes: u64,
+    /// Chunks here whose bytes do not verify.
+    pub corrupt_chunks: u64,
+    /// Chunks of which no member that answered has a good copy; the first few by name.
+    pub hopeless_chunks: u64,
+    pub hopeless: Vec<ChunkId>,
+}
+
+/// How far repair has come: shared with reports, status and the rule for tombstones.
+#[derive(Default)]
+pub struct Progress {
+    state: Mutex<State>,
+    pub counters: RepairCounters,
+}
+
+#[derive(Default)]
+pub struct RepairCounters {
+    pub pulled_chunks: Counter,
+    pub pulled_bytes: Counter,
+    pub buried_chunks: Counter,
+    pub evicted_chunks: Counter,
+}
+
+type Key = (PoolId, u32);
+
+#[derive(Default)]
+struct State {
+    done: BTreeMap<Key, PgEpoch>,
+    /// Groups with a member here that lack no member, by the newest map. `None` before the first map.
+    whole: Option<BTreeMap<Key, Mark>>,
+    /// Groups with a member here, by the newest map.
+    own: BTreeSet<Key>,
+    /// What the last comparison found healthy.
+    healthy: BTreeMap<Key, Mark>,
+    bits: BTreeMap<PoolId, u8>,
+    health: NodeHealth,
+}
+
+/// What a finding is about: it is void when the group moved, or a member was away meanwhile.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Mark {
+    epoch: PgEpoch,
+    lives: Vec<u32>,
+}
+
+impl State {
+    fn is_healthy(&self, key: Key) -> bool {
+        let now = self.whole.as_ref().and_then(|whole| whole.get(&key));
+        now.is_some() && now == self.healthy.get(&key)
+    }
+}
+
+impl Progress {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closed groups of which this node has united what there is.
+    pub fn done(&self) -> Vec<PgDone> {
+        let line = |((pool, prefix), epoch): (&Key, &PgEpoch)| PgDone {
+            pool: u32::from(pool.0),
+            prefix: *prefix,
+            epoch: epoch.0,
+        };
+        self.state().done.iter().map(line).collect()
+    }
+
+    /// As of this map, which may be newer than the last comparison: what that found then does not count.
+    pub fn health(&self, map: &ClusterMap, node: NodeId) -> NodeHealth {
+        let groups = plan::groups_of(map, node);
+        let state = self.state();
+        let is_healthy = |group: &&Group| {
+            !group.degraded && !group.closed && state.healthy.get(&group.key()) == Some(&Mark::of(group))
+        };
+        NodeHealth {
+            groups: groups.len() as u64,
+            healthy: groups.iter().filter(is_healthy).count() as u64,
+            degraded: groups.iter().filter(|group| group.degraded).count() as u64,
+            moving: groups.iter().filter(|group| group.closed).count() as u64,
+            ..state.health.clone()
+        }
+    }
+
+    /// Whether no member can bring this chunk back: its group is healthy with all of them, or is none of this node's.
+    pub fn may_forget(&self, id: ChunkId) -> bool {
+        let state = self.state();
+        let Some(bits) = state.bits.get(&id.pool).filter(|_| state.whole.is_some()) else { return false };
+        let group = PgId::of_slot(id.pool, *bits, id.slot);
+        let key = (group.pool, group.prefix);
+        !state.own.contains(&key) || state.is_healthy(key)
+    }
+}
+
+/// The other nodes as the client reaches them.
+pub struct Others(pub Client);
+
+impl Peers for Others {
+    fn ask(&self, node: NodeId, ask: Ask) -> BoxFuture<Asked> {
+        let client = self.0.clone();
+        Box::pin(async move { client.ask_peer(node, ask).await })
+    }
+}

@@ -1,0 +1,433 @@
+//! Repair against nodes that are engines on simulated disks, and a map that the test writes.
+
+use base::checksum::crc64;
+use base::env::{BoxFuture, Disk};
+use base::ids::{ChunkId, ClusterId, DiskId, Generation, NodeId, OwnerId, PgEpoch, PoolId, Session, Slot};
+use base::sim::{Sim, SimDisk};
+use bytes::Bytes;
+use client::wire::{Answer, Ask, ChunkDone, Failure, Told};
+use meta::map::command::{ClusterMap, DiskRow, NodeRow, NodeState, PgRow, PoolRow};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use store::{DiskIdentity, Engine, EngineOptions, NewChunk};
+use tokio::sync::watch;
+
+use super::exchange::{Asked, Peers};
+use super::plan::{Group, groups_of};
+use super::work::Comparer;
+use super::{Progress, Repairer, answer};
+use crate::disks::{Disks, NodeDisk};
+use crate::start::Healing;
+
+const AFTER: Duration = Duration::from_secs(5);
+
+/// Nodes 1, 2, 3, each with one disk. They share one map.
+struct Nodes {
+    disks: BTreeMap<NodeId, Arc<Disks>>,
+    map: watch::Sender<Arc<ClusterMap>>,
+    /// What was asked of whom.
+    asked: Mutex<Vec<(NodeId, &'static str)>>,
+}
+
+struct Asker(Arc<Nodes>);
+
+impl Peers for Asker {
+    fn ask(&self, node: NodeId, ask: Ask) -> BoxFuture<Asked> {
+        let nodes = self.0.clone();
+        Box::pin(async move { nodes.answer(node, ask).await })
+    }
+}
+
+impl Nodes {
+    async fn answer(&self, node: NodeId, ask: Ask) -> Asked {
+        let map = self.map.borrow().clone();
+        let disks = &self.disks[&node];
+        let note = |what| self.asked.lock().unwrap().push((node, what));
+        let answer = match ask {
+            Ask::Inventory(ask) => {
+                note("inventory");
+                answer::inventory(&map, disks, &ask)
+            }
+            Ask::PgDigests(ask) => answer::digests(&map, disks, &ask),
+            Ask::GetChunk(get) => {
+                note("chunk");
+                let id = ChunkId::from_bytes(get.id.as_ref().try_into().unwrap());
+                return match disks.metadata().get(id, get.start..get.end).await {
+                    Ok(data) => Ok((Told::Chunk(ChunkDone { epoch: 1, owner: data.owner.0 }), data.pieces)),
+                    Err(error) => Err((Failure::NotFound, error.to_string())),
+                };
+            }
+            other => panic!("{other:?}"),
+        };
+        told(answer)
+    }
+}
+
+fn told(answer: Answer) -> Asked {
+    match answer.told {
+        Some(Told::Failed(failed)) => Err((failed.failure(), failed.detail)),
+        Some(told) => Ok((told, Vec::new())),
+        None => panic!("no answer"),
+    }
+}
+
+fn disk_id(node: u32) -> DiskId {
+    DiskId(u128::from(node) * 1000)
+}
+
+fn raw(node: u32) -> Bytes {
+    Bytes::copy_from_slice(&disk_id(node).0.to_be_bytes())
+}
+
+struct Bench {
+    sim: Sim,
+    media: BTreeMap<u32, Arc<SimDisk>>,
+    nodes: Arc<Nodes>,
+    repairers: BTreeMap<u32, Arc<Repairer>>,
+}
+
+impl Bench {
+    /// One placement group, open, on the disks of these nodes.
+    fn new(members: &[u32]) -> Bench {
+        let sim = Sim::new(5);
+        let host = sim.node(NodeId(1));
+        let env = host.env();
+        let (mut media, mut disks) = (BTreeMap::new(), BTreeMap::new());
+        for node in 1..=3 {
+            let disk = sim.disk(NodeId(1), &format!("d{node}"));
+            let (on_node, env) = (disk.clone() as Arc<dyn Disk>, env.clone());
+            let engine = sim.block_on(async move {
+                let identity = DiskIdentity { cluster: ClusterId(1), disk: disk_id(node), node: NodeId(node) };
+                Engine::format(&env, on_node.clone(), &identity, &options()).await.unwrap();
+                Engine::open(&env, on_node, options()).await.unwrap().0
+            });
+            let label = format!("d{node}");
+            let all = vec![NodeDisk { label, id: disk_id(node), engine: Ok(engine) }];
+            disks.insert(NodeId(node), Arc::new(Disks::new(all)));
+            media.insert(node, disk);
+        }
+        let map = watch::Sender::new(Arc::new(map(members)));
+        let nodes = Arc::new(Nodes { disks, map, asked: Mutex::default() });
+        let repairer = |node: u32| Repairer {
+            env: env.clone(),
+            node: NodeId(node),
+            disks: nodes.disks[&NodeId(node)].clone(),
+            peers: Arc::new(Asker(nodes.clone())),
+            progress: Arc::new(Progress::default()),
+            healing: Healing::default(),
+            moving: tokio::sync::Mutex::default(),
+        };
+        let repairers = (1..=3).map(|node| (node, Arc::new(repairer(node)))).collect();
+        Bench { sim, media, nodes, repairers }
+    }
+
+    fn engine(&self, node: u32) -> &Engine {
+        self.nodes.disks[&NodeId(node)].metadata()
+    }
+
+    fn put(&self, node: u32, numbers: impl IntoIterator<Item = u32>) {
+        for number in numbers {
+            self.sim.block_on(self.engine(node).put(chunk(number))).unwrap();
+        }
+    }
+
+    fn delete(&self, node: u32, number: u32) {
+        self.sim.block_on(self.engine(node).delete(vec![id(number)])).unwrap();
+    }
+
+    fn has(&self, node: u32, number: u32) -> bool {
+        match self.sim.block_on(self.engine(node).get(id(number), 0..u32::MAX)) {
+            Ok(data) => data.owner == OwnerId(7) && data.into_bytes() == payload(number),
+            Err(_) => false,
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut ClusterMap)) {
+        let mut map = ClusterMap::clone(&self.nodes.map.borrow());
+        change(&mut map);
+        map.version += 1;
+        self.nodes.map.send_replace(Arc::new(map));
+    }
+
+    fn group(&self, node: u32) -> Group {
+        groups_of(&self.nodes.map.borrow(), NodeId(node)).remove(0)
+    }
+
+    fn unite(&self, node: u32) -> Result<(), String> {
+        let group = self.group(node);
+        self.sim.block_on(self.repairers[&node].unite(&group))
+    }
+
+    fn round(&self, comparer: &mut Comparer, node: u32) -> (u64, u64) {
+        let map = self.nodes.map.borrow().clone();
+        self.sim.block_on(comparer.round(&map));
+        let health = self.repairers[&node].progress.health(&map, NodeId(node));
+        (health.healthy, health.hopeless_chunks)
+    }
+
+    /// Rots the payload of a chunk, so that the engine notices.
+    fn damage(&self, node: u32, number: u32) {
+        let needle = payload(number);
+        for name in self.media[&node].files() {
+            let contents = self.media[&node].contents(&name).unwrap();
+            if let Some(at) = contents.windows(64).position(|window| window == &needle[..64]) {
+                self.media[&node].overwrite(&name, at as u64, &[contents[at] ^ 1]);
+            }
+        }
+        assert!(!self.has(node, number));
+    }
+}
+
+fn options() -> EngineOptions {
+    EngineOptions {
+        volume_size_bytes: Some(4 << 20),
+        ahead_bytes: 64 << 10,
+        scrub_bytes_per_s: 0,
+        ..EngineOptions::default()
+    }
+}
+
+fn map(members: &[u32]) -> ClusterMap {
+    let node = |id| NodeRow { id, ..NodeRow::default() };
+    let disk = |id: u32| DiskRow { id: raw(id), node: id, capacity_bytes: 1 << 30, state: 0 };
+    let members: Vec<Bytes> = members.iter().map(|node| raw(*node)).collect();
+    ClusterMap {
+        version: 1,
+        nodes: (1..=3).map(node).collect(),
+        disks: (1..=3).map(disk).collect(),
+        pools: vec![PoolRow { id: 1, copies: 3, copies_effective: 1, pg_bits: 0, ..PoolRow::default() }],
+        pgs: vec![PgRow { pool: 1, prefix: 0, epoch: 1, members, ..PgRow::default() }],
+        ..ClusterMap::default()
+    }
+}
+
+fn close(map: &mut ClusterMap, members: &[u32]) {
+    let row = &mut map.pgs[0];
+    row.members_before = std::mem::replace(&mut row.members, members.iter().map(|node| raw(*node)).collect());
+    (row.closed, row.epoch) = (true, row.epoch + 1);
+}
+
+fn open(map: &mut ClusterMap) {
+    let row = &mut map.pgs[0];
+    row.members_before.clear();
+    (row.closed, row.epoch) = (false, row.epoch + 1);
+}
+
+fn id(number: u32) -> ChunkId {
+    let session = Session { node: NodeId(9), generation: Generation(1) };
+    ChunkId { pool: PoolId(1), slot: Slot::new(number.wrapping_mul(0x9e37_79b9)), session, counter: number }
+}
+
+fn payload(number: u32) -> Bytes {
+    let len = if number.is_multiple_of(5) { 300_000 } else { 3000 };
+    (0..len).map(|i: u32| (i.wrapping_mul(number + 3) >> 3) as u8 ^ number as u8).collect::<Vec<u8>>().into()
+}
+
+fn chunk(number: u32) -> NewChunk {
+    let payload = payload(number);
+    let crc64 = crc64(&payload);
+    NewChunk { id: id(number), owner: OwnerId(7), epoch: PgEpoch(1), crc64, payload: vec![payload] }
+}
+
+#[test]
+fn new_members_get_what_any_old_one_has_and_nothing_that_was_deleted() {
+    let bench = Bench::new(&[1, 2]);
+    bench.put(1, 1..=12);
+    bench.put(2, 8..=20);
+    bench.delete(2, 3);
+    bench.change(|map| close(map, &[2, 3]));
+    bench.unite(3).unwrap();
+    bench.unite(2).unwrap();
+    for node in [2, 3] {
+        let held: Vec<u32> = (1..=20).filter(|number| bench.has(node, *number)).collect();
+        assert_eq!(held, (1..=20).filter(|number| *number != 3).collect::<Vec<_>>());
+    }
+    assert_eq!(bench.engine(2).digest(PoolId(1), 0..=0xff_ffff), bench.engine(3).digest(PoolId(1), 0..=0xff_ffff));
+}
+
+#[test]
+fn a_move_waits_for_an_old_member_that_is_down_but_not_for_a_lost_one() {
+    let bench = Bench::new(&[1, 2]);
+    bench.put(1, 1..=3);
+    bench.put(2, 1..=3);
+    bench.change(|map| {
+        close(map, &[1, 3]);
+        map.nodes[1].state = NodeState::Down as i32;
+    });
+    assert!(bench.unite(3).is_err());
+    assert!(!bench.has(3, 1), "nothing is done by halves");
+    bench.change(|map| map.nodes[1].state = NodeState::Lost as i32);
+    bench.unite(3).unwrap();
+    assert!(bench.has(3, 1));
+}
+
+#[test]
+fn an_inventory_is_told_only_under_the_same_epoch() {
+    let bench = Bench::new(&[1]);
+    bench.put(1, 1..=3);
+    bench.change(|map| close(map, &[1, 2]));
+    let mut ahead = bench.group(2);
+    ahead.epoch = PgEpoch(3);
+    let result = bench.sim.block_on(bench.repairers[&2].unite(&ahead));
+    assert!(result.unwrap_err().contains("Busy"), "the other node's map is older");
+    let behind = bench.group(2);
+    bench.change(|map| close(map, &[1, 2, 3]));
+    let result = bench.sim.block_on(bench.repairers[&2].unite(&behind));
+    assert!(result.unwrap_err().contains("StalePlacement"));
+}
+
+#[test]
+fn large_inventories_come_page_by_page() {
+    let bench = Bench::new(&[1]);
+    let count = 2 * super::exchange::PAGE_ENTRIES as u32 + 100;
+    for number in 1..=count {
+        let payload = Bytes::copy_from_slice(&number.to_le_bytes());
+        let chunk = NewChunk {
+            id: id(number),
+            owner: OwnerId(7),
+            epoch: PgEpoch(1),
+            crc64: crc64(&payload),
+            payload: vec![payload],
+        };
+        bench.sim.block_on(bench.engine(1).put(chunk)).unwrap();
+    }
+    bench.put(2, 1_000_000..1_000_010);
+    bench.change(|map| close(map, &[1, 2]));
+    bench.unite(2).unwrap();
+    bench.unite(1).unwrap();
+    assert_eq!(bench.engine(2).stats().chunks, u64::from(count) + 10);
+    let digest = |node| bench.engine(node).digest(PoolId(1), 0..=0xff_ffff);
+    assert_eq!(digest(1), digest(2));
+}
+
+#[test]
+fn what_lacks_for_long_is_pulled_and_then_the_group_is_healthy() {
+    let bench = Bench::new(&[1, 2, 3]);
+    for node in [1, 2, 3] {
+        bench.put(node, 1..=10);
+    }
+    let mut comparer = Comparer::new(bench.repairers[&2].clone());
+    assert_eq!(bench.round(&mut comparer, 2), (1, 0));
+    bench.put(1, 11..=12);
+    bench.put(3, 11..=12);
+    assert_eq!(bench.round(&mut comparer, 2), (1, 0), "it may be under way");
+    assert!(!bench.has(2, 11));
+    bench.sim.run_for(AFTER);
+    assert_eq!(bench.round(&mut comparer, 2), (0, 0));
+    assert!(bench.has(2, 11) && bench.has(2, 12));
+    assert_eq!(bench.round(&mut comparer, 2), (1, 0));
+    bench.nodes.asked.lock().unwrap().clear();
+    assert_eq!(bench.round(&mut comparer, 2), (1, 0));
+    assert!(bench.nodes.asked.lock().unwrap().is_empty(), "equal digests need no inventories");
+}
+
+/// A node came back after an absence and was called whole, because all that it lacked had only just been noticed.
+#[test]
+fn what_differs_at_the_first_look_may_have_differed_for_long() {
+    let bench = Bench::new(&[1, 2, 3]);
+    for node in [1, 2, 3] {
+        bench.put(node, 1..=10);
+    }
+    bench.put(1, 11..=12);
+    let mut comparer = Comparer::new(bench.repairers[&1].clone());
+    assert_eq!(bench.round(&mut comparer, 1), (0, 0));
+    bench.put(2, 11..=12);
+    bench.put(3, 11..=12);
+    assert_eq!(bench.round(&mut comparer, 1), (1, 0));
+    bench.change(|map| map.nodes[2].generation += 1);
+    bench.put(1, 13..=13);
+    assert_eq!(bench.round(&mut comparer, 1), (0, 0), "node 3 began a new life");
+    bench.sim.run_for(AFTER);
+    assert_eq!(bench.round(&mut comparer, 1), (0, 0), "it still lacks what it lacked");
+}
+
+#[test]
+fn a_tombstone_elsewhere_deletes_here_and_stops_the_pull_by_others() {
+    let bench = Bench::new(&[1, 2, 3]);
+    bench.put(1, 1..=3);
+    bench.put(2, 2..=3);
+    bench.put(3, 1..=3);
+    bench.delete(3, 1);
+    let mut second = Comparer::new(bench.repairers[&2].clone());
+    bench.round(&mut second, 2);
+    bench.sim.run_for(AFTER);
+    bench.round(&mut second, 2);
+    assert!(!bench.has(2, 1), "it was deleted, not lost");
+    let mut first = Comparer::new(bench.repairers[&1].clone());
+    bench.round(&mut first, 1);
+    assert!(!bench.has(1, 1) && bench.has(1, 2));
+    assert_eq!(bench.round(&mut first, 1), (1, 0));
+    assert_eq!(bench.round(&mut second, 2), (1, 0));
+}
+
+#[test]
+fn a_damaged_copy_is_mended_at_once_and_one_without_a_good_copy_is_told() {
+    let bench = Bench::new(&[1, 2]);
+    for node in [1, 2] {
+        bench.put(node, 1..=6);
+    }
+    bench.damage(1, 3);
+    bench.damage(1, 5);
+    assert_eq!(bench.engine(1).damaged().len(), 2);
+    let mut comparer = Comparer::new(bench.repairers[&1].clone());
+    bench.round(&mut comparer, 1);
+    assert!(bench.has(1, 3) && bench.has(1, 5));
+    assert_eq!(bench.engine(1).damaged(), vec![]);
+    assert_eq!(bench.round(&mut comparer, 1), (1, 0));
+    bench.damage(1, 6);
+    bench.damage(2, 6);
+    bench.sim.run_for(AFTER);
+    assert_eq!(bench.round(&mut comparer, 1), (0, 1));
+    assert_eq!(bench.repairers[&1].progress.health(&bench.nodes.map.borrow(), NodeId(1)).hopeless, vec![id(6)]);
+}
+
+#[test]
+fn what_left_goes_when_the_group_has_opened_and_may_return() {
+    let bench = Bench::new(&[1]);
+    bench.put(1, 1..=10);
+    let map = bench.nodes.map.subscribe();
+    let let_go = || bench.sim.block_on(bench.repairers[&1].let_go(&map));
+    bench.change(|map| close(map, &[2]));
+    let_go();
+    assert!(bench.has(1, 1), "while it moves, the old copy is the only one");
+    bench.unite(2).unwrap();
+    bench.change(open);
+    let_go();
+    assert!(!bench.has(1, 1) && bench.has(2, 1));
+    assert_eq!(bench.engine(1).stats().chunks, 0);
+    bench.change(|map| close(map, &[1]));
+    bench.unite(1).unwrap();
+    assert!((1..=10).all(|number| bench.has(1, number)));
+}
+
+#[test]
+fn tombstones_stay_until_the_group_is_healthy_with_all_members() {
+    let bench = Bench::new(&[1, 2]);
+    let repairer = &bench.repairers[&1];
+    assert!(!repairer.progress.may_forget(id(1)), "nothing is known yet");
+    let (stop, stopped) = watch::channel(false);
+    let moves = repairer.clone().run_moves(bench.nodes.map.subscribe(), || true, stopped);
+    repairer.env.spawn("moves", moves);
+    let mut comparer = Comparer::new(repairer.clone());
+    let settle = |comparer: &mut Comparer| {
+        bench.sim.run_for(Duration::from_millis(10));
+        bench.round(comparer, 1);
+        repairer.progress.may_forget(id(1))
+    };
+    assert!(settle(&mut comparer));
+    bench.change(|map| map.nodes[1].state = NodeState::Down as i32);
+    bench.sim.run_for(Duration::from_millis(10));
+    assert!(!repairer.progress.may_forget(id(1)), "the finding is void at once");
+    assert!(!settle(&mut comparer));
+    bench.change(|map| {
+        map.nodes[1].state = NodeState::Up as i32;
+        map.nodes[1].generation = 2;
+    });
+    bench.sim.run_for(Duration::from_millis(10));
+    assert!(!repairer.progress.may_forget(id(1)), "whoever was away must be compared with first");
+    assert!(settle(&mut comparer));
+    bench.change(|map| map.pgs[0].members = vec![raw(2)]);
+    assert!(settle(&mut comparer), "the group is none of this node's any more");
+    drop(stop);
+}

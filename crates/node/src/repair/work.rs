@@ -1,0 +1,502 @@
+//! The work of repair: uniting groups that move, comparing those that are open, letting go of those that left.
+
+use base::Env;
+use base::checksum::Crc64;
+use base::env::MonoTime;
+use base::ids::{ChunkId, DiskId, NodeId, OwnerId, PoolId};
+use bytes::Bytes;
+use client::wire::{Ask, Failure, GetChunk, PgDigestAsk, PgDigestLine, PgDigests, Told};
+use futures_util::future::join_all;
+use meta::map::command::ClusterMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use store::{Digest, Engine, NewChunk, StoreError};
+use tokio::sync::{Mutex, watch};
+
+use super::answer::DIGESTS_MAX;
+use super::exchange::{Peers, Walk};
+use super::plan::{Group, Member, Reach, Suspects, Verdict, Want, groups_of, judge, left_by};
+use super::{Key, Mark, NodeHealth, Progress};
+use crate::disks::Disks;
+use crate::start::Healing;
+
+/// Chunks pulled at once: bounds their memory to 16 MiB.
+const PULLS_MAX: usize = 4;
+/// Groups whose inventories are exchanged in one round of comparisons.
+const EXCHANGES_MAX: usize = 128;
+/// Looks at digests that differ, before inventories are walked.
+const LOOKS_MAX: usize = 3;
+const LOOK_PAUSE: Duration = Duration::from_millis(50);
+/// Chunks that leave in one request.
+const EVICTIONS_MAX: usize = 4096;
+/// Pause before a move that could not be finished is tried again.
+const MOVE_RETRY: Duration = Duration::from_millis(200);
+const MOVE_CHECK: Duration = Duration::from_secs(2);
+/// Hopeless chunks that are named.
+const HOPELESS_NAMED_MAX: usize = 20;
+
+pub struct Repairer {
+    pub env: Env,
+    pub node: NodeId,
+    pub disks: Arc<Disks>,
+    pub peers: Arc<dyn Peers>,
+    pub progress: Arc<Progress>,
+    pub healing: Healing,
+    /// Held while chunks come or go because their group moves: what has just been pulled must not be let go of by a
+    /// decision from an older map.
+    pub moving: Mutex<()>,
+}
+
+/// What the comparer remembers of a group.
+#[derive(Default)]
+struct Watched {
+    mark: Option<Mark>,
+    suspects: Suspects,
+    exchanged: Option<MonoTime>,
+    /// The first exchange of these members in these lives: what differed then may have differed for long.
+    first_exchanged: Option<MonoTime>,
+    healthy: bool,
+    wants: Wants,
+}
+
+/// What an exchange left undone.
+#[derive(Clone, Default)]
+struct Wants {
+    missing: u64,
+    bytes: u64,
+    hopeless: Vec<ChunkId>,
+}
+
+impl Repairer {
+    /// Unites what moves, whenever the map says that something does. `may_act`: the map here is the node's own present.
+    pub async fn run_moves(
+        self: Arc<Self>,
+        mut map: watch::Receiver<Arc<ClusterMap>>,
+        may_act: impl Fn() -> bool,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        loop {
+            let now = map.borrow_and_update().clone();
+            let finished = may_act() && self.unite_all(&now, &map).await;
+            let pause = if finished { MOVE_CHECK } else { MOVE_RETRY };
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                changed = map.changed() => if changed.is_err() { return },
+                () = self.env.sleep(pause) => {}
+            }
+        }
+    }
+
+    /// Whether all groups that move are done.
+    async fn unite_all(&self, now: &ClusterMap, newest: &watch::Receiver<Arc<ClusterMap>>) -> bool {
+        let groups = groups_of(now, self.node);
+        self.progress.keep(now, &groups);
+        let mut finished = true;
+        for group in groups.iter().filter(|group| group.closed && !self.progress.is_done(group)) {
+            if newest.borrow().version != now.version {
+                return false;
+            }
+            let _moving = self.moving.lock().await;
+            match self.unite(group).await {
+                Ok(()) => self.progress.finish(group),
+                Err(why) => {
+                    tracing::debug!("placement group {} cannot be united yet: {why}", group.pg);
+                    finished = false;
+                }
+            }
+        }
+        finished
+    }
+
+    /// Pulls whatever any member, old or new, has and this disk lacks.
+    pub async fn unite(&self, group: &Group) -> Result<(), String> {
+        let engine = self.disks.engine(group.own)?;
+        if !group.all_required_serve() {
+            return Err("a member is down".into());
+        }
+        let members = group.reachable();
+        let mut walk = Walk::new(group, engine, &*self.peers, &members);
+        while let Some(window) = walk.next().await? {
+            let mut buried = Vec::new();
+            let mut wants = Vec::new();
+            for (id, states) in &window {
+                match judge(*id, states, 1 + members.len()) {
+                    Verdict::Bury => buried.push(*id),
+                    Verdict::Pull(want) | Verdict::Mend(want) => wants.push(want),
+                    Verdict::Hopeless => tracing::error!("chunk {id} has no good copy on any disk of its group"),
+                    Verdict::Conflict => conflict(*id),
+                    Verdict::Same | Verdict::Elsewhere => {}
+                }
+            }
+            self.bury(engine, buried).await?;
+            self.pull_all(engine, group, &walk, wants).await?;
+        }
+        Ok(())
+    }
+
+    async fn bury(&self, engine: &Engine, ids: Vec<ChunkId>) -> Result<(), String> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        self.progress.counters.buried_chunks.inc_by(ids.len() as u64);
+        engine.delete(ids).await.map_err(|error| error.to_string())
+    }
+
+    /// Fails when one cannot be pulled; the others are, nevertheless.
+    async fn pull_all(&self, engine: &Engine, group: &Group, walk: &Walk<'_>, wants: Vec<Want>) -> Result<(), String> {
+        let mut result = Ok(());
+        for some in wants.chunks(PULLS_MAX) {
+            let pulls = some.iter().map(|want| {
+                let sources: Vec<Member> = want.sources.iter().filter_map(|number| walk.member(*number)).collect();
+                self.pull(engine, group, want, sources)
+            });
+            for pulled in join_all(pulls).await {
+                result = result.and(pulled);
+            }
+        }
+        result
+    }
+
+    /// From whichever source gives bytes that verify. A chunk that is deleted meanwhile is no failure.
+    async fn pull(&self, engine: &Engine, group: &Group, want: &Want, sources: Vec<Member>) -> Result<(), String> {
+        let mut why = String::from("no other disk has it");
+        // Different chunks begin with different sources.
+        let first = want.id.counter as usize % sources.len().max(1);
+        for source in sources.iter().cycle().skip(first).take(sources.len()) {
+            let ask = Ask::GetChunk(GetChunk {
+                disk: Bytes::copy_from_slice(&source.disk.0.to_be_bytes()),
+                id: Bytes::copy_from_slice(&want.id.to_bytes()),
+                start: 0,
+                end: u32::MAX,
+            });
+            match self.peers.ask(source.node, ask).await {
+                Ok((Told::Chunk(done), payload)) if verifies(want, &payload) => {
+                    let (owner, epoch) = (OwnerId(done.owner), group.epoch);
+                    let chunk = NewChunk { id: want.id, owner, epoch, crc64: want.crc64, payload };
+                    return match engine.put(chunk).await {
+                        Ok(_) => {
+                            self.progress.counters.pulled_chunks.inc();
+                            self.progress.counters.pulled_bytes.inc_by(u64::from(want.len));
+                            Ok(())
+                        }
+                        Err(StoreError::Deleted) => Ok(()),
+                        Err(error) => Err(format!("chunk {}: {error}", want.id)),
+                    };
+                }
+                Ok(_) => why = format!("node {} sent other bytes", source.node),
+                Err((Failure::Deleted, _)) => return Ok(()),
+                Err((_, detail)) => why = detail,
+            }
+        }
+        Err(format!("chunk {}: {why}", want.id))
+    }
+
+    /// Compares copies until the node stops.
+    pub async fn run_comparisons(
+        self: Arc<Self>,
+        map: watch::Receiver<Arc<ClusterMap>>,
+        may_act: impl Fn() -> bool,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let mut comparer = Comparer { repairer: self.clone(), watched: BTreeMap::new() };
+        loop {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                () = self.env.sleep(self.healing.compare_interval) => {}
+            }
+            if may_act() {
+                let now = map.borrow().clone();
+                comparer.round(&now).await;
+                self.let_go(&map).await;
+            }
+        }
+    }
+
+    /// Drops the chunks of groups that other disks hold now.
+    pub async fn let_go(&self, map: &watch::Receiver<Arc<ClusterMap>>) {
+        for disk in &self.disks.all {
+            let Ok(engine) = &disk.engine else { continue };
+            let left = left_by(&map.borrow(), disk.id);
+            for pg in left.into_iter().filter(|pg| engine.digest(pg.pool, pg.slots()) != Digest::default()) {
+                let _moving = self.moving.lock().await;
+                // The map may have changed while other chunks came or went.
+                if !left_by(&map.borrow(), disk.id).contains(&pg) {
+                    continue;
+                }
+                let page = engine.inventory(None, pg.pool, pg.slots(), EVICTIONS_MAX);
+                let ids: Vec<ChunkId> = page.iter().map(|stat| stat.id).collect();
+                self.progress.counters.evicted_chunks.inc_by(ids.len() as u64);
+                if let Err(error) = engine.evict(ids).await {
+                    tracing::warn!("chunks of placement group {pg} cannot leave disk {}: {error}", disk.label);
+                }
+            }
+        }
+    }
+}
+
+fn conflict(id: ChunkId) {
+    tracing::error!("two disks hold other bytes under the id of chunk {id}; both are left as they are");
+}
+
+fn verifies(want: &Want, payload: &[Bytes]) -> bool {
+    let mut crc = Crc64::new();
+    payload.iter().for_each(|piece| crc.update(piece));
+    let len: usize = payload.iter().map(Bytes::len).sum();
+    len == want.len as usize && crc.finish() == want.crc64
+}
+
+/// Compares the copies of open groups, round after round.
+pub struct Comparer {
+    repairer: Arc<Repairer>,
+    watched: BTreeMap<Key, Watched>,
+}
+
+impl Comparer {
+    #[cfg(test)]
+    pub fn new(repairer: Arc<Repairer>) -> Comparer {
+        Comparer { repairer, watched: BTreeMap::new() }
+    }
+
+    /// One comparison of everything, and what follows from it.
+    pub async fn round(&mut self, map: &ClusterMap) {
+        let groups = groups_of(map, self.repairer.node);
+        let open: Vec<&Group> = groups.iter().filter(|group| !group.closed).collect();
+        let keys: BTreeSet<Key> = open.iter().map(|group| group.key()).collect();
+        self.watched.retain(|key, _| keys.contains(key));
+        let agreements = self.repairer.agreements(&open).await;
+        let now = self.repairer.env.now();
+        let mut differing = Vec::new();
+        for group in &open {
+            let watched = self.watched.entry(group.key()).or_default();
+            let mark = Some(Mark::of(group));
+            if watched.mark != mark {
+                *watched = Watched { mark: mark.clone(), ..Watched::default() };
+            }
+            match agreements.get(&group.key()) {
+                Some(Agreement::Equal) => {
+                    let (healthy, exchanged) = (!group.degraded, watched.exchanged);
+                    *watched = Watched { mark, healthy, exchanged, ..Watched::default() };
+                }
+                Some(Agreement::Differs { damaged }) if watched.is_due(now, *damaged, &self.repairer.healing) => {
+                    differing.push((watched.exchanged, *group));
+                }
+                Some(Agreement::Differs { .. }) => {}
+                Some(Agreement::Unknown) | None => watched.healthy = false,
+            }
+        }
+        differing.sort_by_key(|(exchanged, group)| (*exchanged, group.key()));
+        for (_, group) in differing.into_iter().take(EXCHANGES_MAX) {
+            self.exchange(group).await;
+        }
+        self.tell(&groups);
+    }
+
+    /// Walks the inventories of a group whose digests differ, and repairs this disk's part.
+    async fn exchange(&mut self, group: &Group) {
+        let repairer = self.repairer.clone();
+        let watched = self.watched.entry(group.key()).or_default();
+        let now = repairer.env.now();
+        watched.exchanged = Some(now);
+        match repairer.compare(group, &watched.suspects).await {
+            Ok((suspects, wants)) => {
+                let missing_after = repairer.healing.missing_after;
+                let first = *watched.first_exchanged.get_or_insert(now);
+                let is_known = watched.healthy || now.since(first) >= missing_after;
+                let whole = wants.hopeless.is_empty() && wants.missing == 0 && !group.degraded;
+                watched.healthy = is_known && whole && suspects.are_fresh(now, missing_after);
+                (watched.suspects, watched.wants) = (suspects, wants);
+            }
+            Err(why) => {
+                tracing::debug!("placement group {} cannot be compared now: {why}", group.pg);
+                watched.healthy = false;
+            }
+        }
+    }
+
+    fn tell(&self, groups: &[Group]) {
+        let mut health = NodeHealth { checked: true, ..NodeHealth::default() };
+        let mut marks = BTreeMap::new();
+        for group in groups {
+            let watched = self.watched.get(&group.key());
+            if watched.is_some_and(|watched| watched.healthy) {
+                marks.insert(group.key(), Mark::of(group));
+            }
+            if let Some(wants) = watched.map(|watched| &watched.wants) {
+                health.missing_chunks += wants.missing;
+                health.missing_bytes += wants.bytes;
+                health.hopeless_chunks += wants.hopeless.len() as u64;
+                health.hopeless.extend(wants.hopeless.iter().take(HOPELESS_NAMED_MAX));
+            }
+            health.hopeless.truncate(HOPELESS_NAMED_MAX);
+            if let Ok(engine) = self.repairer.disks.engine(group.own) {
+                health.corrupt_chunks += engine.digest(group.pg.pool, group.pg.slots()).damaged;
+            }
+        }
+        self.repairer.progress.tell(health, marks);
+    }
+}
+
+impl Watched {
+    /// Inventories are walked no more often than something may be found missing; what is damaged here, at once.
+    fn is_due(&self, now: MonoTime, damaged: bool, healing: &Healing) -> bool {
+        let pause = if damaged { healing.compare_interval } else { healing.missing_after };
+        self.exchanged.is_none_or(|exchanged| now.since(exchanged) >= pause)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Agreement {
+    Equal,
+    Differs {
+        /// Here.
+        damaged: bool,
+    },
+    /// A member did not answer, or its map is another one.
+    Unknown,
+}
+
+type Lines = BTreeMap<(Key, DiskId), PgDigestLine>;
+
+impl Repairer {
+    /// What differs at one moment may be under way: it is looked at again, a few times.
+    async fn agreements(&self, groups: &[&Group]) -> BTreeMap<Key, Agreement> {
+        let mut found = BTreeMap::new();
+        let mut open: Vec<&Group> = groups.to_vec();
+        for look in 0..LOOKS_MAX {
+            if look > 0 && !open.is_empty() {
+                self.env.sleep(LOOK_PAUSE).await;
+            }
+            let lines = self.ask_digests(&open).await;
+            found.extend(open.iter().map(|group| (group.key(), self.agreement(group, &lines))));
+            open.retain(|group| matches!(found.get(&group.key()), Some(Agreement::Differs { damaged: false })));
+        }
+        found
+    }
+
+    /// The digests of all members of these groups, as their nodes tell them.
+    async fn ask_digests(&self, groups: &[&Group]) -> Lines {
+        let mut asks: BTreeMap<NodeId, Vec<(Key, DiskId)>> = BTreeMap::new();
+        for group in groups {
+            for member in group.others.iter().filter(|other| other.reach == Reach::Serving) {
+                asks.entry(member.node).or_default().push((group.key(), member.disk));
+            }
+        }
+        let asked = asks
+            .into_iter()
+            .flat_map(|(node, asks)| asks.chunks(DIGESTS_MAX).map(|some| (node, some.to_vec())).collect::<Vec<_>>());
+        let answers = asked.map(|(node, asks)| async move {
+            let line = |((pool, prefix), disk): &(Key, DiskId)| PgDigestAsk {
+                disk: Bytes::copy_from_slice(&disk.0.to_be_bytes()),
+                pool: u32::from(pool.0),
+                prefix: *prefix,
+            };
+            let ask = Ask::PgDigests(PgDigests { groups: asks.iter().map(line).collect() });
+            match self.peers.ask(node, ask).await {
+                Ok((Told::PgDigests(page), _)) => asks.into_iter().zip(page.groups).collect(),
+                _ => Vec::new(),
+            }
+        });
+        join_all(answers).await.into_iter().flatten().collect()
+    }
+
+    fn agreement(&self, group: &Group, lines: &Lines) -> Agreement {
+        let Ok(engine) = self.disks.engine(group.own) else { return Agreement::Unknown };
+        let own = engine.digest(group.pg.pool, group.pg.slots());
+        let damaged = own.damaged > 0;
+        let mut differs = damaged;
+        for member in group.others.iter().filter(|other| other.reach == Reach::Serving) {
+            let line = lines.get(&(group.key(), member.disk));
+            match line.filter(|line| !line.unavailable && line.epoch == group.epoch.0) {
+                None => return Agreement::Unknown,
+                Some(line) => differs |= (line.chunks, line.sum) != (own.chunks, own.sum),
+            }
+        }
+        if differs { Agreement::Differs { damaged } } else { Agreement::Equal }
+    }
+
+    /// What differs now, and what stays to be done. What is known to be missing or damaged here is pulled, what others
+    /// have deleted is deleted.
+    async fn compare(&self, group: &Group, before: &Suspects) -> Result<(Suspects, Wants), String> {
+        let engine = self.disks.engine(group.own)?;
+        let now = self.env.now();
+        let members = group.reachable();
+        let mut walk = Walk::new(group, engine, &*self.peers, &members);
+        let (mut suspects, mut left) = (Suspects::default(), Wants::default());
+        while let Some(window) = walk.next().await? {
+            let mut buried = Vec::new();
+            let mut wants = Vec::new();
+            for (id, states) in &window {
+                match judge(*id, states, 1 + members.len()) {
+                    Verdict::Same => {}
+                    Verdict::Elsewhere => {
+                        suspects.note(before, *id, now);
+                    }
+                    Verdict::Bury => buried.push(*id),
+                    Verdict::Mend(want) => wants.push(want),
+                    Verdict::Pull(want) => {
+                        let since = suspects.note(before, *id, now);
+                        if now.since(since) >= self.healing.missing_after {
+                            wants.push(want);
+                        }
+                    }
+                    Verdict::Hopeless => {
+                        suspects.note(before, *id, now);
+                        // Whoever is away may have a good copy.
+                        if group.all_required_serve() {
+                            left.hopeless.push(*id);
+                        }
+                    }
+                    Verdict::Conflict => conflict(*id),
+                }
+            }
+            self.bury(engine, buried).await?;
+            let (count, bytes) = (wants.len() as u64, wants.iter().map(|want| u64::from(want.len)).sum::<u64>());
+            if let Err(why) = self.pull_all(engine, group, &walk, wants).await {
+                tracing::info!("placement group {}: {why}", group.pg);
+                left.missing += count;
+                left.bytes += bytes;
+            }
+        }
+        Ok((suspects, left))
+    }
+}
+
+impl Progress {
+    fn is_done(&self, group: &Group) -> bool {
+        self.state().done.get(&group.key()) == Some(&group.epoch)
+    }
+
+    fn finish(&self, group: &Group) {
+        self.state().done.insert(group.key(), group.epoch);
+    }
+
+    /// Takes in the newest map: forgets what is done of other epochs.
+    fn keep(&self, map: &ClusterMap, groups: &[Group]) {
+        let now: BTreeMap<Key, &Group> = groups.iter().map(|group| (group.key(), group)).collect();
+        let mut state = self.state();
+        state.done.retain(|key, epoch| now.get(key).is_some_and(|group| group.closed && group.epoch == *epoch));
+        state.bits = map
+            .pools
+            .iter()
+            .filter_map(|row| Some((PoolId(u8::try_from(row.id).ok()?), row.pg_bits.min(24) as u8)))
+            .collect();
+        let is_whole = |group: &&Group| !group.degraded && !group.closed;
+        state.whole = Some(groups.iter().filter(is_whole).map(|group| (group.key(), Mark::of(group))).collect());
+        state.own = now.into_keys().collect();
+    }
+
+    fn tell(&self, health: NodeHealth, healthy: BTreeMap<Key, Mark>) {
+        let mut state = self.state();
+        state.health = health;
+        state.healthy = healthy;
+    }
+}
+
+impl Mark {
+    pub(super) fn of(group: &Group) -> Mark {
+        Mark { epoch: group.epoch, lives: group.lives.clone() }
+    }
+}
