@@ -173,7 +173,6 @@ impl Plan {
                 missing_after: Duration::from_millis(1500),
                 sweep_interval: Duration::from_secs(4),
             },
-            ..Tuning::default()
         }
     }
 

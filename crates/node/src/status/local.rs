@@ -37,6 +37,9 @@ pub struct LocalStatus {
     /// Chunks of which no member that answered has a good copy.
     #[prost(uint64, tag = "13")]
     pub hopeless_chunks: u64,
+    /// How fast missing copies came lately.
+    #[prost(uint64, tag = "14")]
+    pub pulled_bytes_per_s: u64,
     /// Empty while it serves; else what it waits for.
     #[prost(string, tag = "12")]
     pub standing: String,
@@ -95,6 +98,7 @@ pub fn collect(service: &Service) -> LocalStatus {
     status.healthy_groups = health.healthy;
     status.missing_chunks = health.missing_chunks;
     status.missing_bytes = health.missing_bytes;
+    status.pulled_bytes_per_s = health.pulled_bytes_per_s;
     status.hopeless_chunks = health.hopeless_chunks;
     for chunk in &health.hopeless {
         let what = format!("chunk {chunk} has no good copy on any disk of its placement group");
