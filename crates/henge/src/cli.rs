@@ -414,7 +414,7 @@ const FSCK_HELP: &str = "\
 Give the directories of all nodes of one cluster: what is committed, and whether a chunk has all its copies, no node can
 tell alone. Of some nodes only, what was not seen is named in notes. Nothing is changed.
 
-Kinds of findings: `lost` (no good copy is left), `degraded` (copies are missing on disks that were given; the running
+Kinds of findings: `lost` (no good copy is left), `degraded` (good copies are missing on disks that were given; the running
 cluster makes them again), `corrupt` (a copy has other bytes), `placement` (two copies on one node), `metadata` and `log`
 (rows or Raft logs are damaged, or replicas contradict each other), `store` and `identity` (the disk's own files).
 Orphans (chunks that nothing names) and strays (copies that moved away) are counted; they are no damage.";
