@@ -119,23 +119,23 @@ pub struct DevArgs {
 
 #[derive(Subcommand, Debug, Clone)]
 pub enum DevAction {
-    /// Start a node that was stopped or killed
+    /// Start nodes that were stopped or killed
     Start(DevNode),
-    /// Stop a node in good order (SIGTERM)
+    /// Stop nodes in good order (SIGTERM)
     Stop(DevNode),
-    /// Kill a node (SIGKILL)
+    /// Kill nodes (SIGKILL)
     Kill(DevNode),
-    /// Freeze a node (SIGSTOP)
+    /// Freeze nodes (SIGSTOP)
     Pause(DevNode),
-    /// Let a frozen node go on (SIGCONT)
+    /// Let frozen nodes go on (SIGCONT)
     Resume(DevNode),
 }
 
 #[derive(Args, Debug, Clone)]
 pub struct DevNode {
-    /// Number of the node, from 1
-    #[arg(value_name = "NODE")]
-    pub node: u32,
+    /// Numbers of the nodes, from 1
+    #[arg(value_name = "NODE", required = true)]
+    pub nodes: Vec<u32>,
     /// Directory of the cluster
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
@@ -389,9 +389,9 @@ pub struct BenchVerifyArgs {
 
 #[derive(Args, Debug, Clone)]
 pub struct S3TargetArgs {
-    /// S3 address of a node [default: that of --data, or 127.0.0.1:9000]
+    /// S3 address of a node; may be repeated, then all are used [default: those of --data, or 127.0.0.1:9000]
     #[arg(long, value_name = "HOST:PORT", value_parser = parse_host_port, help_heading = "Which server")]
-    pub s3: Option<String>,
+    pub s3: Vec<String>,
     /// Region to sign for [default: that of --data, or us-east-1]
     #[arg(long, value_name = "NAME", help_heading = "Which server")]
     pub region: Option<String>,
