@@ -94,9 +94,12 @@ pub fn decode(raw: &[u8]) -> Result<Vec<Entry>, String> {
     Ok(entries)
 }
 
+/// What a node answered, with bulk bytes; or why it did not.
+pub type Asked = Result<(Told, Vec<Bytes>), (Failure, String)>;
+
 /// How other nodes are asked.
 pub trait Peers: Send + Sync {
-    fn ask(&self, node: NodeId, ask: Ask) -> BoxFuture<Result<(Told, Vec<Bytes>), (Failure, String)>>;
+    fn ask(&self, node: NodeId, ask: Ask) -> BoxFuture<Asked>;
 }
 
 /// The inventories of a group's disks, walked together in id order. The first is the own disk's.

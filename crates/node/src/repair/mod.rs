@@ -23,10 +23,11 @@ pub use work::Repairer;
 
 use base::env::BoxFuture;
 use base::ids::{ChunkId, NodeId, PgEpoch, PgId, PoolId};
-use bytes::Bytes;
 use client::Client;
-use client::wire::{Ask, Failure, PgDone, Told};
-use exchange::Peers;
+use client::wire::{Ask, PgDone};
+use exchange::{Asked, Peers};
+use meta::map::command::ClusterMap;
+use plan::Group;
 use prometheus_client::metrics::counter::Counter;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -113,8 +114,20 @@ impl Progress {
         self.state().done.iter().map(line).collect()
     }
 
-    pub fn health(&self) -> NodeHealth {
-        self.state().health.clone()
+    /// As of this map, which may be newer than the last comparison: what that found then does not count.
+    pub fn health(&self, map: &ClusterMap, node: NodeId) -> NodeHealth {
+        let groups = plan::groups_of(map, node);
+        let state = self.state();
+        let is_healthy = |group: &&Group| {
+            !group.degraded && !group.closed && state.healthy.get(&group.key()) == Some(&Mark::of(group))
+        };
+        NodeHealth {
+            groups: groups.len() as u64,
+            healthy: groups.iter().filter(is_healthy).count() as u64,
+            degraded: groups.iter().filter(|group| group.degraded).count() as u64,
+            moving: groups.iter().filter(|group| group.closed).count() as u64,
+            ..state.health.clone()
+        }
     }
 
     /// Whether no member can bring this chunk back: its group is healthy with all of them, or is none of this node's.
@@ -131,7 +144,7 @@ impl Progress {
 pub struct Others(pub Client);
 
 impl Peers for Others {
-    fn ask(&self, node: NodeId, ask: Ask) -> BoxFuture<Result<(Told, Vec<Bytes>), (Failure, String)>> {
+    fn ask(&self, node: NodeId, ask: Ask) -> BoxFuture<Asked> {
         let client = self.0.clone();
         Box::pin(async move { client.ask_peer(node, ask).await })
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use store::{DiskIdentity, Engine, EngineOptions, NewChunk};
 use tokio::sync::watch;
 
-use super::exchange::Peers;
+use super::exchange::{Asked, Peers};
 use super::plan::{Group, groups_of};
 use super::work::Comparer;
 use super::{Progress, Repairer, answer};
@@ -33,14 +33,14 @@ struct Nodes {
 struct Asker(Arc<Nodes>);
 
 impl Peers for Asker {
-    fn ask(&self, node: NodeId, ask: Ask) -> BoxFuture<Result<(Told, Vec<Bytes>), (Failure, String)>> {
+    fn ask(&self, node: NodeId, ask: Ask) -> BoxFuture<Asked> {
         let nodes = self.0.clone();
         Box::pin(async move { nodes.answer(node, ask).await })
     }
 }
 
 impl Nodes {
-    async fn answer(&self, node: NodeId, ask: Ask) -> Result<(Told, Vec<Bytes>), (Failure, String)> {
+    async fn answer(&self, node: NodeId, ask: Ask) -> Asked {
         let map = self.map.borrow().clone();
         let disks = &self.disks[&node];
         let note = |what| self.asked.lock().unwrap().push((node, what));
@@ -64,7 +64,7 @@ impl Nodes {
     }
 }
 
-fn told(answer: Answer) -> Result<(Told, Vec<Bytes>), (Failure, String)> {
+fn told(answer: Answer) -> Asked {
     match answer.told {
         Some(Told::Failed(failed)) => Err((failed.failure(), failed.detail)),
         Some(told) => Ok((told, Vec::new())),
@@ -162,7 +162,7 @@ impl Bench {
     fn round(&self, comparer: &mut Comparer, node: u32) -> (u64, u64) {
         let map = self.nodes.map.borrow().clone();
         self.sim.block_on(comparer.round(&map));
-        let health = self.repairers[&node].progress.health();
+        let health = self.repairers[&node].progress.health(&map, NodeId(node));
         (health.healthy, health.hopeless_chunks)
     }
 
@@ -322,6 +322,26 @@ fn what_lacks_for_long_is_pulled_and_then_the_group_is_healthy() {
     assert!(bench.nodes.asked.lock().unwrap().is_empty(), "equal digests need no inventories");
 }
 
+/// A node came back after an absence and was called whole, because all that it lacked had only just been noticed.
+#[test]
+fn what_differs_at_the_first_look_may_have_differed_for_long() {
+    let bench = Bench::new(&[1, 2, 3]);
+    for node in [1, 2, 3] {
+        bench.put(node, 1..=10);
+    }
+    bench.put(1, 11..=12);
+    let mut comparer = Comparer::new(bench.repairers[&1].clone());
+    assert_eq!(bench.round(&mut comparer, 1), (0, 0));
+    bench.put(2, 11..=12);
+    bench.put(3, 11..=12);
+    assert_eq!(bench.round(&mut comparer, 1), (1, 0));
+    bench.change(|map| map.nodes[2].generation += 1);
+    bench.put(1, 13..=13);
+    assert_eq!(bench.round(&mut comparer, 1), (0, 0), "node 3 began a new life");
+    bench.sim.run_for(AFTER);
+    assert_eq!(bench.round(&mut comparer, 1), (0, 0), "it still lacks what it lacked");
+}
+
 #[test]
 fn a_tombstone_elsewhere_deletes_here_and_stops_the_pull_by_others() {
     let bench = Bench::new(&[1, 2, 3]);
@@ -359,7 +379,7 @@ fn a_damaged_copy_is_mended_at_once_and_one_without_a_good_copy_is_told() {
     bench.damage(2, 6);
     bench.sim.run_for(AFTER);
     assert_eq!(bench.round(&mut comparer, 1), (0, 1));
-    assert_eq!(bench.repairers[&1].progress.health().hopeless, vec![id(6)]);
+    assert_eq!(bench.repairers[&1].progress.health(&bench.nodes.map.borrow(), NodeId(1)).hopeless, vec![id(6)]);
 }
 
 #[test]

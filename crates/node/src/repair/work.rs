@@ -54,6 +54,8 @@ struct Watched {
     mark: Option<Mark>,
     suspects: Suspects,
     exchanged: Option<MonoTime>,
+    /// The first exchange of these members in these lives: what differed then may have differed for long.
+    first_exchanged: Option<MonoTime>,
     healthy: bool,
     wants: Wants,
 }
@@ -300,8 +302,11 @@ impl Comparer {
         watched.exchanged = Some(now);
         match repairer.compare(group, &watched.suspects).await {
             Ok((suspects, wants)) => {
-                let fresh = suspects.are_fresh(now, repairer.healing.missing_after);
-                watched.healthy = fresh && wants.hopeless.is_empty() && wants.missing == 0 && !group.degraded;
+                let missing_after = repairer.healing.missing_after;
+                let first = *watched.first_exchanged.get_or_insert(now);
+                let is_known = watched.healthy || now.since(first) >= missing_after;
+                let whole = wants.hopeless.is_empty() && wants.missing == 0 && !group.degraded;
+                watched.healthy = is_known && whole && suspects.are_fresh(now, missing_after);
                 (watched.suspects, watched.wants) = (suspects, wants);
             }
             Err(why) => {
@@ -312,15 +317,11 @@ impl Comparer {
     }
 
     fn tell(&self, groups: &[Group]) {
-        let mut health = NodeHealth { checked: true, groups: groups.len() as u64, ..NodeHealth::default() };
+        let mut health = NodeHealth { checked: true, ..NodeHealth::default() };
         let mut marks = BTreeMap::new();
         for group in groups {
-            health.degraded += u64::from(group.degraded);
-            health.moving += u64::from(group.closed);
             let watched = self.watched.get(&group.key());
-            let healthy = watched.is_some_and(|watched| watched.healthy);
-            health.healthy += u64::from(healthy);
-            if healthy {
+            if watched.is_some_and(|watched| watched.healthy) {
                 marks.insert(group.key(), Mark::of(group));
             }
             if let Some(wants) = watched.map(|watched| &watched.wants) {
@@ -443,7 +444,10 @@ impl Repairer {
                     }
                     Verdict::Hopeless => {
                         suspects.note(before, *id, now);
-                        left.hopeless.push(*id);
+                        // Whoever is away may have a good copy.
+                        if group.all_required_serve() {
+                            left.hopeless.push(*id);
+                        }
                     }
                     Verdict::Conflict => conflict(*id),
                 }
@@ -492,7 +496,7 @@ impl Progress {
 }
 
 impl Mark {
-    fn of(group: &Group) -> Mark {
+    pub(super) fn of(group: &Group) -> Mark {
         Mark { epoch: group.epoch, lives: group.lives.clone() }
     }
 }

@@ -34,6 +34,9 @@ pub struct LocalStatus {
     pub missing_chunks: u64,
     #[prost(uint64, tag = "11")]
     pub missing_bytes: u64,
+    /// Chunks of which no member that answered has a good copy.
+    #[prost(uint64, tag = "13")]
+    pub hopeless_chunks: u64,
     /// Empty while it serves; else what it waits for.
     #[prost(string, tag = "12")]
     pub standing: String,
@@ -87,11 +90,16 @@ pub fn collect(service: &Service) -> LocalStatus {
         Standing::Fenced => "was voted out and is on its way back".into(),
         Standing::Ended(why) => why.clone(),
     };
-    let health = service.repair.health();
+    let health = service.repair.health(&service.map.borrow(), service.node);
     status.placement_groups = health.groups;
     status.healthy_groups = health.healthy;
     status.missing_chunks = health.missing_chunks;
     status.missing_bytes = health.missing_bytes;
+    status.hopeless_chunks = health.hopeless_chunks;
+    for chunk in &health.hopeless {
+        let what = format!("chunk {chunk} has no good copy on any disk of its placement group");
+        status.find(Verdict::Lost, format!("{what}; `henge fsck` names the object, restore it"));
+    }
     let only_copy = service.map.borrow().pools.iter().any(|pool| pool.copies_effective <= 1);
     disks(service, &mut status);
     damage(service, only_copy, &mut status);

@@ -214,7 +214,9 @@ fn placement(map: &ClusterMap, answers: &Answers, findings: &mut Findings) -> Ch
     let total = sum(answers, |status| status.chunks).div_ceil(effective as u64);
     let share = |groups: u64| (total * groups).checked_div(all).unwrap_or(0);
     let corrupt = sum(answers, |status| status.corrupt);
-    let lost = if effective == 1 { corrupt } else { 0 };
+    // Each member of the group counts it.
+    let hopeless = answers.iter().filter_map(|(_, status)| Some(status.as_ref()?.hopeless_chunks)).max().unwrap_or(0);
+    let lost = if effective == 1 { corrupt } else { hopeless };
     ChunkCounts { total, degraded: share(degraded), last_copy: share(last), corrupt, lost }
 }
 

@@ -6,31 +6,31 @@ use base::sim::{Sim, SimNode};
 use bytes::Bytes;
 use client::Client;
 use meta::map::command::{MapCommand, NodeRow, NodeState};
-use node::{Config, DiskSpec, Node};
+use node::{Config, DiskSpec, Node, Verdict};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::{bytes_of, get, put};
 
-struct Cluster {
-    sim: Sim,
-    nodes: BTreeMap<NodeId, Node>,
+pub struct Cluster {
+    pub sim: Sim,
+    pub nodes: BTreeMap<NodeId, Arc<Node>>,
 }
 
 impl Cluster {
     /// Founds a cluster on node 1.
-    fn found(seed: u64) -> Cluster {
+    pub fn found(seed: u64) -> Cluster {
         let mut cluster = Cluster { sim: Sim::new(seed), nodes: BTreeMap::new() };
         cluster.start(NodeId(1));
         cluster
     }
 
-    fn sim_node(&self, node: NodeId) -> SimNode {
+    pub fn sim_node(&self, node: NodeId) -> SimNode {
         self.sim.node(node)
     }
 
-    fn config(&self, node: NodeId) -> Config {
+    pub fn config(&self, node: NodeId) -> Config {
         let data: Arc<dyn Disk> = self.sim.disk(node, "data");
         let disk: Arc<dyn Disk> = self.sim.disk(node, "disk");
         Config {
@@ -45,18 +45,18 @@ impl Cluster {
         }
     }
 
-    fn start(&mut self, id: NodeId) {
+    pub fn start(&mut self, id: NodeId) {
         let config = self.config(id);
         let started = self.sim.block_on(self.sim_node(id).run(Node::start(config)));
-        self.nodes.insert(id, started.expect("no crash meanwhile").expect("the node starts"));
+        self.nodes.insert(id, Arc::new(started.expect("no crash meanwhile").expect("the node starts")));
     }
 
     /// Lets a new node in, and starts it.
-    fn join(&mut self) -> NodeId {
-        let client = self.client(NodeId(1));
-        let cluster = self.nodes[&NodeId(1)].cluster();
+    pub fn join(&mut self) -> NodeId {
+        let (member, node) = self.nodes.last_key_value().expect("somebody is there");
+        let (member, client, cluster) = (*member, node.client(), node.cluster());
         let row = NodeRow { state: NodeState::Joining as i32, address: "somewhere:1".into(), ..NodeRow::default() };
-        let reply = self.on(NodeId(1), async move { client.change_map_checked(MapCommand::SetNode(row)).await });
+        let reply = self.on(member, async move { client.change_map_checked(MapCommand::SetNode(row)).await });
         let id = NodeId(reply.expect("a node id is allotted").id as u32);
         let contacts: Vec<(NodeId, String)> =
             self.nodes.keys().map(|node| (*node, format!("node{node}:9002"))).collect();
@@ -68,16 +68,16 @@ impl Cluster {
         id
     }
 
-    fn client(&self, node: NodeId) -> Client {
+    pub fn client(&self, node: NodeId) -> Client {
         self.nodes[&node].client()
     }
 
-    fn on<T: Send + 'static>(&self, node: NodeId, task: impl Future<Output = T> + Send + 'static) -> T {
+    pub fn on<T: Send + 'static>(&self, node: NodeId, task: impl Future<Output = T> + Send + 'static) -> T {
         self.sim.block_on(self.sim_node(node).run(task)).expect("no crash meanwhile")
     }
 
     /// Lets virtual time pass until `holds`; panics after `at_most`.
-    fn wait(&self, what: &str, at_most: Duration, holds: impl Fn(&Cluster) -> bool) {
+    pub fn wait(&self, what: &str, at_most: Duration, holds: impl Fn(&Cluster) -> bool) {
         let start = self.sim.now();
         while !holds(self) {
             assert!(self.sim.now().since(start) < at_most, "{what}: not within {at_most:?}");
@@ -85,8 +85,23 @@ impl Cluster {
         }
     }
 
+    /// All nodes together say that everything has all its copies.
+    pub fn wait_for_safety(&self, asked: NodeId) {
+        let start = self.sim.now();
+        loop {
+            let node = self.nodes[&asked].clone();
+            let status = self.on(asked, async move { node.cluster_status().await });
+            if status.verdict == Verdict::Safe {
+                return;
+            }
+            let waited = self.sim.now().since(start);
+            assert!(waited < Duration::from_secs(120), "not safe after {waited:?}: {:?}", status.reasons);
+            self.sim.run_for(Duration::from_millis(200));
+        }
+    }
+
     /// Every group has these voters, as each of its replicas sees it.
-    fn wait_for_voters(&self, nodes: &[u64]) {
+    pub fn wait_for_voters(&self, nodes: &[u64]) {
         self.wait(&format!("voters {nodes:?}"), Duration::from_secs(60), |cluster| {
             cluster.nodes.iter().filter(|(id, _)| cluster.sim.is_running(**id)).all(|(_, node)| {
                 let groups = node.status().groups;
@@ -192,4 +207,51 @@ fn a_survivor_is_recovered_and_what_was_before_stays_out() {
         let why = cluster.on(NodeId(1), async move { node.ended().await });
         assert!(why.contains("recovered without this node"), "{why}");
     }
+}
+
+const OBJECTS: u32 = 60;
+
+fn object(i: u32) -> Bytes {
+    bytes_of((i as usize * 7919) % 70_000, i as u8)
+}
+
+/// Every object through the gateway of every running node.
+fn verify(cluster: &Cluster) {
+    for id in cluster.nodes.keys().copied() {
+        let client = cluster.client(id);
+        cluster.on(id, async move {
+            let bucket = client.bucket("photos").await.expect("the bucket is there");
+            for i in 0..OBJECTS {
+                let found = get(&client, &bucket, &format!("key-{i}")).await.expect("the object is there");
+                assert!(found == object(i), "object {i} differs through node {id}");
+            }
+        });
+    }
+}
+
+#[test]
+fn data_of_one_node_reaches_three_copies_and_outlives_it() {
+    let mut cluster = Cluster::found(4);
+    let client = cluster.client(NodeId(1));
+    cluster.on(NodeId(1), async move {
+        let bucket = client.create_bucket("photos", "root").await.expect("the name is free");
+        for i in 0..OBJECTS {
+            put(&client, &bucket, &format!("key-{i}"), object(i)).await.expect("stored");
+        }
+    });
+    cluster.join();
+    cluster.join();
+    cluster.wait_for_safety(NodeId(2));
+    verify(&cluster);
+    // The first node and all its disks are destroyed.
+    cluster.sim.crash(NodeId(1));
+    cluster.nodes.remove(&NodeId(1));
+    verify(&cluster);
+    cluster.sim.run_for(Duration::from_secs(3));
+    let client = cluster.client(NodeId(2));
+    cluster.on(NodeId(2), async move { client.remove_node(NodeId(1), true).await }).expect("a lost node may go");
+    assert_eq!(cluster.join(), NodeId(4));
+    cluster.wait_for_safety(NodeId(3));
+    verify(&cluster);
+    cluster.wait_for_voters(&[2, 3, 4]);
 }

@@ -1,0 +1,148 @@
+//! Copies: how they are made as nodes join, made again after one is lost, and brought up to date after an absence.
+
+use base::ids::NodeId;
+use bytes::Bytes;
+use client::DeleteRequest;
+use meta::map::command::{MapCommand, NodeState, SetNodeState};
+use node::{Status, Verdict};
+use std::time::Duration;
+
+use crate::cluster::Cluster;
+use crate::{bytes_of, get, put};
+
+/// Sizes around every border: inline, small chunk, large chunk, several chunks.
+fn size(number: u32) -> usize {
+    [100, 1500, 4096, 300_000, 70_000, 1 << 20][number as usize % 6]
+}
+
+impl Cluster {
+    fn status(&self, via: NodeId) -> Status {
+        let node = self.nodes[&via].clone();
+        self.on(via, async move { node.cluster_status().await })
+    }
+
+    fn write(&self, via: NodeId, numbers: std::ops::Range<u32>) {
+        let client = self.client(via);
+        self.on(via, async move {
+            let bucket = match client.bucket("photos").await {
+                Ok(bucket) => bucket,
+                Err(_) => client.create_bucket("photos", "root").await.expect("the name is free"),
+            };
+            for number in numbers {
+                let bytes = bytes_of(size(number), number as u8);
+                put(&client, &bucket, &format!("key-{number}"), bytes).await.expect("stored");
+            }
+        });
+    }
+
+    fn remove(&self, via: NodeId, numbers: std::ops::Range<u32>) {
+        let client = self.client(via);
+        self.on(via, async move {
+            let bucket = client.bucket("photos").await.expect("the bucket is there");
+            for number in numbers {
+                let key = Bytes::from(format!("key-{number}"));
+                client.delete(&bucket, &key, DeleteRequest::default()).await.expect("deleted");
+            }
+        });
+    }
+
+    fn verify(&self, via: NodeId, numbers: std::ops::Range<u32>) {
+        let client = self.client(via);
+        self.on(via, async move {
+            let bucket = client.bucket("photos").await.expect("the bucket is there");
+            for number in numbers {
+                let found = get(&client, &bucket, &format!("key-{number}")).await;
+                let found = found.unwrap_or_else(|error| panic!("object {number}: {error}"));
+                assert!(found == bytes_of(size(number), number as u8), "object {number} differs on node {via}");
+            }
+        });
+    }
+
+    fn crash(&mut self, id: NodeId) {
+        self.sim.crash(id);
+        self.nodes.remove(&id);
+    }
+
+    fn set_state(&self, via: NodeId, id: NodeId, state: NodeState) {
+        let client = self.client(via);
+        let generation = client.map().map.nodes.iter().find(|row| row.id == id.0).map_or(0, |row| row.generation);
+        let change =
+            SetNodeState { id: id.0, state: state as i32, raise_floor: state != NodeState::Draining, generation };
+        let changed = self.on(via, async move { client.change_map_checked(MapCommand::SetNodeState(change)).await });
+        changed.expect("an operator may");
+    }
+}
+
+#[test]
+fn old_data_reaches_three_copies_and_a_destroyed_node_is_replaced() {
+    let mut cluster = Cluster::found(11);
+    let [first, second] = [NodeId(1), NodeId(2)];
+    cluster.write(first, 0..60);
+    assert_eq!(cluster.status(first).verdict, Verdict::AtRisk, "one copy is never called safe");
+    cluster.join();
+    cluster.join();
+    cluster.wait_for_safety(second);
+    cluster.write(second, 60..80);
+    cluster.crash(first);
+    cluster.sim.disk(first, "data").erase();
+    cluster.sim.disk(first, "disk").erase();
+    cluster.verify(second, 0..80);
+    cluster.write(second, 80..100);
+    assert_ne!(cluster.status(second).verdict, Verdict::Safe);
+    cluster.set_state(second, first, NodeState::Lost);
+    assert_eq!(cluster.join(), NodeId(4));
+    cluster.wait("copies on the new node", Duration::from_secs(120), |cluster| {
+        cluster.nodes[&NodeId(4)].status().chunks.total == cluster.nodes[&second].status().chunks.total
+    });
+    cluster.wait_for_voters(&[2, 3, 4]);
+    cluster.set_state(second, first, NodeState::Removed);
+    cluster.wait_for_safety(second);
+    cluster.crash(second);
+    cluster.verify(NodeId(4), 0..100);
+}
+
+#[test]
+fn who_was_away_gets_what_it_missed_and_loses_what_was_deleted() {
+    let mut cluster = Cluster::found(12);
+    cluster.join();
+    cluster.join();
+    let [first, second, third] = [1, 2, 3].map(NodeId);
+    cluster.write(first, 0..40);
+    cluster.wait_for_safety(first);
+    cluster.crash(third);
+    cluster.write(second, 40..70);
+    cluster.remove(second, 0..20);
+    // Long enough for the garbage to be gone, and its tombstones if nothing kept them.
+    cluster.sim.run_for(Duration::from_secs(40));
+    cluster.start(third);
+    cluster.wait_for_safety(third);
+    let chunks = |cluster: &Cluster, id: NodeId| cluster.nodes[&id].status().chunks.total;
+    assert_eq!(chunks(&cluster, third), chunks(&cluster, first));
+    assert_eq!(chunks(&cluster, third), chunks(&cluster, second));
+    for victim in [first, second] {
+        cluster.crash(victim);
+        cluster.sim.run_for(Duration::from_secs(2));
+        cluster.verify(third, 20..70);
+        cluster.start(victim);
+        cluster.wait_for_safety(third);
+    }
+}
+
+#[test]
+fn a_drained_node_is_emptied_and_goes() {
+    let mut cluster = Cluster::found(13);
+    for _ in 2..=4 {
+        cluster.join();
+    }
+    let [first, second] = [NodeId(1), NodeId(2)];
+    cluster.write(first, 0..40);
+    cluster.wait_for_safety(first);
+    cluster.set_state(first, second, NodeState::Draining);
+    cluster.wait("node 2 is removed", Duration::from_secs(180), |cluster| {
+        let map = cluster.client(first).map();
+        map.map.nodes.iter().any(|row| row.id == 2 && row.state() == NodeState::Removed)
+    });
+    cluster.crash(second);
+    cluster.wait_for_safety(first);
+    cluster.verify(first, 0..40);
+}
