@@ -22,7 +22,7 @@ use crate::plan::Profile;
 use crate::worker::Worker;
 
 /// Virtual time in which garbage, orphans and compaction must come to their end when nobody writes.
-pub const QUIET: Duration = Duration::from_secs(6);
+const QUIET: Duration = Duration::from_secs(6);
 /// Long enough for the first scrub, which begins ten minutes after a start.
 pub const QUIET_LONG: Duration = Duration::from_secs(620);
 /// Virtual time within which a healthy node must take a write.

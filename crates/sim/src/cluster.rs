@@ -361,6 +361,16 @@ impl Cluster {
         self.shared().members.get(&id)?.node.as_ref().map(|node| node.status())
     }
 
+    /// What a node says of the whole cluster, having asked the others.
+    pub async fn cluster_status(&self, id: NodeId) -> Option<Status> {
+        let (node, serving) = {
+            let shared = self.shared();
+            let member = shared.members.get(&id)?;
+            (member.node.clone()?, member.serving.clone()?)
+        };
+        serving.run(async move { node.cluster_status().await }).await.ok()
+    }
+
     /// What the product says about its background work: a run in which nothing of it happened tests little.
     fn gather_metrics(&self, id: NodeId) {
         let text =

@@ -3,7 +3,7 @@
 use base::env::{Random, RandomExt};
 use base::{KIB, MIB};
 use bytes::Bytes;
-use node::Tuning;
+use node::{Healing, Tuning};
 use std::time::Duration;
 use store::EngineOptions;
 use store::kv::KvOptions;
@@ -111,6 +111,8 @@ pub struct Plan {
     pub large_per_myriad: u64,
     /// What each disk may hold.
     pub disk_bytes: u64,
+    /// How long a node may be down until its copies are made again elsewhere.
+    pub lost_after: Duration,
 }
 
 impl Plan {
@@ -139,6 +141,7 @@ impl Plan {
                 BucketPlan { name: "versions", versioned: true },
             ],
             large_per_myriad: [0, 100, 400][random.below(3) as usize],
+            lost_after: Duration::from_secs(if profile.nodes() > 1 { [6, 600][random.below(2) as usize] } else { 600 }),
             disk_bytes: if profile == Profile::DiskFull { DISK_FULL_BYTES } else { 16 << 30 },
         }
     }
@@ -164,6 +167,12 @@ impl Plan {
             },
             flush_bytes: 4 * KIB,
             garbage_grace: Duration::from_millis(300),
+            healing: Healing {
+                lost_after: self.lost_after,
+                compare_interval: Duration::from_millis(400),
+                missing_after: Duration::from_millis(1500),
+                sweep_interval: Duration::from_secs(4),
+            },
             ..Tuning::default()
         }
     }

@@ -17,7 +17,7 @@ use node::Verdict;
 /// Virtual time within which a cluster that nothing stands in the way of must be safe.
 const SAFE_MAX: Duration = Duration::from_secs(180);
 /// How often one looks whether it is.
-const SAFE_CHECK: Duration = Duration::from_millis(200);
+const SAFE_CHECK: Duration = Duration::from_millis(500);
 /// After so much of an outage, the others must serve.
 const FAILOVER_MAX: Duration = Duration::from_secs(5);
 /// Outages this long are used to look whether they do.
@@ -449,23 +449,33 @@ impl Nemesis {
     pub async fn await_safe(&self, when: &str) -> Result<(), Refused> {
         let began = self.sim.now();
         loop {
-            let unsafe_nodes: Vec<String> =
-                self.cluster.nodes().into_iter().filter_map(|id| self.why_unsafe(id)).collect();
-            if unsafe_nodes.is_empty() {
+            let Some(why) = self.why_unsafe().await else {
                 self.recorder.note(|| format!("safe {when}, after {:?}", self.sim.now().since(began)));
                 return Ok(());
-            }
+            };
             if self.sim.now().since(began) > SAFE_MAX {
-                let why = unsafe_nodes.join("\n    ");
-                self.recorder.violation(format!("never safe {when}:\n    {why}"));
+                self.recorder.violation(format!("never safe {when}: {why}"));
                 return Err(Refused);
             }
             self.sim.sleep(SAFE_CHECK).await;
         }
     }
 
-    fn why_unsafe(&self, node: NodeId) -> Option<String> {
-        let Some(status) = self.cluster.status(node) else { return Some(format!("node {node} does not serve")) };
+    /// What the first node says that does not find everything safe.
+    async fn why_unsafe(&self) -> Option<String> {
+        for node in self.cluster.nodes() {
+            let why = self.why_unsafe_to(node).await;
+            if why.is_some() {
+                return why;
+            }
+        }
+        None
+    }
+
+    async fn why_unsafe_to(&self, node: NodeId) -> Option<String> {
+        let Some(status) = self.cluster.cluster_status(node).await else {
+            return Some(format!("node {node} does not serve"));
+        };
         let is_safe = status.verdict == Verdict::Safe;
         (!is_safe).then(|| {
             let nodes: Vec<String> =

@@ -101,6 +101,9 @@ pub fn collect(service: &Service) -> LocalStatus {
         status.find(Verdict::Lost, format!("{what}; `henge fsck` names the object, restore it"));
     }
     let only_copy = service.map.borrow().pools.iter().any(|pool| pool.copies_effective <= 1);
+    if !health.checked && !only_copy {
+        status.find(Verdict::AtRisk, "the copies here have not been compared since the node started".into());
+    }
     disks(service, &mut status);
     damage(service, only_copy, &mut status);
     groups(service, &mut status);
