@@ -23,7 +23,7 @@ pub enum Command {
     Server(ServerArgs),
     /// Run a whole cluster on this machine to play with: kill, pause and restart its nodes
     Dev(DevArgs),
-    /// See it work: store files, kill the server, start it again, read them back and compare
+    /// See it work: three nodes; store files, kill a node, read them back through another, compare, heal
     Demo(DemoArgs),
     /// Say whether the data is safe, and what to do if not (exit: 0 safe, 2 at risk, 3 worse, 1 error)
     Status(StatusArgs),
