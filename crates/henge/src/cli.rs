@@ -400,6 +400,7 @@ pub struct S3TargetArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(after_help = FSCK_HELP)]
 pub struct FsckArgs {
     /// The --data directory of every node, or of a dev cluster, and --disk directories outside of them
     #[arg(value_name = "DIR", required = true)]
@@ -408,6 +409,15 @@ pub struct FsckArgs {
     #[arg(long)]
     pub json: bool,
 }
+
+const FSCK_HELP: &str = "\
+Give the directories of all nodes of one cluster: what is committed, and whether a chunk has all its copies, no node can
+tell alone. Of some nodes only, what was not seen is named in notes. Nothing is changed.
+
+Kinds of findings: `lost` (no good copy is left), `degraded` (copies are missing on disks that were given; the running
+cluster makes them again), `corrupt` (a copy has other bytes), `placement` (two copies on one node), `metadata` and `log`
+(rows or Raft logs are damaged, or replicas contradict each other), `store` and `identity` (the disk's own files).
+Orphans (chunks that nothing names) and strays (copies that moved away) are counted; they are no damage.";
 
 /// Parses the arguments of this process. Help and version are printed and end it; what cannot be understood is one
 /// sentence.

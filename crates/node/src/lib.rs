@@ -18,6 +18,7 @@ mod replicas;
 mod service;
 mod start;
 mod status;
+mod sweep;
 mod transport;
 mod workers;
 

@@ -5,11 +5,11 @@ use base::env::Disk;
 use base::ids::{GroupId, LogIndex, Term};
 use bytes::Bytes;
 use meta::group::{self, Install};
-use meta::view::Overlay;
+use meta::view::{Overlay, View};
 use protocol::raft::{Configuration, Entry};
 use std::sync::Arc;
 use store::kv::{Kv, KvOptions, LsmKv};
-use store::{Engine, EngineOptions, RaftLog, RaftWrite};
+use store::{Engine, EngineOptions, RaftWrite};
 
 pub use crate::home::{HomeError, NodeIdentity};
 pub use crate::machine::KvView;
@@ -87,18 +87,45 @@ fn as_entry(entry: &store::RaftEntry) -> Entry {
     Entry { index: entry.index, term: entry.term, data: entry.data.clone() }
 }
 
-/// Applies to `rows` what `log` says beyond them, as the next start of the node would. Only for groups whose one
-/// voter is this node: what its log holds is committed. Answers how many entries that were, or why it cannot be done.
-pub fn replay(rows: &mut Overlay<'_>, group: GroupId, log: &RaftLog) -> Result<u64, String> {
-    let applied = group::load(rows, group).map_err(|error| error.to_string())?.applied_index;
-    if log.base.0.0 > applied {
-        return Err(format!("the log begins after entry {}, the key-value store ends at entry {applied}", log.base.0));
+/// What the rows of a replica say of themselves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaState {
+    /// The rows hold the effect of everything up to here.
+    pub applied: (LogIndex, Term),
+    pub configuration: Configuration,
+    /// The rows are a snapshot's: unless the log holds the applied entry, it is void.
+    pub log_due: bool,
+}
+
+/// `None`: the replica has no state; it was never given one, or was being given one.
+pub fn replica_state(rows: &dyn View, id: GroupId) -> Result<Option<ReplicaState>, String> {
+    let state = group::load(rows, id).map_err(|error| error.to_string())?;
+    if !state.is_supported() {
+        return Err(format!("it is at feature level {}: use a newer henge", state.feature_level));
     }
+    if state.install() == Install::Incomplete || state.conf_state.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(ReplicaState {
+        applied: (LogIndex(state.applied_index), Term(state.applied_term)),
+        configuration: Configuration::decode(&state.conf_state)?,
+        log_due: state.install() == Install::LogDue,
+    }))
+}
+
+/// Applies to `rows` the entries after `from` up to and with `until`, as a leader that holds them would. Answers how
+/// many that were, or why it cannot be done.
+pub fn replay(
+    rows: &mut Overlay<'_>,
+    id: GroupId,
+    entries: &[store::RaftEntry],
+    from: LogIndex,
+    until: LogIndex,
+) -> Result<u64, String> {
     let mut replayed = 0;
-    for entry in log.entries.iter().filter(|entry| entry.index.0 > applied) {
-        let entry = Entry { index: entry.index, term: entry.term, data: entry.data.clone() };
-        if !entry.data.is_empty() {
-            crate::machine::apply_one(rows, group, &entry).map_err(|error| error.to_string())?;
+    for entry in entries.iter().filter(|entry| entry.index > from && entry.index <= until).map(as_entry) {
+        if !entry.data.is_empty() && !entry.is_configuration() {
+            crate::machine::apply_one(rows, id, &entry).map_err(|error| error.to_string())?;
         }
         replayed += 1;
     }

@@ -22,6 +22,7 @@ use crate::machine::{Command, KvView, Reply};
 use crate::metrics::Counters;
 use crate::repair::{self, Progress};
 use crate::replicas::Replicas;
+use crate::sweep;
 use crate::transport::{self, RaftBatch};
 
 /// Chunks named in one delete request.
@@ -124,7 +125,7 @@ impl Service {
             Ask::NodeReport(report) => (self.hear(NodeId(request.node), report), Vec::new()),
             Ask::Inventory(ask) => (repair::inventory(&self.map.borrow(), &self.disks, &ask), Vec::new()),
             Ask::PgDigests(ask) => (repair::digests(&self.map.borrow(), &self.disks, &ask), Vec::new()),
-            Ask::Named(_) => (Answer::failed(Failure::Invalid, "not served yet"), Vec::new()),
+            Ask::Named(ask) => (self.named(GroupId(ask.group), &ask.ids).await, Vec::new()),
         }
     }
 
@@ -214,6 +215,17 @@ impl Service {
                 Answer::of(Told::ShardAnswer(ShardAnswer { found: Some(ShardFound::Refused(refused)) }))
             }
             Err(error) => Answer::failed(Failure::Busy, error.to_string()),
+        }
+    }
+
+    async fn named(&self, id: GroupId, ids: &[u8]) -> Answer {
+        let group = match self.group(id) {
+            Ok(group) => group,
+            Err(failed) => return failed.into(),
+        };
+        match group.barrier().await {
+            Ok(()) => sweep::named(self, id, ids).await,
+            Err(error) => group_failure(error),
         }
     }
 

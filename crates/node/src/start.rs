@@ -21,6 +21,7 @@ use crate::repair::{Others, Progress, Repairer};
 use crate::replicas::Replicas;
 use crate::service::{Front, Service, Standing};
 use crate::status::{self, Status};
+use crate::sweep;
 use crate::workers;
 
 /// How long a start waits for the cluster to take the node in: of a cluster of one, and of several.
@@ -87,7 +88,7 @@ impl Default for Healing {
             lost_after: controller::LOST_AFTER,
             compare_interval: Duration::from_secs(2),
             missing_after: Duration::from_secs(5),
-            sweep_interval: Duration::from_secs(3600),
+            sweep_interval: Duration::from_secs(600),
         }
     }
 }
@@ -460,7 +461,8 @@ fn start_workers(
     env.spawn("renew session", renew);
     let announce = workers::announce_failures(env.clone(), service.clone(), client.clone(), stop.subscribe());
     env.spawn("announce failures", announce);
-    env.spawn("sweep orphans", workers::sweep_orphans(env.clone(), service.clone(), sweeper, clock));
+    let interval = tuning.healing.sweep_interval;
+    env.spawn("sweep orphans", sweep::run(env.clone(), service.clone(), sweeper, clock, interval, stop.subscribe()));
     env.spawn("report", controller::report(env.clone(), service.clone(), client.clone(), stop.subscribe()));
     let control =
         controller::control(env.clone(), service.clone(), client.clone(), tuning.healing.lost_after, stop.subscribe());

@@ -3,7 +3,7 @@
 
 use base::Env;
 use base::env::{Disk, MonoTime};
-use base::ids::{ChunkId, GROUP_ZERO, Generation, GroupId, NodeId, PoolId, Session};
+use base::ids::{ChunkId, GROUP_ZERO, GroupId, NodeId};
 use base::{GIB, MIB};
 use bytes::Bytes;
 use client::{Client, Error};
@@ -15,9 +15,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::group::GroupHandle;
-use crate::home::{GenerationClock, Generations};
+use crate::home::GenerationClock;
 use crate::machine::KvView;
-use crate::service::{Service, Standing};
+use crate::service::Service;
 
 /// Unflushed state or log that makes a flush worth its writing.
 pub const FLUSH_BYTES: u64 = 32 * MIB;
@@ -31,9 +31,6 @@ const DISK_CHECK: Duration = Duration::from_secs(1);
 const RENEW_CHECK: Duration = Duration::from_secs(60);
 /// Garbage rows handled at once.
 const GARBAGE_ROWS_MAX: u32 = 128;
-/// Chunks compared with the metadata in one pass of the orphan sweep: bounds its memory to about 64 MiB.
-const SWEEP_CHUNKS_MAX: usize = 1 << 20;
-const SWEEP_ROWS: usize = 1000;
 
 const _: () = assert!(FLUSH_BYTES < GIB / 8, "replay after a crash stays short");
 
@@ -223,116 +220,4 @@ pub async fn follow_map(env: Env, service: Arc<Service>, client: Client, home: A
             return;
         }
     }
-}
-
-/// After a start: nobody can commit chunks of this node's earlier lives any more, so what no key names of them goes.
-pub async fn sweep_orphans(env: Env, service: Arc<Service>, client: Client, clock: Arc<GenerationClock>) {
-    let mut standing = service.standing.subscribe();
-    if standing.wait_for(|standing| *standing == Standing::Serving).await.is_err() {
-        return;
-    }
-    if client.map().map.nodes.len() > 1 {
-        // Its own replica may lag behind what the shard's leader has decided.
-        return;
-    }
-    let generations = clock.now().await;
-    match sweep(&env, &service, &client, generations).await {
-        Ok(removed) => {
-            if removed > 0 {
-                tracing::info!("removed {removed} chunks that were stored and never committed");
-            }
-            service.counters.orphan_chunks.inc_by(removed);
-            if let Err(error) = clock.record_sweep(generations.current).await {
-                tracing::warn!("the sweep cannot be recorded and will be repeated: {error}");
-            }
-        }
-        Err(error) => tracing::warn!("orphans are not removed now: {error}"),
-    }
-}
-
-/// Group 0 and every shard.
-fn shard_groups(client: &Client) -> Vec<GroupId> {
-    let map = client.map();
-    std::iter::once(GROUP_ZERO).chain(map.map.shards.iter().map(|row| GroupId(row.group))).collect()
-}
-
-async fn sweep(env: &Env, service: &Service, client: &Client, generations: Generations) -> Result<u64, Error> {
-    let floor = Session { node: service.node, generation: generations.current };
-    for group in shard_groups(client) {
-        client.close_sessions(group, floor).await?;
-    }
-    let mut removed = 0;
-    for engine in service.disks.engines() {
-        let mut after = None;
-        loop {
-            let (mut orphans, next) = candidates(engine, floor, generations.swept, after);
-            // Taken after the sessions were closed: every commit that can ever name a candidate is in it.
-            forget_named(env, service, &mut orphans).await?;
-            let orphans: Vec<ChunkId> = orphans.into_iter().collect();
-            removed += orphans.len() as u64;
-            for ids in orphans.chunks(GARBAGE_ROWS_MAX as usize) {
-                engine.delete(ids.to_vec()).await.map_err(|error| Error::Unavailable(error.to_string()))?;
-            }
-            after = next;
-            if after.is_none() {
-                break;
-            }
-        }
-    }
-    Ok(removed)
-}
-
-/// Chunks on this disk that an earlier life of this node wrote; and where to go on.
-fn candidates(
-    engine: &store::Engine,
-    floor: Session,
-    swept: Generation,
-    mut after: Option<ChunkId>,
-) -> (BTreeSet<ChunkId>, Option<ChunkId>) {
-    const PAGE: usize = 4096;
-    let mut found = BTreeSet::new();
-    loop {
-        let pool = after.map_or(PoolId(1), |id: ChunkId| id.pool);
-        let page = engine.inventory(after, pool, 0..=u32::MAX >> 8, PAGE);
-        let ours = |id: &ChunkId| {
-            id.session.node == floor.node && id.session.generation < floor.generation && id.session.generation >= swept
-        };
-        found.extend(page.iter().map(|stat| stat.id).filter(ours));
-        match page.last() {
-            Some(last) if page.len() == PAGE => after = Some(last.id),
-            _ => return (found, None),
-        }
-        if found.len() >= SWEEP_CHUNKS_MAX {
-            return (found, after);
-        }
-    }
-}
-
-/// Strikes out what any row names. A damaged row may name anything: then nothing is removed.
-async fn forget_named(env: &Env, service: &Service, orphans: &mut BTreeSet<ChunkId>) -> Result<(), Error> {
-    if orphans.is_empty() {
-        return Ok(());
-    }
-    let damaged = |error: meta::view::ViewError| Error::Damaged(error.to_string());
-    let snapshot = service.kv.snapshot();
-    let view = KvView::over(&*snapshot);
-    for group in service.replicas.all().into_iter().map(|group| group.id) {
-        let state = meta::group::load(&view, group).map_err(damaged)?;
-        for (start, end) in meta::group::row_ranges(group, &state) {
-            let mut from = start;
-            loop {
-                let rows = meta::view::View::scan(&view, &from, &end, SWEEP_ROWS).map_err(damaged)?;
-                for (key, value) in &rows {
-                    for named in meta::object::references(key, value).map_err(damaged)? {
-                        orphans.remove(&named.chunk.id);
-                    }
-                }
-                let Some((last, _)) = rows.last() else { break };
-                from = [last.as_ref(), &[0]].concat().into();
-                // A long scan must not starve the requests that share this thread.
-                env.sleep(Duration::from_millis(1)).await;
-            }
-        }
-    }
-    Ok(())
 }

@@ -3,7 +3,7 @@
 
 use base::Env;
 use base::env::{Disk, RandomExt};
-use base::ids::{ChunkId, DiskId, NodeId, PoolId};
+use base::ids::{ChunkId, DiskId, Generation, NodeId, PoolId};
 use base::sim::NetModel;
 use client::MapView;
 use meta::object::NamedChunk;
@@ -17,9 +17,6 @@ use tokio::sync::oneshot;
 
 use crate::checks::{QUIET_LONG, named_chunks};
 use crate::nemesis::Nemesis;
-
-/// Clusters of several nodes do not sweep yet what no key names.
-const ORPHANS_ARE_SWEPT: bool = false;
 
 /// Virtual time in which garbage goes, and what no key names is swept, on all nodes.
 const QUIET_CLUSTER: Duration = Duration::from_secs(15);
@@ -158,6 +155,10 @@ async fn holding(env: &Env, disks: Vec<Arc<dyn Disk>>, tuning: node::Tuning) -> 
     Ok(holding)
 }
 
+fn floor(map: &MapView, node: NodeId) -> Generation {
+    Generation(map.node(node).map_or(0, |row| row.generation_floor))
+}
+
 fn compare(holdings: &BTreeMap<NodeId, Holding>, replicas: &[NodeId], map: &MapView) -> Vec<String> {
     let mut problems: Vec<String> = Vec::new();
     for (node, holding) in holdings {
@@ -203,10 +204,10 @@ fn compare(holdings: &BTreeMap<NodeId, Holding>, replicas: &[NodeId], map: &MapV
         for id in chunks.keys() {
             let is_member = map.placement(*id).is_some_and(|place| place.members.iter().any(|m| m.disk == *disk));
             if !named.contains_key(id) {
-                if !ORPHANS_ARE_SWEPT {
-                    continue;
+                // What a living session stored, and gave up, goes when the session ends.
+                if floor(map, id.session.node) > id.session.generation {
+                    problems.push(format!("chunk {id} is on disk {disk} and nobody names it"));
                 }
-                problems.push(format!("chunk {id} is on disk {disk} and nobody names it"));
             } else if !is_member {
                 problems.push(format!("chunk {id} is on disk {disk}, which is no member of its group"));
             }

@@ -137,7 +137,7 @@ impl Plan {
             },
             clients: 2 + random.below(5) as u32,
             operations: 20 + random.below(60) as u32,
-            crashes: 1 + random.below(6) as u32,
+            crashes: 1 + random.below(if profile.nodes() > 1 { 10 } else { 6 }) as u32,
             // Some in folders, some not; no key is the beginning of another.
             keys: (0..keys).map(|i| Bytes::from(format!("{}{i:02}", ["", "a/", "b/c/"][i as usize % 3]))).collect(),
             buckets: vec![

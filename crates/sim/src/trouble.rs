@@ -131,7 +131,7 @@ impl Nemesis {
             if clients_done.load(Ordering::Relaxed) {
                 break;
             }
-            self.sim.sleep(Duration::from_millis(self.sim.below(1500))).await;
+            self.sim.sleep(Duration::from_millis(self.sim.below(600))).await;
             self.excuses.calm_since_nanos.store(TROUBLE, Ordering::Relaxed);
             match self.sim.below(20) {
                 0..2 => self.cut_all_power().await?,

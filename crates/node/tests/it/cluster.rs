@@ -6,7 +6,7 @@ use base::sim::{Sim, SimNode};
 use bytes::Bytes;
 use client::Client;
 use meta::map::command::{MapCommand, NodeRow, NodeState};
-use node::{Config, DiskSpec, Node, Verdict};
+use node::{Config, DiskSpec, Healing, Node, Tuning, Verdict};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,12 @@ use crate::{bytes_of, get, put};
 pub struct Cluster {
     pub sim: Sim,
     pub nodes: BTreeMap<NodeId, Arc<Node>>,
+}
+
+/// What happens every ten minutes happens every few seconds.
+fn tuning() -> Tuning {
+    let healing = Healing { sweep_interval: Duration::from_secs(5), ..Healing::default() };
+    Tuning { healing, ..Tuning::default() }
 }
 
 impl Cluster {
@@ -47,7 +53,7 @@ impl Cluster {
 
     pub fn start(&mut self, id: NodeId) {
         let config = self.config(id);
-        let started = self.sim.block_on(self.sim_node(id).run(Node::start(config)));
+        let started = self.sim.block_on(self.sim_node(id).run(Node::start_tuned(config, tuning())));
         self.nodes.insert(id, Arc::new(started.expect("no crash meanwhile").expect("the node starts")));
     }
 

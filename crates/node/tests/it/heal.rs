@@ -128,6 +128,42 @@ fn who_was_away_gets_what_it_missed_and_loses_what_was_deleted() {
     }
 }
 
+/// A gateway dies with an upload under way; nobody will ever commit its chunks.
+#[test]
+fn what_was_stored_and_never_committed_goes_from_every_disk() {
+    let mut cluster = Cluster::found(14);
+    cluster.join();
+    cluster.join();
+    let [first, second, third] = [1, 2, 3].map(NodeId);
+    cluster.write(third, 0..30);
+    cluster.wait_for_safety(first);
+    let chunks = |cluster: &Cluster| {
+        let live = cluster.nodes.values().map(|node| node.status().chunks.total);
+        live.collect::<Vec<u64>>()
+    };
+    let before = chunks(&cluster);
+    let client = cluster.client(third);
+    let env = cluster.sim.env(third);
+    let upload = async move {
+        let bucket = client.bucket("photos").await.expect("the bucket is there");
+        let mut writer = client.write(&bucket, Bytes::from_static(b"never"), None);
+        writer.write(bytes_of(33 << 20, 9)).await.expect("stored");
+        env.sleep(Duration::from_secs(3600)).await;
+    };
+    cluster.sim.env(third).spawn("upload", upload);
+    cluster.sim.run_for(Duration::from_secs(3));
+    assert!(chunks(&cluster)[0] > before[0], "chunks lie there and wait for their commit");
+    cluster.crash(third);
+    cluster.sim.run_for(Duration::from_secs(30));
+    assert_eq!(chunks(&cluster), before[..2]);
+    cluster.start(third);
+    cluster.wait_for_safety(third);
+    assert_eq!(chunks(&cluster), before);
+    for via in [first, second, third] {
+        cluster.verify(via, 0..30);
+    }
+}
+
 #[test]
 fn a_drained_node_is_emptied_and_goes() {
     let mut cluster = Cluster::found(13);

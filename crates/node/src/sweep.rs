@@ -1,0 +1,217 @@
+//! The orphan sweep: chunks on this node's disks that were stored and never committed.
+//!
+//! Once every shard has closed a session, nobody can commit a chunk of it any more; so what no row names then goes, here.
+//! Other nodes do the same with their copies; whoever comes too late for that finds the tombstones of the others when
+//! copies are compared.
+
+use base::Env;
+use base::ids::{ChunkId, Generation, GroupId, NodeId, PoolId, SLOT_BITS, Session};
+use client::wire::{Answer, Failure, NamedIds, Told};
+use client::{Client, Error, NAMED_IDS_MAX};
+use meta::map::command::ClusterMap;
+use meta::view::View;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use store::Engine;
+use tokio::sync::watch;
+
+use crate::home::GenerationClock;
+use crate::machine::KvView;
+use crate::service::{Service, Standing};
+
+/// Rows read at once while references are looked for.
+const SCAN_ROWS: usize = 1000;
+const INVENTORY_PAGE: usize = 4096;
+/// Tombstones written at once.
+const DELETES_MAX: usize = 1024;
+/// Pause before a sweep that failed is tried again.
+const RETRY: Duration = Duration::from_secs(10);
+
+/// Below which generation each node's sessions have been swept from this node's disks.
+type Swept = BTreeMap<NodeId, Generation>;
+
+/// Sweeps at the start, and from time to time.
+pub async fn run(
+    env: Env,
+    service: Arc<Service>,
+    client: Client,
+    clock: Arc<GenerationClock>,
+    interval: Duration,
+    mut stop: watch::Receiver<bool>,
+) {
+    let mut standing = service.standing.subscribe();
+    let mut swept = Swept::from([(service.node, clock.now().await.swept)]);
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            serves = standing.wait_for(|standing| *standing == Standing::Serving) => if serves.is_err() { return },
+        }
+        let before = swept.get(&service.node).copied();
+        let pause = match sweep(&service, &client, &mut swept).await {
+            Ok(removed) => {
+                if removed > 0 {
+                    tracing::info!("removed {removed} chunks that were stored and never committed");
+                }
+                service.counters.orphan_chunks.inc_by(removed);
+                record(&clock, before, swept.get(&service.node).copied()).await;
+                interval
+            }
+            Err(error) => {
+                tracing::warn!("orphans are not removed now: {error}");
+                RETRY.min(interval)
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = env.sleep(pause) => {}
+        }
+    }
+}
+
+async fn record(clock: &GenerationClock, before: Option<Generation>, now: Option<Generation>) {
+    if let Some(now) = now.filter(|now| Some(*now) != before)
+        && let Err(error) = clock.record_sweep(now).await
+    {
+        tracing::warn!("the sweep cannot be recorded and will be repeated: {error}");
+    }
+}
+
+/// One sweep over all disks. Answers how many chunks it removed.
+async fn sweep(service: &Service, client: &Client, swept: &mut Swept) -> Result<u64, Error> {
+    let map = service.map.borrow().clone();
+    let groups: Vec<GroupId> = map.shards.iter().map(|row| GroupId(row.group)).collect();
+    if groups.is_empty() {
+        return Ok(0);
+    }
+    let floors = floors(&map, swept);
+    let mut closed = BTreeSet::new();
+    let mut removed = 0;
+    for engine in service.disks.engines() {
+        for pool in map.pools.iter().filter_map(|row| u8::try_from(row.id).ok()).map(PoolId) {
+            let mut after = None;
+            loop {
+                let (found, next) = candidates(engine, pool, &floors, swept, after);
+                for node in found.iter().map(|id| id.session.node).collect::<BTreeSet<NodeId>>() {
+                    if closed.insert(node) {
+                        close(client, &groups, Session { node, generation: floors[&node] }).await?;
+                    }
+                }
+                removed += remove_unnamed(client, engine, &groups, found).await?;
+                after = next;
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+    }
+    swept.extend(floors);
+    Ok(removed)
+}
+
+/// Of each node that has sessions to sweep: what is below is fenced.
+fn floors(map: &ClusterMap, swept: &Swept) -> Swept {
+    let floor = |row: &meta::map::command::NodeRow| (NodeId(row.id), Generation(row.generation_floor));
+    let is_due = |(node, floor): &(NodeId, Generation)| swept.get(node).is_none_or(|swept| swept < floor);
+    map.nodes.iter().map(floor).filter(is_due).collect()
+}
+
+async fn close(client: &Client, groups: &[GroupId], floor: Session) -> Result<(), Error> {
+    for group in groups {
+        client.close_sessions(*group, floor).await?;
+    }
+    Ok(())
+}
+
+/// Chunks of fenced sessions from behind `after` on, at most as many as are asked about at once; and where to go on.
+fn candidates(
+    engine: &Engine,
+    pool: PoolId,
+    floors: &Swept,
+    swept: &Swept,
+    mut after: Option<ChunkId>,
+) -> (Vec<ChunkId>, Option<ChunkId>) {
+    let is_due = |id: &ChunkId| {
+        let (node, generation) = (id.session.node, id.session.generation);
+        floors.get(&node).is_some_and(|floor| generation < *floor)
+            && swept.get(&node).is_none_or(|swept| generation >= *swept)
+    };
+    let mut found = Vec::new();
+    while found.len() + INVENTORY_PAGE <= NAMED_IDS_MAX {
+        let page = engine.inventory(after, pool, 0..=(1 << SLOT_BITS) - 1, INVENTORY_PAGE);
+        found.extend(page.iter().map(|stat| stat.id).filter(is_due));
+        match page.last() {
+            Some(last) if page.len() == INVENTORY_PAGE => after = Some(last.id),
+            _ => return (found, None),
+        }
+    }
+    (found, after)
+}
+
+/// Deletes those that no shard names. The shards have closed the sessions before: what they do not name now, they never
+/// will. One that cannot be asked, or whose rows are damaged, may name anything: then nothing is removed.
+async fn remove_unnamed(
+    client: &Client,
+    engine: &Engine,
+    groups: &[GroupId],
+    found: Vec<ChunkId>,
+) -> Result<u64, Error> {
+    let mut unnamed: BTreeSet<ChunkId> = found.into_iter().collect();
+    for group in groups {
+        if unnamed.is_empty() {
+            return Ok(0);
+        }
+        let ids: Vec<ChunkId> = unnamed.iter().copied().collect();
+        for id in client.named_chunks(*group, &ids).await? {
+            unnamed.remove(&id);
+        }
+    }
+    let unnamed: Vec<ChunkId> = unnamed.into_iter().collect();
+    for ids in unnamed.chunks(DELETES_MAX) {
+        engine.delete(ids.to_vec()).await.map_err(|error| Error::Unavailable(error.to_string()))?;
+    }
+    Ok(unnamed.len() as u64)
+}
+
+/// Answers which of these chunks the rows of `group` name; the caller has confirmed that they are as of now.
+pub async fn named(service: &Service, group: GroupId, raw: &[u8]) -> Answer {
+    if !raw.len().is_multiple_of(ChunkId::LEN) || raw.len() > NAMED_IDS_MAX * ChunkId::LEN {
+        return Answer::failed(Failure::Invalid, format!("at most {NAMED_IDS_MAX} chunk ids of 16 bytes"));
+    }
+    let id = |raw: &[u8]| Some(ChunkId::from_bytes(raw.try_into().ok()?));
+    let asked: BTreeSet<ChunkId> = raw.chunks_exact(ChunkId::LEN).filter_map(id).collect();
+    match references(service, group, &asked).await {
+        Ok(named) => {
+            let ids: Vec<u8> = named.iter().flat_map(|id| id.to_bytes()).collect();
+            Answer::of(Told::Named(NamedIds { ids: ids.into() }))
+        }
+        Err(why) => Answer::failed(Failure::Damaged, why),
+    }
+}
+
+async fn references(service: &Service, group: GroupId, asked: &BTreeSet<ChunkId>) -> Result<BTreeSet<ChunkId>, String> {
+    let snapshot = service.kv.snapshot();
+    let view = KvView::over(&*snapshot);
+    let state = meta::group::load(&view, group).map_err(|error| error.to_string())?;
+    if state.feature_level == 0 {
+        return Err(format!("group {group} has no rows yet"));
+    }
+    let mut named = BTreeSet::new();
+    for (start, end) in meta::group::row_ranges(group, &state) {
+        let mut from = start;
+        loop {
+            let rows = view.scan(&from, &end, SCAN_ROWS).map_err(|error| error.to_string())?;
+            for (key, value) in &rows {
+                let references = meta::object::references(key, value).map_err(|error| error.to_string())?;
+                named.extend(references.into_iter().map(|named| named.chunk.id).filter(|id| asked.contains(id)));
+            }
+            let Some((last, _)) = rows.last() else { break };
+            from = [last.as_ref(), &[0]].concat().into();
+            // A long scan must not starve the requests that share this thread.
+            service.env.sleep(Duration::from_millis(1)).await;
+        }
+    }
+    Ok(named)
+}
