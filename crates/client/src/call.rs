@@ -69,8 +69,9 @@ pub(crate) struct Shared {
     pub bad_copies: AtomicU64,
 }
 
-/// What belongs to one session: renewed as a whole.
-struct Life {
+/// What belongs to one session: renewed as a whole. Whoever names chunks in a session commits them in the same one: when
+/// a session is closed, what it named and never committed is nobody's any more.
+pub(crate) struct Life {
     session: Session,
     slots: Mutex<BTreeMap<GroupId, Arc<Slots>>>,
     next_chunk: AtomicU32,
@@ -79,6 +80,22 @@ struct Life {
 impl Life {
     fn new(session: Session) -> Arc<Life> {
         Arc::new(Life { session, slots: Mutex::new(BTreeMap::new()), next_chunk: AtomicU32::new(1) })
+    }
+
+    /// An id that was never used before: its session and counter.
+    pub fn next_chunk_number(&self) -> Result<(Session, u32), Error> {
+        let next = |number: u32| number.checked_add(1);
+        match self.next_chunk.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
+            Ok(number) => Ok((self.session, number)),
+            Err(_) => {
+                Err(Error::Unavailable("the session has named 4 billion chunks and waits for its successor".into()))
+            }
+        }
+    }
+
+    fn slots(&self, group: GroupId) -> Arc<Slots> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.entry(group).or_insert_with(|| Slots::new(self.session)).clone()
     }
 }
 
@@ -151,7 +168,7 @@ impl Client {
         self.life().next_chunk.load(Ordering::Relaxed)
     }
 
-    fn life(&self) -> Arc<Life> {
+    pub(crate) fn life(&self) -> Arc<Life> {
         self.shared.life.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -187,7 +204,19 @@ impl Client {
         command: ShardCommand,
         everyone: bool,
     ) -> Result<ShardOutcome, Error> {
-        let slot = self.slots(group).take().await;
+        self.change_shard_in(&self.life(), group, range_epoch, command, everyone).await
+    }
+
+    /// As `change_shard`, in a session that may be renewed meanwhile.
+    pub(crate) async fn change_shard_in(
+        &self,
+        life: &Life,
+        group: GroupId,
+        range_epoch: u64,
+        command: ShardCommand,
+        everyone: bool,
+    ) -> Result<ShardOutcome, Error> {
+        let slot = life.slots(group).take().await;
         let entry = ShardEntry { slot: Some(slot.reference()), range_epoch, command: Some(command) };
         let ask = Ask::ProposeShard(ProposeShard { group: group.0, entry: Some(entry), everyone });
         match self.ask_leader(group, ask).await? {
@@ -211,22 +240,8 @@ impl Client {
         }
     }
 
-    /// An id that was never used before: its session and counter.
-    pub(crate) fn next_chunk_number(&self) -> Result<(Session, u32), Error> {
-        let life = self.life();
-        let next = |number: u32| number.checked_add(1);
-        match life.next_chunk.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next) {
-            Ok(number) => Ok((life.session, number)),
-            Err(_) => {
-                Err(Error::Unavailable("the session has named 4 billion chunks and waits for its successor".into()))
-            }
-        }
-    }
-
     pub(crate) fn slots(&self, group: GroupId) -> Arc<Slots> {
-        let life = self.life();
-        let mut slots = life.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.entry(group).or_insert_with(|| Slots::new(life.session)).clone()
+        self.life().slots(group)
     }
 
     /// Asks the leader of `group` until there is an answer or the time is up. `ask` must be idempotent.

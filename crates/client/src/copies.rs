@@ -24,7 +24,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::buckets::BucketInfo;
-use crate::call::{Backoff, Client};
+use crate::call::{Backoff, Client, Life};
 use crate::error::Error;
 use crate::map::{Member, Placement};
 use crate::wire::{Ask, Failure, PutChunk, Told};
@@ -99,7 +99,12 @@ fn judge(
 
 impl Client {
     /// Makes one chunk durable on a drawn placement group.
-    pub(crate) async fn store_chunk(&self, bucket: &BucketInfo, payload: Vec<Bytes>) -> Result<ChunkRef, Error> {
+    pub(crate) async fn store_chunk(
+        &self,
+        life: &Life,
+        bucket: &BucketInfo,
+        payload: Vec<Bytes>,
+    ) -> Result<ChunkRef, Error> {
         let len = payload.iter().map(Bytes::len).sum::<usize>();
         assert!(len > 0 && len <= CHUNK_SIZE_MAX, "a chunk holds between 1 byte and 4 MiB");
         let mut crc = Crc64::new();
@@ -113,7 +118,7 @@ impl Client {
             if attempt > 0 && !backoff.wait(env).await {
                 break;
             }
-            let Some((id, placement)) = self.draw(bucket)? else {
+            let Some((id, placement)) = self.draw(life, bucket)? else {
                 self.newer_map_or_pause().await;
                 continue;
             };
@@ -134,7 +139,7 @@ impl Client {
     }
 
     /// A fresh id in a group that can take it; `None` when there is no such group now.
-    fn draw(&self, bucket: &BucketInfo) -> Result<Option<(ChunkId, Placement)>, Error> {
+    fn draw(&self, life: &Life, bucket: &BucketInfo) -> Result<Option<(ChunkId, Placement)>, Error> {
         let map = self.map();
         let pool = map.bucket(&bucket.name).map_or(1, |entry| entry.pool);
         let Ok(pool) = u8::try_from(pool).map(PoolId) else {
@@ -142,7 +147,7 @@ impl Client {
         };
         let random: &dyn Random = &*self.shared.env.random;
         let Some((slot, placement)) = map.draw(pool, || random.next_u64() as u32) else { return Ok(None) };
-        let (session, counter) = self.next_chunk_number()?;
+        let (session, counter) = life.next_chunk_number()?;
         Ok(Some((ChunkId { pool, slot, session, counter }, placement)))
     }
 

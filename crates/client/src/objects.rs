@@ -11,7 +11,7 @@ use meta::object::command::{
 };
 
 use crate::buckets::BucketInfo;
-use crate::call::Client;
+use crate::call::{Client, Life};
 use crate::error::Error;
 
 #[derive(Clone, Debug, Default)]
@@ -217,9 +217,19 @@ impl Client {
         key: &[u8],
         command: ShardCommand,
     ) -> Result<ShardOutcome, Error> {
+        self.change_key_in(&self.life(), bucket, key, command).await
+    }
+
+    pub(crate) async fn change_key_in(
+        &self,
+        life: &Life,
+        bucket: &BucketInfo,
+        key: &[u8],
+        command: ShardCommand,
+    ) -> Result<ShardOutcome, Error> {
         let (group, epoch) = self.shard_of(bucket, key).await?;
         let everyone = self.map().acknowledgement(BucketId(bucket.id)) == Acknowledgement::All;
-        self.change_shard(group, epoch, command, everyone).await
+        self.change_shard_in(life, group, epoch, command, everyone).await
     }
 
     async fn read_key(&self, bucket: &BucketInfo, key: &[u8], read: ShardRead) -> Result<ShardFound, Error> {

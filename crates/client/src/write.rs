@@ -10,10 +10,11 @@ use meta::object::command::{
     Attributes, Body, Checksum, Part, Precondition, PutObject, PutPart, ShardCommand, ShardOutcome, Written,
 };
 use std::collections::VecDeque;
+use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use crate::buckets::BucketInfo;
-use crate::call::Client;
+use crate::call::{Client, Life};
 use crate::error::Error;
 use crate::objects::mixed_up;
 
@@ -47,6 +48,7 @@ pub struct FinishPart {
 /// stored: it is deleted in the background, or found by the orphan sweep.
 pub struct ObjectWriter {
     client: Client,
+    life: Arc<Life>,
     bucket: BucketInfo,
     key: Bytes,
     size: u64,
@@ -106,6 +108,7 @@ impl Client {
     pub fn write(&self, bucket: &BucketInfo, key: Bytes, _size_hint: Option<u64>) -> ObjectWriter {
         ObjectWriter {
             client: self.clone(),
+            life: self.life(),
             bucket: bucket.clone(),
             key,
             size: 0,
@@ -183,10 +186,10 @@ impl ObjectWriter {
         }
         let payload = std::mem::replace(&mut self.filling, Filling::empty()).into_payload();
         let (sender, receiver) = oneshot::channel();
-        let client = self.client.clone();
+        let (client, life) = (self.client.clone(), self.life.clone());
         let bucket = self.bucket.clone();
         self.client.shared.env.spawn("store chunk", async move {
-            let result = client.store_chunk(&bucket, payload).await;
+            let result = client.store_chunk(&life, &bucket, payload).await;
             if let Err(Ok(chunk)) = sender.send(result) {
                 // The writer is gone; so nobody will ever commit this chunk.
                 client.delete_chunks(vec![chunk.id]).await;
@@ -227,7 +230,7 @@ impl ObjectWriter {
     async fn commit(&mut self, command: ShardCommand) -> Result<ShardOutcome, Error> {
         // From here on the chunks may be referenced: only a refusal makes them garbage again.
         let stored = std::mem::take(&mut self.stored);
-        let outcome = self.client.change_key(&self.bucket, &self.key, command).await;
+        let outcome = self.client.change_key_in(&self.life, &self.bucket, &self.key, command).await;
         match &outcome {
             Ok(_) | Err(Error::OutcomeUnknown(_)) => {}
             Err(_) => self.stored = stored,

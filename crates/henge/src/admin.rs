@@ -6,6 +6,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, patch, post};
 use axum::{Json, Router};
+use base::env::BoxFuture;
 use base::ids::NodeId;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -40,7 +41,8 @@ struct Shared {
 pub trait AdminNode: Send + Sync {
     fn ready(&self) -> bool;
     fn metrics_text(&self) -> String;
-    fn report(&self) -> Report;
+    /// Asks all nodes of the cluster.
+    fn report(&self) -> BoxFuture<Report>;
     fn client(&self) -> client::Client;
     /// Who lets new nodes in, and under which cluster address this node is reached.
     fn gate(&self) -> (&Gate, &str);
@@ -226,7 +228,7 @@ async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> Result<Respo
 }
 
 async fn status(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Report>, Refused> {
-    Ok(Json(admin.for_monitoring(&headers)?.report()))
+    Ok(Json(admin.for_monitoring(&headers)?.report().await))
 }
 
 async fn list_keys(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Vec<KeyView>>, Refused> {
@@ -409,8 +411,8 @@ mod tests {
         fn metrics_text(&self) -> String {
             "henge_up 1\n".into()
         }
-        fn report(&self) -> Report {
-            Report {
+        fn report(&self) -> BoxFuture<Report> {
+            let report = Report {
                 version: 1,
                 verdict: crate::report::Verdict::AtRisk,
                 reasons: vec![],
@@ -419,7 +421,8 @@ mod tests {
                 groups: vec![],
                 chunks: Default::default(),
                 repair: Default::default(),
-            }
+            };
+            Box::pin(std::future::ready(report))
         }
         fn client(&self) -> client::Client {
             unreachable!("no test of authorization gets this far")

@@ -39,6 +39,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Check the directories of stopped nodes: is everything there that metadata names (exit: 0 clean, 2 damage)
     Fsck(FsckArgs),
+    /// Make a stopped node the only voter of its cluster, when the majority of voters is gone for good
+    Recover(RecoverArgs),
 }
 
 #[derive(Args, Debug, Clone)]
@@ -414,10 +416,29 @@ const FSCK_HELP: &str = "\
 Give the directories of all nodes of one cluster: what is committed, and whether a chunk has all its copies, no node can
 tell alone. Of some nodes only, what was not seen is named in notes. Nothing is changed.
 
-Kinds of findings: `lost` (no good copy is left), `degraded` (copies are missing on disks that were given; the running
+Kinds of findings: `lost` (no good copy is left), `degraded` (good copies are missing on disks that were given; the running
 cluster makes them again), `corrupt` (a copy has other bytes), `placement` (two copies on one node), `metadata` and `log`
 (rows or Raft logs are damaged, or replicas contradict each other), `store` and `identity` (the disk's own files).
 Orphans (chunks that nothing names) and strays (copies that moved away) are counted; they are no damage.";
+
+#[derive(Args, Debug)]
+#[command(after_help = RECOVER_HELP)]
+pub struct RecoverArgs {
+    /// The node's own directory
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// The first --disk that the node was started with, if any: it holds the metadata
+    #[arg(long, value_name = "DIR")]
+    pub disk: Option<PathBuf>,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+}
+
+const RECOVER_HELP: &str = "\
+What only the lost nodes had is lost: the last changes may be missing, so choose the survivor whose status was the newest.
+The cluster goes on under a new generation. Nodes from before that turn up again are refused by it, and must be started
+anew with an empty --data and a token.";
 
 /// Parses the arguments of this process. Help and version are printed and end it; what cannot be understood is one
 /// sentence.

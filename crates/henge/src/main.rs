@@ -30,6 +30,7 @@ mod nodes;
 mod predecessor;
 mod private_file;
 mod processes;
+mod recover;
 mod report;
 mod s3_client;
 mod scratch;
@@ -67,6 +68,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Demo(args) => on_runtime(demo::run(args)),
         Command::Bench(args) => on_runtime(bench::run(args)),
         Command::Fsck(args) => on_runtime(fsck::run(args)),
+        Command::Recover(args) => on_runtime(recover::run(args)),
     }
 }
 

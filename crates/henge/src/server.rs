@@ -214,8 +214,9 @@ impl AdminNode for Running {
     fn metrics_text(&self) -> String {
         self.node.metrics_text()
     }
-    fn report(&self) -> Report {
-        self.node.status().into()
+    fn report(&self) -> base::env::BoxFuture<Report> {
+        let node = Arc::clone(&self.node);
+        Box::pin(async move { node.cluster_status().await.into() })
     }
     fn client(&self) -> client::Client {
         self.node.client()

@@ -64,6 +64,10 @@ pub async fn report(env: Env, service: Arc<Service>, client: Client, mut stop: w
             _ = stop.wait_for(|stop| *stop) => return,
             () = env.sleep(REPORT_INTERVAL) => {}
         }
+        if group_zero(&service).is_some_and(|group| group.failed().is_some()) {
+            // It cannot follow the map any more: silence has it voted out.
+            continue;
+        }
         let report =
             NodeReport { wall_ms: env.clock.wall().0, done: service.repair.done(), groups: led_groups(&service) };
         let frame = wire::frame(&client.request(Ask::NodeReport(report.clone())), Vec::new());

@@ -2,7 +2,7 @@
 
 use base::Env;
 use base::env::Disk;
-use base::ids::{GroupId, LogIndex, Term};
+use base::ids::{GroupId, LogIndex, PeerId, Term};
 use bytes::Bytes;
 use meta::group::{self, Install};
 use meta::view::{Overlay, View};
@@ -60,10 +60,13 @@ async fn recover_group(
         return Err("this node has no whole state of it: recover another node".into());
     }
     let before = Configuration::decode(&state.conf_state)?;
-    let alone = Configuration { peer_last: before.peer_last, ..Configuration::of_one(log.peer, identity.node) };
     // Changes of the members that were never applied would bring the others back: they become empty entries. The log
     // is rewritten from the first of them on, in one write, so that a crash keeps the one or the other.
     let is_void = |entry: &store::RaftEntry| entry.index.0 > state.applied_index && as_entry(entry).is_configuration();
+    let voided = log.entries.iter().filter(|entry| is_void(entry)).count() as u64;
+    // Each of those changes may have allotted one peer id, which must not be allotted again.
+    let peer_last = PeerId(before.peer_last.0 + voided);
+    let alone = Configuration { peer_last, ..Configuration::of_one(log.peer, identity.node) };
     if let Some(first) = log.entries.iter().position(is_void) {
         let entries: Vec<store::RaftEntry> = log.entries[first..]
             .iter()

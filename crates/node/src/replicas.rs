@@ -6,11 +6,13 @@ use base::ids::{GROUP_ZERO, GroupId, LogIndex, NodeId, PeerId, Term};
 use bytes::Bytes;
 use meta::group::{self, FEATURE_LEVEL, Install};
 use meta::map::command::ClusterMap;
+use meta::view::ViewError;
 use protocol::raft::{Configuration, Entry, HardState, Message, RaftPeer, Restored, Waiting};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use store::kv::{Kv, LsmKv};
-use store::{Engine, RaftLog, RaftWrite};
+use store::{Engine, RaftLog, RaftWrite, StoreError};
 use tokio::sync::{Mutex, watch};
 
 use crate::group::{self as driver, GroupHandle, decode_hard_state};
@@ -28,13 +30,44 @@ pub struct Replicas {
     map: watch::Sender<Arc<ClusterMap>>,
     groups: RwLock<BTreeMap<GroupId, GroupHandle>>,
     /// Held while a replica is made or dropped.
-    changing: Mutex<()>,
+    changing: Arc<Mutex<()>>,
+    /// Of a cluster that was recovered and whose map does not say so yet.
+    generation_min: AtomicU32,
+}
+
+/// Why a replica on the disk is not started.
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    /// Its bytes are not what was written: this peer never votes again.
+    #[error("{0}")]
+    Damaged(String),
+    /// The disk does not answer, or a newer henge wrote it: nothing is wrong with the replica.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// What is to happen to the replica of a group.
+enum Change {
+    /// An empty one for this peer, which waits for a snapshot.
+    Begin(PeerId),
+    /// This peer was removed from the group.
+    Drop(PeerId),
+    Reopen(PeerId),
 }
 
 impl Replicas {
     pub fn new(env: Env, node: NodeId, engine: Engine, kv: Arc<LsmKv>) -> Replicas {
         let map = watch::Sender::new(Arc::new(ClusterMap::default()));
-        Replicas { env, node, engine, kv, map, groups: RwLock::default(), changing: Mutex::default() }
+        Replicas {
+            env,
+            node,
+            engine,
+            kv,
+            map,
+            groups: RwLock::default(),
+            changing: Arc::default(),
+            generation_min: AtomicU32::new(0),
+        }
     }
 
     pub fn watch_map(&self) -> watch::Receiver<Arc<ClusterMap>> {
@@ -51,27 +84,49 @@ impl Replicas {
     }
 
     /// Starts every replica that the disk holds. `alone`: this node is the whole cluster, so that nothing can replace
-    /// what is damaged; else a damaged replica is dropped, and its group adds a new one.
-    pub async fn open_all(&self, alone: bool) -> Result<(), String> {
+    /// what is damaged; else a damaged replica stays where it is, and its group makes a new one under a new peer id.
+    /// `recovered`: an operator made this node the only voter, and the map does not say so yet.
+    pub async fn open_all(&self, alone: bool, recovered: bool) -> Result<(), String> {
         for id in self.engine.raft_groups() {
             match self.open(id).await {
                 Ok(()) => {}
-                Err(why) if alone => return Err(why),
-                Err(why) => {
-                    tracing::error!("the replica of group {id} is given up and will be made anew: {why}");
-                    self.forget(id).await?;
+                Err(OpenError::Damaged(why)) if !alone && !self.is_needed(id) => {
+                    tracing::error!("the replica of group {id} cannot be used and will be made anew: {why}");
                 }
+                Err(OpenError::Damaged(why)) if !alone => {
+                    return Err(format!(
+                        "{why}; this node is one of at most two voters, so nothing can replace it: bring back the \
+                         disk's earlier state, or make another node the only voter with `henge recover`"
+                    ));
+                }
+                Err(error) => return Err(error.to_string()),
             }
+        }
+        if recovered {
+            self.generation_min.store(self.map.borrow().cluster_generation + 1, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    async fn open(&self, id: GroupId) -> Result<(), String> {
+    /// Whether the group has no majority without this node, as far as can be told.
+    fn is_needed(&self, id: GroupId) -> bool {
+        let Ok(state) = group::load(&KvView::over(&*self.kv), id) else { return false };
+        Configuration::decode(&state.conf_state).is_ok_and(|configuration| {
+            let here = configuration.peer_of(self.node);
+            configuration.voters.len() <= 2 && here.is_some_and(|peer| configuration.is_voter(peer))
+        })
+    }
+
+    async fn open(&self, id: GroupId) -> Result<(), OpenError> {
         let log = self.engine.raft_load(id).await.map_err(|error| {
-            format!(
+            let why = format!(
                 "the Raft log of group {id} is damaged ({error}): with one copy nothing can replace it; \
                  bring back the disk's earlier state, or recover files with `henge fsck`"
-            )
+            );
+            match error {
+                StoreError::Damaged(_) => OpenError::Damaged(why),
+                other => OpenError::Refused(format!("the Raft log of group {id} cannot be read: {other}")),
+            }
         })?;
         if let Some(log) = log {
             self.start(id, log).await?;
@@ -91,7 +146,7 @@ impl Replicas {
             .map_err(|error| failed(error.to_string()))?;
         self.kv.flush().await.map_err(|error| failed(error.to_string()))?;
         self.begin_log(id, FIRST_PEER).await.map_err(failed)?;
-        self.open(id).await
+        self.open(id).await.map_err(|error| error.to_string())
     }
 
     async fn begin_log(&self, id: GroupId, peer: PeerId) -> Result<(), String> {
@@ -106,62 +161,97 @@ impl Replicas {
         self.engine.raft_write(base).await.map_err(|error| error.to_string())
     }
 
-    /// Takes what other nodes' replicas say.
-    pub async fn deliver(&self, from: NodeId, batch: RaftBatch) {
+    /// The cluster's generation, never below what an operator's recovery made it.
+    pub fn generation(&self) -> u32 {
+        self.generation_min.load(Ordering::Relaxed).max(self.map.borrow().cluster_generation)
+    }
+
+    /// A node without a map takes the word of those who add it.
+    pub fn learn_generation(&self, generation: u32) {
+        self.generation_min.fetch_max(generation, Ordering::Relaxed);
+    }
+
+    /// Takes what other nodes' replicas say. Never waits: what needs a replica to be made or dropped goes on in a task,
+    /// and its message is lost, as a network may lose it.
+    pub fn deliver(self: &Arc<Self>, from: NodeId, batch: RaftBatch) {
         for item in batch.items {
-            let Ok(message) = Message::decode(&item.message) else { continue };
-            self.deliver_one(from, &item, message).await;
+            if let Ok(message) = Message::decode(&item.message) {
+                self.deliver_one(from, &item, message);
+            }
         }
         for gone in batch.gone {
-            let Some(handle) = self.get(GroupId(gone.group)) else { continue };
-            if handle.peer == PeerId(gone.peer) {
-                tracing::warn!("this node's replica of group {} was removed from it", handle.id);
-                let _changing = self.changing.lock().await;
-                if let Err(why) = self.drop_replica(&handle).await {
-                    tracing::error!("{why}");
-                }
-            } else {
-                handle.gone(PeerId(gone.peer));
+            let (id, peer) = (GroupId(gone.group), PeerId(gone.peer));
+            match self.get(id) {
+                Some(handle) if handle.peer == peer => self.change(id, Change::Drop(peer)),
+                Some(handle) => handle.gone(peer),
+                None => {}
             }
         }
     }
 
-    async fn deliver_one(&self, from: NodeId, item: &RaftItem, message: Message) {
+    fn deliver_one(self: &Arc<Self>, from: NodeId, item: &RaftItem, message: Message) {
         let (id, to) = (GroupId(item.group), message.to());
-        if let Some(handle) = self.get(id).filter(|handle| handle.peer == to) {
-            return handle.step(from, message);
+        match self.get(id).filter(|handle| handle.peer == to) {
+            Some(handle) if handle.wants_reopening() => return self.change(id, Change::Reopen(to)),
+            Some(handle) if handle.failed().is_none() => return handle.step(from, message),
+            // A failed replica never answers again under this id.
+            Some(_) => {}
+            None if item.fresh && self.get(id).is_none_or(|handle| handle.peer < to) => {
+                return self.change(id, Change::Begin(to));
+            }
+            None => {}
         }
-        if item.fresh {
-            match self.begin(id, to).await {
-                Ok(Some(handle)) => return handle.step(from, message),
-                Ok(None) => {}
-                Err(why) => {
-                    tracing::error!("a replica of group {id} cannot be made: {why}");
-                    return;
+        transport::send_gone(&self.env, from, self.generation(), PeerGone { group: id.0, peer: to.0 });
+    }
+
+    /// Makes or drops a replica in a task of its own, one at a time; while one is at it, others are let go.
+    fn change(self: &Arc<Self>, id: GroupId, change: Change) {
+        let Ok(changing) = self.changing.clone().try_lock_owned() else { return };
+        let replicas = self.clone();
+        self.env.spawn("change replica", async move {
+            if let Err(why) = replicas.carry_out(id, change).await {
+                tracing::error!("the replica of group {id}: {why}");
+            }
+            drop(changing);
+        });
+    }
+
+    async fn carry_out(&self, id: GroupId, change: Change) -> Result<(), String> {
+        let handle = self.get(id);
+        match change {
+            Change::Drop(peer) => {
+                let Some(handle) = handle.filter(|handle| handle.peer == peer) else { return Ok(()) };
+                tracing::warn!("this node's replica of group {id} was removed from it");
+                self.stop(&handle).await;
+                self.forget(id).await
+            }
+            Change::Reopen(peer) => {
+                let Some(handle) = handle.filter(|handle| handle.peer == peer) else { return Ok(()) };
+                self.stop(&handle).await;
+                self.open(id).await.map_err(|error| error.to_string())
+            }
+            Change::Begin(peer) => {
+                match &handle {
+                    Some(handle) if handle.peer >= peer => return Ok(()),
+                    Some(handle) => self.stop(handle).await,
+                    // Left where it was, because it could not be opened.
+                    None => {
+                        let left = self.engine.raft_load(id).await;
+                        if left.is_ok_and(|log| log.is_some_and(|log| log.peer >= peer)) {
+                            return Ok(());
+                        }
+                    }
                 }
+                self.forget(id).await?;
+                self.begin_log(id, peer).await?;
+                self.open(id).await.map_err(|error| error.to_string())
             }
         }
-        transport::send_gone(&self.env, from, PeerGone { group: id.0, peer: to.0 });
     }
 
-    /// Makes an empty replica that waits for a snapshot. `None`: the peer is older than the one here.
-    async fn begin(&self, id: GroupId, peer: PeerId) -> Result<Option<GroupHandle>, String> {
-        let _changing = self.changing.lock().await;
-        if let Some(handle) = self.get(id) {
-            if handle.peer >= peer {
-                return Ok((handle.peer == peer).then_some(handle));
-            }
-            self.drop_replica(&handle).await?;
-        }
-        self.begin_log(id, peer).await?;
-        self.open(id).await?;
-        Ok(self.get(id))
-    }
-
-    async fn drop_replica(&self, handle: &GroupHandle) -> Result<(), String> {
+    async fn stop(&self, handle: &GroupHandle) {
         handle.stop().await;
         self.groups.write().unwrap_or_else(PoisonError::into_inner).remove(&handle.id);
-        self.forget(handle.id).await
     }
 
     /// Removes a replica's state, then its log. The state first: a log without state is known to be unfinished.
@@ -178,14 +268,20 @@ impl Replicas {
         Ok(())
     }
 
-    async fn start(&self, id: GroupId, mut log: RaftLog) -> Result<(), String> {
-        let refuse = |why: String| format!("group {id} cannot be restored: {why}");
+    async fn start(&self, id: GroupId, mut log: RaftLog) -> Result<(), OpenError> {
+        let refuse = |why: String| OpenError::Damaged(format!("group {id} cannot be restored: {why}"));
         let kv: Arc<dyn Kv> = self.kv.clone();
-        let mut state = group::load(&KvView::of(&kv), id).map_err(|error| refuse(error.to_string()))?;
+        let mut state = group::load(&KvView::of(&kv), id).map_err(|error| match error {
+            ViewError::Damaged { .. } => refuse(error.to_string()),
+            ViewError::Io(why) => OpenError::Refused(format!("the state of group {id} cannot be read: {why}")),
+        })?;
         if !state.is_supported() {
-            return Err(refuse(format!(
-                "it is at feature level {}, this binary knows {FEATURE_LEVEL}: start a newer henge",
-                state.feature_level
+            return Err(OpenError::Refused(format!(
+                "group {id} cannot be restored: {}",
+                format_args!(
+                    "it is at feature level {}, this binary knows {FEATURE_LEVEL}: start a newer henge",
+                    state.feature_level
+                )
             )));
         }
         let never_acknowledged = log.base.0.0 == 0 && log.entries.is_empty();
@@ -237,6 +333,7 @@ impl Replicas {
             engine: self.engine.clone(),
             kv: self.kv.clone(),
             map: self.map.subscribe(),
+            generation_min: self.generation(),
         });
         self.groups.write().unwrap_or_else(PoisonError::into_inner).insert(id, handle);
         Ok(())

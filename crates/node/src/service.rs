@@ -10,6 +10,7 @@ use meta::map::command::ClusterMap;
 use meta::object::command::{Reason, Refused, ShardAnswer, ShardFound};
 use meta::view::ViewError;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 use store::kv::Kv;
 use store::{Engine, NewChunk, StoreError};
 use tokio::sync::watch;
@@ -69,7 +70,7 @@ impl Handler for Front {
         Box::pin(async move {
             if channel == Channel::Raft {
                 match transport::decode(&request) {
-                    Ok(batch) => service.take_raft(from, batch).await,
+                    Ok(batch) => service.take_raft(from, batch),
                     Err(why) => tracing::warn!("node {from}: {why}"),
                 }
                 return Frame::default();
@@ -101,9 +102,11 @@ impl Service {
         match ask {
             Ask::GetMap(get) => (self.get_map(get.linearizable).await, Vec::new()),
             Ask::ProposeMap(entry) => {
+                self.follow(request.map_version).await;
                 (self.propose(GROUP_ZERO, Command::Map(entry), Acknowledge::Everyone).await, Vec::new())
             }
             Ask::ProposeShard(propose) => {
+                self.follow(request.map_version).await;
                 let command = Command::Shard(propose.entry.unwrap_or_default());
                 let acknowledge = if propose.everyone { Acknowledge::Everyone } else { Acknowledge::Majority };
                 (self.propose(GroupId(propose.group), command, acknowledge).await, Vec::new())
@@ -135,19 +138,36 @@ impl Service {
     }
 
     /// Raft's traffic is not gated by generations of nodes: Raft has terms. Two lives of a cluster never mix, though.
-    async fn take_raft(&self, from: NodeId, batch: RaftBatch) {
-        let ours = self.map.borrow().cluster_generation;
-        if batch.recovered > ours && self.map.borrow().version > 0 {
+    fn take_raft(&self, from: NodeId, batch: RaftBatch) {
+        let ours = self.replicas.generation();
+        if batch.cluster_generation < ours {
+            return transport::send_recovered(&self.env, from, ours);
+        }
+        if self.map.borrow().version == 0 {
+            self.replicas.learn_generation(batch.cluster_generation);
+        }
+        // A node that holds nothing yet has no life before this one.
+        if batch.cluster_generation > ours && self.map.borrow().version > 0 {
             let why = format!(
                 "the cluster was recovered without this node and goes on as generation {}; what this node holds is from \
                  before: start it anew with an empty --data and a token",
-                batch.recovered
+                batch.cluster_generation
             );
             tracing::error!("{why}");
             self.standing.send_replace(Standing::Ended(why));
             return;
         }
-        self.replicas.deliver(from, batch).await;
+        self.replicas.deliver(from, batch);
+    }
+
+    /// Who counts for `all` is judged by the newest map that anybody on the way has seen.
+    async fn follow(&self, version: u64) {
+        const FOLLOW_MAX: Duration = Duration::from_millis(500);
+        if self.map.borrow().version < version {
+            let mut map = self.map.clone();
+            // When it does not come, the older map counts more voters rather than fewer; a newcomer is the exception.
+            let _ = self.env.timeout(FOLLOW_MAX, map.wait_for(|map| map.version >= version)).await;
+        }
     }
 
     /// The zombie learns its fate from this answer.
@@ -161,8 +181,15 @@ impl Service {
             return Err(Failed::new(Failure::StaleGeneration, why));
         }
         let floor = map.nodes.iter().find(|row| row.id == request.node).map_or(0, |row| row.generation_floor);
-        if request.generation < floor {
-            let why = format!("generation {} of node {} is below its floor {floor}", request.generation, request.node);
+        // A command belongs to the session that it was begun in, whatever its sender calls itself by now.
+        let slot = match &request.ask {
+            Some(Ask::ProposeShard(propose)) => propose.entry.as_ref().and_then(|entry| entry.slot.as_ref()),
+            Some(Ask::ProposeMap(entry)) => entry.slot.as_ref(),
+            _ => None,
+        };
+        let generation = slot.map_or(request.generation, |slot| slot.generation.min(request.generation));
+        if generation < floor {
+            let why = format!("generation {} of node {} is below its floor {floor}", generation, request.node);
             return Err(Failed::new(Failure::StaleGeneration, why));
         }
         Ok(())

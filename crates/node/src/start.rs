@@ -423,7 +423,7 @@ fn start_repair(env: &Env, tuning: &Tuning, service: &Arc<Service>, client: &Cli
 
 /// The replicas that are there; on the very first start of a founder, the groups that a cluster begins with.
 async fn open_groups(replicas: &Replicas, identity: &NodeIdentity, alone: bool) -> Result<(), StartError> {
-    replicas.open_all(alone).await.map_err(StartError)?;
+    replicas.open_all(alone, identity.recovered).await.map_err(StartError)?;
     if identity.joined {
         return Ok(());
     }

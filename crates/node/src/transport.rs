@@ -15,9 +15,10 @@ pub struct RaftBatch {
     pub items: Vec<RaftItem>,
     #[prost(message, repeated, tag = "2")]
     pub gone: Vec<PeerGone>,
-    /// The generation of the cluster, told to nodes that know only an earlier one.
+    /// The cluster's generation as the sender knows it: raised when the cluster is recovered from one node. Two lives
+    /// of a cluster never mix.
     #[prost(uint32, tag = "3")]
-    pub recovered: u32,
+    pub cluster_generation: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -40,12 +41,13 @@ pub struct PeerGone {
     pub peer: u64,
 }
 
-pub fn send(env: &Env, to: NodeId, items: Vec<RaftItem>) {
-    let mut batch = RaftBatch::default();
+pub fn send(env: &Env, to: NodeId, cluster_generation: u32, items: Vec<RaftItem>) {
+    let empty = || RaftBatch { cluster_generation, ..RaftBatch::default() };
+    let mut batch = empty();
     let mut size = 0;
     for item in items {
         if size + item.message.len() > FRAME_BYTES_MAX && !batch.items.is_empty() {
-            env.net.send(to, Channel::Raft, frame(&std::mem::take(&mut batch)));
+            env.net.send(to, Channel::Raft, frame(&std::mem::replace(&mut batch, empty())));
             size = 0;
         }
         size += item.message.len();
@@ -54,13 +56,13 @@ pub fn send(env: &Env, to: NodeId, items: Vec<RaftItem>) {
     env.net.send(to, Channel::Raft, frame(&batch));
 }
 
-pub fn send_gone(env: &Env, to: NodeId, gone: PeerGone) {
-    env.net.send(to, Channel::Raft, frame(&RaftBatch { gone: vec![gone], ..RaftBatch::default() }));
+pub fn send_gone(env: &Env, to: NodeId, cluster_generation: u32, gone: PeerGone) {
+    env.net.send(to, Channel::Raft, frame(&RaftBatch { gone: vec![gone], cluster_generation, ..RaftBatch::default() }));
 }
 
 /// Tells a node from before a recovery that the cluster goes on without it.
-pub fn send_recovered(env: &Env, to: NodeId, generation: u32) {
-    env.net.send(to, Channel::Raft, frame(&RaftBatch { recovered: generation, ..RaftBatch::default() }));
+pub fn send_recovered(env: &Env, to: NodeId, cluster_generation: u32) {
+    env.net.send(to, Channel::Raft, frame(&RaftBatch { cluster_generation, ..RaftBatch::default() }));
 }
 
 pub fn decode(frame: &Frame) -> Result<RaftBatch, String> {

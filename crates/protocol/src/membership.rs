@@ -254,7 +254,7 @@ mod tests {
         ];
         for (voters, learners, states, wanted, zero, due) in cases {
             let now = configuration(voters, learners);
-            let next = next_change(&now, &nodes(states), &progress(&[]), *wanted, *zero);
+            let next = next_change(&now, &nodes(states), &[], &progress(&[]), *wanted, *zero);
             assert_eq!(next, *due, "{voters:?} {learners:?} {states} {wanted} {zero}");
         }
     }
@@ -262,7 +262,7 @@ mod tests {
     #[test]
     fn only_who_has_caught_up_gets_a_vote() {
         let now = configuration(&[1], &[2]);
-        let next = |progress: &[PeerProgress]| next_change(&now, &nodes("UU"), progress, 3, true);
+        let next = |progress: &[PeerProgress]| next_change(&now, &nodes("UU"), &[], progress, 3, true);
         assert_eq!(next(&progress(&[(2, 5000 - CAUGHT_UP_LAG_MAX)])), promote(&[2], &[]));
         assert_eq!(next(&progress(&[(2, 4999 - CAUGHT_UP_LAG_MAX)])), None);
         let mut silent = progress(&[]);
@@ -271,15 +271,15 @@ mod tests {
         let short_log: Vec<PeerProgress> = progress(&[(1, 3), (2, 0)]).into_iter().take(2).collect();
         assert_eq!(next(&short_log), None, "a learner without a state, however short the log");
         let removed = configuration(&[1, 3], &[2]);
-        assert_eq!(next_change(&removed, &nodes("UUR"), &progress(&[(2, 1)]), 3, true), None, "it is waited for");
+        assert_eq!(next_change(&removed, &nodes("UUR"), &[], &progress(&[(2, 1)]), 3, true), None, "it is waited for");
     }
 
     #[test]
     fn a_joint_configuration_is_left_alone() {
         let mut now = configuration(&[1, 2], &[3]);
         now.voters_outgoing = vec![PeerId(1)];
-        assert_eq!(next_change(&now, &nodes("UUU"), &progress(&[]), 3, true), None);
-        assert_eq!(next_change(&Configuration::default(), &nodes("UUU"), &progress(&[]), 3, true), None);
+        assert_eq!(next_change(&now, &nodes("UUU"), &[], &progress(&[]), 3, true), None);
+        assert_eq!(next_change(&Configuration::default(), &nodes("UUU"), &[], &progress(&[]), 3, true), None);
     }
 
     #[test]

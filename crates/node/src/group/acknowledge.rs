@@ -5,7 +5,7 @@
 //! a silent voter holds replies up until it is voted down, and one that returns does not while it catches up.
 
 use base::ids::{LogIndex, PeerId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use tokio::sync::oneshot;
 
 use super::GroupError;
@@ -26,8 +26,8 @@ pub type Answer = oneshot::Sender<Result<Reply, GroupError>>;
 #[derive(Default)]
 pub struct Waiting {
     replies: BTreeMap<LogIndex, (Reply, Answer)>,
-    /// Voters that were down and have not caught up since.
-    behind: BTreeSet<PeerId>,
+    /// Voters that were down, with what they must hold to count again: fixed when they are seen up.
+    behind: BTreeMap<PeerId, Option<LogIndex>>,
 }
 
 impl Waiting {
@@ -39,8 +39,24 @@ impl Waiting {
         self.replies.insert(index, (reply, answer));
     }
 
-    /// Sends every reply whose index all counted voters hold. `committed` is what a majority holds.
+    /// Follows who is down and who has caught up: also while nothing waits. `committed` is what a majority holds.
+    pub fn observe(&mut self, voters: &[Voter], committed: LogIndex) {
+        self.behind.retain(|peer, _| voters.iter().any(|voter| voter.peer == *peer));
+        for voter in voters {
+            if !voter.is_up {
+                self.behind.insert(voter.peer, None);
+            } else if let Some(target) = self.behind.get_mut(&voter.peer) {
+                let target = *target.get_or_insert(committed);
+                if voter.matched >= target {
+                    self.behind.remove(&voter.peer);
+                }
+            }
+        }
+    }
+
+    /// Sends every reply whose index all counted voters hold.
     pub fn release(&mut self, voters: &[Voter], committed: LogIndex) {
+        self.observe(voters, committed);
         let reached = self.reached(voters, committed);
         let later = self.replies.split_off(&LogIndex(reached.0 + 1));
         for (reply, answer) in std::mem::replace(&mut self.replies, later).into_values() {
@@ -48,26 +64,20 @@ impl Waiting {
         }
     }
 
-    fn reached(&mut self, voters: &[Voter], committed: LogIndex) -> LogIndex {
-        let mut reached = committed;
-        for voter in voters {
-            if !voter.is_up {
-                self.behind.insert(voter.peer);
-            } else if voter.matched >= committed {
-                self.behind.remove(&voter.peer);
-            }
-            if !self.behind.contains(&voter.peer) {
-                reached = reached.min(voter.matched);
-            }
-        }
-        reached
+    fn reached(&self, voters: &[Voter], committed: LogIndex) -> LogIndex {
+        let counted = voters.iter().filter(|voter| !self.behind.contains_key(&voter.peer));
+        counted.map(|voter| voter.matched).fold(committed, LogIndex::min)
     }
 
-    /// Leadership was lost: what was executed may have fewer copies than promised, so nobody is told of success.
+    /// Leadership was lost, or the replica stops: what was executed may have fewer copies than promised.
     pub fn abandon(&mut self, why: &str) {
         for (_, answer) in std::mem::take(&mut self.replies).into_values() {
             let _ = answer.send(Err(GroupError::Unknown(why.into())));
         }
+    }
+
+    /// A new time of leadership begins, or none.
+    pub fn forget(&mut self) {
         self.behind.clear();
     }
 }
@@ -80,11 +90,14 @@ mod tests {
         Voter { peer: PeerId(peer), is_up, matched: LogIndex(matched) }
     }
 
+    fn reached(waiting: &mut Waiting, voters: [Voter; 3], committed: u64) -> u64 {
+        waiting.observe(&voters, LogIndex(committed));
+        waiting.reached(&voters, LogIndex(committed)).0
+    }
+
     #[test]
     fn a_silent_voter_counts_until_it_is_voted_down_and_again_once_it_caught_up() {
         let mut waiting = Waiting::default();
-        let reached =
-            |waiting: &mut Waiting, voters: [Voter; 3], committed| waiting.reached(&voters, LogIndex(committed)).0;
         let three = |up: bool, matched| [voter(1, true, 9), voter(2, true, 9), voter(3, up, matched)];
         assert_eq!(reached(&mut waiting, three(true, 5), 9), 5, "a silent voter holds replies up");
         assert_eq!(reached(&mut waiting, three(false, 5), 9), 9, "until it is voted down");
@@ -93,9 +106,17 @@ mod tests {
         assert_eq!(reached(&mut waiting, [voter(1, true, 12), voter(2, true, 12), voter(3, true, 9)], 12), 9);
     }
 
+    /// What it must reach is fixed when it comes back: under load the newest entry is always ahead of it.
+    #[test]
+    fn one_that_came_back_counts_again_under_load() {
+        let mut waiting = Waiting::default();
+        assert_eq!(reached(&mut waiting, [voter(1, true, 9), voter(2, true, 9), voter(3, false, 5)], 9), 9);
+        assert_eq!(reached(&mut waiting, [voter(1, true, 9), voter(2, true, 9), voter(3, true, 6)], 9), 9);
+        assert_eq!(reached(&mut waiting, [voter(1, true, 14), voter(2, true, 14), voter(3, true, 11)], 14), 11);
+    }
+
     #[test]
     fn what_is_not_committed_is_never_released() {
-        let mut waiting = Waiting::default();
-        assert_eq!(waiting.reached(&[voter(1, true, 20)], LogIndex(3)).0, 3);
+        assert_eq!(reached(&mut Waiting::default(), [voter(1, true, 20), voter(2, true, 9), voter(3, true, 9)], 3), 3);
     }
 }

@@ -11,7 +11,7 @@ use meta::map::command::{ClusterMap, NodeRow, NodeState};
 use protocol::membership::{self, NodeView};
 use protocol::raft::{Configuration, Entry, HardState, Message, MessageKind, NotTaken, RaftPeer, Ready, Role};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use store::kv::{Kv, LsmKv};
@@ -37,6 +37,8 @@ const MEMBERSHIP_INTERVAL: Duration = Duration::from_millis(200);
 const LEADERSHIP_INTERVAL: Duration = Duration::from_secs(5);
 /// Entries kept behind the applied index for followers that lag a little: else each of them needed a snapshot.
 const TAIL_ENTRIES: u64 = 256;
+/// Log that is kept for members that are catching up.
+const LOG_BYTES_KEPT: u64 = 128 << 20;
 /// Voters of a shard, and of group 0 while the cluster is small.
 const VOTERS: usize = 3;
 /// Voters of group 0 from as many nodes on.
@@ -53,6 +55,8 @@ pub struct Driver {
     engine: Engine,
     kv: Arc<LsmKv>,
     map: watch::Receiver<Arc<ClusterMap>>,
+    /// The cluster's generation is at least this, whatever the map says yet.
+    generation_min: u32,
     shared: Arc<Shared>,
     mailbox: mpsc::WeakSender<Request>,
     unwritten: Unwritten,
@@ -61,9 +65,10 @@ pub struct Driver {
     waiting: Waiting,
     reads: Reads,
     applied: LogIndex,
-    led: bool,
+    /// The term in which this replica leads.
+    led: Option<Term>,
     /// A snapshot is being fetched; what is committed meanwhile is kept for afterwards.
-    fetching: bool,
+    fetching: Option<Fetching>,
     /// There is no state: none came yet, or fetching it was cut off when the old one was gone already.
     stateless: bool,
     held: Vec<Entry>,
@@ -73,6 +78,8 @@ pub struct Driver {
     gone: BTreeSet<PeerId>,
     membership_due: MonoTime,
     leadership_due: MonoTime,
+    /// Writes that wait for room stop waiting.
+    given_up: Arc<AtomicBool>,
     /// The driver was asked to end.
     stopping: Option<oneshot::Sender<()>>,
 }
@@ -92,6 +99,11 @@ struct Unwritten {
     trim: Option<LogIndex>,
     reset: Option<(LogIndex, Term)>,
     messages: Vec<Message>,
+}
+
+struct Fetching {
+    cancelled: Arc<AtomicBool>,
+    ended: oneshot::Receiver<()>,
 }
 
 struct Writing {
@@ -114,6 +126,7 @@ impl Driver {
             engine: parts.engine,
             kv: parts.kv,
             map: parts.map,
+            generation_min: parts.generation_min,
             shared: handle.shared.clone(),
             mailbox: handle.mailbox.downgrade(),
             unwritten: Unwritten::default(),
@@ -122,14 +135,15 @@ impl Driver {
             waiting: Waiting::default(),
             reads: Reads::default(),
             applied: parts.applied,
-            led: false,
-            fetching: false,
+            led: None,
+            fetching: None,
             stateless: parts.stateless,
             held: Vec::new(),
             heard_from: BTreeMap::new(),
             gone: BTreeSet::new(),
             membership_due: now,
             leadership_due: now + LEADERSHIP_INTERVAL,
+            given_up: Arc::default(),
             stopping: None,
         }
     }
@@ -164,6 +178,12 @@ impl Driver {
     }
 
     async fn stop(mut self, done: oneshot::Sender<()>) {
+        self.given_up.store(true, Ordering::Release);
+        if let Some(fetching) = self.fetching.take() {
+            // Nothing of it touches the rows any more when this returns.
+            fetching.cancelled.store(true, Ordering::Release);
+            let _ = fetching.ended.await;
+        }
         if let Some(writing) = self.writing.take() {
             // Whether it succeeded matters to nobody any more: what waits for it is told that its outcome is unknown.
             let _ = writing.done.await;
@@ -190,9 +210,11 @@ impl Driver {
         }
         self.raft.tick();
         let now = self.env.now();
-        if self.raft.leadership().role != Role::Leader {
+        if self.led.is_none() || self.raft.leadership().role != Role::Leader {
             return;
         }
+        let voters = self.voters();
+        self.waiting.observe(&voters, self.applied);
         if now >= self.membership_due {
             self.membership_due = now + MEMBERSHIP_INTERVAL;
             self.plan_membership();
@@ -228,7 +250,12 @@ impl Driver {
     fn trim(&mut self, index: LogIndex) {
         let alone = self.configuration.voters.len() + self.configuration.learners.len() <= 1;
         let index = if alone { index } else { LogIndex(index.0.saturating_sub(TAIL_ENTRIES)) };
-        let index = index.min(self.applied).min(self.raft.applied_index());
+        let mut index = index.min(self.applied).min(self.raft.applied_index());
+        if self.raft.log_size().0 < LOG_BYTES_KEPT {
+            // Whoever is on the way to catch up would need a new snapshot again and again.
+            let active = self.raft.progress().into_iter().filter(|progress| progress.active);
+            index = active.map(|progress| progress.matched).fold(index, LogIndex::min);
+        }
         if index.0 > 0 {
             self.raft.trim(index);
             self.unwritten.trim = self.unwritten.trim.max(Some(index));
@@ -243,7 +270,7 @@ impl Driver {
         self.heard_from.insert(sender, from);
         if self.is_removed(sender) {
             // Its removal is committed, and it does not know: else it would disturb elections for ever.
-            transport::send_gone(&self.env, from, PeerGone { group: self.id.0, peer: sender.0 });
+            transport::send_gone(&self.env, from, self.generation(), PeerGone { group: self.id.0, peer: sender.0 });
             return;
         }
         if message.kind() == MessageKind::Snapshot && self.fetch_snapshot(from, &message) {
@@ -323,12 +350,12 @@ impl Driver {
             reset: unwritten.reset,
         };
         let (sender, done) = oneshot::channel();
-        let (engine, env) = (self.engine.clone(), self.env.clone());
+        let (engine, env, given_up) = (self.engine.clone(), self.env.clone(), self.given_up.clone());
         self.env.spawn("raft write", async move {
             let result = loop {
                 match engine.raft_write(write.clone()).await {
                     // Space may come back, and nothing was written: meanwhile new commands are refused as too many.
-                    Err(StoreError::Full) => env.sleep(FULL_PAUSE).await,
+                    Err(StoreError::Full) if !given_up.load(Ordering::Acquire) => env.sleep(FULL_PAUSE).await,
                     result => break result,
                 }
             };
@@ -352,7 +379,7 @@ impl Driver {
 
     /// `false` when the replica has failed.
     fn apply(&mut self, entries: Vec<Entry>) -> bool {
-        if self.fetching || self.stateless {
+        if self.fetching.is_some() || self.stateless {
             self.held.extend(entries);
             return true;
         }
@@ -375,7 +402,8 @@ impl Driver {
             self.applied = applied.last.0;
             self.shared.applied.store(self.applied.0, Ordering::Release);
             if self.configuration != *self.raft.configuration() {
-                self.configuration = self.raft.configuration().clone();
+                let before = std::mem::replace(&mut self.configuration, self.raft.configuration().clone());
+                self.tell_removed(&before);
                 self.keep_configuration();
             }
             for (index, term, reply) in applied.replies {
@@ -385,6 +413,18 @@ impl Driver {
         self.raft.applied(last);
         self.reads.applied(self.applied);
         true
+    }
+
+    /// Tells the nodes of members that were removed: nobody else will speak to them.
+    fn tell_removed(&self, before: &Configuration) {
+        let removed = before.nodes.iter().filter(|(peer, _)| !self.configuration.is_member(**peer));
+        for (peer, node) in removed.filter(|(peer, _)| **peer != self.peer) {
+            transport::send_gone(&self.env, *node, self.generation(), PeerGone { group: self.id.0, peer: peer.0 });
+        }
+    }
+
+    fn generation(&self) -> u32 {
+        self.generation_min.max(self.map.borrow().cluster_generation)
     }
 
     /// Flushes soon: after a restart of all nodes, those that can vote should know how the others may.
@@ -411,30 +451,31 @@ impl Driver {
 
     /// Sends the replies whose entries all counted voters have flushed.
     fn release(&mut self) {
-        if self.waiting.is_empty() {
-            return;
+        if self.led.is_some() && !self.waiting.is_empty() {
+            let voters = self.voters();
+            self.waiting.release(&voters, self.applied);
         }
+    }
+
+    /// The voters as this leader sees them.
+    fn voters(&self) -> Vec<Voter> {
         let map = self.map.borrow().clone();
-        let voters: Vec<Voter> = self
-            .raft
-            .progress()
-            .into_iter()
-            .filter(|progress| self.configuration.is_voter(progress.peer))
-            .map(|progress| Voter {
-                peer: progress.peer,
-                is_up: self.configuration.nodes.get(&progress.peer).is_none_or(|node| is_up(&map, *node)),
-                matched: progress.matched,
-            })
-            .collect();
-        self.waiting.release(&voters, self.applied);
+        let serves = |peer: &PeerId| {
+            !self.gone.contains(peer) && self.configuration.nodes.get(peer).is_none_or(|node| is_up(&map, *node))
+        };
+        let voters = self.raft.progress().into_iter().filter(|it| self.configuration.is_voter(it.peer));
+        voters.map(|it| Voter { peer: it.peer, is_up: serves(&it.peer), matched: it.matched }).collect()
     }
 
     fn follow_leadership(&mut self) {
-        let leads = self.raft.leadership().role == Role::Leader;
-        if self.led && !leads {
-            let why = "leadership was lost before it was known whether enough copies exist";
-            self.abandon(&GroupError::NotLeader(self.leader_node()));
-            self.waiting.abandon(why);
+        let leadership = self.raft.leadership();
+        let leads = (leadership.role == Role::Leader).then_some(leadership.term);
+        if leads != self.led {
+            let was_asked = self.led.is_some() || !self.proposals.is_empty() || !self.waiting.is_empty();
+            if was_asked {
+                self.abandon(&GroupError::NotLeader(self.leader_node()));
+            }
+            self.waiting.forget();
             self.gone.clear();
         }
         self.led = leads;
@@ -442,7 +483,7 @@ impl Driver {
 
     /// Tells everybody who waits. What was proposed may still be executed.
     fn abandon(&mut self, reads: &GroupError) {
-        let why = "leadership was lost or the replica stops";
+        let why = "leadership was lost, or the replica stops, before it was known whether enough copies exist";
         for proposal in std::mem::take(&mut self.proposals).into_values() {
             let _ = proposal.answer.send(Err(GroupError::Unknown(why.into())));
         }
@@ -472,7 +513,7 @@ impl Driver {
         self.shared.term.store(leadership.term.0, Ordering::Relaxed);
         self.shared.leader_node.store(leader, Ordering::Relaxed);
         self.shared.leads.store(leadership.role == Role::Leader, Ordering::Relaxed);
-        let ready = !self.fetching && !self.stateless;
+        let ready = self.fetching.is_none() && !self.stateless;
         self.shared.ready.store(ready, Ordering::Relaxed);
         self.shared.log_bytes.store(self.raft.log_size().0, Ordering::Relaxed);
         let mut shown = self.shared.configuration.lock().unwrap_or_else(PoisonError::into_inner);
@@ -508,15 +549,16 @@ impl Driver {
             by_node.entry(node).or_default().push(RaftItem { group: self.id.0, message: message.encode(), fresh });
         }
         for (node, items) in by_node {
-            transport::send(&self.env, node, items);
+            transport::send(&self.env, node, self.generation(), items);
         }
     }
 
     fn plan_membership(&mut self) {
-        if self.raft.pending_configuration() {
+        let map = self.map.borrow().clone();
+        // A recovered cluster first says that it is a new one.
+        if self.raft.pending_configuration() || map.cluster_generation < self.generation_min {
             return;
         }
-        let map = self.map.borrow().clone();
         let nodes = node_views(&map);
         let stay = [membership::NodeState::Up, membership::NodeState::Down];
         let members = nodes.iter().filter(|view| stay.contains(&view.state)).count();
@@ -548,14 +590,20 @@ impl Driver {
 
     /// Begins to fetch the state that a snapshot message announces. `false`: Raft itself says what is to be done.
     fn fetch_snapshot(&mut self, from: NodeId, message: &Message) -> bool {
-        if self.fetching {
+        if self.fetching.is_some() {
             return true;
         }
-        let Some((index, _, _)) = message.snapshot() else { return false };
+        let Some((index, _, configuration)) = message.snapshot() else { return false };
+        if self.configuration.is_empty() && configuration.is_voter(self.peer) {
+            // A new member votes only after it acknowledged a snapshot: this one did, and has lost it since.
+            let gone = PeerGone { group: self.id.0, peer: self.peer.0 };
+            transport::send_gone(&self.env, from, self.generation(), gone);
+            return true;
+        }
         if !self.raft.would_restore(message) {
             return false;
         }
-        self.fetching = true;
+        let cancelled = Arc::<AtomicBool>::default();
         let fetch = install::Fetch {
             env: self.env.clone(),
             kv: self.kv.clone(),
@@ -563,10 +611,15 @@ impl Driver {
             from,
             message: message.clone(),
             at_least: index,
+            cancelled: cancelled.clone(),
         };
         let mailbox = self.mailbox.clone();
+        let (end, ended) = oneshot::channel();
+        self.fetching = Some(Fetching { cancelled, ended });
         self.env.spawn("install snapshot", async move {
             let result = install::fetch(fetch).await.map(Box::new);
+            // Before the mailbox, whose reader may be waiting for this end.
+            let _ = end.send(());
             if let Some(mailbox) = mailbox.upgrade() {
                 let _ = mailbox.send(Request::Installed(result)).await;
             }
@@ -575,16 +628,21 @@ impl Driver {
     }
 
     fn installed(&mut self, result: Result<Box<Installed>, install::Failed>) {
-        self.fetching = false;
+        self.fetching = None;
         let installed = match result {
             Ok(installed) => installed,
+            Err(failed) if failed.state_is_gone && !self.stateless => {
+                // Raft here still counts on a state: the replica is opened anew, as after a crash.
+                self.held.clear();
+                self.shared.reopen.store(true, Ordering::Release);
+                return self.fail(format!("its state was being replaced, and that was cut off: {}", failed.why));
+            }
             Err(failed) => {
                 tracing::warn!(
                     group = self.id.0,
                     "a snapshot was not installed and is asked for again: {}",
                     failed.why
                 );
-                self.stateless |= failed.state_is_gone;
                 return self.apply_held();
             }
         };

@@ -13,6 +13,7 @@ use client::wire::{self, Answer, Ask, Request, SnapshotPage, Told};
 use meta::group::{self, GroupState, Install};
 use protocol::raft::{Configuration, Message};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use store::kv::{Change, Kv, KvRead, LsmKv};
@@ -23,11 +24,11 @@ use crate::machine::KvView;
 const PAGE_ROWS: usize = 4096;
 const PAGE_BYTES: usize = 4 << 20;
 /// How long a page may take, and how often it is asked for.
-const PAGE_MAX: Duration = Duration::from_secs(5);
+const PAGE_MAX: Duration = Duration::from_secs(2);
 const PAGE_ATTEMPTS: usize = 4;
 /// Snapshots that one node serves at a time, and how long one is kept that nobody asks for.
 const SNAPSHOTS_MAX: usize = 16;
-const SNAPSHOT_IDLE: Duration = Duration::from_secs(60);
+const SNAPSHOT_IDLE: Duration = Duration::from_secs(20);
 
 /// What is to be fetched.
 pub struct Fetch {
@@ -38,6 +39,14 @@ pub struct Fetch {
     /// The message that offered the snapshot.
     pub message: Message,
     pub at_least: LogIndex,
+    /// The replica is being stopped: the rows are not touched any more.
+    pub cancelled: Arc<AtomicBool>,
+}
+
+impl Fetch {
+    fn check(&self) -> Result<(), String> {
+        if self.cancelled.load(Ordering::Acquire) { Err("the replica is being stopped".into()) } else { Ok(()) }
+    }
 }
 
 /// What the key-value store holds now.
@@ -79,12 +88,14 @@ async fn replace(
     let kv: &dyn Kv = &*fetch.kv;
     let old = group::load(&KvView::over(&*fetch.kv), fetch.group).map_err(|error| error.to_string())?;
     let marked = group::mark(fetch.group, &old, Install::Incomplete);
+    fetch.check()?;
     commit(kv, vec![crate::machine::change_out(marked)])?;
     kv.flush().await.map_err(|error| error.to_string())?;
     let own_row = group::state_key(fetch.group);
     for (from, to) in group::row_ranges(fetch.group, &old).into_iter().chain(group::row_ranges(fetch.group, &state)) {
         // The mark stays: all rows but the group's own.
         for (from, to) in around(&own_row, from, to) {
+            fetch.check()?;
             fetch.kv.erase(&from, &to).await.map_err(|error| error.to_string())?;
         }
     }
@@ -94,6 +105,7 @@ async fn replace(
         let puts: Vec<Change> =
             puts.map(|row| Change::Put { key: row.key.clone(), value: row.value.clone() }).collect();
         let last = page_now.rows.last().map(|row| row.key.clone());
+        fetch.check()?;
         commit(kv, puts)?;
         if page_now.done {
             break;
@@ -101,6 +113,7 @@ async fn replace(
         let after = last.ok_or("a page without rows that is not the last")?;
         page_now = page(&fetch, page_now.token, after).await?;
     }
+    fetch.check()?;
     commit(kv, vec![crate::machine::change_out(group::mark(fetch.group, &state, Install::LogDue))])?;
     kv.flush().await.map_err(|error| error.to_string())?;
     Ok(Installed {
@@ -129,6 +142,7 @@ async fn page(fetch: &Fetch, token: u64, after: Bytes) -> Result<wire::SnapshotR
     let request = Request { ask: Some(ask), ..Request::default() };
     let mut why = String::new();
     for attempt in 0..PAGE_ATTEMPTS {
+        fetch.check()?;
         if attempt > 0 {
             fetch.env.sleep(Duration::from_millis(200)).await;
         }
@@ -182,11 +196,8 @@ impl Offered {
                 (ask.token, offer.rows.clone())
             }
         };
-        let page = read_page(&*rows, group, token, &ask.after)?;
-        if page.done {
-            self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&token);
-        }
-        Ok(page)
+        // Kept also after its last page, whose answer may be lost.
+        read_page(&*rows, group, token, &ask.after)
     }
 }
 

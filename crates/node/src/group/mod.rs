@@ -98,6 +98,8 @@ struct Shared {
     leads: AtomicBool,
     /// Has state to serve from: it is not waiting for its first snapshot.
     ready: AtomicBool,
+    /// The replica is to be stopped and opened from disk again.
+    reopen: AtomicBool,
     log_bytes: AtomicU64,
     configuration: Mutex<Arc<Configuration>>,
     failed: Mutex<Option<String>>,
@@ -118,6 +120,8 @@ pub struct Parts {
     pub engine: Engine,
     pub kv: Arc<LsmKv>,
     pub map: watch::Receiver<Arc<ClusterMap>>,
+    /// The cluster's generation is at least this.
+    pub generation_min: u32,
 }
 
 /// Starts the driver of a group.
@@ -129,6 +133,7 @@ pub fn start(parts: Parts) -> GroupHandle {
         leader_node: AtomicU64::new(0),
         leads: AtomicBool::new(false),
         ready: AtomicBool::new(!parts.stateless),
+        reopen: AtomicBool::new(false),
         log_bytes: AtomicU64::new(0),
         configuration: Mutex::new(Arc::new(parts.configuration.clone())),
         failed: Mutex::new(None),
@@ -219,6 +224,11 @@ impl GroupHandle {
     /// Bytes of entries that the log still needs.
     pub fn log_bytes(&self) -> u64 {
         self.shared.log_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether the replica waits to be stopped and opened from disk again.
+    pub fn wants_reopening(&self) -> bool {
+        self.shared.reopen.load(Ordering::Acquire)
     }
 
     /// Why the replica has stopped serving, if it has.

@@ -267,7 +267,9 @@ impl RaftPeer {
         if self.waiting == Waiting::ForState {
             // The commit index stays where the lost state may have been: a snapshot is taken only from there on.
             (message.commit, message.commit_term) = (0, 0);
-            if kind == MessageType::MsgAppend && self.is_blank() {
+            // A genuine new replica has no vote; one that lost its log must not give it again.
+            let asks_for_vote = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
+            if self.is_blank() && (asks_for_vote || kind == MessageType::MsgAppend) {
                 return Ok(());
             }
         }

@@ -319,7 +319,7 @@ impl Cluster {
         if raft.leadership().role != Role::Leader || raft.pending_configuration() {
             return;
         }
-        if let Some(change) = next_change(raft.configuration(), &views, &raft.progress(), wanted, zero) {
+        if let Some(change) = next_change(raft.configuration(), &views, &[], &raft.progress(), wanted, zero) {
             let _ = raft.propose_configuration(&change);
         }
     }
