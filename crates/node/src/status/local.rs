@@ -108,7 +108,7 @@ pub fn collect(service: &Service) -> LocalStatus {
     if !health.checked && !only_copy {
         status.find(Verdict::AtRisk, "the copies here have not been compared since the node started".into());
     }
-    disks(service, &mut status);
+    disks(service, only_copy, &mut status);
     damage(service, only_copy, &mut status);
     groups(service, &mut status);
     for damage in &service.metadata_damage {
@@ -126,14 +126,14 @@ impl LocalStatus {
     }
 }
 
-fn disks(service: &Service, status: &mut LocalStatus) {
+fn disks(service: &Service, only_copy: bool, status: &mut LocalStatus) {
     for disk in &service.disks.all {
         let (state, why) = disk.state();
         match state {
             "up" => {}
             "full" => status.find(Verdict::Unavailable, format!("disk {} is full: it {why}", disk.label)),
             _ => status.find(
-                Verdict::AtRisk,
+                if only_copy { Verdict::Unavailable } else { Verdict::AtRisk },
                 format!("disk {} is out of service ({why}): what only it holds cannot be read", disk.label),
             ),
         }
