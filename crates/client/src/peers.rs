@@ -8,16 +8,18 @@ use crate::call::{Client, unexpected};
 use crate::error::Error;
 use crate::wire::{Ask, Failure, Named, Told};
 
-/// A page of an inventory or a whole chunk comes sooner, or not at all.
-const ATTEMPT_MAX: Duration = Duration::from_secs(10);
-
 /// Chunks asked about at once.
 pub const NAMED_IDS_MAX: usize = 64 << 10;
 
 impl Client {
-    /// Asks a node once. `Busy` also stands for no answer.
-    pub async fn ask_peer(&self, to: NodeId, ask: Ask) -> Result<(Told, Vec<Bytes>), (Failure, String)> {
-        self.ask_node(to, ask, Vec::new(), ATTEMPT_MAX).await
+    /// Asks a node once. `Busy` also stands for no answer within `patience`.
+    pub async fn ask_peer(
+        &self,
+        to: NodeId,
+        ask: Ask,
+        patience: Duration,
+    ) -> Result<(Told, Vec<Bytes>), (Failure, String)> {
+        self.ask_node(to, ask, Vec::new(), patience).await
     }
 
     /// Those of `ids` (at most [`NAMED_IDS_MAX`]) that a row of `group` names, by its leader and as of now.

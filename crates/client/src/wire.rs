@@ -251,6 +251,9 @@ pub struct PgDigestLine {
     /// The disk does not serve.
     #[prost(bool, tag = "4")]
     pub unavailable: bool,
+    /// Payload bytes of the chunks.
+    #[prost(uint64, tag = "5")]
+    pub bytes: u64,
 }
 
 /// A page of the state of a group, for a replica that lags too far behind the log.

@@ -6,20 +6,24 @@ use http_body_util::Full;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use crate::admin::{BucketChange, BucketView, KeyView, Named, NewKeyView, Refusal};
 use crate::basic_auth;
 use crate::cli::{BucketAction, KeyAction, StatusArgs, TargetArgs, VersioningArg};
 use crate::failure::{Context, Failure};
-use crate::http_client::HttpClient;
+use crate::http_client::{Answer, HttpClient, HttpError};
 use crate::report::{self, Report};
 use crate::target::Target;
+
+/// How long a node may take to answer; another may be paused.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 pub async fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
     let target = Target::find(&args.target)?;
     let report: Report = ask(&target, Method::GET, "/status", None::<&()>).await?;
     if report.version != report::VERSION {
-        return Err(Failure(format!("{} answers with a report of version {}", target.admin, report.version)));
+        return Err(Failure(format!("the answer is a report of version {}", report.version)));
     }
     if args.json {
         print_json(&report)?;
@@ -121,35 +125,53 @@ pub async fn ask_as_root<A: DeserializeOwned>(
     ask(&target, method, path, body).await
 }
 
-/// One request to the admin port, with the root credentials where they are known.
-async fn ask<A: DeserializeOwned>(
+/// One request to the admin port of the first node that takes it, with the root credentials where they are known.
+pub async fn ask<A: DeserializeOwned>(
     target: &Target,
     method: Method,
     path: &str,
     body: Option<&impl Serialize>,
 ) -> Result<A, Failure> {
     let encoded = body.map(serde_json::to_vec).transpose().context(|| "the request cannot be encoded".into())?;
-    let mut request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", &target.admin)
-        .header("content-type", "application/json");
-    if let Some(credentials) = &target.credentials {
-        request = request.header("authorization", basic_auth::header_value(credentials));
+    let encoded = Bytes::from(encoded.unwrap_or_default());
+    let mut silent = None;
+    for admin in &target.admins {
+        let mut request = Request::builder()
+            .method(method.clone())
+            .uri(path)
+            .header("host", admin)
+            .header("content-type", "application/json");
+        if let Some(credentials) = &target.credentials {
+            request = request.header("authorization", basic_auth::header_value(credentials));
+        }
+        let request = request.body(Full::new(encoded.clone())).context(|| format!("{path:?} cannot be asked for"))?;
+        let asked = tokio::time::timeout(PATIENCE, HttpClient::new(admin).request(request)).await;
+        let late = || HttpError::Unknown(format!("nothing for {} s", PATIENCE.as_secs()));
+        match asked.unwrap_or_else(|_| Err(late())) {
+            Ok(answer) => return understand(admin, &answer),
+            // Looking may be repeated elsewhere, changing may not.
+            Err(error) if method == Method::GET || matches!(error, HttpError::NotSent(_)) => {
+                silent = Some((admin, error));
+            }
+            Err(error) => return Err(no_answer(admin, &error)),
+        }
     }
-    let body = Full::new(Bytes::from(encoded.unwrap_or_default()));
-    let request = request.body(body).context(|| format!("{path:?} cannot be asked for"))?;
-    let answer = HttpClient::new(&target.admin).request(request).await.map_err(|error| {
-        Failure(format!(
-            "no henge answers at the admin address {} ({error}); is the node running, and is --admin or --data right?",
-            target.admin
-        ))
-    })?;
+    let (admin, error) = silent.expect("a target has at least one address");
+    Err(no_answer(admin, &error))
+}
+
+fn no_answer(admin: &str, error: &HttpError) -> Failure {
+    Failure(format!(
+        "no henge answers at the admin address {admin} ({error}); is the node running, and is --admin or --data right?"
+    ))
+}
+
+fn understand<A: DeserializeOwned>(admin: &str, answer: &Answer) -> Result<A, Failure> {
     if !answer.status.is_success() {
         let refusal = serde_json::from_slice::<Refusal>(&answer.body).map(|refusal| refusal.error);
-        return Err(Failure(refusal.unwrap_or_else(|_| format!("{} answers {}", target.admin, answer.status))));
+        return Err(Failure(refusal.unwrap_or_else(|_| format!("{admin} answers {}", answer.status))));
     }
-    serde_json::from_slice(&answer.body).context(|| format!("the answer of {} cannot be understood", target.admin))
+    serde_json::from_slice(&answer.body).context(|| format!("the answer of {admin} cannot be understood"))
 }
 
 pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {

@@ -23,7 +23,7 @@ pub enum Command {
     Server(ServerArgs),
     /// Run a whole cluster on this machine to play with: kill, pause and restart its nodes
     Dev(DevArgs),
-    /// See it work: store files, kill the server, start it again, read them back and compare
+    /// See it work: three nodes; store files, kill a node, read them back through another, compare, heal
     Demo(DemoArgs),
     /// Say whether the data is safe, and what to do if not (exit: 0 safe, 2 at risk, 3 worse, 1 error)
     Status(StatusArgs),
@@ -121,23 +121,23 @@ pub struct DevArgs {
 
 #[derive(Subcommand, Debug, Clone)]
 pub enum DevAction {
-    /// Start a node that was stopped or killed
+    /// Start nodes that were stopped or killed
     Start(DevNode),
-    /// Stop a node in good order (SIGTERM)
+    /// Stop nodes in good order (SIGTERM)
     Stop(DevNode),
-    /// Kill a node (SIGKILL)
+    /// Kill nodes (SIGKILL)
     Kill(DevNode),
-    /// Freeze a node (SIGSTOP)
+    /// Freeze nodes (SIGSTOP)
     Pause(DevNode),
-    /// Let a frozen node go on (SIGCONT)
+    /// Let frozen nodes go on (SIGCONT)
     Resume(DevNode),
 }
 
 #[derive(Args, Debug, Clone)]
 pub struct DevNode {
-    /// Number of the node, from 1
-    #[arg(value_name = "NODE")]
-    pub node: u32,
+    /// Numbers of the nodes, from 1
+    #[arg(value_name = "NODE", required = true)]
+    pub nodes: Vec<u32>,
     /// Directory of the cluster
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
@@ -391,9 +391,9 @@ pub struct BenchVerifyArgs {
 
 #[derive(Args, Debug, Clone)]
 pub struct S3TargetArgs {
-    /// S3 address of a node [default: that of --data, or 127.0.0.1:9000]
+    /// S3 address of a node; may be repeated, then all are used [default: those of --data, or 127.0.0.1:9000]
     #[arg(long, value_name = "HOST:PORT", value_parser = parse_host_port, help_heading = "Which server")]
-    pub s3: Option<String>,
+    pub s3: Vec<String>,
     /// Region to sign for [default: that of --data, or us-east-1]
     #[arg(long, value_name = "NAME", help_heading = "Which server")]
     pub region: Option<String>,
@@ -416,7 +416,7 @@ const FSCK_HELP: &str = "\
 Give the directories of all nodes of one cluster: what is committed, and whether a chunk has all its copies, no node can
 tell alone. Of some nodes only, what was not seen is named in notes. Nothing is changed.
 
-Kinds of findings: `lost` (no good copy is left), `degraded` (copies are missing on disks that were given; the running
+Kinds of findings: `lost` (no good copy is left), `degraded` (good copies are missing on disks that were given; the running
 cluster makes them again), `corrupt` (a copy has other bytes), `placement` (two copies on one node), `metadata` and `log`
 (rows or Raft logs are damaged, or replicas contradict each other), `store` and `identity` (the disk's own files).
 Orphans (chunks that nothing names) and strays (copies that moved away) are counted; they are no damage.";

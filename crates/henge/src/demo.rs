@@ -1,4 +1,5 @@
-//! `henge demo`: what henge promises, shown on this machine in a few seconds: store, kill -9, start, read, compare.
+//! `henge demo`: what henge promises, shown on this machine in a few seconds: three nodes; store, kill -9 one of them, read
+//! through another, compare, start it again, see it heal, compare.
 
 use base::env::RandomExt;
 use bytes::Bytes;
@@ -8,19 +9,33 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::cli::DemoArgs;
 use crate::cluster_file::{ClusterFile, ClusterNode};
 use crate::env::system_random;
 use crate::failure::{Context, Failure};
-use crate::processes::{self, Lifetime, ServerSpec};
+use crate::local_cluster;
+use crate::processes::{Lifetime, ServerSpec};
+use crate::report::{Report, Verdict};
 use crate::s3_client::{Payload, S3Client, S3Error};
 use crate::scratch::ScratchDir;
 use crate::signals::Signals;
 use crate::units::show_bytes;
 
 const BUCKET: &str = "demo";
+
+const NODES: u32 = 3;
+
+/// The node that is killed: the founder, which leads as long as nobody else does. And the one that is read through.
+const VICTIM: u32 = 1;
+const READER: u32 = 2;
+
+/// How long the cluster may take to be safe, and to serve again after the kill.
+const SAFETY_PATIENCE: Duration = Duration::from_secs(120);
+const SERVICE_PATIENCE: Duration = Duration::from_secs(30);
+
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Files larger than one part are stored by multipart upload, and all are read back in such pieces.
 const PART_BYTES: u64 = 16 << 20;
@@ -33,49 +48,94 @@ pub async fn run(args: DemoArgs) -> Result<ExitCode, Failure> {
     let mut signals = Signals::new()?;
     tokio::select! {
         biased;
-        () = signals.next() => Err(Failure("stopped; the demo's server and data are gone".into())),
+        () = signals.next() => Err(Failure("stopped; the demo's servers and data are gone".into())),
         outcome = show(&items) => outcome,
     }
 }
 
 async fn show(items: &[Item]) -> Result<ExitCode, Failure> {
     let directory = ScratchDir::create_temporary("demo").context(|| "no temporary directory can be made".into())?;
-    let mut demo = Demo { directory, server: None };
+    let mut demo = Demo { directory, cluster: None, nodes: Vec::new() };
     let bytes: u64 = items.iter().map(|item| item.size).sum();
 
     println!(
-        "1. Starting henge in the empty directory {}: no configuration, fresh credentials.",
+        "1. Starting {NODES} nodes in the empty directory {}: one founds the cluster, the others join with tokens.",
         demo.directory.path().display()
     );
     let began = Instant::now();
-    let s3 = demo.start().await?;
-    println!("   It serves S3 on http://{} after {} ms.", s3.address(), began.elapsed().as_millis());
+    for number in 1..=NODES {
+        demo.start(number).await?;
+        println!(
+            "   Node {number} serves after {} ms, at http://{}.",
+            began.elapsed().as_millis(),
+            demo.node(number).s3
+        );
+    }
+    demo.wait_until_safe().await?;
+    println!("   Each object will have {NODES} copies: `safe` after {} ms.", began.elapsed().as_millis());
 
     println!(
-        "2. Storing {} objects, {}, through S3. Each `200 OK` means: flushed to the disk.",
+        "2. Storing {} objects, {}, through S3. Each `200 OK` means: flushed to {NODES} disks.",
         items.len(),
         show_bytes(bytes)
     );
     let began = Instant::now();
-    s3.ensure_bucket(BUCKET).await.map_err(failed("the bucket cannot be made"))?;
-    for item in items {
-        store(&s3, item).await?;
+    let through = |number: u32| demo.s3(number);
+    through(1).ensure_bucket(BUCKET).await.map_err(failed("the bucket cannot be made"))?;
+    for (item, number) in items.iter().zip((1..=NODES).cycle()) {
+        store(&through(number), item).await?;
     }
     println!("   All acknowledged after {:.2} s.", began.elapsed().as_secs_f64());
 
-    println!("3. Killing it with kill -9, right after the last acknowledgement.");
-    demo.kill()?;
+    println!("3. Killing node {VICTIM} with kill -9, right after the last acknowledgement.");
+    demo.kill(VICTIM)?;
 
-    println!("4. Starting it again on the same directory.");
+    println!("4. Reading everything back through node {READER} and comparing every byte.");
     let began = Instant::now();
-    let s3 = demo.start().await?;
-    println!("   It has recovered and serves after {} ms.", began.elapsed().as_millis());
+    let through_reader = demo.s3(READER);
+    first_answer(&through_reader).await?;
+    println!("   It answers {} ms after the kill.", began.elapsed().as_millis());
+    check(&through_reader, items).await?;
 
-    println!("5. Reading everything back and comparing every byte.");
+    println!("5. Starting node {VICTIM} again, and waiting until the cluster is `safe`.");
+    let began = Instant::now();
+    demo.start(VICTIM).await?;
+    demo.wait_until_safe().await?;
+    println!("   `safe` after {} ms. Reading everything back through node {VICTIM}.", began.elapsed().as_millis());
+    check(&demo.s3(VICTIM), items).await?;
+
+    println!(
+        "\nAny one of three nodes may be killed, or lose its disks, at any moment: nothing that was acknowledged is"
+    );
+    println!("lost, and a flipped bit is never served.\n");
+    println!("To go on:   {} server --data ./henge-data", how_to_call_it());
+    println!("It prints the credentials once, as lines to paste for the aws CLI. Then, for example:");
+    println!("            aws s3 mb s3://my-bucket && aws s3 cp FILE s3://my-bucket/");
+    println!("            {} status --data ./henge-data", how_to_call_it());
+    println!("            {} token create --data ./henge-data   (for the next machine)", how_to_call_it());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Waits until the reader answers at all: the others notice a dead node after about a second.
+async fn first_answer(s3: &S3Client) -> Result<(), Failure> {
+    let began = Instant::now();
+    loop {
+        match s3.list(BUCKET, "").await {
+            Ok(_) => return Ok(()),
+            Err(error) if began.elapsed() > SERVICE_PATIENCE => {
+                return Err(Failure(format!("the other nodes do not serve: {error}; this must not happen")));
+            }
+            Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
+        }
+    }
+}
+
+/// Every object is there and identical, or it is a failure.
+async fn check(s3: &S3Client, items: &[Item]) -> Result<(), Failure> {
     let listed = s3.list(BUCKET, "").await.map_err(failed("the bucket cannot be listed"))?;
     let mut differing = 0;
     for item in items {
-        if let Err(why) = compare(&s3, item).await {
+        if let Err(why) = compare(s3, item).await {
             differing += 1;
             println!("   {}: {why}", item.key);
         }
@@ -88,14 +148,8 @@ async fn show(items: &[Item]) -> Result<ExitCode, Failure> {
             listed.len()
         )));
     }
-    println!("   {} of {} objects are there, identical. Lost: 0. Wrong: 0.\n", items.len(), items.len());
-    println!("One node alone keeps one copy of everything: `henge status` calls that `at_risk`. What was acknowledged");
-    println!("survives crashes and power cuts, and a flipped bit is never served, but a lost disk loses data.\n");
-    println!("To go on:   {} server --data ./henge-data", how_to_call_it());
-    println!("It prints the credentials once, as lines to paste for the aws CLI. Then, for example:");
-    println!("            aws s3 mb s3://my-bucket && aws s3 cp FILE s3://my-bucket/");
-    println!("            {} status --data ./henge-data", how_to_call_it());
-    Ok(ExitCode::SUCCESS)
+    println!("   {} of {} objects are there, identical. Lost: 0. Wrong: 0.", items.len(), items.len());
+    Ok(())
 }
 
 /// How the user started this very binary.
@@ -104,41 +158,77 @@ fn how_to_call_it() -> String {
     if called.contains("target/release") { "cargo run --release --".into() } else { called }
 }
 
-/// The demo's server; gone, with all its data, when this is dropped.
+/// The demo's nodes; gone, with all their data, when this is dropped.
 struct Demo {
     directory: ScratchDir,
-    server: Option<Child>,
+    cluster: Option<ClusterFile>,
+    nodes: Vec<(u32, Child)>,
 }
 
 impl Demo {
-    async fn start(&mut self) -> Result<S3Client, Failure> {
-        let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let spec = ServerSpec {
-            data: self.directory.path().join("data"),
-            s3: any_port,
-            admin: any_port,
-            cluster: any_port,
-            log: self.directory.path().join("log"),
-            lifetime: Lifetime::WithParent,
+    /// Starts a node: for the first time on any free ports, then on the same again.
+    async fn start(&mut self, number: u32) -> Result<(), Failure> {
+        let address = |known: Option<&String>| -> SocketAddr {
+            let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+            known.and_then(|address| address.parse().ok()).unwrap_or(any_port)
         };
-        let server = self.server.insert(processes::spawn_server(&spec)?);
-        let cluster: ClusterFile = processes::wait_ready(server, &spec).await?;
-        let node: &ClusterNode = cluster.nodes.first().expect("wait_ready found the server's own entry");
-        Ok(S3Client::new(&node.s3, &cluster.region, cluster.credentials()))
+        let known = self.cluster.as_ref().and_then(|cluster| cluster.node(number));
+        let join = match &self.cluster {
+            Some(cluster) if known.is_none() => Some(local_cluster::invite(cluster).await?),
+            _ => None,
+        };
+        let spec = ServerSpec {
+            data: self.directory.path().join(format!("node{number}")),
+            s3: address(known.map(|node| &node.s3)),
+            admin: address(known.map(|node| &node.admin)),
+            cluster: address(known.map(|node| &node.cluster)),
+            log: self.directory.path().join(format!("node{number}.log")),
+            lifetime: Lifetime::WithParent,
+            join,
+        };
+        let (child, file) = local_cluster::start(&spec).await?;
+        self.nodes.push((number, child));
+        let cluster = self.cluster.get_or_insert_with(|| ClusterFile { nodes: vec![], ..file.clone() });
+        local_cluster::add_node(cluster, number, file);
+        Ok(())
     }
 
-    fn kill(&mut self) -> Result<(), Failure> {
-        let Some(mut server) = self.server.take() else { return Ok(()) };
-        // `Child::kill` is SIGKILL.
-        server.kill().and_then(|()| server.wait()).context(|| "the server cannot be killed".into())?;
+    fn cluster(&self) -> &ClusterFile {
+        self.cluster.as_ref().expect("a node was started")
+    }
+
+    fn node(&self, number: u32) -> &ClusterNode {
+        self.cluster().node(number).expect("the node was started")
+    }
+
+    /// A client of this node alone.
+    fn s3(&self, number: u32) -> S3Client {
+        let cluster = self.cluster();
+        S3Client::new(&[self.node(number).s3.clone()], &cluster.region, cluster.credentials())
+    }
+
+    async fn wait_until_safe(&self) -> Result<(), Failure> {
+        let all_up = |report: &Report| report.nodes.iter().filter(|node| node.state == "up").count() == NODES as usize;
+        let safe = |report: &Report| report.verdict == Verdict::Safe && all_up(report);
+        local_cluster::wait_for_status(self.cluster(), SAFETY_PATIENCE, "`safe`", safe).await.map(drop)
+    }
+
+    fn kill(&mut self, number: u32) -> Result<(), Failure> {
+        for (_, child) in self.nodes.iter_mut().filter(|(node, _)| *node == number) {
+            // `Child::kill` is SIGKILL.
+            child.kill().and_then(|()| child.wait()).context(|| "the server cannot be killed".into())?;
+        }
+        self.nodes.retain(|(node, _)| *node != number);
         Ok(())
     }
 }
 
 impl Drop for Demo {
     fn drop(&mut self) {
-        // Its directory goes next, with all that it could have kept.
-        let _ = self.kill();
+        // Their directory goes next, with all that it could have kept.
+        for (_, child) in &mut self.nodes {
+            let _ = child.kill().and_then(|()| child.wait());
+        }
     }
 }
 

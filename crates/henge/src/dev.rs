@@ -14,6 +14,7 @@ use crate::cluster_file::{ClusterFile, ClusterNode};
 use crate::env::RealDisk;
 use crate::failure::{Context, Failure};
 use crate::listener;
+use crate::local_cluster::{self, is_member};
 use crate::processes::{self, Lifetime, Running, ServerSpec};
 use crate::signals::Signals;
 
@@ -21,6 +22,12 @@ const DEFAULT_BASE_PORT: u16 = 9000;
 
 /// Ports of neighbouring nodes are this far apart.
 const PORTS_PER_NODE: u16 = 10;
+
+/// Enough to play with; more would only share one machine.
+const NODES_MAX: u32 = 9;
+
+/// How long `start` waits for a node to serve that runs already: with too few others it does not.
+const START_PATIENCE: std::time::Duration = std::time::Duration::from_secs(15);
 
 /// How often the children are looked at.
 const WATCH_INTERVAL: std::time::Duration = std::time::Duration::from_millis(100);
@@ -42,49 +49,33 @@ pub async fn run(args: DevArgs) -> Result<ExitCode, Failure> {
 
 /// Runs the cluster until Ctrl-C.
 async fn supervise(nodes: u32, data: &Path, base_port: Option<u16>) -> Result<ExitCode, Failure> {
-    if nodes != 1 {
-        return Err(Failure(format!("this version of henge runs one node, not {nodes}; use --nodes 1")));
-    }
     let unusable = || format!("--data {} cannot be used as a directory", data.display());
     let disk = RealDisk::open_or_create(data).context(unusable)?;
     let data = data.canonicalize().context(unusable)?;
     let _only_one = disk.lock().context(|| format!("another `henge dev` runs on {}", data.display()))?;
     let earlier = ClusterFile::read(&data)?;
     let base_port = choose_base_port(base_port, earlier.as_ref(), &data)?;
-    let mut nodes_before = earlier.iter().flat_map(|cluster| &cluster.nodes);
-    if let Some(node) = nodes_before.find(|node| running(node).is_some()) {
+    check_nothing_runs(earlier.as_ref(), &data)?;
+    let members: Vec<u32> = (1..=NODES_MAX).filter(|id| is_member(&directory_of(*id, &data))).collect();
+    if let Some(last) = members.last().filter(|last| **last > nodes) {
         return Err(Failure(format!(
-            "node {} of this cluster runs already (process {}); stop it with `henge dev stop {} --data {}`",
-            node.id,
-            node.pid,
-            node.id,
+            "the cluster in {} has a node {last}; use --nodes {last} or more",
             data.display()
         )));
     }
     let mut signals = Signals::new()?;
     let mut children = Vec::new();
-    for id in 1..=nodes {
-        let spec = spec_of(id, &data, base_port, Lifetime::WithParent)?;
-        for address in [spec.s3, spec.admin, spec.cluster] {
-            // Taken and let go: a port in use is found here, where the flag that changes it is known.
-            drop(listener::bind(address, "--base-port").await?);
+    let started = tokio::select! {
+        biased;
+        () = signals.next() => Err(Failure("stopped before it was ready".into())),
+        started = start_all(nodes, &members, &data, base_port, &mut children) => started,
+    };
+    if let Err(failure) = started {
+        for (_, child) in &mut children {
+            // It may have ended already.
+            let _ = child.kill().and_then(|()| child.wait());
         }
-        let mut child = processes::spawn_server(&spec)?;
-        let started = tokio::select! {
-            biased;
-            () = signals.next() => Err(Failure("stopped before it was ready".into())),
-            ready = processes::wait_ready(&mut child, &spec) => ready,
-        };
-        let cluster = match started {
-            Ok(cluster) => cluster,
-            Err(failure) => {
-                // It may have ended already.
-                let _ = child.kill().and_then(|()| child.wait());
-                return Err(failure);
-            }
-        };
-        record(&data, id, cluster)?;
-        children.push((id, child));
+        return Err(failure);
     }
     let cluster = ClusterFile::read(&data)?.expect("it was just written");
     for node in &cluster.nodes {
@@ -97,10 +88,61 @@ async fn supervise(nodes: u32, data: &Path, base_port: Option<u16>) -> Result<Ex
         );
     }
     println!("addresses and credentials are in {}", ClusterFile::path_in(&data).display());
-    println!("try: henge dev kill|start|pause|resume 1 --data {}; Ctrl-C stops the cluster", data.display());
+    println!("try: henge dev kill|start|pause|resume|stop NODE --data {}; Ctrl-C stops the cluster", data.display());
     println!("ready");
     watch_until_signal(&mut children, &mut signals, &data).await?;
     stop_all(&data, children).await
+}
+
+fn check_nothing_runs(earlier: Option<&ClusterFile>, data: &Path) -> Result<(), Failure> {
+    let mut nodes_before = earlier.iter().flat_map(|cluster| &cluster.nodes);
+    match nodes_before.find(|node| running(node).is_some()) {
+        None => Ok(()),
+        Some(node) => Err(Failure(format!(
+            "node {} of this cluster runs already (process {}); stop it with `henge dev stop {} --data {}`",
+            node.id,
+            node.pid,
+            node.id,
+            data.display()
+        ))),
+    }
+}
+
+/// First those who are members already, all at once, because one alone may not be enough to serve; then the new ones,
+/// one after the other. `children` has all that were started, also when it fails.
+async fn start_all(
+    nodes: u32,
+    members: &[u32],
+    data: &Path,
+    base_port: u16,
+    children: &mut Vec<(u32, Child)>,
+) -> Result<(), Failure> {
+    let spec = |id| spec_of(id, data, base_port, Lifetime::WithParent);
+    for id in 1..=nodes {
+        let spec = spec(id)?;
+        for address in [spec.s3, spec.admin, spec.cluster] {
+            // Taken and let go: a port in use is found here, where the flag that changes it is known.
+            drop(listener::bind(address, "--base-port").await?);
+        }
+    }
+    for id in members {
+        children.push((*id, processes::spawn_server(&spec(*id)?)?));
+    }
+    for (id, child) in children.iter_mut() {
+        record(data, *id, processes::wait_ready(child, &spec(*id)?).await?)?;
+    }
+    for id in (1..=nodes).filter(|id| !members.contains(id)) {
+        let mut spec = spec(id)?;
+        if !children.is_empty() {
+            let cluster = ClusterFile::read(data)?.expect("a node was recorded");
+            spec.join = Some(local_cluster::invite(&cluster).await?);
+        }
+        let child = processes::spawn_server(&spec)?;
+        children.push((id, child));
+        let (_, child) = children.last_mut().expect("it was just pushed");
+        record(data, id, processes::wait_ready(child, &spec).await?)?;
+    }
+    Ok(())
 }
 
 fn choose_base_port(given: Option<u16>, earlier: Option<&ClusterFile>, data: &Path) -> Result<u16, Failure> {
@@ -122,13 +164,18 @@ fn spec_of(id: u32, data: &Path, base_port: u16, lifetime: Lifetime) -> Result<S
     let first = first.ok_or_else(|| Failure(format!("--base-port {base_port} leaves no ports for node {id}")))?;
     let address = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     Ok(ServerSpec {
-        data: data.join(format!("node{id}")),
+        data: directory_of(id, data),
         s3: address(first),
         admin: address(first + 1),
         cluster: address(first + 2),
         log: log_of(id, data),
         lifetime,
+        join: None,
     })
+}
+
+fn directory_of(id: u32, data: &Path) -> PathBuf {
+    data.join(format!("node{id}"))
 }
 
 fn log_of(id: u32, data: &Path) -> PathBuf {
@@ -151,14 +198,7 @@ fn record(data: &Path, id: u32, node_file: ClusterFile) -> Result<(), Failure> {
             cluster.cluster
         )));
     }
-    // The node knows itself as the first of its own file.
-    let started = node_file.nodes.into_iter().next().map(|node| ClusterNode { id, ..node });
-    cluster.nodes.retain(|node| node.id != id);
-    cluster.nodes.extend(started);
-    cluster.nodes.sort_by_key(|node| node.id);
-    cluster.access_key = node_file.access_key;
-    cluster.secret_key = node_file.secret_key;
-    cluster.region = node_file.region;
+    local_cluster::add_node(&mut cluster, id, node_file);
     cluster.write(data)
 }
 
@@ -220,60 +260,92 @@ fn ask_to_stop(process: &Running) -> Result<(), Failure> {
 }
 
 async fn start(args: &DevNode) -> Result<ExitCode, Failure> {
-    let (data, cluster, node) = find(args)?;
-    if running(&node).is_some() {
-        return Err(Failure(format!("node {} runs already (process {})", node.id, node.pid)));
-    }
-    processes::wait_if_dying(node.pid).await?;
+    let (data, cluster, nodes) = find(args)?;
     let base_port = choose_base_port(None, Some(&cluster), &data)?;
-    let spec = spec_of(node.id, &data, base_port, Lifetime::OnItsOwn)?;
-    let mut child = processes::spawn_server(&spec)?;
-    let started = processes::wait_ready(&mut child, &spec).await?;
-    record(&data, node.id, started)?;
-    println!("node {} is ready (process {})", node.id, child.id());
+    // All at once: one alone may not be enough to serve.
+    let mut children = Vec::new();
+    for node in &nodes {
+        if running(node).is_some() {
+            return Err(Failure(format!("node {} runs already (process {})", node.id, node.pid)));
+        }
+        processes::wait_if_dying(node.pid).await?;
+        let mut spec = spec_of(node.id, &data, base_port, Lifetime::OnItsOwn)?;
+        let others = cluster.nodes.iter().any(|other| other.id != node.id && is_member(&other.data));
+        if !is_member(&spec.data) && others {
+            // Its directory is gone: in its place comes a new member.
+            spec.join = Some(local_cluster::invite(&cluster).await?);
+        }
+        children.push((node.id, processes::spawn_server(&spec)?, spec));
+    }
+    for (id, mut child, spec) in children {
+        let (file, ready) = processes::wait_started(&mut child, &spec, START_PATIENCE).await?;
+        record(&data, id, file)?;
+        let state = if ready { "is ready" } else { "runs, and serves as soon as enough of the others do" };
+        println!("node {id} {state} (process {})", child.id());
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 async fn stop(args: &DevNode) -> Result<ExitCode, Failure> {
-    let process = find_running(args)?;
-    ask_to_stop(&process)?;
-    process.wait_gone().await?;
-    println!("node {} has stopped", args.node);
+    let running = find_running(args)?;
+    for (_, process) in &running {
+        ask_to_stop(process)?;
+    }
+    for (id, process) in &running {
+        process.wait_gone().await?;
+        println!("node {id} has stopped");
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 async fn kill(args: &DevNode) -> Result<ExitCode, Failure> {
-    let process = find_running(args)?;
-    process.signal(libc::SIGKILL)?;
-    process.wait_gone().await?;
-    println!("node {} was killed (process {})", args.node, process.pid());
+    let running = find_running(args)?;
+    for (_, process) in &running {
+        process.signal(libc::SIGKILL)?;
+    }
+    for (id, process) in &running {
+        process.wait_gone().await?;
+        println!("node {id} was killed (process {})", process.pid());
+    }
     Ok(ExitCode::SUCCESS)
 }
 
 fn signal_running(args: &DevNode, signal: libc::c_int, done: &str) -> Result<ExitCode, Failure> {
-    find_running(args)?.signal(signal)?;
-    println!("node {} is {done}", args.node);
+    for (id, process) in find_running(args)? {
+        process.signal(signal)?;
+        println!("node {id} is {done}");
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-fn find(args: &DevNode) -> Result<(PathBuf, ClusterFile, ClusterNode), Failure> {
+fn find(args: &DevNode) -> Result<(PathBuf, ClusterFile, Vec<ClusterNode>), Failure> {
     let none =
-        || format!("{} holds no dev cluster; make one with `henge dev --nodes 1 --data DIR`", args.data.display());
+        || format!("{} holds no dev cluster; make one with `henge dev --nodes 3 --data DIR`", args.data.display());
     let data = args.data.canonicalize().context(none)?;
     let cluster = ClusterFile::read(&data)?.ok_or_else(|| Failure(none()))?;
-    let Some(node) = cluster.node(args.node).cloned() else {
-        let ids: Vec<String> = cluster.nodes.iter().map(|node| node.id.to_string()).collect();
-        return Err(Failure(format!("the cluster has no node {}, only {}", args.node, ids.join(", "))));
-    };
-    Ok((data, cluster, node))
+    let mut nodes: Vec<ClusterNode> = Vec::new();
+    for id in &args.nodes {
+        let Some(node) = cluster.node(*id) else {
+            let ids: Vec<String> = cluster.nodes.iter().map(|node| node.id.to_string()).collect();
+            return Err(Failure(format!("the cluster has no node {id}, only {}", ids.join(", "))));
+        };
+        nodes.push(node.clone());
+    }
+    nodes.dedup_by_key(|node| node.id);
+    Ok((data, cluster, nodes))
 }
 
-fn find_running(args: &DevNode) -> Result<Running, Failure> {
-    let (_, _, node) = find(args)?;
-    running(&node).ok_or_else(|| {
-        let (id, data) = (node.id, args.data.display());
-        Failure(format!("node {id} does not run; start it with `henge dev start {id} --data {data}`"))
-    })
+/// All of the nodes asked for, or none.
+fn find_running(args: &DevNode) -> Result<Vec<(u32, Running)>, Failure> {
+    let (_, _, nodes) = find(args)?;
+    let found = nodes.iter().map(|node| {
+        let running = running(node).map(|running| (node.id, running));
+        running.ok_or_else(|| {
+            let (id, data) = (node.id, args.data.display());
+            Failure(format!("node {id} does not run; start it with `henge dev start {id} --data {data}`"))
+        })
+    });
+    found.collect()
 }
 
 #[cfg(test)]

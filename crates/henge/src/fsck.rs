@@ -53,7 +53,7 @@ struct Findings {
     chunks_held: u64,
     /// Chunks of which no copy was found, on disks of which some were not given.
     chunks_elsewhere: u64,
-    /// Chunks that lack a copy on a disk that was given.
+    /// Chunks that lack a good copy on a disk that was given, and are not lost.
     degraded: u64,
     /// Deleted chunks whose space comes back when the node runs.
     garbage: u64,
@@ -264,7 +264,7 @@ impl Findings {
             return;
         }
         let kinds: Vec<String> = self.damage_kinds.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-        let advice = if self.damage_count == self.degraded {
+        let advice = if self.damage_kinds.keys().all(|kind| ["degraded", "corrupt"].contains(kind)) {
             "nothing is lost: the running cluster makes the copies again"
         } else {
             "bring back what is lost from a backup or a copy"

@@ -24,6 +24,7 @@ mod fsck;
 mod http_client;
 mod join;
 mod listener;
+mod local_cluster;
 mod membership;
 mod node_commands;
 mod nodes;

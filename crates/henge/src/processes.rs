@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use crate::cluster_file::ClusterFile;
 use crate::failure::{Context, Failure};
 use crate::http_client::HttpClient;
+use crate::membership;
 
 /// A server to start.
 pub struct ServerSpec {
@@ -25,6 +26,15 @@ pub struct ServerSpec {
     /// Gets what the server says.
     pub log: PathBuf,
     pub lifetime: Lifetime,
+    /// For a directory that is new to a cluster that exists.
+    pub join: Option<Join>,
+}
+
+/// The right to join a cluster.
+pub struct Join {
+    /// Cluster address of a member.
+    pub address: String,
+    pub token: String,
 }
 
 /// What becomes of a server when the process that started it ends.
@@ -54,6 +64,11 @@ pub fn spawn_server(spec: &ServerSpec) -> Result<Child, Failure> {
     for (flag, address) in [("--s3", spec.s3), ("--admin", spec.admin), ("--cluster", spec.cluster)] {
         command.arg(flag).arg(address.to_string());
     }
+    // What this process was given to join with is not meant for its children.
+    command.env_remove(membership::TOKEN_VARIABLE);
+    if let Some(join) = &spec.join {
+        command.arg("--join").arg(&join.address).env(membership::TOKEN_VARIABLE, &join.token);
+    }
     // In a group of its own, so that Ctrl-C reaches only whom the user started.
     command.stdin(Stdio::null()).stdout(log).stderr(also_log).process_group(0);
     if spec.lifetime == Lifetime::WithParent {
@@ -74,19 +89,34 @@ fn stop_with_parent() -> io::Result<()> {
 
 /// Waits until the child serves writes; what it wrote into its `cluster.json`.
 pub async fn wait_ready(child: &mut Child, spec: &ServerSpec) -> Result<ClusterFile, Failure> {
-    let deadline = Instant::now() + READY_TIMEOUT;
+    match wait_started(child, spec, READY_TIMEOUT).await? {
+        (file, true) => Ok(file),
+        (_, false) => Err(Failure(format!("the server does not get ready; {} may say why", spec.log.display()))),
+    }
+}
+
+/// Waits until the child runs, and then at most `patience` for it to serve writes. What it wrote into its
+/// `cluster.json`, and whether it serves.
+pub async fn wait_started(
+    child: &mut Child,
+    spec: &ServerSpec,
+    patience: Duration,
+) -> Result<(ClusterFile, bool), Failure> {
+    let began = Instant::now();
     loop {
         if let Some(status) = child.try_wait().context(|| "the server cannot be watched".into())? {
             return Err(Failure(last_words(&spec.log).unwrap_or_else(|| format!("the server ended with {status}"))));
         }
         if let Ok(Some(cluster)) = ClusterFile::read(&spec.data)
             && let Some(node) = cluster.nodes.iter().find(|node| node.pid == child.id())
-            && is_ready(&node.admin).await
         {
-            return Ok(cluster);
+            let ready = is_ready(&node.admin).await;
+            if ready || began.elapsed() > patience {
+                return Ok((cluster, ready));
+            }
         }
-        if Instant::now() > deadline {
-            return Err(Failure(format!("the server does not get ready; {} may say why", spec.log.display())));
+        if began.elapsed() > READY_TIMEOUT {
+            return Err(Failure(format!("the server does not start; {} may say why", spec.log.display())));
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }

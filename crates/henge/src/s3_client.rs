@@ -1,5 +1,6 @@
 //! A small S3 client for the demo and the benchmarks: signed requests (AWS Signature Version 4, header form) with
-//! path-style addresses, over kept-alive connections.
+//! path-style addresses, over kept-alive connections. It knows all nodes of a cluster: what one does not take, because
+//! nobody listens there, the next is asked.
 
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
@@ -7,14 +8,16 @@ use http::{Method, Request, StatusCode};
 use http_body_util::Full;
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::credentials::Credentials;
 use crate::http_client::{Answer, HttpClient, HttpError};
 
 pub struct S3Client {
-    http: HttpClient,
+    endpoints: Arc<Vec<HttpClient>>,
+    /// The endpoint that is asked first.
+    first: usize,
     credentials: Credentials,
     region: String,
     /// The signing key of one day, so that a request costs one HMAC instead of five.
@@ -59,18 +62,32 @@ struct Target {
 }
 
 impl S3Client {
-    /// `address`: HOST:PORT.
-    pub fn new(address: &str, region: &str, credentials: Credentials) -> S3Client {
+    /// `addresses`: HOST:PORT of each node; at least one. The first is preferred.
+    pub fn new(addresses: &[String], region: &str, credentials: Credentials) -> S3Client {
+        assert!(!addresses.is_empty(), "a client has somebody to ask");
         S3Client {
-            http: HttpClient::new(address),
+            endpoints: Arc::new(addresses.iter().map(|address| HttpClient::new(address)).collect()),
+            first: 0,
             credentials,
             region: region.to_owned(),
             signing_key: Mutex::new(None),
         }
     }
 
+    /// The same client with another node preferred: `index` counts round all of them.
+    pub fn preferring(&self, index: usize) -> S3Client {
+        S3Client {
+            endpoints: Arc::clone(&self.endpoints),
+            first: index % self.endpoints.len(),
+            credentials: self.credentials.clone(),
+            region: self.region.clone(),
+            signing_key: Mutex::new(None),
+        }
+    }
+
+    /// For messages.
     pub fn address(&self) -> &str {
-        self.http.address()
+        self.endpoints[self.first].address()
     }
 
     /// Makes the bucket, unless it is there.
@@ -159,9 +176,18 @@ impl S3Client {
     }
 
     async fn call(&self, method: Method, target: Target, body: Bytes, payload: Payload) -> Result<Answer, S3Error> {
-        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let request = self.sign(method, &target, body, payload, &Timestamp::new(seconds));
-        let answer = self.http.request(request).await.map_err(|error| match error {
+        let mut answer = Err(HttpError::NotSent(String::new()));
+        for turn in 0..self.endpoints.len() {
+            let endpoint = &self.endpoints[(self.first + turn) % self.endpoints.len()];
+            let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+            let time = Timestamp::new(seconds);
+            let request = self.sign(endpoint.address(), method.clone(), &target, body.clone(), payload, &time);
+            answer = endpoint.request(request).await;
+            if !matches!(answer, Err(HttpError::NotSent(_))) {
+                break;
+            }
+        }
+        let answer = answer.map_err(|error| match error {
             HttpError::NotSent(why) => S3Error::NotSent(why),
             HttpError::Unknown(why) => S3Error::Unknown(why),
         })?;
@@ -180,6 +206,7 @@ impl S3Client {
     /// As specified in "Authenticating Requests: Using the Authorization Header (AWS Signature Version 4)".
     fn sign(
         &self,
+        host: &str,
         method: Method,
         target: &Target,
         body: Bytes,
@@ -190,7 +217,6 @@ impl S3Client {
             Payload::Signed => hex(&Sha256::digest(&body)),
             Payload::Unsigned => "UNSIGNED-PAYLOAD".to_owned(),
         };
-        let host = self.http.address();
         let signed_headers = "host;x-amz-content-sha256;x-amz-date";
         let canonical = format!(
             "{method}\n{}\n{}\nhost:{host}\nx-amz-content-sha256:{payload_hash}\nx-amz-date:{}\n\n{signed_headers}\n{payload_hash}",
@@ -329,7 +355,7 @@ mod tests {
             access_key: "AKIAIOSFODNN7EXAMPLE".into(),
             secret_key: "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY".into(),
         };
-        S3Client::new("examplebucket.s3.amazonaws.com", "us-east-1", credentials)
+        S3Client::new(&["examplebucket.s3.amazonaws.com".into()], "us-east-1", credentials)
     }
 
     /// "GET Bucket (List Objects)" of Amazon's examples for Signature Version 4.
@@ -337,7 +363,14 @@ mod tests {
     fn signs_the_published_example() {
         let target = Target { path: "/".into(), query: "max-keys=2&prefix=J".into(), range: None };
         let time = Timestamp::new(1_369_353_600);
-        let request = example_client().sign(Method::GET, &target, Bytes::new(), Payload::Signed, &time);
+        let request = example_client().sign(
+            "examplebucket.s3.amazonaws.com",
+            Method::GET,
+            &target,
+            Bytes::new(),
+            Payload::Signed,
+            &time,
+        );
         let authorization = request.headers()["authorization"].to_str().unwrap();
         let expected = "Signature=34b48302e7b5fa45bde8084f4b7868a86f0a534bc59db6670ed5711ef69dc6f7";
         assert!(authorization.ends_with(expected), "{authorization}");

@@ -22,6 +22,8 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 const CONTROL_INTERVAL: Duration = Duration::from_millis(50);
 /// Silence after which a node is voted down: six reports.
 pub const DOWN_AFTER: Duration = Duration::from_millis(600);
+/// Without a word from group 0's leader for so long, a node falls silent itself: it misses six heartbeats.
+const DEAF_AFTER: Duration = Duration::from_millis(500);
 pub const LOST_AFTER: Duration = Duration::from_secs(600);
 /// A controller that comes later than this was itself paused, and heard nobody meanwhile.
 const OWN_PAUSE_MIN: Duration = Duration::from_millis(250);
@@ -64,7 +66,7 @@ pub async fn report(env: Env, service: Arc<Service>, client: Client, mut stop: w
             _ = stop.wait_for(|stop| *stop) => return,
             () = env.sleep(REPORT_INTERVAL) => {}
         }
-        if group_zero(&service).is_some_and(|group| group.failed().is_some()) {
+        if group_zero(&service).is_some_and(|group| group.failed().is_some() || is_deaf(&env, &group)) {
             // It cannot follow the map any more: silence has it voted out.
             continue;
         }
@@ -76,6 +78,11 @@ pub async fn report(env: Env, service: Arc<Service>, client: Client, mut stop: w
         }
         service.control.hear(&env, service.node, report);
     }
+}
+
+/// Who hears no leader is not to be counted on, however well it is heard: writes would wait for it for ever.
+fn is_deaf(env: &Env, group: &GroupHandle) -> bool {
+    !group.is_leader() && env.now().since(group.leader_heard()) > DEAF_AFTER
 }
 
 fn group_zero(service: &Service) -> Option<GroupHandle> {

@@ -4,6 +4,7 @@
 use base::Env;
 use base::env::{Disk, RandomExt};
 use base::ids::{ChunkId, DiskId, Generation, NodeId, PoolId};
+use base::sim::NetModel;
 use client::MapView;
 use meta::object::NamedChunk;
 use std::collections::BTreeMap;
@@ -33,6 +34,7 @@ impl Nemesis {
     /// After the last trouble.
     pub async fn check_cluster(&self) {
         self.sim.heal();
+        self.sim.set_net_model(NetModel::default());
         self.excuses.calm_since_nanos.store(self.sim.now().0, Ordering::Relaxed);
         if self.sim.below(3) == 0 && self.cut_all_power().await.is_err() {
             return;
@@ -58,8 +60,9 @@ impl Nemesis {
         }
         let mut holdings = BTreeMap::new();
         for node in self.cluster.nodes() {
-            let Some(holding) = self.look_through(node).await else { return };
-            holdings.insert(node, holding);
+            if let Some(holding) = self.look_through(node).await {
+                holdings.insert(node, holding);
+            }
         }
         for problem in compare(&holdings, &replicas, &map) {
             self.recorder.violation(problem);
@@ -86,7 +89,8 @@ impl Nemesis {
         let mut replicas = Vec::new();
         for serving in &all {
             let Some(status) = self.cluster.status(serving.node) else { continue };
-            for group in &status.groups {
+            // A node without a replica of a group knows none of its voters.
+            for group in status.groups.iter().filter(|group| !group.voters.is_empty()) {
                 let (first, known) = voters.entry(group.id).or_insert((serving.node, group.voters.clone()));
                 if *known != group.voters {
                     self.recorder.violation(format!(
@@ -114,6 +118,11 @@ impl Nemesis {
         self.sim.kill(node);
         match found {
             Ok(Ok(holding)) => return Some(holding),
+            // What rotted and nobody read is not known to be bad.
+            Ok(Err(why)) if self.ration.is_tainted_node(node) => {
+                self.recorder.note(|| format!("the disks of node {node} cannot be read: {why}"));
+                self.recorder.count("rot_found_late", 1);
+            }
             Ok(Err(why)) => self.recorder.violation(format!("the disks of node {node} cannot be read: {why}")),
             Err(_) => self.recorder.violation("the check of the disks was cut short".into()),
         }
@@ -155,9 +164,10 @@ fn compare(holdings: &BTreeMap<NodeId, Holding>, replicas: &[NodeId], map: &MapV
     for (node, holding) in holdings {
         problems.extend(holding.problems.iter().map(|problem| format!("node {node}: {problem}")));
     }
-    let Some(first) = replicas.first() else { return vec!["no node has a replica of a shard".into()] };
+    let mut replicas = replicas.iter().filter(|node| holdings.contains_key(node));
+    let Some(first) = replicas.next() else { return vec!["no node has a replica of a shard".into()] };
     let named = &holdings[first].named;
-    for other in &replicas[1..] {
+    for other in replicas {
         let theirs = &holdings[other].named;
         let differs = |id: &&ChunkId| named.get(id).map(|name| name.chunk) != theirs.get(id).map(|name| name.chunk);
         for id in named.keys().chain(theirs.keys()).filter(differs) {
@@ -174,6 +184,9 @@ fn compare(holdings: &BTreeMap<NodeId, Holding>, replicas: &[NodeId], map: &MapV
             continue;
         };
         for member in &placement.members {
+            if !holdings.contains_key(&member.node) {
+                continue;
+            }
             let found = disks.get(&member.disk).and_then(|chunks| chunks.get(id));
             match found {
                 Some(_) if name.garbage => problems.push(format!("chunk {id} is garbage on node {}", member.node)),

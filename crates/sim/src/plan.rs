@@ -41,11 +41,13 @@ impl Profile {
 
     fn draw(random: &dyn Random) -> Profile {
         match random.below(100) {
-            0..70 => Profile::Crashes,
-            70..80 => Profile::FlushErrors,
-            80..88 => Profile::BitRot,
-            88..94 => Profile::MetadataRot,
-            _ => Profile::DiskFull,
+            0..46 => Profile::Crashes,
+            46..53 => Profile::FlushErrors,
+            53..58 => Profile::BitRot,
+            58..62 => Profile::MetadataRot,
+            62..66 => Profile::DiskFull,
+            66..88 => Profile::Cluster3,
+            _ => Profile::Cluster5,
         }
     }
 
@@ -111,6 +113,8 @@ pub struct Plan {
     pub large_per_myriad: u64,
     /// What each disk may hold.
     pub disk_bytes: u64,
+    /// Messages are lost, repeated and late.
+    pub is_rough: bool,
     /// How long a node may be down until its copies are made again elsewhere.
     pub lost_after: Duration,
 }
@@ -133,7 +137,7 @@ impl Plan {
             },
             clients: 2 + random.below(5) as u32,
             operations: 20 + random.below(60) as u32,
-            crashes: 1 + random.below(6) as u32,
+            crashes: 1 + random.below(if profile.nodes() > 1 { 10 } else { 6 }) as u32,
             // Some in folders, some not; no key is the beginning of another.
             keys: (0..keys).map(|i| Bytes::from(format!("{}{i:02}", ["", "a/", "b/c/"][i as usize % 3]))).collect(),
             buckets: vec![
@@ -141,6 +145,7 @@ impl Plan {
                 BucketPlan { name: "versions", versioned: true },
             ],
             large_per_myriad: [0, 100, 400][random.below(3) as usize],
+            is_rough: false,
             lost_after: Duration::from_secs(if profile.nodes() > 1 { [6, 600][random.below(2) as usize] } else { 600 }),
             disk_bytes: if profile == Profile::DiskFull { DISK_FULL_BYTES } else { 16 << 30 },
         }
@@ -173,7 +178,6 @@ impl Plan {
                 missing_after: Duration::from_millis(1500),
                 sweep_interval: Duration::from_secs(4),
             },
-            ..Tuning::default()
         }
     }
 

@@ -60,10 +60,11 @@ pub fn events(seed: u64, wanted: Wanted) -> Vec<TraceEvent> {
 fn run_in(sim: &Sim, wanted: Wanted, is_traced: bool) -> Report {
     let seed = sim.seed();
     sim.set_events_max(EVENTS_MAX);
-    if sim.below(3) == 0 {
+    let is_rough = sim.below(3) == 0;
+    if is_rough {
         sim.set_net_model(NetModel::rough());
     }
-    let plan = Arc::new(Plan::draw(&**sim, wanted.planted, wanted.profile));
+    let plan = Arc::new(Plan { is_rough, ..Plan::draw(&**sim, wanted.planted, wanted.profile) });
     let recorder = Recorder::new(SimHandle::clone(sim), is_traced);
     recorder.note(|| format!("{plan:?}"));
     let nemesis = nemesis(sim, &plan, &recorder);

@@ -54,6 +54,10 @@ impl Ration {
         self.held().tainted.is_some()
     }
 
+    pub fn is_tainted_node(&self, node: NodeId) -> bool {
+        self.held().tainted == Some(node)
+    }
+
     fn mend(&self, node: NodeId) {
         assert!(self.held().struck.remove(&node), "node {node} was in trouble");
     }
@@ -127,7 +131,7 @@ impl Nemesis {
             if clients_done.load(Ordering::Relaxed) {
                 break;
             }
-            self.sim.sleep(Duration::from_millis(self.sim.below(1500))).await;
+            self.sim.sleep(Duration::from_millis(self.sim.below(600))).await;
             self.excuses.calm_since_nanos.store(TROUBLE, Ordering::Relaxed);
             match self.sim.below(20) {
                 0..2 => self.cut_all_power().await?,
@@ -188,7 +192,8 @@ impl Nemesis {
 
     /// Those who are well serve, whatever happens to the others.
     async fn probe(&self, nodes: &[NodeId]) {
-        if !self.is_set_up.load(Ordering::Relaxed) {
+        // What is lost in silence is waited for in vain, however well everybody is.
+        if !self.is_set_up.load(Ordering::Relaxed) || self.plan.is_rough {
             return;
         }
         for serving in self.cluster.all_serving().iter().filter(|serving| nodes.contains(&serving.node)) {

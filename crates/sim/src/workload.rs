@@ -26,9 +26,11 @@ impl Worker {
             self.operate(&serving).await;
             self.recorder.count("operations", 1);
             // Mostly no pause, sometimes a long one: lulls let background work come to its end.
+            // In a cluster they must last through troubles of seconds.
+            let slower = if self.plan.nodes > 1 { 8 } else { 1 };
             match self.sim.below(20) {
-                0 => self.pause(self.sim.below(400)).await,
-                1..5 => self.pause(self.sim.below(20)).await,
+                0 => self.pause(self.sim.below(400) * slower).await,
+                1..5 => self.pause(self.sim.below(20) * slower).await,
                 _ => {}
             }
         }

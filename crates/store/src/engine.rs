@@ -371,6 +371,11 @@ impl Engine {
         scrub::pass(&self.inner, 0).await
     }
 
+    /// As [`Engine::scrub_now`], at no more than this rate; slower while users wait.
+    pub async fn scrub_at(&self, bytes_per_s: u64) -> Result<ScrubReport, StoreError> {
+        scrub::pass(&self.inner, bytes_per_s).await
+    }
+
     /// Finishes what was begun, writes the closing batch, stops all tasks and lets go of the directory.
     pub async fn close(self) {
         bulk::drain(&self.inner).await;

@@ -191,6 +191,16 @@ fn unpack(packed: &Packed) -> Slot {
     })
 }
 
+fn digest_of(id: &[u8; 16], packed: &Packed) -> Digest {
+    match packed.len_flags & (DAMAGED | UNKNOWN) {
+        0 => {
+            let bytes = u64::from(packed.len_flags & LEN_MASK);
+            Digest { chunks: 1, damaged: 0, bytes, sum: weight_of(id, packed) }
+        }
+        _ => Digest { damaged: 1, ..Digest::default() },
+    }
+}
+
 #[derive(Default)]
 pub struct Index {
     slots: BTreeMap<[u8; 16], Packed>,
@@ -238,24 +248,18 @@ impl Index {
     fn count(&mut self, id: ChunkId, slot: Option<Packed>, comes: bool) {
         let Some(packed) = slot.filter(|packed| packed.len_flags & DELETED == 0) else { return };
         let cell = (id.pool.0, id.slot.get() >> (SLOT_BITS - DIGEST_BITS));
+        let one = digest_of(&id.to_bytes(), &packed);
         let digest = self.digests.entry(cell).or_default();
-        let (chunks, damaged, sum) = match packed.len_flags & (DAMAGED | UNKNOWN) {
-            0 => (1, 0, weight_of(&id.to_bytes(), &packed)),
-            _ => (0, 1, 0),
-        };
         if comes {
             self.live += 1;
-            *digest = Digest {
-                chunks: digest.chunks + chunks,
-                damaged: digest.damaged + damaged,
-                sum: digest.sum.wrapping_add(sum),
-            };
+            *digest = digest.and(one);
         } else {
             self.live -= 1;
             *digest = Digest {
-                chunks: digest.chunks - chunks,
-                damaged: digest.damaged - damaged,
-                sum: digest.sum.wrapping_sub(sum),
+                chunks: digest.chunks - one.chunks,
+                damaged: digest.damaged - one.damaged,
+                bytes: digest.bytes - one.bytes,
+                sum: digest.sum.wrapping_sub(one.sum),
             };
         }
         if *digest == Digest::default() {
@@ -275,11 +279,7 @@ impl Index {
         let at = |slot: u32| ChunkId { pool, slot: PlacementSlot::new(slot), ..ChunkId::from_u128(0) }.to_u128();
         let (from, to) = (at(*slots.start()).to_be_bytes(), (at(*slots.end()) | ((1 << 96) - 1)).to_be_bytes());
         let live = self.slots.range(from..=to).filter(|(_, packed)| packed.len_flags & DELETED == 0);
-        let one = |(id, packed): (&[u8; 16], &Packed)| match packed.len_flags & (DAMAGED | UNKNOWN) {
-            0 => Digest { chunks: 1, damaged: 0, sum: weight_of(id, packed) },
-            _ => Digest { damaged: 1, ..Digest::default() },
-        };
-        live.map(one).fold(Digest::default(), Digest::and)
+        live.map(|(id, packed)| digest_of(id, packed)).fold(Digest::default(), Digest::and)
     }
 
     /// Number of chunks that exist.

@@ -25,6 +25,8 @@ pub struct Digest {
     pub chunks: u64,
     /// Chunks that are.
     pub damaged: u64,
+    /// Payload bytes of the good ones.
+    pub bytes: u64,
     /// Over id, length and checksum of the good ones, modulo 2^64.
     pub sum: u64,
 }
@@ -34,6 +36,7 @@ impl Digest {
         Digest {
             chunks: self.chunks + other.chunks,
             damaged: self.damaged + other.damaged,
+            bytes: self.bytes + other.bytes,
             sum: self.sum.wrapping_add(other.sum),
         }
     }

@@ -108,14 +108,19 @@ struct Figures<'a> {
 impl Run {
     pub async fn prepare(args: BenchLoadArgs) -> Result<Run, Failure> {
         let target = Target::find_s3(&args.target)?;
-        let s3 = S3Client::new(&target.s3, &target.region, target.credentials()?);
+        let s3 = target.s3_client()?;
         let log = args.ack_log.as_deref().map(AckLog::open).transpose()?;
         s3.ensure_bucket(&args.bucket).await.map_err(|error| {
-            Failure(format!("bucket {} cannot be used on the server at {}: {error}", args.bucket, target.s3))
+            Failure(format!("bucket {} cannot be used on the server at {}: {error}", args.bucket, s3.address()))
         })?;
         let prefix = format!("{:012x}", system_random().next_u64() >> 16);
         let deadline = Instant::now() + Duration::from_secs_f64(args.seconds);
         Ok(Run { s3, args, log, prefix, deadline })
+    }
+
+    /// The client of worker `index`: the workers are spread over all nodes.
+    pub fn s3_of(&self, index: u32) -> S3Client {
+        self.s3.preferring(index as usize)
     }
 
     pub fn size(&self) -> usize {
@@ -199,7 +204,7 @@ pub async fn put(args: BenchLoadArgs) -> Result<ExitCode, Failure> {
     let run = Arc::new(Run::prepare(args).await?);
     let stored = Arc::new(AtomicU64::new(0));
     let began = Instant::now();
-    let tally = workers(run.args.concurrency, |_| put_worker(Arc::clone(&run), Arc::clone(&stored))).await?;
+    let tally = workers(run.args.concurrency, |index| put_worker(Arc::clone(&run), Arc::clone(&stored), index)).await?;
     let took = began.elapsed();
     let outcome = run.finish("put", &tally, took)?;
     if !run.keeps_objects() {
@@ -212,7 +217,8 @@ fn key_of(run: &Run, number: u64) -> String {
     format!("{}/{number:09}", run.prefix)
 }
 
-async fn put_worker(run: Arc<Run>, next: Arc<AtomicU64>) -> Result<Tally, Failure> {
+async fn put_worker(run: Arc<Run>, next: Arc<AtomicU64>, index: u32) -> Result<Tally, Failure> {
+    let s3 = run.s3_of(index);
     let mut tally = Tally::new();
     // Without a log nobody asks which object has which contents; then the client's work is not measured.
     let same = payload(&run.prefix, 0, run.size());
@@ -220,7 +226,7 @@ async fn put_worker(run: Arc<Run>, next: Arc<AtomicU64>) -> Result<Tally, Failur
         let key = key_of(&run, next.fetch_add(1, Ordering::Relaxed));
         let body = if run.log.is_some() { payload(&key, 1, run.size()) } else { same.clone() };
         let began = Instant::now();
-        let outcome = match run.s3.put(&run.args.bucket, &key, body.clone(), Payload::Unsigned).await {
+        let outcome = match s3.put(&run.args.bucket, &key, body.clone(), Payload::Unsigned).await {
             Ok(()) => {
                 tally.latencies.record(began.elapsed());
                 tally.bytes += body.len() as u64;
@@ -273,6 +279,7 @@ pub async fn get(args: BenchLoadArgs) -> Result<ExitCode, Failure> {
 }
 
 async fn get_worker(run: Arc<Run>, expected: Arc<Vec<u64>>, index: u32) -> Result<Tally, Failure> {
+    let s3 = run.s3_of(index);
     let mut tally = Tally::new();
     // Each worker walks all objects, from a place of its own.
     let mut number = u64::from(index) * 97;
@@ -280,7 +287,7 @@ async fn get_worker(run: Arc<Run>, expected: Arc<Vec<u64>>, index: u32) -> Resul
         number = (number + 1) % expected.len() as u64;
         let key = key_of(&run, number);
         let began = Instant::now();
-        let found = match run.s3.get(&run.args.bucket, &key).await {
+        let found = match s3.get(&run.args.bucket, &key).await {
             Ok(found) => found,
             Err(error) => {
                 tally.error(&error).await;
@@ -313,8 +320,8 @@ async fn get_worker(run: Arc<Run>, expected: Arc<Vec<u64>>, index: u32) -> Resul
 /// Deletes the objects 0 to `count` of a run.
 async fn remove(run: &Arc<Run>, count: u64) -> Result<(), Failure> {
     let next = Arc::new(AtomicU64::new(0));
-    let delete = |_| {
-        let (run, next) = (Arc::clone(run), Arc::clone(&next));
+    let delete = |index| {
+        let (run, next, s3) = (Arc::clone(run), Arc::clone(&next), run.s3_of(index));
         async move {
             let mut tally = Tally::new();
             loop {
@@ -322,7 +329,7 @@ async fn remove(run: &Arc<Run>, count: u64) -> Result<(), Failure> {
                 if number >= count {
                     return Ok(tally);
                 }
-                if let Err(error) = run.s3.delete(&run.args.bucket, &key_of(&run, number)).await {
+                if let Err(error) = s3.delete(&run.args.bucket, &key_of(&run, number)).await {
                     tally.error(&error).await;
                 }
             }

@@ -12,7 +12,7 @@ use super::payload::{payload, sha256};
 use crate::cli::BenchLoadArgs;
 use crate::env::system_random;
 use crate::failure::Failure;
-use crate::s3_client::Payload;
+use crate::s3_client::{Payload, S3Client};
 
 const KEYS_PER_WORKER: usize = 32;
 
@@ -38,6 +38,7 @@ struct Key {
 
 struct Worker {
     run: Arc<Run>,
+    s3: S3Client,
     keys: Vec<Key>,
     tally: Tally,
 }
@@ -46,7 +47,7 @@ impl Worker {
     fn new(run: Arc<Run>, index: u32) -> Worker {
         let name = |number| format!("{}/{index:04}-{number:02}", run.prefix);
         let keys = (0..KEYS_PER_WORKER).map(|n| Key { name: name(n), version: 0, possible: vec![None] }).collect();
-        Worker { run, keys, tally: Tally::new() }
+        Worker { s3: run.s3_of(index), run, keys, tally: Tally::new() }
     }
 
     async fn work(mut self) -> Result<Tally, Failure> {
@@ -61,7 +62,7 @@ impl Worker {
         }
         if !self.run.keeps_objects() {
             for key in &self.keys {
-                if let Err(error) = self.run.s3.delete(&self.run.args.bucket, &key.name).await {
+                if let Err(error) = self.s3.delete(&self.run.args.bucket, &key.name).await {
                     self.tally.error(&error).await;
                 }
             }
@@ -75,7 +76,7 @@ impl Worker {
         key.version += 1;
         let body = payload(&key.name, key.version, run.size());
         let began = Instant::now();
-        let outcome = match run.s3.put(&run.args.bucket, &key.name, body.clone(), Payload::Unsigned).await {
+        let outcome = match self.s3.put(&run.args.bucket, &key.name, body.clone(), Payload::Unsigned).await {
             Ok(()) => {
                 self.tally.latencies.record(began.elapsed());
                 self.tally.bytes += body.len() as u64;
@@ -92,7 +93,7 @@ impl Worker {
         let run = Arc::clone(&self.run);
         let key = &mut self.keys[index];
         let began = Instant::now();
-        let outcome = match run.s3.delete(&run.args.bucket, &key.name).await {
+        let outcome = match self.s3.delete(&run.args.bucket, &key.name).await {
             Ok(()) => {
                 self.tally.latencies.record(began.elapsed());
                 Some(Outcome::Ok)
@@ -108,7 +109,7 @@ impl Worker {
         let run = Arc::clone(&self.run);
         let key = &self.keys[index];
         let began = Instant::now();
-        let found = match run.s3.get(&run.args.bucket, &key.name).await {
+        let found = match self.s3.get(&run.args.bucket, &key.name).await {
             Ok(found) => found,
             Err(error) => {
                 // A read that failed says nothing about the key, and nothing needs to be known of it later.

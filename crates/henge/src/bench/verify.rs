@@ -61,14 +61,14 @@ struct Judgement {
 
 pub async fn run(args: BenchVerifyArgs) -> Result<ExitCode, Failure> {
     let target = Target::find_s3(&args.target)?;
-    let s3 = Arc::new(S3Client::new(&target.s3, &target.region, target.credentials()?));
+    let s3 = target.s3_client()?;
     let mut judgement = Judgement::default();
     let histories = read_log(&args.file, &mut judgement)?;
     let permits = Arc::new(Semaphore::new(args.concurrency as usize));
     let mut reads = Vec::new();
-    for ((bucket, key), history) in histories {
+    for (index, ((bucket, key), history)) in histories.into_iter().enumerate() {
         let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
-        let s3 = Arc::clone(&s3);
+        let s3 = s3.preferring(index);
         reads.push(tokio::spawn(async move {
             let found = read_patiently(&s3, &bucket, &key).await;
             drop(permit);

@@ -179,7 +179,7 @@ impl Compare<'_> {
             findings.add(
                 "degraded",
                 name,
-                format!("chunk {id} has {good} of {wanted} copies{unknown}: none on {}", paths.join(", ")),
+                format!("chunk {id} has {good} of {wanted} copies{unknown}: no good one on {}", paths.join(", ")),
             );
         }
         for _ in &judged.stray {

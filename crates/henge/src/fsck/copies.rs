@@ -91,7 +91,8 @@ pub struct Judged {
     pub lost: Option<String>,
     /// No good copy is on the disks that were given; others may have one.
     pub is_elsewhere: bool,
-    /// Copies with other bytes than those that were stored, where a good one is left or may be.
+    /// Copies that are whole and have other bytes than those that were stored, where a good one is left or may be.
+    /// Damaged ones are told with their disk.
     pub corrupt: Vec<DiskId>,
     pub degraded: Option<Degraded>,
     /// Copies on disks that should have none any more.
@@ -104,6 +105,7 @@ pub struct Degraded {
     pub wanted: usize,
     /// Members that were not given: they may have more.
     pub not_given: usize,
+    /// The members that were given and have no good copy.
     pub missing_on: Vec<DiskId>,
 }
 
@@ -120,7 +122,7 @@ pub fn judge(chunk: &ChunkRef, held: &Held, group: Option<&Group>) -> Judged {
             judged.stray.push(*disk);
         } else if is_good(stat) {
             good.insert(*disk);
-        } else {
+        } else if !stat.damaged {
             judged.corrupt.push(*disk);
         }
     }
@@ -132,7 +134,7 @@ pub fn judge(chunk: &ChunkRef, held: &Held, group: Option<&Group>) -> Judged {
             return judged;
         }
     }
-    let is_missing = |disk: &&DiskId| held.disks.contains_key(disk) && !copies.iter().any(|(on, _)| on == *disk);
+    let is_missing = |disk: &&DiskId| held.disks.contains_key(disk) && !good.contains(disk);
     let missing_on: Vec<DiskId> = group.members.iter().filter(is_missing).copied().collect();
     // A group that moves has its copies on the members of before until the new ones have got theirs.
     let is_enough = !group.before.is_empty() && good.len() + not_given >= group.members.len();
@@ -220,7 +222,8 @@ mod tests {
     #[test]
     fn bad_copies_are_corrupt_beside_good_ones_and_lost_alone() {
         let beside = judged(&[(1, 'g'), (2, 'b'), (3, 'd')], &[1, 2, 3], &[]);
-        assert_eq!(beside, Judged { corrupt: vec![DiskId(2), DiskId(3)], ..Judged::default() });
+        let degraded = degraded(1, 3, 0, &[2, 3]);
+        assert_eq!(beside, Judged { corrupt: vec![DiskId(2)], degraded, ..Judged::default() });
         assert!(judged(&[(1, 'd')], &[1], &[]).lost.unwrap().contains("damaged"));
         assert!(judged(&[(1, 'b')], &[1], &[]).lost.unwrap().contains("99 instead of 100"));
         let alone = judged(&[(1, 'b')], &[1, 2], &[]);

@@ -100,7 +100,7 @@ pub fn unite<'a>(metadata: &'a [Metadata], views: &'a [KvView<'a>], findings: &m
             continue;
         };
         findings.groups += 1;
-        let is_damaged = metadata[replicas[chosen].disk].is_damaged;
+        let is_damaged = replicas[chosen].has_damaged_rows;
         let mut rows = Judge { group, replicas: &replicas, chosen, views, findings: &mut *findings }.judge();
         rows.is_incomplete |= is_damaged;
         united.push(rows);
@@ -142,7 +142,8 @@ fn find_replicas<'a>(
                 None
             }
         };
-        let replica = Replica::new(at, &disk.place, generations[at], state, log);
+        let mut replica = Replica::new(at, &disk.place, generations[at], state, log);
+        replica.has_damaged_rows = disk.is_damaged;
         if let Some(problem) = replica.problem() {
             findings.add("log", &disk.place, format!("group {group} cannot be brought up to date: {problem}"));
         }

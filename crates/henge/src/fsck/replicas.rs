@@ -20,6 +20,8 @@ pub struct Replica<'a> {
     pub peer: PeerId,
     /// Of the cluster: a replica from before a recovery has no say after it.
     pub cluster_generation: u32,
+    /// Some rows of its disk cannot be read.
+    pub has_damaged_rows: bool,
     /// `None`: it has a log only.
     pub state: Option<ReplicaState>,
     /// Index and term that the first entry follows.
@@ -35,8 +37,16 @@ impl<'a> Replica<'a> {
         state: Option<ReplicaState>,
         log: &'a store::RaftLog,
     ) -> Replica<'a> {
-        let (base, entries) = (log.base, log.entries.as_slice());
-        let mut replica = Replica { disk, place, peer: log.peer, cluster_generation, state, base, entries };
+        let mut replica = Replica {
+            disk,
+            place,
+            peer: log.peer,
+            cluster_generation,
+            has_damaged_rows: false,
+            state,
+            base: log.base,
+            entries: &log.entries,
+        };
         if let Some(state) = replica.state.as_ref().filter(|state| state.log_due)
             && replica.term_at(state.applied.0) != Some(state.applied.1)
         {
@@ -94,7 +104,14 @@ impl<'a> Replica<'a> {
 pub fn choose(replicas: &[Replica<'_>]) -> Option<usize> {
     let rank = |replica: &Replica<'_>| {
         let (index, term) = replica.last();
-        (replica.cluster_generation, replica.problem().is_none(), replica.is_voter(), term, index)
+        (
+            replica.cluster_generation,
+            replica.problem().is_none(),
+            replica.is_voter(),
+            term,
+            index,
+            !replica.has_damaged_rows,
+        )
     };
     let with_state = (0..replicas.len()).filter(|at| replicas[*at].state.is_some());
     // Of equal ones the first, so that the same directories give the same answer.
@@ -246,8 +263,10 @@ mod tests {
         let mut recovered = replicas([applied(2, 1), applied(2, 1), None]);
         recovered[0].cluster_generation = 1;
         assert_eq!(choose(&recovered), Some(0), "what was recovered stands above what was left behind");
-        let same = [replica(&long, applied(2, 1)), replica(&long, applied(2, 1))];
+        let mut same = [replica(&long, applied(2, 1)), replica(&long, applied(2, 1))];
         assert_eq!(choose(&same), Some(0));
+        same[0].has_damaged_rows = true;
+        assert_eq!(choose(&same), Some(1));
     }
 
     #[test]

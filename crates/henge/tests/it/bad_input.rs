@@ -16,7 +16,7 @@ fn flags_that_do_not_exist_or_make_no_sense() {
     assert_one_sentence(&run(&["nonsense"]), "nonsense");
     assert_one_sentence(&run(&["server"]), "--data");
     assert_one_sentence(&run(&["server", "--data", "d", "--s3", "here"]), "here");
-    assert_one_sentence(&run(&["dev", "--nodes", "3", "--data", "d"]), "--nodes 1");
+    assert_one_sentence(&run(&["dev", "--nodes", "10", "--data", "d"]), "1..=9");
     assert_one_sentence(&run(&["bench", "put", "--size", "huge"]), "huge");
     assert_one_sentence(&run(&["bench", "verify", "/nonexistent/log"]), "credentials");
     assert_one_sentence(&run(&["fsck", "/nonexistent"]), "/nonexistent");

@@ -71,10 +71,7 @@ fn the_demo_keeps_its_promise_with_files_of_the_user() {
     assert!(demo.status.success(), "{said}{}", stderr(&demo));
     assert!(said.contains("3 of 3 objects are there, identical. Lost: 0. Wrong: 0."), "{said}");
     assert!(
-        said.contains("kill -9")
-            && said.contains("at_risk")
-            && said.contains("henge")
-            && said.contains("server --data")
+        said.contains("kill -9") && said.contains("`safe`") && said.contains("henge") && said.contains("server --data")
     );
     assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 3, "it cleans up");
 }

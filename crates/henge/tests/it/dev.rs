@@ -15,8 +15,12 @@ struct Dev {
 
 impl Dev {
     fn start(data: &Path, base_port: Option<u16>) -> Dev {
+        Dev::start_nodes(1, data, base_port)
+    }
+
+    fn start_nodes(nodes: u32, data: &Path, base_port: Option<u16>) -> Dev {
         let mut command = henge();
-        command.args(["dev", "--nodes", "1", "--data"]).arg(data);
+        command.args(["dev", "--nodes", &nodes.to_string(), "--data"]).arg(data);
         if let Some(port) = base_port {
             command.args(["--base-port", &port.to_string()]);
         }
@@ -48,14 +52,15 @@ impl Drop for Dev {
     }
 }
 
-/// Three ports that were free a moment ago.
+/// Ports of three nodes that were free a moment ago.
 fn free_base_port() -> u16 {
-    wait_for("three free ports in a row", || {
+    wait_for("free ports in a row", || {
         let first = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = first.local_addr().unwrap().port();
+        let others = [1, 2, 10, 11, 12, 20, 21, 22];
         let rest: Vec<_> =
-            [1, 2].iter().filter_map(|i| TcpListener::bind(("127.0.0.1", port.checked_add(*i)?)).ok()).collect();
-        (rest.len() == 2).then_some(port)
+            others.iter().filter_map(|i| TcpListener::bind(("127.0.0.1", port.checked_add(*i)?)).ok()).collect();
+        (rest.len() == others.len()).then_some(port)
     })
 }
 
@@ -126,4 +131,58 @@ fn a_node_is_killed_started_paused_and_the_cluster_comes_back() {
     assert_eq!(again["nodes"][0]["s3"], before["nodes"][0]["s3"], "the same ports");
     assert!(node_command("stop", &data).status.success());
     assert!(!is_ready(&again));
+}
+
+/// Runs a client command against the cluster in `data`.
+fn run(args: &[&str], data: &Path) -> Output {
+    henge().args(args).arg("--data").arg(data).output().unwrap()
+}
+
+#[test]
+fn three_nodes_lose_nothing_when_one_or_all_are_killed() {
+    let directory = TestDir::new("dev3");
+    let data = directory.path().join("cluster");
+    let log = directory.path().join("acks");
+    let log = log.to_str().unwrap();
+    let base_port = free_base_port();
+    let mut dev = Dev::start_nodes(3, &data, Some(base_port));
+    dev.wait_for_line("ready");
+    let before = cluster(&data);
+    let ids: Vec<u64> = before["nodes"].as_array().unwrap().iter().map(|node| node["id"].as_u64().unwrap()).collect();
+    assert_eq!(ids, [1, 2, 3]);
+    let safe = || (run(&["status"], &data).status.code() == Some(0)).then_some(());
+    wait_for("three copies of everything", safe);
+    let load = |size: &str| {
+        let put =
+            run(&["bench", "mixed", "--size", size, "--seconds", "0.5", "--concurrency", "6", "--ack-log", log], &data);
+        assert!(put.status.success(), "{}", stderr(&put));
+    };
+    let verified = || {
+        let verified = run(&["bench", "verify", log], &data);
+        assert!(verified.status.success(), "{}{}", stdout(&verified), stderr(&verified));
+    };
+    load("4KiB");
+    load("300KiB");
+    for victim in ["1", "2", "3"] {
+        assert!(run(&["dev", "kill", victim], &data).status.success());
+        verified();
+        load("1KiB");
+        let started = run(&["dev", "start", victim], &data);
+        assert!(started.status.success(), "{}", stderr(&started));
+        wait_for("healing", safe);
+    }
+    assert!(run(&["dev", "kill", "1", "2", "3"], &data).status.success());
+    assert_eq!(run(&["dev", "kill", "1", "2", "3"], &data).status.code(), Some(1), "none of them runs");
+    let started = run(&["dev", "start", "1", "2", "3"], &data);
+    assert!(started.status.success(), "{}", stderr(&started));
+    wait_for("safety", safe);
+    verified();
+
+    signal(dev.child.id(), "INT");
+    assert!(dev.child.wait().unwrap().success());
+    let fewer = henge().args(["dev", "--nodes", "2", "--data"]).arg(&data).output().unwrap();
+    assert!(stderr(&fewer).contains("--nodes 3 or more"), "{}", stderr(&fewer));
+    let dev = Dev::start_nodes(3, &data, None);
+    dev.wait_for_line("ready");
+    verified();
 }

@@ -263,6 +263,9 @@ impl Driver {
     }
 
     fn step(&mut self, from: NodeId, message: Message) {
+        if matches!(message.kind(), MessageKind::Append | MessageKind::Heartbeat | MessageKind::Snapshot) {
+            self.shared.leader_heard.store(self.env.now().0, Ordering::Relaxed);
+        }
         if self.failed().is_some() {
             return;
         }

@@ -9,6 +9,7 @@ pub mod install;
 mod reads;
 
 use base::Env;
+use base::env::MonoTime;
 use base::ids::{GroupId, LogIndex, NodeId, PeerId, Term};
 use bytes::Bytes;
 use meta::map::command::ClusterMap;
@@ -101,6 +102,8 @@ struct Shared {
     /// The replica is to be stopped and opened from disk again.
     reopen: AtomicBool,
     log_bytes: AtomicU64,
+    /// When a leader was last heard, in monotonic nanoseconds.
+    leader_heard: AtomicU64,
     configuration: Mutex<Arc<Configuration>>,
     failed: Mutex<Option<String>>,
 }
@@ -135,6 +138,7 @@ pub fn start(parts: Parts) -> GroupHandle {
         ready: AtomicBool::new(!parts.stateless),
         reopen: AtomicBool::new(false),
         log_bytes: AtomicU64::new(0),
+        leader_heard: AtomicU64::new(parts.env.now().0),
         configuration: Mutex::new(Arc::new(parts.configuration.clone())),
         failed: Mutex::new(None),
     });
@@ -219,6 +223,11 @@ impl GroupHandle {
     pub fn voter_nodes(&self) -> Vec<NodeId> {
         let configuration = self.configuration();
         configuration.voters.iter().filter_map(|peer| configuration.nodes.get(peer).copied()).collect()
+    }
+
+    /// When the replica last heard from a leader, or else when it began.
+    pub fn leader_heard(&self) -> MonoTime {
+        MonoTime(self.shared.leader_heard.load(Ordering::Relaxed))
     }
 
     /// Bytes of entries that the log still needs.

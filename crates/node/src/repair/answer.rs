@@ -56,7 +56,8 @@ pub fn digests(map: &ClusterMap, disks: &Disks, ask: &wire::PgDigests) -> Answer
         let (row, pg) = find(map, ask.pool, ask.prefix)?;
         let engine = disks.engine(disk_id(&ask.disk)?).ok()?;
         let digest = engine.digest(pg.pool, pg.slots());
-        Some(PgDigestLine { epoch: row.epoch, chunks: digest.chunks, sum: digest.sum, unavailable: false })
+        let (chunks, bytes, sum) = (digest.chunks, digest.bytes, digest.sum);
+        Some(PgDigestLine { epoch: row.epoch, chunks, bytes, sum, unavailable: false })
     };
     let groups = ask.groups.iter().map(|ask| line(ask).unwrap_or(nothing)).collect();
     Answer::of(Told::PgDigests(PgDigestPage { groups }))

@@ -31,6 +31,7 @@ use plan::Group;
 use prometheus_client::metrics::counter::Counter;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// What repair knows about the copies on this node, for `status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,9 +46,11 @@ pub struct NodeHealth {
     pub degraded: u64,
     /// Of these: closed, because they move.
     pub moving: u64,
-    /// Chunks that this node lacks and others have.
+    /// What this node lacks and others have: copies that the groups that move, and those that differ, still owe.
     pub missing_chunks: u64,
     pub missing_bytes: u64,
+    /// As measured lately.
+    pub pulled_bytes_per_s: u64,
     /// Chunks here whose bytes do not verify.
     pub corrupt_chunks: u64,
     /// Chunks of which no member that answered has a good copy; the first few by name.
@@ -140,12 +143,17 @@ impl Progress {
     }
 }
 
+/// How long a node may take to answer from memory, and for a whole chunk.
+const PATIENCE: Duration = Duration::from_secs(2);
+const CHUNK_PATIENCE: Duration = Duration::from_secs(5);
+
 /// The other nodes as the client reaches them.
 pub struct Others(pub Client);
 
 impl Peers for Others {
     fn ask(&self, node: NodeId, ask: Ask) -> BoxFuture<Asked> {
         let client = self.0.clone();
-        Box::pin(async move { client.ask_peer(node, ask).await })
+        let patience = if matches!(ask, Ask::GetChunk(_)) { CHUNK_PATIENCE } else { PATIENCE };
+        Box::pin(async move { client.ask_peer(node, ask, patience).await })
     }
 }

@@ -33,6 +33,9 @@ const EVICTIONS_MAX: usize = 4096;
 /// Pause before a move that could not be finished is tried again.
 const MOVE_RETRY: Duration = Duration::from_millis(200);
 const MOVE_CHECK: Duration = Duration::from_secs(2);
+/// How often damage is looked for, and how fast a disk with damage is read.
+const SCRUB_CHECK: Duration = Duration::from_secs(2);
+const SCRUB_BYTES_PER_S: u64 = 128 << 20;
 /// Hopeless chunks that are named.
 const HOPELESS_NAMED_MAX: usize = 20;
 
@@ -57,14 +60,27 @@ struct Watched {
     /// The first exchange of these members in these lives: what differed then may have differed for long.
     first_exchanged: Option<MonoTime>,
     healthy: bool,
+    owed: Owed,
     wants: Wants,
+}
+
+/// What this disk seems to lack: another member has so much more.
+#[derive(Clone, Copy, Default)]
+struct Owed {
+    chunks: u64,
+    bytes: u64,
+}
+
+impl Owed {
+    fn and(self, other: Owed) -> Owed {
+        Owed { chunks: self.chunks + other.chunks, bytes: self.bytes + other.bytes }
+    }
 }
 
 /// What an exchange left undone.
 #[derive(Clone, Default)]
 struct Wants {
     missing: u64,
-    bytes: u64,
     hopeless: Vec<ChunkId>,
 }
 
@@ -200,7 +216,7 @@ impl Repairer {
         may_act: impl Fn() -> bool,
         mut stop: watch::Receiver<bool>,
     ) {
-        let mut comparer = Comparer { repairer: self.clone(), watched: BTreeMap::new() };
+        let mut comparer = Comparer::new(self.clone());
         loop {
             tokio::select! {
                 biased;
@@ -211,6 +227,26 @@ impl Repairer {
                 let now = map.borrow().clone();
                 comparer.round(&now).await;
                 self.let_go(&map).await;
+            }
+        }
+    }
+
+    /// Where damage shows, there may be more: then the whole disk is read, soon and not at the scrub's leisure.
+    pub async fn run_scrubs(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        let mut known: BTreeMap<DiskId, u64> = BTreeMap::new();
+        loop {
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                () = self.env.sleep(SCRUB_CHECK) => {}
+            }
+            for disk in &self.disks.all {
+                let Ok(engine) = &disk.engine else { continue };
+                if engine.stats().damaged > known.get(&disk.id).copied().unwrap_or(0) {
+                    tracing::warn!("disk {} has damage: all of it is read now", disk.label);
+                    let _ = engine.scrub_at(SCRUB_BYTES_PER_S).await;
+                    known.insert(disk.id, engine.stats().damaged);
+                }
             }
         }
     }
@@ -252,12 +288,14 @@ fn verifies(want: &Want, payload: &[Bytes]) -> bool {
 pub struct Comparer {
     repairer: Arc<Repairer>,
     watched: BTreeMap<Key, Watched>,
+    /// When bytes were last counted, and how many had been pulled by then.
+    measured: Option<(MonoTime, u64)>,
+    rate: u64,
 }
 
 impl Comparer {
-    #[cfg(test)]
     pub fn new(repairer: Arc<Repairer>) -> Comparer {
-        Comparer { repairer, watched: BTreeMap::new() }
+        Comparer { repairer, watched: BTreeMap::new(), measured: None, rate: 0 }
     }
 
     /// One comparison of everything, and what follows from it.
@@ -266,6 +304,8 @@ impl Comparer {
         let open: Vec<&Group> = groups.iter().filter(|group| !group.closed).collect();
         let keys: BTreeSet<Key> = open.iter().map(|group| group.key()).collect();
         self.watched.retain(|key, _| keys.contains(key));
+        let closed: Vec<&Group> = groups.iter().filter(|group| group.closed).collect();
+        let owed_by_moves = self.repairer.owed_by_all(&closed).await;
         let agreements = self.repairer.agreements(&open).await;
         let now = self.repairer.env.now();
         let mut differing = Vec::new();
@@ -275,23 +315,26 @@ impl Comparer {
             if watched.mark != mark {
                 *watched = Watched { mark: mark.clone(), ..Watched::default() };
             }
-            match agreements.get(&group.key()) {
-                Some(Agreement::Equal) => {
+            let (agreement, owed) =
+                agreements.get(&group.key()).copied().unwrap_or((Agreement::Unknown, Owed::default()));
+            watched.owed = owed;
+            match agreement {
+                Agreement::Equal => {
                     let (healthy, exchanged) = (!group.degraded, watched.exchanged);
                     *watched = Watched { mark, healthy, exchanged, ..Watched::default() };
                 }
-                Some(Agreement::Differs { damaged }) if watched.is_due(now, *damaged, &self.repairer.healing) => {
+                Agreement::Differs { damaged } if watched.is_due(now, damaged, &self.repairer.healing) => {
                     differing.push((watched.exchanged, *group));
                 }
-                Some(Agreement::Differs { .. }) => {}
-                Some(Agreement::Unknown) | None => watched.healthy = false,
+                Agreement::Differs { .. } => {}
+                Agreement::Unknown => watched.healthy = false,
             }
         }
         differing.sort_by_key(|(exchanged, group)| (*exchanged, group.key()));
         for (_, group) in differing.into_iter().take(EXCHANGES_MAX) {
             self.exchange(group).await;
         }
-        self.tell(&groups);
+        self.tell(&groups, owed_by_moves);
     }
 
     /// Walks the inventories of a group whose digests differ, and repairs this disk's part.
@@ -316,26 +359,43 @@ impl Comparer {
         }
     }
 
-    fn tell(&self, groups: &[Group]) {
-        let mut health = NodeHealth { checked: true, ..NodeHealth::default() };
+    fn tell(&mut self, groups: &[Group], owed_by_moves: Owed) {
+        let pulled_bytes_per_s = self.rate();
+        let mut health = NodeHealth { checked: true, pulled_bytes_per_s, ..NodeHealth::default() };
+        let mut owed = owed_by_moves;
         let mut marks = BTreeMap::new();
         for group in groups {
             let watched = self.watched.get(&group.key());
-            if watched.is_some_and(|watched| watched.healthy) {
-                marks.insert(group.key(), Mark::of(group));
+            match watched {
+                Some(watched) if watched.healthy => drop(marks.insert(group.key(), Mark::of(group))),
+                // What a healthy group seems to owe is under way.
+                Some(watched) => owed = owed.and(watched.owed),
+                None => {}
             }
-            if let Some(wants) = watched.map(|watched| &watched.wants) {
-                health.missing_chunks += wants.missing;
-                health.missing_bytes += wants.bytes;
-                health.hopeless_chunks += wants.hopeless.len() as u64;
-                health.hopeless.extend(wants.hopeless.iter().take(HOPELESS_NAMED_MAX));
+            if let Some(hopeless) = watched.map(|watched| &watched.wants.hopeless) {
+                health.hopeless_chunks += hopeless.len() as u64;
+                health.hopeless.extend(hopeless.iter().take(HOPELESS_NAMED_MAX));
             }
             health.hopeless.truncate(HOPELESS_NAMED_MAX);
             if let Ok(engine) = self.repairer.disks.engine(group.own) {
                 health.corrupt_chunks += engine.digest(group.pg.pool, group.pg.slots()).damaged;
             }
         }
+        (health.missing_chunks, health.missing_bytes) = (owed.chunks, owed.bytes);
         self.repairer.progress.tell(health, marks);
+    }
+
+    /// Bytes pulled in a second, lately.
+    fn rate(&mut self) -> u64 {
+        let (now, pulled) = (self.repairer.env.now(), self.repairer.progress.counters.pulled_bytes.get());
+        let (then, before) = self.measured.replace((now, pulled)).unwrap_or((now, pulled));
+        let millis = now.since(then).as_millis().max(1) as u64;
+        let rate = (pulled - before).saturating_mul(1000) / millis;
+        // Rounds in which there was nothing to pull say nothing about the speed.
+        if rate > 0 {
+            self.rate = if self.rate == 0 { rate } else { (self.rate + rate) / 2 };
+        }
+        self.rate
     }
 }
 
@@ -362,7 +422,7 @@ type Lines = BTreeMap<(Key, DiskId), PgDigestLine>;
 
 impl Repairer {
     /// What differs at one moment may be under way: it is looked at again, a few times.
-    async fn agreements(&self, groups: &[&Group]) -> BTreeMap<Key, Agreement> {
+    async fn agreements(&self, groups: &[&Group]) -> BTreeMap<Key, (Agreement, Owed)> {
         let mut found = BTreeMap::new();
         let mut open: Vec<&Group> = groups.to_vec();
         for look in 0..LOOKS_MAX {
@@ -370,8 +430,10 @@ impl Repairer {
                 self.env.sleep(LOOK_PAUSE).await;
             }
             let lines = self.ask_digests(&open).await;
-            found.extend(open.iter().map(|group| (group.key(), self.agreement(group, &lines))));
-            open.retain(|group| matches!(found.get(&group.key()), Some(Agreement::Differs { damaged: false })));
+            found.extend(
+                open.iter().map(|group| (group.key(), (self.agreement(group, &lines), self.owed(group, &lines)))),
+            );
+            open.retain(|group| matches!(found.get(&group.key()), Some((Agreement::Differs { damaged: false }, _))));
         }
         found
     }
@@ -400,6 +462,23 @@ impl Repairer {
             }
         });
         join_all(answers).await.into_iter().flatten().collect()
+    }
+
+    /// What groups that move still owe to this node's disks.
+    async fn owed_by_all(&self, groups: &[&Group]) -> Owed {
+        let lines = self.ask_digests(groups).await;
+        groups.iter().map(|group| self.owed(group, &lines)).fold(Owed::default(), Owed::and)
+    }
+
+    fn owed(&self, group: &Group, lines: &Lines) -> Owed {
+        let Ok(engine) = self.disks.engine(group.own) else { return Owed::default() };
+        let own = engine.digest(group.pg.pool, group.pg.slots());
+        let line = |member: &Member| lines.get(&(group.key(), member.disk));
+        let more = |line: &PgDigestLine| Owed {
+            chunks: line.chunks.saturating_sub(own.chunks),
+            bytes: line.bytes.saturating_sub(own.bytes),
+        };
+        group.others.iter().filter_map(line).map(more).max_by_key(|owed| (owed.bytes, owed.chunks)).unwrap_or_default()
     }
 
     fn agreement(&self, group: &Group, lines: &Lines) -> Agreement {
@@ -453,11 +532,10 @@ impl Repairer {
                 }
             }
             self.bury(engine, buried).await?;
-            let (count, bytes) = (wants.len() as u64, wants.iter().map(|want| u64::from(want.len)).sum::<u64>());
+            let count = wants.len() as u64;
             if let Err(why) = self.pull_all(engine, group, &walk, wants).await {
                 tracing::info!("placement group {}: {why}", group.pg);
                 left.missing += count;
-                left.bytes += bytes;
             }
         }
         Ok((suspects, left))

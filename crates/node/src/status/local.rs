@@ -37,6 +37,9 @@ pub struct LocalStatus {
     /// Chunks of which no member that answered has a good copy.
     #[prost(uint64, tag = "13")]
     pub hopeless_chunks: u64,
+    /// How fast missing copies came lately.
+    #[prost(uint64, tag = "14")]
+    pub pulled_bytes_per_s: u64,
     /// Empty while it serves; else what it waits for.
     #[prost(string, tag = "12")]
     pub standing: String,
@@ -95,6 +98,7 @@ pub fn collect(service: &Service) -> LocalStatus {
     status.healthy_groups = health.healthy;
     status.missing_chunks = health.missing_chunks;
     status.missing_bytes = health.missing_bytes;
+    status.pulled_bytes_per_s = health.pulled_bytes_per_s;
     status.hopeless_chunks = health.hopeless_chunks;
     for chunk in &health.hopeless {
         let what = format!("chunk {chunk} has no good copy on any disk of its placement group");
@@ -104,7 +108,7 @@ pub fn collect(service: &Service) -> LocalStatus {
     if !health.checked && !only_copy {
         status.find(Verdict::AtRisk, "the copies here have not been compared since the node started".into());
     }
-    disks(service, &mut status);
+    disks(service, only_copy, &mut status);
     damage(service, only_copy, &mut status);
     groups(service, &mut status);
     for damage in &service.metadata_damage {
@@ -122,14 +126,14 @@ impl LocalStatus {
     }
 }
 
-fn disks(service: &Service, status: &mut LocalStatus) {
+fn disks(service: &Service, only_copy: bool, status: &mut LocalStatus) {
     for disk in &service.disks.all {
         let (state, why) = disk.state();
         match state {
             "up" => {}
             "full" => status.find(Verdict::Unavailable, format!("disk {} is full: it {why}", disk.label)),
             _ => status.find(
-                Verdict::AtRisk,
+                if only_copy { Verdict::Unavailable } else { Verdict::AtRisk },
                 format!("disk {} is out of service ({why}): what only it holds cannot be read", disk.label),
             ),
         }

@@ -32,9 +32,16 @@ pub fn combine(map: &ClusterMap, asker: NodeId, answers: &Answers) -> Status {
         let only_copy = map.pools.iter().any(|pool| pool.copies_effective == 1);
         chunks.last_copy = if only_copy { chunks.total } else { chunks.last_copy };
     }
-    let repair = RepairStatus { queued_bytes: sum(answers, |status| status.missing_bytes), eta_s: None };
+    let repair = RepairStatus { queued_bytes: sum(answers, |status| status.missing_bytes), eta_s: eta_s(answers) };
     let Findings { verdict, reasons } = findings;
     Status { verdict, reasons, epoch: map.version, nodes, groups, chunks, repair }
+}
+
+/// When the slowest node will have its copies, at the speed of late.
+fn eta_s(answers: &Answers) -> Option<u64> {
+    let behind = answers.iter().filter_map(|(_, status)| status.as_ref()).filter(|status| status.missing_bytes > 0);
+    let seconds = behind.map(|status| status.missing_bytes.checked_div(status.pulled_bytes_per_s).map(|s| s + 1));
+    seconds.collect::<Option<Vec<u64>>>()?.into_iter().max()
 }
 
 /// Names the node where there are several.
