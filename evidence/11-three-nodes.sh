@@ -7,7 +7,7 @@ say "demo"
 say "three servers by hand"
 port=29500
 declare -a pids
-trap 'kill -9 ${pids[@]:-} 2>/dev/null; finish' EXIT
+trap 'exit_code=$?; kill -9 ${pids[@]:-} 2>/dev/null || true; finish' EXIT
 serve() { # serve N [FLAGS...]
     local n=$1 base=$((port + 10 * ($1 - 1)))
     shift

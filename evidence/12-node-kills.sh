@@ -21,7 +21,10 @@ for round in $(seq 1 "$rounds"); do
         for node in $nodes; do "$HENGE" dev kill "$node" --data "$dev" >/dev/null & done; wait $(jobs -p | grep -v -e "^$load$" -e "^$prober$" -e "^$dev_pid$")
         kills=$((kills + 1))
         sleep "$pause"
-        for node in $nodes; do "$HENGE" dev start "$node" --data "$dev" >/dev/null || die "node $node does not start"; done
+        # All together: none of them can serve before a majority is there.
+        starts=()
+        for node in $nodes; do "$HENGE" dev start "$node" --data "$dev" >/dev/null & starts+=($!); done
+        for start in "${starts[@]}"; do wait "$start" || die "a node of '$nodes' does not start"; done
         echo "$(date +%s.%N) back $victim" >>"$work/events"
         sleep "$pause"
     done

@@ -4,7 +4,7 @@
 hint="apt-get install nftables iproute2" . "$(dirname "$0")/common.sh"
 need python3 curl ip nft
 declare -A pids
-clean() { kill -9 ${pids[@]} 2>/dev/null; for n in 1 2 3; do ip netns del henge$n 2>/dev/null; done; ip link del hengebr 2>/dev/null; finish; }
+clean() { exit_code=$?; set +e; kill -9 ${pids[@]} 2>/dev/null; for n in 1 2 3; do ip netns del henge$n 2>/dev/null; done; ip link del hengebr 2>/dev/null; finish; }
 trap clean EXIT
 ip link add hengebr type bridge
 ip addr add 10.77.0.254/24 dev hengebr

@@ -5,7 +5,7 @@
 need python3 curl
 port=29600 objects=${OBJECTS:-1000}
 declare -A pids
-trap 'kill -9 ${pids[@]} 2>/dev/null; finish' EXIT
+trap 'exit_code=$?; kill -9 ${pids[@]} 2>/dev/null || true; finish' EXIT
 serve() { # serve N [FLAGS...]
     local n=$1 base=$((port + 10 * ($1 - 1)))
     shift

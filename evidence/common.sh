@@ -10,7 +10,7 @@ fi
 work=$(mktemp -d "${TMPDIR:-/tmp}/henge-evidence.XXXXXX")
 server_pid=
 finish() {
-    local code=$?
+    local code=${exit_code:-$?}
     [ -z "$server_pid" ] || kill -9 "$server_pid" 2>/dev/null || true
     [ ! -f "$work/dev/cluster.json" ] || "$HENGE" dev stop 1 --data "$work/dev" >/dev/null 2>&1 || true
     [ -n "${KEEP:-}" ] || rm -rf "$work"

@@ -144,11 +144,13 @@ async fn span(file: &VolumeFile, from: u64, to: u64) -> Result<Bytes, ReadFailur
 /// Reads journal records one after the other, through a window.
 pub struct RecordReader {
     window: Option<(VolumeNumber, u64, Bytes)>,
+    /// The record that was read last: many entries of a log may lie in one, and it is verified once.
+    last: Option<(VolumeNumber, u64, RecordHeader, Bytes)>,
 }
 
 impl RecordReader {
     pub fn new() -> RecordReader {
-        RecordReader { window: None }
+        RecordReader { window: None, last: None }
     }
 
     /// The verified header and payload of the journal record at `offset`.
@@ -159,6 +161,11 @@ impl RecordReader {
         offset: u64,
         payload_len: u32,
     ) -> Result<(RecordHeader, Bytes), ReadFailure> {
+        if let Some((volume, at, header, payload)) = &self.last
+            && (*volume, *at, header.payload_len) == (number, offset, payload_len)
+        {
+            return Ok((*header, payload.clone()));
+        }
         let len = record_len(payload_len as usize) as u64;
         let inside = self.window.as_ref().is_some_and(|(volume, at, data)| {
             *volume == number && offset >= *at && offset + len <= at + data.len() as u64
@@ -176,6 +183,7 @@ impl RecordReader {
         let (header, payload) =
             record::verify_record(&bytes, file.seed, offset).map_err(|e| ReadFailure::Damaged(e.to_string()))?;
         let payload = bytes.slice_ref(payload);
+        self.last = Some((number, offset, header, payload.clone()));
         Ok((header, payload))
     }
 }
