@@ -66,13 +66,17 @@ pub fn groups_of(map: &ClusterMap, node: NodeId) -> Vec<Group> {
     map.pgs.iter().filter_map(|row| places.group(row, node)).collect()
 }
 
-/// Groups that have nothing on `disk` any more: open, and held by others.
-pub fn left_by(map: &ClusterMap, disk: DiskId) -> Vec<PgId> {
-    let bits = bits_of(map);
+/// Groups that are to have nothing on `disk` any more: open, and held by others, each of whom must be asked.
+pub fn left_by(map: &ClusterMap, disk: DiskId) -> Vec<Group> {
+    let places = Places::new(map);
     let raw = disk.0.to_be_bytes();
     let is_elsewhere = |row: &&PgRow| !row.closed && !row.members.iter().any(|member| member.as_ref() == raw);
-    let pg = |row: &PgRow| pg_id(row, &bits);
-    map.pgs.iter().filter(is_elsewhere).filter_map(pg).collect()
+    let group = |row: &PgRow| {
+        let mut group = places.group_for(row, disk)?;
+        group.others.iter_mut().for_each(|other| other.required = true);
+        Some(group)
+    };
+    map.pgs.iter().filter(is_elsewhere).filter_map(group).collect()
 }
 
 fn bits_of(map: &ClusterMap) -> BTreeMap<u32, u8> {
@@ -102,9 +106,15 @@ impl Places {
     }
 
     fn group(&self, row: &PgRow, node: NodeId) -> Option<Group> {
+        let mut members = row.members.iter().filter_map(|raw| disk_id(raw));
+        let own = members.find(|disk| self.disks.get(disk).is_some_and(|(on, _)| *on == node))?;
+        self.group_for(row, own)
+    }
+
+    /// As `own` sees it, which need not be a member.
+    fn group_for(&self, row: &PgRow, own: DiskId) -> Option<Group> {
         let disks = |raw: &[bytes::Bytes]| -> Vec<DiskId> { raw.iter().filter_map(|raw| disk_id(raw)).collect() };
         let members = disks(&row.members);
-        let own = *members.iter().find(|disk| self.disks.get(disk).is_some_and(|(on, _)| *on == node))?;
         let mut all = members.clone();
         all.extend(disks(&row.members_before).into_iter().filter(|disk| !members.contains(disk)));
         let others: Vec<Member> = all.into_iter().filter(|disk| *disk != own).map(|disk| self.member(disk)).collect();

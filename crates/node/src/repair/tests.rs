@@ -393,8 +393,12 @@ fn what_left_goes_when_the_group_has_opened_and_may_return() {
     assert!(bench.has(1, 1), "while it moves, the old copy is the only one");
     bench.unite(2).unwrap();
     bench.change(open);
+    bench.put(1, 11..=11);
     let_go();
     assert!(!bench.has(1, 1) && bench.has(2, 1));
+    assert!(bench.has(1, 11), "the member lacks it: this may be the only copy");
+    bench.put(2, 11..=11);
+    let_go();
     assert_eq!(bench.engine(1).stats().chunks, 0);
     bench.change(|map| close(map, &[1]));
     bench.unite(1).unwrap();

@@ -15,7 +15,7 @@ use store::{Digest, Engine, NewChunk, StoreError};
 use tokio::sync::{Mutex, watch};
 
 use super::answer::DIGESTS_MAX;
-use super::exchange::{Peers, Walk};
+use super::exchange::{Peers, State, Walk};
 use super::plan::{Group, Member, Reach, Suspects, Verdict, Want, groups_of, judge, left_by};
 use super::{Key, Mark, NodeHealth, Progress};
 use crate::disks::Disks;
@@ -256,20 +256,57 @@ impl Repairer {
         for disk in &self.disks.all {
             let Ok(engine) = &disk.engine else { continue };
             let left = left_by(&map.borrow(), disk.id);
-            for pg in left.into_iter().filter(|pg| engine.digest(pg.pool, pg.slots()) != Digest::default()) {
+            for group in
+                left.into_iter().filter(|group| engine.digest(group.pg.pool, group.pg.slots()) != Digest::default())
+            {
                 let _moving = self.moving.lock().await;
                 // The map may have changed while other chunks came or went.
-                if !left_by(&map.borrow(), disk.id).contains(&pg) {
+                if !left_by(&map.borrow(), disk.id).contains(&group) {
                     continue;
                 }
-                let page = engine.inventory(None, pg.pool, pg.slots(), EVICTIONS_MAX);
-                let ids: Vec<ChunkId> = page.iter().map(|stat| stat.id).collect();
-                self.progress.counters.evicted_chunks.inc_by(ids.len() as u64);
-                if let Err(error) = engine.evict(ids).await {
-                    tracing::warn!("chunks of placement group {pg} cannot leave disk {}: {error}", disk.label);
+                if let Err(why) = self.let_go_of(engine, &group).await {
+                    tracing::debug!("chunks of placement group {} stay on disk {}: {why}", group.pg, disk.label);
                 }
             }
         }
+    }
+
+    /// Drops here what every member says that it holds, or has deleted. What a member lacks stays: this may be the only
+    /// copy left.
+    async fn let_go_of(&self, engine: &Engine, group: &Group) -> Result<(), String> {
+        let members = group.reachable();
+        if members.len() < group.others.len() || !group.all_required_serve() {
+            return Err("a member is away".into());
+        }
+        let mut walk = Walk::new(group, engine, &*self.peers, &members);
+        let (mut kept, mut evicted) = (0u64, 0);
+        while let Some(window) = walk.next().await? {
+            let mut ids = Vec::new();
+            for (id, states) in &window {
+                let Some((_, own)) = states.iter().find(|(number, _)| *number == 0) else { continue };
+                let is_there = |state: &State| match (state, own) {
+                    (State::Deleted, _) => true,
+                    (State::Good { .. }, State::Good { .. }) => state == own,
+                    (State::Good { .. }, _) => true,
+                    (State::Damaged, _) => false,
+                };
+                let holders = states.iter().filter(|(number, state)| *number > 0 && is_there(state)).count();
+                match (own, holders == members.len()) {
+                    (State::Deleted, _) => {}
+                    (_, true) => ids.push(*id),
+                    (_, false) => kept += 1,
+                }
+            }
+            evicted += ids.len();
+            self.progress.counters.evicted_chunks.inc_by(ids.len() as u64);
+            for some in ids.chunks(EVICTIONS_MAX) {
+                engine.evict(some.to_vec()).await.map_err(|error| error.to_string())?;
+            }
+            if evicted >= EVICTIONS_MAX {
+                break;
+            }
+        }
+        if kept > 0 { Err(format!("{kept} of them are not on all members")) } else { Ok(()) }
     }
 }
 
