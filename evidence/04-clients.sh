@@ -1,10 +1,18 @@
 #!/usr/bin/env bash
-# boto3, rclone (a tree of 10,000 files there and back, `rclone check`), s3cmd, restic (backup, check, restore).
+# NODES (1), one of them dead if there are more: boto3, rclone (a tree of 10,000 files there and back, `rclone check`), s3cmd, restic (backup, check, restore).
 hint="pip install boto3; apt-get install rclone s3cmd restic" . "$(dirname "$0")/common.sh"
 # A CA bundle of the environment breaks some versions of rclone, which need none here.
 unset AWS_CA_BUNDLE
 need rclone s3cmd restic python3 curl
-start_server "$work/data"
+if [ "${NODES:-1}" = 1 ]; then
+    start_server "$work/data"
+else
+    # With one of the nodes dead all the time.
+    start_dev "$NODES"
+    wait_safe 1
+    "$HENGE" dev kill "$NODES" --data "$dev"
+    sleep 1
+fi
 host=${endpoint#http://}
 
 say "boto3"
@@ -101,6 +109,13 @@ restic --quiet check --read-data
 restic --quiet restore latest --target "$work/restored"
 diff -r "$work/tree" "$work/restored$work/tree"
 echo "restic: backup, check --read-data, restore: the same"
-stop_server
-"$HENGE" fsck "$work/data"
-echo "holds: boto3, rclone with 10,000 files, s3cmd, restic; fsck clean"
+if [ "${NODES:-1}" = 1 ]; then
+    stop_server
+    "$HENGE" fsck "$work/data"
+else
+    "$HENGE" dev start "$NODES" --data "$dev"
+    wait_safe 1 300
+    stop_dev
+    "$HENGE" fsck "$dev"/node*
+fi
+echo "holds: boto3, rclone with 10,000 files, s3cmd, restic on ${NODES:-1} node(s); fsck clean"

@@ -48,3 +48,23 @@ PY
 }
 kill_server() { kill -9 "$server_pid"; wait "$server_pid" 2>/dev/null || true; server_pid=; }
 stop_server() { kill -TERM "$server_pid"; wait "$server_pid"; server_pid=; }
+
+# start_dev NODES: a cluster of several nodes in $work/dev; sets dev_pid, dev and the ports' base.
+start_dev() {
+    dev=$work/dev base_port=${BASE_PORT:-29000}
+    "$HENGE" dev --nodes "$1" --data "$dev" --base-port "$base_port" >"$work/dev.log" 2>&1 &
+    dev_pid=$!
+    for _ in $(seq 1 3000); do grep -q '^ready' "$work/dev.log" && break; sleep 0.02; done
+    grep -q '^ready' "$work/dev.log" || die "henge dev did not become ready: $(cat "$work/dev.log")"
+    read_cluster "$dev"
+}
+admin_of() { echo "127.0.0.1:$((base_port + 10 * ($1 - 1) + 1))"; }
+# wait_safe NODE [SECONDS]: until the cluster says through that node that everything has all its copies.
+wait_safe() {
+    local end=$((SECONDS + ${2:-120}))
+    until "$HENGE" status --admin "$(admin_of "$1")" --data "$dev" >"$work/status" 2>&1; do
+        [ $SECONDS -lt $end ] || { cat "$work/status"; die "not safe within ${2:-120} s"; }
+        sleep 0.2
+    done
+}
+stop_dev() { kill -INT "$dev_pid" 2>/dev/null || true; wait "$dev_pid" 2>/dev/null || true; dev_pid=; }

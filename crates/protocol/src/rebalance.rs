@@ -8,6 +8,7 @@
 //! - at most half of the groups are closed at once, those with the fewest usable copies first;
 //! - a group is never closed while a member may come back with bytes that nobody has asked it for (its node is down but
 //!   not lost), nor towards a node that cannot take part now;
+//! - a group none of whose members can be asked stays where it is, until an operator has removed their nodes;
 //! - a group changes only when the set of its disks does, and never shrinks for lack of disks.
 
 use base::ids::{DiskId, NodeId, PgEpoch, PgId, PoolId};
@@ -125,6 +126,14 @@ impl Cluster {
         node_gone || self.disks.get(&disk).is_none_or(|disk| !disk.usable)
     }
 
+    /// Somebody can be asked for what the group holds, or nobody ever can again: a failed disk may be read once more, and a
+    /// lost node come back, with the only copies; moved without them, the group would know of nothing that they hold.
+    fn has_source(&self, group: &GroupView) -> bool {
+        let mut holders = group.members.iter().chain(&group.members_before);
+        let is_removed = |disk: &DiskId| self.node(*disk).is_none_or(|(_, state)| state == NodeState::Removed);
+        holders.clone().any(|disk| !self.is_gone(*disk)) || holders.all(is_removed)
+    }
+
     fn is_waited_for(&self, disk: DiskId) -> bool {
         self.node(disk).is_some_and(|(_, state)| matches!(state, NodeState::Down | NodeState::Joining))
     }
@@ -177,7 +186,7 @@ impl Cluster {
         let room = (self.groups.len() / 2).max(1).saturating_sub(closed);
         let mut again = Vec::new();
         let mut moves: Vec<(usize, &GroupView, Vec<DiskId>)> = Vec::new();
-        for group in self.groups.iter().filter(|group| !self.opens(group)) {
+        for group in self.groups.iter().filter(|group| !self.opens(group) && self.has_source(group)) {
             let Some(members) = self.new_members(group, candidates) else { continue };
             if group.closed {
                 let goes_nowhere = group.members.iter().any(|member| self.is_gone(*member));
@@ -343,6 +352,19 @@ mod tests {
 
     fn members_of(cluster: &Cluster) -> BTreeSet<DiskId> {
         cluster.groups.iter().flat_map(|group| group.members.clone()).collect()
+    }
+
+    /// A disk that could not be read at one start lost its groups to the other disk, and with them the only copies.
+    #[test]
+    fn a_group_without_a_source_waits_for_one() {
+        let mut cluster = one_node();
+        let spare = DiskView { node: NodeId(1), capacity_bytes: 1 << 40, usable: true };
+        cluster.disks.insert(DiskId(99), spare);
+        let candidates = cluster.candidates();
+        cluster.groups.iter_mut().for_each(|group| group.members = placement::members(group.pg, 1, &candidates));
+        assert_eq!(next(&cluster), None);
+        cluster.disks.get_mut(&disk(1)).unwrap().usable = false;
+        assert_eq!(next(&cluster), None, "what only the failed disk holds cannot be copied");
     }
 
     #[test]
