@@ -170,10 +170,18 @@ impl Applicant<'_> {
 
     /// Makes the directory that of a member, durably; the identity comes last, so that a crash before it changes nothing.
     async fn settle(&self, answer: &JoinAnswer, authority: &Authority) -> Result<(), Failure> {
+        let root = Credentials { access_key: answer.access_key.clone(), secret_key: answer.secret_key.clone() };
+        let given = credentials::from_environment()?;
+        if given.as_ref().is_some_and(|given| *given != root) {
+            return Err(Failure(format!(
+                "{} and {} are not the cluster's root credentials: unset them, and start again with the same token",
+                credentials::USER_VARIABLE,
+                credentials::PASSWORD_VARIABLE
+            )));
+        }
         authority.store(self.data)?;
         store_generation(self.data, answer.cluster_generation)?;
-        if credentials::from_environment()?.is_none() {
-            let root = Credentials { access_key: answer.access_key.clone(), secret_key: answer.secret_key.clone() };
+        if given.is_none() {
             credentials::store(self.data, &root)?;
         }
         let cluster = answer.cluster.as_ref().try_into().context(|| "the member's answer is malformed".into())?;
@@ -290,9 +298,17 @@ pub async fn follow(net: Arc<RealNet>, env: Env, standing: Standing, client: cli
     let Standing { node, authority, .. } = standing;
     let mut renew_at = env.now() + CERTIFICATE_LIFE * 2 / 3;
     let mut generation = 0;
+    let mut complained = false;
     loop {
         env.sleep(FOLLOW_INTERVAL).await;
         let map = client.map();
+        let other = map.map.authority.as_ref().is_some_and(|other| other.certificate_pem != authority.certificate_pem);
+        if other && !std::mem::replace(&mut complained, true) {
+            tracing::error!(
+                "{} is not the cluster's certificate authority: copy it from another node and start again",
+                tls::directory_in(&data).display()
+            );
+        }
         net.expel(&removed(&map.map));
         if map.map.cluster_generation > generation {
             generation = map.map.cluster_generation;

@@ -55,6 +55,30 @@ enum Change {
     Reopen(PeerId),
 }
 
+/// Erases all these ranges. A file that holds rows of several of them cannot be rewritten without the first while damage
+/// hides rows of the second: so what fails is tried again after others succeeded.
+pub async fn erase_all(kv: &LsmKv, ranges: Vec<(Bytes, Bytes)>) -> Result<(), String> {
+    let mut left = ranges;
+    loop {
+        let mut failed = Vec::new();
+        let mut why = String::new();
+        let before = left.len();
+        for (from, to) in left {
+            if let Err(error) = kv.erase(&from, &to).await {
+                why = error.to_string();
+                failed.push((from, to));
+            }
+        }
+        if failed.is_empty() {
+            return Ok(());
+        }
+        if failed.len() == before {
+            return Err(why);
+        }
+        left = failed;
+    }
+}
+
 impl Replicas {
     pub fn new(env: Env, node: NodeId, engine: Engine, kv: Arc<LsmKv>) -> Replicas {
         let map = watch::Sender::new(Arc::new(ClusterMap::default()));
@@ -258,9 +282,7 @@ impl Replicas {
     async fn forget(&self, id: GroupId) -> Result<(), String> {
         let failed = |why: String| format!("the replica of group {id} cannot be removed: {why}");
         let state = group::load(&KvView::over(&*self.kv), id).unwrap_or_default();
-        for (from, to) in group::row_ranges(id, &state) {
-            self.kv.erase(&from, &to).await.map_err(|error| failed(error.to_string()))?;
-        }
+        erase_all(&self.kv, group::row_ranges(id, &state)).await.map_err(failed)?;
         self.engine.raft_remove(id).await.map_err(|error| failed(error.to_string()))?;
         if id == GROUP_ZERO {
             tracing::info!("the cluster map here is what it was until group 0 sends it anew");

@@ -89,8 +89,9 @@ impl Worker {
             });
             match self.judge("put part", Condition::Always, answer.await) {
                 Judged::Done(_) => sent = Some(part),
-                // It may still come, and replace what is sent after it.
+                // It may still come, from wherever it is under way, and replace what is sent after it.
                 Judged::Pending => return None,
+                Judged::Unknown if self.plan.nodes > 1 => return None,
                 // Sent again under the same number: whichever was stored, the next one replaces it.
                 _ => {
                     sent = None;

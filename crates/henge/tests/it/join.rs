@@ -100,7 +100,19 @@ fn who_may_not_join_is_told_why_and_nothing_is_half_done() {
     let foreign = refusal(&data, &["--join", &address, "--disk", disk.to_str().unwrap()], Some(&good));
     assert!(foreign.contains("never merge"), "{foreign}");
     wait_for("the token's end", || join(&address, Some(&expired)).contains("expired").then_some(()));
-    // None of them has used up the good one.
+    // Another root user is noticed late, and even then the token is as good as new for the same directory.
+    let other_root = henge()
+        .args(["server", "--s3", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--cluster", "127.0.0.1:0"])
+        .args(["--join", &address, "--data"])
+        .arg(&data)
+        .envs([
+            ("HENGE_JOIN_TOKEN", good.as_str()),
+            ("HENGE_ROOT_USER", "somebody"),
+            ("HENGE_ROOT_PASSWORD", "12345678"),
+        ])
+        .output()
+        .unwrap();
+    assert!(stderr(&other_root).contains("not the cluster's root credentials"), "{}", stderr(&other_root));
     let second = Server::start_with(&data, &["--join", &address], &[("HENGE_JOIN_TOKEN", &good)]);
     assert_eq!(nodes(&second).len(), 2);
 }

@@ -19,6 +19,7 @@ use std::time::Duration;
 use store::kv::{Change, Kv, KvRead, LsmKv};
 
 use crate::machine::KvView;
+use crate::replicas::erase_all;
 
 /// Rows and bytes of one page.
 const PAGE_ROWS: usize = 4096;
@@ -92,13 +93,12 @@ async fn replace(
     commit(kv, vec![crate::machine::change_out(marked)])?;
     kv.flush().await.map_err(|error| error.to_string())?;
     let own_row = group::state_key(fetch.group);
-    for (from, to) in group::row_ranges(fetch.group, &old).into_iter().chain(group::row_ranges(fetch.group, &state)) {
-        // The mark stays: all rows but the group's own.
-        for (from, to) in around(&own_row, from, to) {
-            fetch.check()?;
-            fetch.kv.erase(&from, &to).await.map_err(|error| error.to_string())?;
-        }
-    }
+    let ranges = group::row_ranges(fetch.group, &old).into_iter().chain(group::row_ranges(fetch.group, &state));
+    // The mark stays: all rows but the group's own.
+    let ranges = ranges.flat_map(|(from, to)| around(&own_row, from, to)).collect();
+    fetch.check()?;
+    erase_all(&fetch.kv, ranges).await?;
+    fetch.check()?;
     let mut page_now = first;
     loop {
         let puts = page_now.rows.iter().filter(|row| row.key != own_row);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 const SHOWN_MAX: usize = 5;
 
 #[derive(Parser)]
-#[command(about = "Runs one node of real code under simulated crashes; one seed is one replayable story.")]
+#[command(about = "Runs nodes of real code under simulated faults; one seed is one replayable story.")]
 struct Arguments {
     /// Seeds FROM..TO, without TO.
     #[arg(long, value_parser = parse_range, value_name = "FROM..TO")]

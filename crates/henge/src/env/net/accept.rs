@@ -169,7 +169,7 @@ fn member(net: &Arc<NetShared>, stream: &Stream, head: Bytes) -> Result<Caller, 
 
 /// Serves requests until the connection breaks; says why it did.
 async fn serve(net: &Arc<NetShared>, caller: &Caller, stream: Stream) -> io::Error {
-    let (mut reader, mut writer) = tokio::io::split(stream);
+    let (mut reader, writer) = tokio::io::split(stream);
     let service = Service {
         net: Arc::clone(net),
         from: caller.node,
@@ -178,12 +178,12 @@ async fn serve(net: &Arc<NetShared>, caller: &Caller, stream: Stream) -> io::Err
         calls: Arc::new(Semaphore::new(CALLS_MAX)),
         request_kib: Arc::new(Semaphore::new(REQUEST_KIB_MAX)),
     };
-    tokio::select! {
-        biased;
-        error = service.read_loop(&mut reader) => error,
-        error = frame::write_loop(&service.outbox, &mut writer) => error,
-        () = net.expelled(caller.node) => io::Error::other("the caller was removed from the cluster"),
-    }
+    let expelled = async {
+        net.expelled(caller.node).await;
+        io::Error::other("the caller was removed from the cluster")
+    };
+    let outbox = Arc::clone(&service.outbox);
+    frame::converse(&net.runtime, service.read_loop(&mut reader), outbox, writer, expelled).await
 }
 
 struct Service {

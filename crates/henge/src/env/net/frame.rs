@@ -14,9 +14,13 @@ use base::buffer::AlignedBuf;
 use base::codec::{DecodeError, Reader, Writer};
 use base::env::Frame;
 use bytes::Bytes;
+use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::outbox::{Message, Outbox};
@@ -181,8 +185,35 @@ async fn fill(reader: &mut (impl AsyncRead + Unpin), out: &mut [u8]) -> io::Resu
     Ok(())
 }
 
+/// Receives by `reading` and sends what comes into `outbox` until one of them breaks, or `ended` says so; answers why.
+///
+/// Each has a task of its own: where both share one, a side that always has something to do starves the other.
+pub async fn converse(
+    runtime: &Handle,
+    reading: impl Future<Output = io::Error>,
+    outbox: Arc<Outbox>,
+    mut writer: impl AsyncWrite + Unpin + Send + 'static,
+    ended: impl Future<Output = io::Error>,
+) -> io::Error {
+    let (broken, written) = oneshot::channel();
+    let writing = runtime.spawn(crate::env::or_abort("connection's writer", async move {
+        // Nobody listens any more when the reader broke first.
+        let _ = broken.send(write_loop(&outbox, &mut writer).await);
+    }));
+    let error = tokio::select! {
+        biased;
+        error = reading => error,
+        error = written => error.unwrap_or_else(|_| io::ErrorKind::BrokenPipe.into()),
+        error = ended => error,
+    };
+    // Only when it is really gone may another connection take from the same outbox.
+    writing.abort();
+    let _ = writing.await;
+    error
+}
+
 /// Sends what comes into `outbox`, and a ping where nothing comes, until the connection breaks.
-pub async fn write_loop(outbox: &Outbox, writer: &mut (impl AsyncWrite + Unpin)) -> io::Error {
+async fn write_loop(outbox: &Outbox, writer: &mut (impl AsyncWrite + Unpin)) -> io::Error {
     let mut scratch = Vec::with_capacity(COALESCE_BYTES);
     loop {
         let batch = timeout(PING_INTERVAL, outbox.next_batch()).await;

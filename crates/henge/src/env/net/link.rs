@@ -36,7 +36,7 @@ const _: () = assert!(CALLS_MAX <= super::accept::CALLS_MAX, "a peer takes what 
 pub struct Link {
     peer: NodeId,
     channel: Channel,
-    outbox: Outbox,
+    outbox: Arc<Outbox>,
     state: Mutex<State>,
     address: watch::Sender<String>,
 }
@@ -76,7 +76,7 @@ impl Link {
         let link = Arc::new(Link {
             peer,
             channel,
-            outbox: Outbox::default(),
+            outbox: Arc::default(),
             state: Mutex::default(),
             address: watch::Sender::new(address),
         });
@@ -141,7 +141,7 @@ impl Link {
                 Ok(stream) => {
                     tracing::debug!(peer = self.peer.0, channel = ?self.channel, address, "connected");
                     backoff = BACKOFF_MIN;
-                    let error = self.converse(stream, &mut addresses).await;
+                    let error = self.converse(&net, stream, &mut addresses).await;
                     tracing::debug!(peer = self.peer.0, channel = ?self.channel, address, %error, "connection lost");
                 }
             }
@@ -180,16 +180,17 @@ impl Link {
     /// Sends and receives until the connection breaks; says why it did.
     async fn converse(
         &self,
+        net: &NetShared,
         stream: TlsStream<BufReader<TcpStream>>,
         addresses: &mut watch::Receiver<String>,
     ) -> io::Error {
-        let (mut reader, mut writer) = tokio::io::split(stream);
-        tokio::select! {
-            biased;
-            error = self.read_loop(&mut reader) => error,
-            error = frame::write_loop(&self.outbox, &mut writer) => error,
-            _ = addresses.changed() => io::Error::other("the peer has another address now"),
-        }
+        let (mut reader, writer) = tokio::io::split(stream);
+        let moved = async {
+            // The sender lives as long as `self`.
+            let _ = addresses.changed().await;
+            io::Error::other("the peer has another address now")
+        };
+        frame::converse(&net.runtime, self.read_loop(&mut reader), Arc::clone(&self.outbox), writer, moved).await
     }
 
     async fn read_loop(&self, reader: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Error {
