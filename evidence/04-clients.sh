@@ -116,6 +116,6 @@ else
     "$HENGE" dev start "$NODES" --data "$dev"
     wait_safe 1 300
     stop_dev
-    "$HENGE" fsck "$dev"/node*
+    "$HENGE" fsck "$dev"/node[0-9]
 fi
 echo "holds: boto3, rclone with 10,000 files, s3cmd, restic on ${NODES:-1} node(s); fsck clean"

@@ -6,14 +6,14 @@ need python3 curl
 pause=${PAUSE:-30}
 start_dev 3
 wait_safe 1
-generation() { "$HENGE" status --json --admin "$(admin_of $(($1 % 3 + 1)))" --data "$dev" | python3 -c "
+generation() { { "$HENGE" status --json --admin "$(admin_of $(($1 % 3 + 1)))" --data "$dev" || true; } | python3 -c "
 import json, sys
 print(next(node['generation'] for node in json.load(sys.stdin)['nodes'] if node['id'] == $1))"; }
 "$HENGE" bench mixed --size 16KiB --concurrency 12 --seconds $((3 * (pause + 12))) --ack-log "$work/ack.jsonl" --data "$dev" >"$work/bench.log" 2>&1 &
 load=$!
 sleep 3
 for node in 1 2 3; do
-    before=$(generation $node || true)
+    before=$(generation $node)
     leads=$("$HENGE" status --data "$dev" --admin "$(admin_of $node)" | grep -c "leader $node " || true)
     "$HENGE" dev pause $node --data "$dev" >/dev/null
     sleep "$pause"
