@@ -52,7 +52,7 @@ impl MapView {
             .disks
             .iter()
             .filter_map(|row| {
-                let usable = row.state() == DiskState::Up && serves(row.node);
+                let usable = row.state().serves() && serves(row.node);
                 Some((disk_id(&row.id)?, DiskPlace { node: NodeId(row.node), usable }))
             })
             .collect();

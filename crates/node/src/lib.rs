@@ -8,7 +8,9 @@ mod announce;
 mod control;
 mod controller;
 mod disks;
+mod events;
 mod group;
+mod heartbeats;
 mod home;
 mod machine;
 mod metrics;
@@ -22,6 +24,7 @@ mod sweep;
 mod transport;
 mod workers;
 
+pub use events::{Event, EventKind};
 pub use home::join as join_identity;
 pub use start::{Config, DiskSpec, Healing, Node, StartError, Tuning};
 pub use status::{ChunkCounts, DiskStatus, GroupStatus, NodeStatus, RepairStatus, Status, Verdict};

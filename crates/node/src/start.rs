@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use crate::announce::Announcer;
 use crate::controller;
 use crate::disks::{Disks, NodeDisk};
+use crate::events::{Event, EventKind, EventLog};
 use crate::group::GroupHandle;
 use crate::group::install::Offered;
 use crate::home::{self, GenerationClock, HomeError, NodeIdentity};
@@ -154,7 +155,11 @@ impl Node {
         let tuning = with_tombstone_rule(tuning, &repair);
         let disks = Arc::new(open_disks(&config, &tuning, &identity, alone).await?);
         let (kv, metadata_damage) = open_key_value(&config, &tuning, &identity, &disks, alone).await?;
-        let replicas = Replicas::new(env.clone(), identity.node, disks.metadata().clone(), kv.clone());
+        let events = Arc::new(EventLog::open(env.clone(), identity.node, &*config.data).await);
+        let started = format!("node {} starts under generation {}", identity.node, session.generation);
+        events.record(EventKind::Started, identity.node, started);
+        let replicas =
+            Replicas::new(env.clone(), identity.node, disks.metadata().clone(), kv.clone(), events.clone());
         open_groups(&replicas, &identity, alone).await?;
 
         let service = Arc::new(Service {
@@ -169,6 +174,7 @@ impl Node {
             counters: Arc::new(Counters::default()),
             metadata_damage,
             control: Arc::default(),
+            events: events.clone(),
             repair,
             view: RwLock::new(Arc::new(MapView::default())),
         });
@@ -181,6 +187,7 @@ impl Node {
             region: config.region.clone(),
         });
         let stop = watch::Sender::new(false);
+        env.spawn("keep events", events.keep(config.data.clone(), stop.subscribe()));
         let announcer = Announcer::new(&config, identity, clock.clone(), &service, &client);
         env.spawn("announce", announcer.keep(stop.subscribe()));
         start_workers(&env, &tuning, &service, &client, &stop, clock, config.data.clone());
@@ -255,6 +262,11 @@ impl Node {
     /// As all nodes of the cluster see themselves; takes about a second when one does not answer.
     pub async fn cluster_status(&self) -> Status {
         status::of_the_cluster(&self.service, &self.client).await
+    }
+
+    /// What happened, as the nodes that answer saw it: oldest first.
+    pub async fn cluster_events(&self) -> Vec<Event> {
+        status::events_of_the_cluster(&self.service, &self.client).await
     }
 
     /// In Prometheus' text format.
@@ -338,7 +350,7 @@ async fn open_disk(
         Ok(found) => found,
         Err(error) if metadata || !matches!(error, StoreError::Io(_)) => return Err(refuse(error.to_string())),
         // The disk itself is out of order: the others go on.
-        Err(error) => return Ok(NodeDisk { label, id: DiskId(0), engine: Err(error.to_string()) }),
+        Err(error) => return Ok(NodeDisk::new(label, DiskId(0), Err(error.to_string()))),
     };
     let id = match found {
         Some(found) if found.cluster != identity.cluster => {
@@ -368,12 +380,12 @@ async fn open_disk(
             for damage in &report.damaged {
                 tracing::error!("disk {label}: damage found at start: {damage:?}");
             }
-            Ok(NodeDisk { label, id, engine: Ok(engine) })
+            Ok(NodeDisk::new(label, id, Ok(engine)))
         }
         Err(error) if metadata || matches!(error, StoreError::InUse | StoreError::NewerFormat { .. }) => {
             Err(refuse(error.to_string()))
         }
-        Err(error) => Ok(NodeDisk { label, id, engine: Err(error.to_string()) }),
+        Err(error) => Ok(NodeDisk::new(label, id, Err(error.to_string()))),
     }
 }
 

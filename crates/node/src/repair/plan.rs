@@ -137,9 +137,9 @@ impl Places {
     fn member(&self, disk: DiskId) -> Member {
         let (node, state) = self.disks.get(&disk).copied().unwrap_or((NodeId(0), DiskState::Removed));
         let reach = match self.nodes.get(&node.0).map(|(state, _)| *state) {
-            Some(NodeState::Up | NodeState::Draining) if state == DiskState::Up => Reach::Serving,
+            Some(NodeState::Up | NodeState::Draining) if state.serves() => Reach::Serving,
             Some(NodeState::Up | NodeState::Draining) if state == DiskState::Failed => Reach::Failed,
-            Some(NodeState::Down | NodeState::Joining) if state == DiskState::Up => Reach::Awaited,
+            Some(NodeState::Down | NodeState::Joining) if state.serves() => Reach::Awaited,
             _ => Reach::Gone,
         };
         Member { disk, node, reach, required: matches!(reach, Reach::Serving | Reach::Awaited) }

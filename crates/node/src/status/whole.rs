@@ -185,7 +185,7 @@ fn placement(map: &ClusterMap, answers: &Answers, findings: &mut Findings) -> Ch
     let usable: BTreeSet<&[u8]> = map
         .disks
         .iter()
-        .filter(|row| row.state() == DiskState::Up && up.contains(&row.node))
+        .filter(|row| row.state().serves() && up.contains(&row.node))
         .map(|row| row.id.as_ref())
         .collect();
     let effective = map.pools.iter().map(|pool| pool.copies_effective as usize).max().unwrap_or(1).max(1);
