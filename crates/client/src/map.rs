@@ -3,7 +3,7 @@
 use base::ids::{BucketId, ChunkId, DiskId, GroupId, MapVersion, NodeId, PgEpoch, PgId, PoolId, Session, Slot};
 use bytes::Bytes;
 use meta::map::command::{
-    Acknowledgement, BucketEntry, BucketState, ClusterMap, DiskState, KeyRow, NodeRow, PgRow, ShardRow,
+    Acknowledgement, BucketEntry, BucketState, ClusterMap, KeyRow, NodeRow, PgRow, ShardRow,
 };
 use std::collections::BTreeMap;
 

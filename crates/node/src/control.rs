@@ -329,6 +329,11 @@ pub fn is_settled(map: &ClusterMap) -> bool {
     rebalance::is_settled(&cluster(map, &Observations::default()))
 }
 
+/// Copies of placement groups that are still to be made where they belong, as far as the map says.
+pub fn to_move(map: &ClusterMap) -> u64 {
+    rebalance::copies_to_move(&cluster(map, &Observations::default())) as u64
+}
+
 fn row_of(change: Change) -> PgRow {
     let raw =
         |ids: &[base::ids::DiskId]| ids.iter().map(|id| bytes::Bytes::copy_from_slice(&id.0.to_be_bytes())).collect();

@@ -7,6 +7,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use store::{DiskState, DiskUsage, Engine};
 
@@ -31,6 +32,10 @@ pub struct DiskMeter {
     pub read_seconds: Histogram,
     /// Stores and reads that the disk failed.
     pub errors: Counter,
+    /// Operations for users, so that background work can see them.
+    served: AtomicU64,
+    /// Scrub passes when last looked, and when the last of them had ended.
+    scrubbed: Mutex<(u64, Option<u64>)>,
 }
 
 /// Which latency an operation counts for.
@@ -122,6 +127,8 @@ impl Default for DiskMeter {
             store_seconds: seconds(),
             read_seconds: seconds(),
             errors: Counter::default(),
+            served: AtomicU64::new(0),
+            scrubbed: Mutex::default(),
         }
     }
 }
@@ -133,6 +140,25 @@ impl DiskMeter {
             self.busy_since.store(since.0, Ordering::Release);
         }
         UnderWay { meter: self, env, since }
+    }
+
+    /// An operation for a user begins.
+    pub fn serve(&self) {
+        self.served.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    /// When the disk was last verified as a whole, in wall-clock milliseconds; at first, when that was first asked for.
+    pub fn last_scrub_ms(&self, passes: u64, env: &Env) -> u64 {
+        let now_ms = env.clock.wall().0;
+        let mut scrubbed = self.scrubbed.lock().unwrap_or_else(PoisonError::into_inner);
+        if passes > scrubbed.0 {
+            *scrubbed = (passes, Some(now_ms));
+        }
+        *scrubbed.1.get_or_insert(now_ms)
     }
 
     /// For how long operations have been under way and none has ended.

@@ -7,6 +7,9 @@ use base::Env;
 use base::checksum::crc32c;
 use base::env::{Disk, read_file, replace_file};
 use base::ids::NodeId;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
 use prost::Message;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -116,6 +119,12 @@ pub struct EventLog {
     env: Env,
     node: NodeId,
     held: Mutex<Held>,
+    counts: Family<KindLabel, Counter>,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct KindLabel {
+    kind: &'static str,
 }
 
 #[derive(Default)]
@@ -131,7 +140,11 @@ impl EventLog {
             Ok(Some(raw)) => decode(&raw).unwrap_or_default(),
             _ => Vec::new(),
         };
-        EventLog { env, node, held: Mutex::new(Held { events: events.into(), changes: 0 }) }
+        let counts = Family::default();
+        for kind in (0..=EventKind::Settled as i32).filter_map(|number| EventKind::try_from(number).ok()) {
+            drop(counts.get_or_create(&KindLabel { kind: kind.as_str() }));
+        }
+        EventLog { env, node, held: Mutex::new(Held { events: events.into(), changes: 0 }), counts }
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -140,6 +153,7 @@ impl EventLog {
 
     /// `about`: the node that it is about; 0 for none.
     pub fn record(&self, kind: EventKind, about: NodeId, text: impl Into<String>) {
+        self.counts.get_or_create(&KindLabel { kind: kind.as_str() }).inc();
         let mut text = text.into();
         let cut = (0..=TEXT_LEN_MAX.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         text.truncate(cut);
@@ -151,6 +165,11 @@ impl EventLog {
             held.events.pop_front();
         }
         held.changes += 1;
+    }
+
+    /// Since the node started.
+    pub fn counts(&self) -> Family<KindLabel, Counter> {
+        self.counts.clone()
     }
 
     /// Oldest first.

@@ -21,6 +21,7 @@ mod service;
 mod start;
 mod status;
 mod sweep;
+mod traffic;
 mod transport;
 mod workers;
 

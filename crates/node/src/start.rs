@@ -4,6 +4,7 @@ use base::Env;
 use base::env::Disk;
 use base::ids::{ClusterId, DiskId, GROUP_ZERO, Generation, GroupId, NodeId, Session};
 use client::{Client, ClientConfig, MapView};
+use prometheus_client::registry::Registry;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use store::kv::{KvOptions, LsmKv};
@@ -22,6 +23,7 @@ use crate::repair::{Others, Progress, Repairer};
 use crate::replicas::Replicas;
 use crate::service::{Front, Service, Standing};
 use crate::status::{self, Status};
+use crate::traffic::{Metered, Traffic};
 use crate::sweep;
 use crate::workers;
 
@@ -141,6 +143,9 @@ impl Node {
 
     pub async fn start_tuned(config: Config, tuning: Tuning) -> Result<Node, StartError> {
         assert!(!config.disks.is_empty(), "a node has at least one disk");
+        let traffic = Arc::new(Traffic::default());
+        let mut config = config;
+        config.env.net = Metered::over(config.env.net, &traffic);
         let env = config.env.clone();
         let home_lock = lock_home(&config)?;
         let identity = identify(&config).await?;
@@ -175,6 +180,7 @@ impl Node {
             metadata_damage,
             control: Arc::default(),
             events: events.clone(),
+            traffic,
             repair,
             view: RwLock::new(Arc::new(MapView::default())),
         });
@@ -271,7 +277,12 @@ impl Node {
 
     /// In Prometheus' text format.
     pub fn metrics_text(&self) -> String {
-        metrics::text(&self.service, &self.status())
+        self.metrics_text_with(&|_| {})
+    }
+
+    /// As `metrics_text`, with the metrics that `more` registers.
+    pub fn metrics_text_with(&self, more: &dyn Fn(&mut Registry)) -> String {
+        metrics::text(&self.service, &self.status(), more)
     }
 
     /// Stops workers, flushes the key-value store (so that the next start replays little), closes the disks.

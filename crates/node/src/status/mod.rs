@@ -10,6 +10,7 @@ use base::env::Channel;
 use base::ids::NodeId;
 use client::wire::{self, Answer, Ask, GetEvents, GetStatus, Told};
 use futures_util::future::join_all;
+use meta::map::command::NodeState;
 use std::time::Duration;
 
 use crate::events::{self, Event, Events};
@@ -132,6 +133,18 @@ impl Findings {
         if self.reasons.len() < REASONS_MAX && !self.reasons.contains(&reason) {
             self.reasons.push(reason);
         }
+    }
+}
+
+/// A state of a node as users see it.
+pub fn state_name(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Up => "up",
+        NodeState::Down => "down",
+        NodeState::Lost => "lost",
+        NodeState::Draining => "draining",
+        NodeState::Removed => "removed",
+        NodeState::Joining => "joining",
     }
 }
 
