@@ -33,7 +33,7 @@ pub use meta::object::command::{
     Attributes, Body, Checksum, CreateUpload, Deleted, Header, NamedPart, ObjectPage, ObjectVersion, Part, PartPage,
     PartSize, Precondition, Upload, UploadPage, Versioning, Written,
 };
-pub use nodes::{NodeInfo, Removal};
+pub use nodes::{DiskInfo, NodeInfo, Removal};
 pub use objects::{CompleteRequest, DeleteRequest, ListObjectsRequest, ListUploadsRequest, ListVersionsRequest};
 pub use peers::NAMED_IDS_MAX;
 pub use read::ObjectReader;

@@ -117,7 +117,13 @@ impl Observations {
 
     /// Observes the nodes that `own` is an observer of, and judges them. Answers who has just become suspect, and about
     /// whom others are to be asked now.
-    pub fn look(&mut self, map: &ClusterMap, own: NodeId, voters: &[NodeId], now: MonoTime) -> (Vec<Turn>, Vec<NodeId>) {
+    pub fn look(
+        &mut self,
+        map: &ClusterMap,
+        own: NodeId,
+        voters: &[NodeId],
+        now: MonoTime,
+    ) -> (Vec<Turn>, Vec<NodeId>) {
         let observed = observed_by(own, map, voters);
         self.detector.observe(&observed, now);
         self.nodes.retain(|node, _| map.version == 0 || map.nodes.iter().any(|row| row.id == node.0));
@@ -296,7 +302,8 @@ fn decide_node(
         }
         _ => return None,
     };
-    let change = SetNodeState { id: row.id, state: state as i32, raise_floor: true, generation: row.generation };
+    let change =
+        SetNodeState { id: row.id, state: state as i32, raise_floor: true, generation: row.generation, stays: false };
     let then = match state {
         NodeState::Down => format!("generation {} is fenced, writes go on without it", row.generation),
         NodeState::Lost => "its copies are made again on other nodes".into(),

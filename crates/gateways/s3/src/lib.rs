@@ -16,6 +16,7 @@ mod conditions;
 mod date;
 mod encoding;
 mod error;
+mod meter;
 mod names;
 mod operation;
 mod ops;
@@ -30,4 +31,5 @@ mod target;
 mod xml;
 
 pub use body::{BodyError, ResponseBody};
+pub use meter::S3Meter;
 pub use service::{S3Options, S3Service, service};

@@ -5,6 +5,7 @@ use crate::auth::{self, BodyProof, KeySource, Signed};
 use crate::body::ResponseBody;
 use crate::encoding::hex;
 use crate::error::{Code, Result, S3Error, not_implemented};
+use crate::meter::S3Meter;
 use crate::names;
 use crate::operation::Operation;
 use crate::ops::{self, Gateway};
@@ -45,6 +46,7 @@ pub struct S3Options {
     pub random: Arc<dyn Random>,
     /// Whether the node serves writes; asked by `/health/ready`.
     pub ready: Arc<dyn Fn() -> bool + Send + Sync>,
+    pub meter: S3Meter,
 }
 
 /// Makes the service. It is cheap to clone, and serves any number of connections.
@@ -89,12 +91,15 @@ impl Inner {
         self.options.random.fill(&mut id);
         let id = hex(&id).to_ascii_uppercase();
         let (method, raw_path) = (parts.method.clone(), parts.uri.path().to_owned());
+        let began = self.options.clock.now();
         let admitted = admit(parts, body, &self.gateway.client, &self.options).await;
+        let operation = admitted.as_ref().ok().map(|(request, _)| request.operation);
         let outcome = match admitted {
             Ok((request, payload)) => ops::run(&self.gateway, &request, payload).await,
             Err(error) => Err(error),
         };
         let mut reply = outcome.unwrap_or_else(|error| error_reply(&error, &method, &raw_path, &id));
+        self.options.meter.record(operation, reply.status().as_u16(), self.options.clock.now().since(began));
         insert(&mut reply, names::REQUEST_ID, &id);
         reply.headers_mut().insert(http::header::SERVER, HeaderValue::from_static("henge"));
         reply
