@@ -110,7 +110,8 @@ fn judge(
 
 /// Who has not answered, and why nothing can be done about it.
 fn silence(map: &MapView, now: Option<&Placement>, copies: &BTreeMap<DiskId, CopyState>) -> String {
-    let is_silent = |member: &&Member| copies.get(&member.disk) != Some(&CopyState::Stored) && map.is_usable(member.disk);
+    let is_silent =
+        |member: &&Member| copies.get(&member.disk) != Some(&CopyState::Stored) && map.is_usable(member.disk);
     let silent = now.iter().flat_map(|now| &now.members).filter(is_silent).map(|member| member.node.to_string());
     format!(
         "no answer from node {} for {} s, and no majority of the cluster map's voters (group 0) is within reach to go on \

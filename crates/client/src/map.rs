@@ -2,9 +2,7 @@
 
 use base::ids::{BucketId, ChunkId, DiskId, GroupId, MapVersion, NodeId, PgEpoch, PgId, PoolId, Session, Slot};
 use bytes::Bytes;
-use meta::map::command::{
-    Acknowledgement, BucketEntry, BucketState, ClusterMap, KeyRow, NodeRow, PgRow, ShardRow,
-};
+use meta::map::command::{Acknowledgement, BucketEntry, BucketState, ClusterMap, KeyRow, NodeRow, PgRow, ShardRow};
 use std::collections::BTreeMap;
 
 /// One version of the map.

@@ -138,7 +138,8 @@ impl Announcer {
             let Some(other) = cut.first() else { return };
             if !std::mem::replace(&mut told, true) {
                 let own = self.identity.node;
-                let what = format!("node {own} stays out of service until the link between it and node {other} works again");
+                let what =
+                    format!("node {own} stays out of service until the link between it and node {other} works again");
                 tracing::warn!("{what}");
                 self.service.events.record(EventKind::Cut, own, what);
             }

@@ -117,7 +117,13 @@ impl Observations {
 
     /// Observes the nodes that `own` is an observer of, and judges them. Answers who has just become suspect, and about
     /// whom others are to be asked now.
-    pub fn look(&mut self, map: &ClusterMap, own: NodeId, voters: &[NodeId], now: MonoTime) -> (Vec<Turn>, Vec<NodeId>) {
+    pub fn look(
+        &mut self,
+        map: &ClusterMap,
+        own: NodeId,
+        voters: &[NodeId],
+        now: MonoTime,
+    ) -> (Vec<Turn>, Vec<NodeId>) {
         let observed = observed_by(own, map, voters);
         self.detector.observe(&observed, now);
         self.nodes.retain(|node, _| map.version == 0 || map.nodes.iter().any(|row| row.id == node.0));

@@ -87,12 +87,8 @@ pub async fn report(env: Env, service: Arc<Service>, client: Client, mut stop: w
             () = env.sleep(DETECTION.interval) => {}
         }
         let cut = service.control.observations().cut().iter().map(|node| node.0).collect();
-        let brief = NodeReport {
-            wall_ms: env.clock.wall().0,
-            cut,
-            unfit: is_unfit(&env, &service),
-            ..NodeReport::default()
-        };
+        let brief =
+            NodeReport { wall_ms: env.clock.wall().0, cut, unfit: is_unfit(&env, &service), ..NodeReport::default() };
         let report = NodeReport { done: service.repair.done(), groups: led_groups(&service), ..brief.clone() };
         let frame = |report| wire::frame(&client.request(Ask::NodeReport(report)), Vec::new());
         let (brief, whole) = (frame(brief), frame(report.clone()));

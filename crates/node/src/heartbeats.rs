@@ -85,8 +85,8 @@ pub fn next_tick(node: NodeId, now: MonoTime) -> MonoTime {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use base::env::{BoxFuture, Channel, Frame, Net, NetError};
     use base::env::Handler;
+    use base::env::{BoxFuture, Channel, Frame, Net, NetError};
     use base::sim::Sim;
     use bytes::Bytes;
 

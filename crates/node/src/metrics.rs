@@ -122,7 +122,12 @@ fn register_placement(registry: &mut Registry, service: &Service) {
     let map = service.map.borrow().clone();
     let settled = u64::from(control::is_settled(&map));
     gauge(registry, "placement_settled", "1 when every placement group is open and where it belongs", settled);
-    gauge(registry, "placement_copies_to_move", "Copies of groups to be made where they belong", control::to_move(&map));
+    gauge(
+        registry,
+        "placement_copies_to_move",
+        "Copies of groups to be made where they belong",
+        control::to_move(&map),
+    );
     let health = service.repair.health(&map, service.node);
     let groups = Family::<StateLabel, Gauge>::default();
     let states = [

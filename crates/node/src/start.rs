@@ -23,8 +23,8 @@ use crate::repair::{Others, Progress, Repairer};
 use crate::replicas::Replicas;
 use crate::service::{Front, Service, Standing};
 use crate::status::{self, Status};
-use crate::traffic::{Metered, Traffic};
 use crate::sweep;
+use crate::traffic::{Metered, Traffic};
 use crate::workers;
 
 /// How long a start waits for the cluster to take the node in: of a cluster of one, and of several.
@@ -163,8 +163,7 @@ impl Node {
         let events = Arc::new(EventLog::open(env.clone(), identity.node, &*config.data).await);
         let started = format!("node {} starts under generation {}", identity.node, session.generation);
         events.record(EventKind::Started, identity.node, started);
-        let replicas =
-            Replicas::new(env.clone(), identity.node, disks.metadata().clone(), kv.clone(), events.clone());
+        let replicas = Replicas::new(env.clone(), identity.node, disks.metadata().clone(), kv.clone(), events.clone());
         open_groups(&replicas, &identity, alone).await?;
 
         let service = Arc::new(Service {

@@ -183,9 +183,10 @@ impl Detector {
 
     /// Whom to ask about a suspect: those whose word came last.
     pub fn helpers(&self, suspect: NodeId) -> Vec<NodeId> {
-        let trusted = self.observed.iter().filter(|(node, held)| {
-            **node != suspect && held.opinion == Opinion::Trusted && held.life.serves
-        });
+        let trusted = self
+            .observed
+            .iter()
+            .filter(|(node, held)| **node != suspect && held.opinion == Opinion::Trusted && held.life.serves);
         let mut helpers: Vec<(MonoTime, NodeId)> = trusted.map(|(node, held)| (held.heard, *node)).collect();
         helpers.sort_by(|a, b| b.cmp(a));
         helpers.into_iter().take(HELPERS).map(|(_, node)| node).collect()

@@ -69,7 +69,8 @@ pub fn plan(groups: &[Held], copies: usize, candidates: &[Candidate]) -> Vec<Vec
 /// How far the fullest and the emptiest disk are from their shares, as parts of these: what `plan` evens out.
 pub fn spread(groups: &[Held], copies: usize, candidates: &[Candidate]) -> f64 {
     let layout = Layout::new(groups, copies, candidates);
-    let off = |disk: usize| (layout.held_by[disk].len() as f64 - layout.share[disk]).abs() / layout.share[disk].max(1.0);
+    let off =
+        |disk: usize| (layout.held_by[disk].len() as f64 - layout.share[disk]).abs() / layout.share[disk].max(1.0);
     (0..layout.disks.len()).map(off).fold(0.0, f64::max)
 }
 
@@ -172,12 +173,15 @@ impl<'a> Layout<'a> {
         for level in 0..LEVELS {
             let fits = |disk: &usize| self.fits(group, *disk, None, level);
             let places = (0..self.disks.len()).filter(|disk| self.disks[*disk].may_gain).filter(fits);
-            let best = |(room, score): &(bool, f64), other: &(bool, f64)| room.cmp(&other.0).then(score.total_cmp(&other.1));
+            let best =
+                |(room, score): &(bool, f64), other: &(bool, f64)| room.cmp(&other.0).then(score.total_cmp(&other.1));
             let rated = places.map(|disk| (self.rate(group, disk), disk));
             if let Some((_, disk)) = rated.max_by(|a, b| best(&a.0, &b.0).then(b.1.cmp(&a.1))) {
                 return Some(disk);
             }
-            if let Some(disk) = self.crowded[group].iter().copied().find(|disk| self.fits(group, *disk, None, level + 1)) {
+            if let Some(disk) =
+                self.crowded[group].iter().copied().find(|disk| self.fits(group, *disk, None, level + 1))
+            {
                 return Some(disk);
             }
         }
@@ -250,7 +254,9 @@ impl<'a> Layout<'a> {
     fn movable(&self, from: usize, to: usize) -> Option<usize> {
         let fits = |group: &usize| self.fits(*group, to, Some(from), 0);
         let able = self.held_by[from].iter().copied().filter(fits);
-        able.map(|group| (self.score(group, to), group)).max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1))).map(|it| it.1)
+        able.map(|group| (self.score(group, to), group))
+            .max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)))
+            .map(|it| it.1)
     }
 
     fn move_over(&mut self, from: usize, to: usize) -> bool {

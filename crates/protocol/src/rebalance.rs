@@ -322,7 +322,9 @@ mod tests {
 
     fn join(cluster: &mut Cluster, node: u32) {
         cluster.nodes.insert(NodeId(node), NodeState::Up);
-        cluster.disks.insert(disk(node), DiskView { node: NodeId(node), capacity_bytes: 1 << 40, usable: true, drains: false });
+        cluster
+            .disks
+            .insert(disk(node), DiskView { node: NodeId(node), capacity_bytes: 1 << 40, usable: true, drains: false });
     }
 
     fn set(cluster: &mut Cluster, node: u32, state: NodeState) {

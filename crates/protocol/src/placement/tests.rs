@@ -74,7 +74,8 @@ fn copies_are_in_distinct_domains_and_as_many_as_there_are_nodes() {
     // Two zones: one copy in one, two in the other, on every group.
     let disks = zones("aaabbb", 1);
     let groups = placed(&empty(128), 3, &disks);
-    let in_a = |members: &Vec<DiskId>| members.iter().filter(|disk| disks[..3].iter().any(|it| it.disk == **disk)).count();
+    let in_a =
+        |members: &Vec<DiskId>| members.iter().filter(|disk| disks[..3].iter().any(|it| it.disk == **disk)).count();
     assert!(groups.iter().all(|(_, members)| members.len() == 3 && (1..=2).contains(&in_a(members))));
 }
 
@@ -174,10 +175,8 @@ fn shapes() -> impl Strategy<Value = Vec<Candidate>> {
     proptest::collection::vec(node, 1..12).prop_map(|nodes| {
         let disks = |(number, (region, zone, rack, disks, size)): (usize, (u8, u8, u8, u32, u64))| {
             let place = format!("region={region},zone={zone},rack={rack}");
-            (0..disks).map(move |disk| Candidate {
-                capacity_bytes: size * TIB,
-                ..candidate(number as u32 + 1, disk, &place)
-            })
+            (0..disks)
+                .map(move |disk| Candidate { capacity_bytes: size * TIB, ..candidate(number as u32 + 1, disk, &place) })
         };
         nodes.into_iter().enumerate().flat_map(disks).collect()
     })
