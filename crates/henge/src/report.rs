@@ -120,7 +120,9 @@ impl Report {
         ] {
             if !lines.is_empty() {
                 let _ = writeln!(out, "{title}");
-                lines.iter().for_each(|line| drop(writeln!(out, "  - {line}")));
+                for line in lines {
+                    let _ = writeln!(out, "  - {line}");
+                }
             }
         }
         out.push('\n');
