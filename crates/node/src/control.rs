@@ -189,28 +189,31 @@ impl Observations {
         self.nodes.iter().map(|(node, heard)| (*node, heard.clock_offset_ms)).collect()
     }
 
-    /// Why a node that serves should not, if so.
-    fn why_down(&self, node: NodeId, now: MonoTime) -> Option<Why> {
-        let for_long = |since: Option<&MonoTime>, patience| since.is_some_and(|since| now.since(*since) > patience);
-        let is_settled = now.since(self.led_since) > LEADER_PATIENCE;
-        if self.detector.opinion(node) == Opinion::Silent {
-            Some(Why::Silent)
-        } else if is_settled && for_long(self.unfit_since.get(&node), UNFIT_PATIENCE) {
-            Some(Why::Unfit)
-        } else {
-            None
+    /// Nodes that serve and should not. All that are silent; those that are unfit, and one end of each broken link, only as
+    /// long as a majority of the cluster stays: they are heard, and better than nothing.
+    fn out(&self, map: &ClusterMap, own: NodeId, now: MonoTime) -> BTreeMap<NodeId, Why> {
+        let is_old = |since: &MonoTime, patience| now.since(*since) > patience;
+        let serves = |row: &&NodeRow| row.state().serves();
+        let serving: BTreeSet<NodeId> = map.nodes.iter().filter(serves).map(|row| NodeId(row.id)).collect();
+        let others = serving.iter().copied().filter(|node| *node != own);
+        let silent = others.filter(|node| self.detector.opinion(*node) == Opinion::Silent);
+        let mut out: BTreeMap<NodeId, Why> = silent.map(|node| (node, Why::Silent)).collect();
+        let members = map.nodes.iter().filter(|row| is_observed(row)).count();
+        let spare = serving.len().saturating_sub(out.len() + members / 2 + 1);
+        // A new leader may not have been heard by everybody yet.
+        let is_settled = is_old(&self.led_since, LEADER_PATIENCE);
+        let unfit = self.unfit_since.iter().filter(|(_, since)| is_settled && is_old(since, UNFIT_PATIENCE));
+        let links = self.cut_since.iter().filter(|(_, since)| is_old(since, CUT_PATIENCE)).map(|(link, _)| *link);
+        let cut = detector::without_cuts(&links.collect(), own).into_iter().map(|node| (node, Why::Cut));
+        let rest = unfit.map(|(node, _)| (*node, Why::Unfit)).chain(cut);
+        let rest: Vec<(NodeId, Why)> =
+            rest.filter(|(node, _)| *node != own && serving.contains(node) && !out.contains_key(node)).collect();
+        for (node, why) in rest {
+            if out.len() < spare + out.values().filter(|why| **why == Why::Silent).count() {
+                out.entry(node).or_insert(why);
+            }
         }
-    }
-
-    /// Nodes that have to go because links are broken, as long as a majority of the cluster stays.
-    fn cut_off(&self, map: &ClusterMap, own: NodeId, now: MonoTime) -> Vec<NodeId> {
-        let is_old = |since: &MonoTime| now.since(*since) > CUT_PATIENCE;
-        let links = self.cut_since.iter().filter(|(_, since)| is_old(since)).map(|(link, _)| *link).collect();
-        let state = |row: &&NodeRow| matches!(row.state(), NodeState::Up | NodeState::Draining | NodeState::Down);
-        let members = map.nodes.iter().filter(state).count();
-        let serving = map.nodes.iter().filter(|row| row.state().serves()).count();
-        let spare = serving.saturating_sub(members / 2 + 1);
-        detector::without_cuts(&links, own).into_iter().take(spare).collect()
+        out
     }
 
     /// Voters of each group that the map knows; `None` while one has not reported.
@@ -225,6 +228,18 @@ impl Observations {
 enum Why {
     Silent,
     Unfit,
+    /// The link between it and another node that serves is broken.
+    Cut,
+}
+
+impl Why {
+    fn as_str(self) -> &'static str {
+        match self {
+            Why::Silent => "is silent, and nobody reaches it",
+            Why::Unfit => "says that it hears no leader of group 0, or that a disk does not answer",
+            Why::Cut => "does not reach another node that serves",
+        }
+    }
 }
 
 /// Keeps what is still true, since when; and what is true from now on.
@@ -274,26 +289,21 @@ pub fn decide_nodes(
     let down: BTreeSet<NodeId> =
         map.nodes.iter().filter(|row| row.state() == NodeState::Down).map(|row| NodeId(row.id)).collect();
     note(&mut seen.down_since, &down, now);
-    let cut_off = seen.cut_off(map, rules.own, now);
-    map.nodes.iter().filter_map(|row| decide_node(map, seen, &cut_off, now, rules, row)).collect()
+    let out = seen.out(map, rules.own, now);
+    map.nodes.iter().filter_map(|row| decide_node(map, seen, &out, now, rules, row)).collect()
 }
 
 fn decide_node(
     map: &ClusterMap,
     seen: &Observations,
-    cut_off: &[NodeId],
+    out: &BTreeMap<NodeId, Why>,
     now: MonoTime,
     rules: &Rules,
     row: &NodeRow,
 ) -> Option<(MapCommand, String)> {
     let id = NodeId(row.id);
-    let is_other = row.state().serves() && id != rules.own;
-    let (state, why) = match (row.state(), seen.why_down(id, now)) {
-        (_, Some(Why::Silent)) if is_other => (NodeState::Down, "is silent, and nobody reaches it"),
-        (_, Some(Why::Unfit)) if is_other => {
-            (NodeState::Down, "says that it hears no leader of group 0, or that a disk does not answer")
-        }
-        _ if is_other && cut_off.contains(&id) => (NodeState::Down, "does not reach another node that serves"),
+    let (state, why) = match (row.state(), out.get(&id)) {
+        (_, Some(why)) => (NodeState::Down, why.as_str()),
         (NodeState::Down, _) if seen.down_since.get(&id).is_some_and(|since| now.since(*since) > rules.lost_after) => {
             (NodeState::Lost, "has been down for too long")
         }
@@ -561,6 +571,17 @@ mod tests {
         let (when, decided) = first_decision(&map, &mut seen, (0, 3000), &unfit, false).unwrap();
         assert!((750..=800).contains(&when), "{when}: it may not have heard the new leader yet");
         assert_eq!(decided, vec![(2, NodeState::Down)]);
+    }
+
+    /// Three nodes on one disk that hangs: to vote two of them down would make it worse.
+    #[test]
+    fn the_unfit_never_cost_the_majority() {
+        let (mut map, mut seen) = (map(3), heard(3, at(0)));
+        let unfit = |node| (node, NodeReport { unfit: true, ..report(&[]) });
+        let (_, decided) = first_decision(&map, &mut seen, (0, 3000), &[unfit(2), unfit(3)], false).unwrap();
+        assert_eq!(decided, vec![(2, NodeState::Down)]);
+        map.nodes[1].state = NodeState::Down as i32;
+        assert_eq!(first_decision(&map, &mut seen, (3000, 6000), &[unfit(2), unfit(3)], false), None);
     }
 
     #[test]

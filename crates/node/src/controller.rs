@@ -25,7 +25,7 @@ const CONTROL_INTERVAL: Duration = Duration::from_millis(50);
 /// Without a word from group 0's leader for so long, a node says that it is unfit: it missed six heartbeats.
 const DEAF_AFTER: Duration = Duration::from_millis(500);
 /// A disk that has owed an answer for so long holds up whoever waits for all copies.
-const DISK_PATIENCE: Duration = Duration::from_secs(2);
+const DISK_PATIENCE: Duration = Duration::from_secs(4);
 pub const LOST_AFTER: Duration = Duration::from_secs(600);
 /// How long a node that is asked whether it reaches another waits for it, and how long the asker waits.
 pub const REACH_PATIENCE: Duration = Duration::from_millis(150);
