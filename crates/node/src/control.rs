@@ -51,6 +51,8 @@ pub struct Rules {
 #[derive(Clone, Debug)]
 pub struct Observations {
     detector: Detector,
+    /// The version of the map, and the voters of group 0, that the observed nodes were told from.
+    observed_for: Option<(u64, Vec<NodeId>)>,
     /// Since when this node leads group 0.
     led_since: MonoTime,
     nodes: BTreeMap<NodeId, Heard>,
@@ -66,6 +68,7 @@ impl Default for Observations {
     fn default() -> Observations {
         Observations {
             detector: Detector::new(DETECTION),
+            observed_for: None,
             led_since: MonoTime(0),
             nodes: BTreeMap::new(),
             groups: BTreeMap::new(),
@@ -124,8 +127,11 @@ impl Observations {
         voters: &[NodeId],
         now: MonoTime,
     ) -> (Vec<Turn>, Vec<NodeId>) {
-        let observed = observed_by(own, map, voters);
-        self.detector.observe(&observed, now);
+        // Of many nodes it takes a while to tell who observes whom, and it rarely changes.
+        if self.observed_for.as_ref().is_none_or(|(version, known)| *version != map.version || known != voters) {
+            self.detector.observe(&observed_by(own, map, voters), now);
+            self.observed_for = Some((map.version, voters.to_vec()));
+        }
         self.nodes.retain(|node, _| map.version == 0 || map.nodes.iter().any(|row| row.id == node.0));
         let looked = self.detector.look(now);
         self.note_troubles(map, own, now);
@@ -548,6 +554,7 @@ mod tests {
         assert!((500..700).contains(&when), "{when}");
         assert_eq!(decided, vec![(3, NodeState::Down)]);
         map.nodes[2].state = NodeState::Down as i32;
+        map.version += 1;
         assert_eq!(first_decision(&map, &mut seen, (2000, 9000), &[two, three.clone()], false), None);
         // The third one is told so, and stays away until the link works.
         assert_eq!(seen.cut_off_from(&map, NodeId(3)), vec![NodeId(2)]);
@@ -559,6 +566,7 @@ mod tests {
     fn broken_links_never_cost_the_majority() {
         let (mut map, mut seen) = (map(3), heard(3, at(0)));
         map.nodes[2].state = NodeState::Down as i32;
+        map.version += 1;
         let two = (2, NodeReport { cut: vec![1], ..report(&[]) });
         assert_eq!(first_decision(&map, &mut seen, (0, 9000), &[two], false), None);
     }
@@ -581,6 +589,7 @@ mod tests {
         let (_, decided) = first_decision(&map, &mut seen, (0, 3000), &[unfit(2), unfit(3)], false).unwrap();
         assert_eq!(decided, vec![(2, NodeState::Down)]);
         map.nodes[1].state = NodeState::Down as i32;
+        map.version += 1;
         assert_eq!(first_decision(&map, &mut seen, (3000, 6000), &[unfit(2), unfit(3)], false), None);
     }
 
@@ -597,9 +606,11 @@ mod tests {
     fn who_has_just_come_up_is_given_time_to_be_heard() {
         let (mut map, mut seen) = (map(3), heard(3, at(0)));
         map.nodes[2].state = NodeState::Joining as i32;
+        map.version += 1;
         let two = [(2, report(&[]))];
         assert_eq!(first_decision(&map, &mut seen, (0, 5000), &two, false), None);
         map.nodes[2].state = NodeState::Up as i32;
+        map.version += 1;
         let (when, decided) = first_decision(&map, &mut seen, (5000, 9000), &two, false).unwrap();
         assert!((5450..5800).contains(&when), "{when}");
         assert_eq!(decided, vec![(3, NodeState::Down)]);
@@ -609,13 +620,16 @@ mod tests {
     fn down_for_ten_minutes_is_lost_counted_by_whoever_leads() {
         let (mut map, mut seen) = (map(3), heard(3, at(0)));
         map.nodes[2].state = NodeState::Down as i32;
+        map.version += 1;
         assert_eq!(decide_nodes(&map, &mut seen, at(0), &RULES), vec![]);
         assert_eq!(decide_nodes(&map, &mut seen, at(600_000), &RULES), vec![]);
         assert_eq!(states(&decide_nodes(&map, &mut seen, at(600_001), &RULES)), [(3, NodeState::Lost)]);
         // Back, and down again: the count starts anew.
         map.nodes[2].state = NodeState::Up as i32;
+        map.version += 1;
         decide_nodes(&map, &mut seen, at(600_002), &RULES);
         map.nodes[2].state = NodeState::Down as i32;
+        map.version += 1;
         assert_eq!(decide_nodes(&map, &mut seen, at(700_000), &RULES), vec![]);
     }
 
@@ -623,6 +637,7 @@ mod tests {
     fn a_drained_node_goes_when_nothing_names_it() {
         let (mut map, mut seen) = (map(4), heard(4, at(0)));
         map.nodes[3].state = NodeState::Draining as i32;
+        map.version += 1;
         map.nodes[3].leaving = true;
         map.pgs[2].members_before = vec![raw(4)];
         assert_eq!(decide_nodes(&map, &mut seen, at(0), &RULES), vec![], "a move may still need its disk");
