@@ -2,6 +2,7 @@
 //!
 //! Knows: which checks exist. Never knows: how the product works; it starts cargo and counts.
 
+mod chaos;
 mod graph;
 mod run;
 
@@ -15,6 +16,7 @@ usage: cargo xtask COMMAND
   check   test, and: format, clippy with warnings denied, documentation, the crate graph,
           cargo deny where it is installed
   lint    only the fast half of check: format, clippy, the crate graph
+  chaos   real servers under real faults; `cargo xtask chaos --help` has its options
 
 The last line is `henge: N passed, N failed, N skipped`.";
 
@@ -24,6 +26,9 @@ const SIMULATION_SECONDS: &str = "60";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(("chaos", options)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return chaos::run(options);
+    }
     let mut counts = Counts::default();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["test"] => test(&mut counts),
