@@ -29,7 +29,7 @@ mod switch;
 use std::cell::{Cell, OnceCell};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arena::{Arena, Need};
@@ -204,14 +204,17 @@ struct Options {
 /// Says inside the namespaces that they are there.
 const INSIDE: &str = "HENGE_CHAOS_INSIDE";
 
-/// Exit status when something was skipped and the rest holds.
-const SKIPPED: u8 = 3;
+/// Exit status when everything holds, when something does not, and when something was skipped and the rest holds.
+pub const HOLDS: u8 = 0;
+const FAILED: u8 = 1;
+pub const SKIPPED: u8 = 3;
 
-pub fn run(arguments: &[String]) -> ExitCode {
+/// The exit status.
+pub fn run(arguments: &[String]) -> u8 {
     let outcome = parse(arguments).and_then(|options| carry_out(options, arguments));
     outcome.unwrap_or_else(|failure| {
         eprintln!("xtask chaos: {failure}");
-        ExitCode::FAILURE
+        FAILED
     })
 }
 
@@ -239,12 +242,12 @@ fn parse(arguments: &[String]) -> Result<Options, Failure> {
     Ok(options)
 }
 
-fn carry_out(options: Options, arguments: &[String]) -> Result<ExitCode, Failure> {
+fn carry_out(options: Options, arguments: &[String]) -> Result<u8, Failure> {
     if options.list {
         for fault in FAULTS {
             println!("{:18} {}{}", fault.name, fault.what, if fault.gate { " (gate)" } else { "" });
         }
-        return Ok(ExitCode::SUCCESS);
+        return Ok(HOLDS);
     }
     let privileged = std::env::var_os(INSIDE).is_some();
     let henge = find_binary(&options)?;
@@ -281,9 +284,9 @@ fn carry_out(options: Options, arguments: &[String]) -> Result<ExitCode, Failure
     }
     println!("chaos: {} held, {} did not hold, {} skipped", tally.held, tally.failed, tally.skipped);
     Ok(match (tally.failed, tally.skipped) {
-        (0, 0) => ExitCode::SUCCESS,
-        (0, _) => SKIPPED.into(),
-        _ => ExitCode::FAILURE,
+        (0, 0) => HOLDS,
+        (0, _) => SKIPPED,
+        _ => FAILED,
     })
 }
 

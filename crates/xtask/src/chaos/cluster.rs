@@ -171,15 +171,21 @@ impl<'a> Cluster<'a> {
         self.numbers().for_each(|number| self.kill(number));
     }
 
+    /// SIGTERM, and a good end. (A second one would end it at once.)
     pub fn stop(&mut self, number: usize) -> Result<(), Failure> {
-        self.nodes[number - 1].process.take().map_or(Ok(()), |process| process.stop(STOP_PATIENCE))
+        self.node(number).process.iter().for_each(|process| process.signal(libc::SIGTERM));
+        self.wait_end(number)
     }
 
     pub fn stop_all(&mut self) -> Result<(), Failure> {
         for node in &self.nodes {
             node.process.iter().for_each(|process| process.signal(libc::SIGTERM));
         }
-        self.numbers().try_for_each(|number| self.stop(number))
+        self.numbers().try_for_each(|number| self.wait_end(number))
+    }
+
+    fn wait_end(&mut self, number: usize) -> Result<(), Failure> {
+        self.nodes[number - 1].process.take().map_or(Ok(()), |process| process.wait_end(STOP_PATIENCE))
     }
 
     pub fn pause(&self, number: usize) {

@@ -46,10 +46,10 @@ impl<'a> Stage<'a> {
         Ok(Stage { load, cluster, mounts, images, folder })
     }
 
-    /// The node is killed, its disk works again, with what the power cut has left; and it is started.
-    fn replace_disk(&mut self, node: usize, survivors: Survivors, arena: &Arena) -> Result<(), Failure> {
+    /// The node is killed, its disk works again, with only what was flushed; and it is started.
+    fn replace_disk(&mut self, node: usize, arena: &Arena) -> Result<(), Failure> {
         self.cluster.kill(node);
-        let left = image::cut(&self.images[node - 1..node], survivors, &mut arena.random()).images;
+        let left = image::cut(&self.images[node - 1..node], Survivors::Nothing, &mut arena.random()).images;
         let left = left.into_iter().next().expect("one disk was cut");
         drop(self.mounts.remove(node - 1));
         self.images[node - 1] = Arc::new(left);
@@ -93,7 +93,7 @@ pub fn vanishes(arena: &Arena, figures: &mut Figures) -> Result<(), Failure> {
     one_disk(arena, figures, "disk-vanishes", Trouble::Gone)
 }
 
-/// The device under one node's file system fails its flushes; later it is back with any of what was not flushed.
+/// The device under one node's file system fails its flushes; later it is back with what was flushed before.
 pub fn flush_fails(arena: &Arena, figures: &mut Figures) -> Result<(), Failure> {
     one_disk(arena, figures, "disk-flush-fails", Trouble::FlushFails)
 }
@@ -114,8 +114,7 @@ fn one_disk(arena: &Arena, figures: &mut Figures, fault: &str, trouble: Trouble)
             Ok(status.and_then(|status| (status.text("verdict") != Some("safe")).then_some(())))
         })?;
         sleep(Duration::from_secs(8))?;
-        let survivors = if trouble == Trouble::Gone { Survivors::Nothing } else { Survivors::AnySectors };
-        stage.replace_disk(node, survivors, arena)?;
+        stage.replace_disk(node, arena)?;
         stage.cluster.wait_safe()?;
     }
     load::conclude(stage.cluster, stage.load, &events, figures)

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::{Index, IndexMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,9 @@ pub const PAGE: usize = 4096;
 
 /// What a disk writes as a whole or not at all.
 const SECTOR: usize = 512;
+
+/// How long a flush takes, as on a disk that has a platter or flash behind its memory.
+const FLUSH_TIME: Duration = Duration::from_millis(2);
 
 /// `None`: zeros.
 type Page = Option<Arc<[u8; PAGE]>>;
@@ -52,6 +56,23 @@ impl Survivors {
     }
 }
 
+/// Pages by number, of those that were kept.
+#[derive(Default)]
+struct Kept(BTreeMap<usize, Page>);
+
+impl Index<usize> for Kept {
+    type Output = Page;
+    fn index(&self, page: usize) -> &Page {
+        self.0.get(&page).expect("a page is kept when it is written")
+    }
+}
+
+impl IndexMut<usize> for Kept {
+    fn index_mut(&mut self, page: usize) -> &mut Page {
+        self.0.get_mut(&page).expect("a page is kept when it is written")
+    }
+}
+
 struct Write {
     offset: usize,
     data: Vec<u8>,
@@ -62,9 +83,11 @@ struct State {
     /// What a read sees.
     current: Vec<Page>,
     /// Pages that were written since the last flush, as they were then.
-    flushed: BTreeMap<usize, Page>,
+    flushed: Kept,
     /// Writes since the last flush, in their order.
     since: Vec<Write>,
+    /// Writes that were flushed so far.
+    flushed_count: u64,
     trouble: Trouble,
 }
 
@@ -122,21 +145,51 @@ impl Image {
         }
         let state = &mut *state;
         for (page, _, _) in pieces(offset, data.len()) {
-            state.flushed.entry(page).or_insert_with(|| state.current[page].clone());
+            state.flushed.0.entry(page).or_insert_with(|| state.current[page].clone());
         }
         apply(&mut state.current, offset, data);
         state.since.push(Write { offset, data: data.to_vec() });
         Ok(())
     }
 
+    /// Takes its time. What is written meanwhile is not covered.
     pub fn flush(&self) -> io::Result<()> {
+        let state = self.serve()?;
+        let covered = state.flushed_count + state.since.len() as u64;
+        drop(state);
+        std::thread::sleep(FLUSH_TIME);
         let mut state = self.serve()?;
         if state.trouble == Trouble::FlushFails {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        state.flushed.clear();
-        state.since.clear();
+        // Another flush may have covered some of it meanwhile.
+        let count = covered.saturating_sub(state.flushed_count) as usize;
+        state.settle(count);
         Ok(())
+    }
+
+    pub fn has_unflushed(&self) -> bool {
+        !self.lock().since.is_empty()
+    }
+}
+
+impl State {
+    /// The first `count` writes since the last flush are durable.
+    fn settle(&mut self, count: usize) {
+        let later = self.since.split_off(count);
+        let mut flushed = std::mem::take(&mut self.flushed);
+        for write in self.since.drain(..) {
+            apply(&mut flushed, write.offset, &write.data);
+        }
+        for write in &later {
+            for (page, _, _) in pieces(write.offset, write.data.len()) {
+                if let Some(contents) = flushed.0.remove(&page) {
+                    self.flushed.0.insert(page, contents);
+                }
+            }
+        }
+        self.since = later;
+        self.flushed_count += count as u64;
     }
 }
 
@@ -161,7 +214,7 @@ pub fn cut(disks: &[Arc<Image>], survivors: Survivors, random: &mut Random) -> C
     let unflushed = states.iter().map(|state| state.since.len()).sum();
     let left = disks.iter().zip(&states).map(|(disk, state)| {
         let mut current = state.current.clone();
-        for (page, flushed) in &state.flushed {
+        for (page, flushed) in &state.flushed.0 {
             current[*page] = flushed.clone();
         }
         survive(&mut current, &state.since, survivors, random);
@@ -170,7 +223,7 @@ pub fn cut(disks: &[Arc<Image>], survivors: Survivors, random: &mut Random) -> C
     Cut { images: left.collect(), unflushed }
 }
 
-fn survive(pages: &mut [Page], writes: &[Write], survivors: Survivors, random: &mut Random) {
+fn survive(pages: &mut Vec<Page>, writes: &[Write], survivors: Survivors, random: &mut Random) {
     let whole = match survivors {
         Survivors::Nothing => 0,
         Survivors::First => random.below(writes.len() as u64 + 1) as usize,
@@ -196,16 +249,17 @@ fn survive(pages: &mut [Page], writes: &[Write], survivors: Survivors, random: &
     }
 }
 
-fn apply(pages: &mut [Page], offset: usize, data: &[u8]) {
+fn apply(pages: &mut impl IndexMut<usize, Output = Page>, offset: usize, data: &[u8]) {
     let mut rest = data;
-    for (page, within, taken) in pieces(offset, data.len()) {
+    for (number, within, taken) in pieces(offset, data.len()) {
         let (part, behind) = rest.split_at(taken);
         rest = behind;
+        let page = &mut pages[number];
         if taken == PAGE && part.iter().all(|byte| *byte == 0) {
-            pages[page] = None;
+            *page = None;
             continue;
         }
-        let bytes = Arc::make_mut(pages[page].get_or_insert_with(|| Arc::new([0; PAGE])));
+        let bytes = Arc::make_mut(page.get_or_insert_with(|| Arc::new([0; PAGE])));
         bytes[within..within + taken].copy_from_slice(part);
     }
 }
@@ -226,6 +280,7 @@ fn pieces(offset: usize, len: usize) -> impl Iterator<Item = (usize, usize, usiz
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::slice::from_ref;
 
     /// Sector 0 to 23 hold 1, flushed; then 2 goes to sectors 0 to 11 and 3 to sectors 8 to 19.
     fn disk() -> Arc<Image> {
@@ -251,12 +306,24 @@ mod tests {
         let mut random = Random::new(1);
         let live = [[2; 8].as_slice(), &[3; 12], &[1; 4]].concat();
         assert_eq!(sectors(&disk), live);
-        let left = cut(&[disk.clone()], Survivors::Nothing, &mut random);
+        let left = cut(from_ref(&disk), Survivors::Nothing, &mut random);
         assert_eq!((sectors(&left.images[0]), left.unflushed), (vec![1; 24], 2));
-        assert_eq!(sectors(&cut(&[disk.clone()], Survivors::Everything, &mut random).images[0]), live);
+        assert_eq!(sectors(&cut(from_ref(&disk), Survivors::Everything, &mut random).images[0]), live);
         disk.flush().unwrap();
-        assert_eq!(sectors(&cut(&[disk.clone()], Survivors::Nothing, &mut random).images[0]), live);
+        assert_eq!(sectors(&cut(from_ref(&disk), Survivors::Nothing, &mut random).images[0]), live);
         assert_eq!(sectors(&disk), live, "the live disk does not notice");
+    }
+
+    #[test]
+    fn a_flush_covers_only_what_was_written_before_it() {
+        let disk = disk();
+        // As if the second write had come while the first was being flushed.
+        disk.lock().settle(1);
+        let left = cut(from_ref(&disk), Survivors::Nothing, &mut Random::new(1));
+        assert_eq!(sectors(&left.images[0]), [[2; 12].as_slice(), &[1; 12]].concat());
+        assert_eq!(left.unflushed, 1);
+        disk.flush().unwrap();
+        assert!(!disk.has_unflushed() && disk.lock().flushed.0.is_empty());
     }
 
     #[test]
@@ -265,7 +332,7 @@ mod tests {
         let mut seen_torn = false;
         for seed in 0..100 {
             for survivors in [Survivors::First, Survivors::AnyWrites, Survivors::AnySectors] {
-                let left = cut(&[disk.clone()], survivors, &mut Random::new(seed));
+                let left = cut(from_ref(&disk), survivors, &mut Random::new(seed));
                 let found = sectors(&left.images[0]);
                 for (index, value) in found.iter().enumerate() {
                     let possible: &[u8] = match index {

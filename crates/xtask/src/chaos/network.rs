@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::arena::Arena;
 use super::cluster::{Cluster, Place};
 use super::load::{self, Load, USUAL};
-use super::processes::{Failure, now_ms, sleep, wait_for};
+use super::processes::{Failure, fail, now_ms, sleep, wait_for};
 use super::report::Figures;
 use super::switch::{Link, Switch, address};
 
@@ -55,6 +55,16 @@ impl<'a, 'f> Stage<'a, 'f> {
         sleep(Duration::from_secs(3))
     }
 
+    /// A node that is cut off must not take a write.
+    fn refuses(&self, node: usize) -> Result<(), Failure> {
+        let s3 = &self.cluster.s3_of_all()[node - 1];
+        let words = ["bench", "put", "--concurrency", "2", "--seconds", "1", "--timeout", "2s", "--s3", s3];
+        match self.cluster.henge(&words)?.status {
+            0 => fail(format!("node {node} is cut off and took a write")),
+            _ => Ok(()),
+        }
+    }
+
     fn conclude(self) -> Result<(), Failure> {
         load::conclude(self.cluster, self.load, &self.events, self.figures)
     }
@@ -77,6 +87,7 @@ pub fn cuts(arena: &Arena, figures: &mut Figures) -> Result<(), Failure> {
                     let status = stage.cluster.status(node)?;
                     Ok(status.is_none_or(|status| status.text("verdict") != Some("safe")).then_some(()))
                 })?;
+                stage.refuses(node)?;
                 sleep(Duration::from_secs(4))?;
                 stage.heal()?;
             }

@@ -45,7 +45,7 @@ pub fn kill_each(arena: &Arena, figures: &mut Figures) -> Result<(), Failure> {
 pub fn kill_leaders(arena: &Arena, figures: &mut Figures) -> Result<(), Failure> {
     let (mut cluster, mut load) = three(arena, "kill-leaders", &USUAL)?;
     let (mut events, mut windows) = (Vec::new(), Vec::new());
-    for _ in 0..arena.rounds(3, 50) {
+    for _ in 0..arena.rounds(1, 50) {
         let leader = cluster.leader(OBJECTS_GROUP)?;
         let killed = now_ms();
         cluster.kill(leader);

@@ -31,7 +31,12 @@ const TURNS_PER_THREE: u64 = 3;
 /// Time between two instants.
 const PAUSE_MS: (u64, u64) = (30, 500);
 
-/// Shares of the cuts that are cut again during recovery, and how long after the start.
+/// Share of the cuts that wait for a moment at which something is not flushed, and how often they look.
+const IN_THE_MIDDLE_PERCENT: u64 = 80;
+const LOOKS_MAX: u32 = 2_000;
+const LOOK_INTERVAL: Duration = Duration::from_micros(50);
+
+/// Share of the cuts that are cut again during recovery, and how long after the start.
 const CUT_AGAIN_PERCENT: u64 = 25;
 const CUT_AGAIN_AFTER_MS: (u64, u64) = (10, 400);
 
@@ -76,6 +81,15 @@ fn run(arena: &Arena, figures: &mut Figures, fault: &str, kind: Kind, cuts: u64)
         rig.with_unflushed, rig.of_all_three, rig.again
     ));
     Ok(())
+}
+
+fn wait_for_writes(images: &[Arc<Image>]) {
+    for _ in 0..LOOKS_MAX {
+        if images.iter().all(|image| image.has_unflushed()) {
+            return;
+        }
+        std::thread::sleep(LOOK_INTERVAL);
+    }
 }
 
 /// Disks that grow old together.
@@ -167,6 +181,9 @@ impl<'a> Rig<'a, '_> {
             sleep(Duration::from_millis(self.random.between(PAUSE_MS.0, PAUSE_MS.1)))?;
             let survivors = Survivors::draw(&mut self.random);
             let before_len = load.log_len()?;
+            if self.random.chance(IN_THE_MIDDLE_PERCENT) {
+                wait_for_writes(&images);
+            }
             let cut = image::cut(&images, survivors, &mut self.random);
             let after_len = load.log_len()?;
             self.figures.events += 1;

@@ -129,9 +129,8 @@ impl Process {
         self.kill_now();
     }
 
-    /// SIGTERM, and its good end.
-    pub fn stop(mut self, patience: Duration) -> Result<(), Failure> {
-        self.signal(libc::SIGTERM);
+    /// Its good end, which it was asked for.
+    pub fn wait_end(mut self, patience: Duration) -> Result<(), Failure> {
         let name = self.name.clone();
         let ended = wait_for(
             patience,
