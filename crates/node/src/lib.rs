@@ -8,6 +8,8 @@ mod announce;
 mod control;
 mod controller;
 mod disks;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod group;
 mod home;
 mod machine;

@@ -3,6 +3,7 @@
 //! Knows: which checks exist. Never knows: how the product works; it starts cargo and counts.
 
 mod chaos;
+mod fuzz;
 mod graph;
 mod run;
 
@@ -17,6 +18,7 @@ usage: cargo xtask COMMAND
   check   test, and: format, clippy with warnings denied, documentation, the crate graph,
           cargo deny where it is installed
   lint    only the fast half of check: format, clippy, the crate graph
+  fuzz    fuzz SECONDS [TARGET...]: each decoder for so long; needs cargo-fuzz
   chaos   real servers under real faults; `cargo xtask chaos --help` has its options
 
 The last line is `henge: N passed, N failed, N skipped`.";
@@ -39,6 +41,9 @@ fn main() -> ExitCode {
             test(&mut counts);
             documentation(&mut counts);
             deny(&mut counts);
+        }
+        ["fuzz", seconds, only @ ..] if seconds.parse::<u64>().is_ok() => {
+            fuzz::run(&mut counts, seconds.parse().unwrap_or_default(), only);
         }
         [] | ["help" | "-h" | "--help"] => {
             println!("{USAGE}");
