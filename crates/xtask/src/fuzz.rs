@@ -1,7 +1,6 @@
 //! `cargo xtask fuzz`: every target of `fuzz/` for a while, from its committed seeds on.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use crate::run::{self, Counts};
 
