@@ -9,6 +9,8 @@ mod control;
 mod controller;
 mod disks;
 mod events;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod group;
 mod heartbeats;
 mod home;

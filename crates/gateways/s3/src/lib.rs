@@ -16,6 +16,8 @@ mod conditions;
 mod date;
 mod encoding;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod meter;
 mod names;
 mod operation;
