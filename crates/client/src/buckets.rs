@@ -1,14 +1,24 @@
 //! Buckets: named in group 0, their settings replicated into every shard that holds a part of them.
 
 use base::ids::{BucketId, GroupId};
-use meta::map::command::{BucketEntry, BucketId as BucketRefInMap, BucketState, MapCommand, MapOutcome};
+use bytes::Bytes;
+use meta::map::command::{
+    BucketConfigurationRow, BucketEntry, BucketId as BucketRefInMap, BucketState, ConfigurationKind, MapCommand,
+    MapOutcome, SetBucketConfiguration,
+};
 use meta::object::command::{BucketRef, BucketRow, Done, ShardCommand, ShardOutcome, Versioning};
+
+use std::sync::Arc;
 
 use crate::call::Client;
 use crate::error::Error;
+use crate::map::MapView;
 
 /// The pool that buckets live in until a user may choose.
 const DEFAULT_POOL: u32 = 1;
+
+/// What the shards must obey themselves, and so have copies of.
+const SPREAD: [ConfigurationKind; 2] = [ConfigurationKind::ObjectLock, ConfigurationKind::Quota];
 
 /// A bucket as gateways see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +30,23 @@ pub struct BucketInfo {
     pub created_ms: u64,
     pub region: String,
     pub versioning: Versioning,
+    configurations: Arc<[BucketConfigurationRow]>,
+}
+
+/// A setting of a bucket, in the encoding of whoever owns its kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Configuration {
+    pub value: Bytes,
+    /// The bucket's settings version at which it was set: rises with each change.
+    pub version: u64,
+}
+
+impl BucketInfo {
+    /// The bucket's configuration of this kind, as of the map that the bucket was looked up in.
+    pub fn configuration(&self, kind: ConfigurationKind) -> Option<Configuration> {
+        let row = self.configurations.iter().find(|row| row.kind == kind as i32)?;
+        Some(Configuration { value: row.value.clone(), version: row.version })
+    }
 }
 
 impl Client {
@@ -57,7 +84,7 @@ impl Client {
         entry.state = BucketState::Active as i32;
         let reply = self.change_map(MapCommand::SetBucket(entry.clone())).await?;
         match reply.outcome() {
-            MapOutcome::Done => Ok(info(&entry)),
+            MapOutcome::Done => Ok(info(&self.map(), &entry)),
             // Somebody else finished the creation in between.
             MapOutcome::Stale => self.bucket(&entry.name).await,
             _ => Err(Error::NoSuchBucket),
@@ -65,17 +92,25 @@ impl Client {
     }
 
     async fn spread_settings(&self, entry: &BucketEntry) -> Result<(), Error> {
+        let configurations = self.map().configurations(BucketId(entry.id));
+        let spread = configurations.iter().filter(|row| SPREAD.iter().any(|kind| *kind as i32 == row.kind));
         let row = BucketRow {
             bucket: entry.id,
             versioning: entry.versioning,
             frozen: false,
             settings_version: entry.settings_version,
+            configurations: spread.cloned().collect(),
             ..BucketRow::default()
         };
         for (group, epoch) in self.groups_of(BucketId(entry.id)) {
             self.change_shard(group, epoch, ShardCommand::SetBucket(row.clone()), true).await?;
         }
         Ok(())
+    }
+
+    async fn spread_newest(&self, bucket: &BucketInfo) -> Result<(), Error> {
+        let entry = self.map().active_bucket(&bucket.name).cloned().ok_or(Error::NoSuchBucket)?;
+        self.spread_settings(&entry).await
     }
 
     /// Every shard that may hold rows of the bucket.
@@ -119,22 +154,56 @@ impl Client {
         Ok(())
     }
 
+    /// The bucket as the cached map names it: costs nothing, and may miss what was made elsewhere just now.
+    pub fn known_bucket(&self, name: &str) -> Option<BucketInfo> {
+        let map = self.map();
+        map.active_bucket(name).map(|entry| info(&map, entry))
+    }
+
     /// The bucket as the map names it; a name that is not in the cached map is looked for in a fresh one.
     pub async fn bucket(&self, name: &str) -> Result<BucketInfo, Error> {
-        if let Some(entry) = self.map().active_bucket(name) {
-            return Ok(info(entry));
+        let map = self.map();
+        if let Some(entry) = map.active_bucket(name) {
+            return Ok(info(&map, entry));
         }
         let map = self.refresh_map().await?;
-        map.active_bucket(name).map(info).ok_or(Error::NoSuchBucket)
+        map.active_bucket(name).map(|entry| info(&map, entry)).ok_or(Error::NoSuchBucket)
     }
 
     /// Sorted by name.
     pub async fn list_buckets(&self) -> Result<Vec<BucketInfo>, Error> {
         let map = self.refresh_map().await?;
         let active = map.map.buckets.iter().filter(|entry| entry.state() == BucketState::Active);
-        let mut buckets: Vec<BucketInfo> = active.map(info).collect();
+        let mut buckets: Vec<BucketInfo> = active.map(|entry| info(&map, entry)).collect();
         buckets.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(buckets)
+    }
+
+    /// Sets or removes a configuration. `settings_version`: the one that the change was made from, where that matters.
+    pub async fn set_configuration(
+        &self,
+        bucket: &BucketInfo,
+        kind: ConfigurationKind,
+        value: Option<Bytes>,
+        settings_version: Option<u64>,
+    ) -> Result<(), Error> {
+        let set = SetBucketConfiguration {
+            bucket: bucket.id,
+            kind: kind as i32,
+            value,
+            settings_version: settings_version.unwrap_or(0),
+        };
+        let reply = self.change_map(MapCommand::SetBucketConfiguration(set)).await?;
+        match reply.outcome() {
+            // The map is as new as the change, or newer: then the newer settings are spread.
+            MapOutcome::Done if SPREAD.contains(&kind) => self.spread_newest(bucket).await,
+            MapOutcome::Done => Ok(()),
+            MapOutcome::Stale => Err(Error::Unavailable("the bucket's settings were changed meanwhile".into())),
+            MapOutcome::NotFound => Err(Error::NoSuchBucket),
+            // An earlier try may have been executed.
+            MapOutcome::SessionClosed => Err(Error::OutcomeUnknown(reply.detail)),
+            _ => Err(Error::Invalid(reply.detail)),
+        }
     }
 
     /// Enabled or suspended; once enabled, versioning is never off again.
@@ -156,7 +225,7 @@ impl Client {
     }
 }
 
-fn info(entry: &BucketEntry) -> BucketInfo {
+fn info(map: &MapView, entry: &BucketEntry) -> BucketInfo {
     BucketInfo {
         id: entry.id,
         name: entry.name.clone(),
@@ -164,5 +233,6 @@ fn info(entry: &BucketEntry) -> BucketInfo {
         created_ms: entry.created_ms,
         region: entry.region.clone(),
         versioning: entry.versioning(),
+        configurations: map.configurations(BucketId(entry.id)),
     }
 }

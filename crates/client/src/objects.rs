@@ -5,9 +5,9 @@ use base::ids::{BucketId, GroupId};
 use bytes::Bytes;
 use meta::map::command::Acknowledgement;
 use meta::object::command::{
-    AbortUpload, Checksum, CompleteUpload, CreateUpload, DeleteObject, Deleted, GetObject, GetUpload, ListObjects,
-    ListParts, ListUploads, ListVersions, NamedPart, ObjectPage, ObjectVersion, PartPage, Precondition, ShardCommand,
-    ShardFound, ShardOutcome, ShardRead, Upload, UploadPage, Written,
+    AbortUpload, ChangeVersion, Checksum, CompleteUpload, CreateUpload, DeleteObject, Deleted, GetObject, GetUpload,
+    Header, ListObjects, ListParts, ListUploads, ListVersions, NamedPart, ObjectPage, ObjectVersion, PartPage,
+    Precondition, ShardCommand, ShardFound, ShardOutcome, ShardRead, Tags, Upload, UploadPage, Written,
 };
 
 use crate::buckets::BucketInfo;
@@ -19,6 +19,15 @@ pub struct DeleteRequest {
     /// 16 bytes or `null`; absent for a plain DELETE.
     pub version: Option<Bytes>,
     pub precondition: Option<Precondition>,
+}
+
+/// What is `None` stays as it is.
+#[derive(Clone, Debug, Default)]
+pub struct ChangeRequest {
+    /// 16 bytes or `null`; absent for the newest version.
+    pub version: Option<Bytes>,
+    pub tags: Option<Vec<Header>>,
+    pub acl: Option<String>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -80,6 +89,26 @@ impl Client {
         };
         match self.change_key(bucket, key, ShardCommand::DeleteObject(command)).await? {
             ShardOutcome::Deleted(deleted) => Ok(deleted),
+            _ => Err(mixed_up()),
+        }
+    }
+
+    /// Changes what a version says of itself. Answers what was changed; its version is empty in a bucket without versions.
+    pub async fn change_version(
+        &self,
+        bucket: &BucketInfo,
+        key: &Bytes,
+        request: ChangeRequest,
+    ) -> Result<Written, Error> {
+        let command = ChangeVersion {
+            bucket: bucket.id,
+            key: key.clone(),
+            version: request.version,
+            tags: request.tags.map(|tags| Tags { tags }),
+            acl: request.acl,
+        };
+        match self.change_key(bucket, key, ShardCommand::ChangeVersion(command)).await? {
+            ShardOutcome::Written(written) => Ok(written),
             _ => Err(mixed_up()),
         }
     }

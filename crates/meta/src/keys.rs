@@ -26,6 +26,7 @@
 //! 02  18  name (rest)                  AccessKeyName   -> access key
 //! 02  19                               Authority       the cluster's certificate authority
 //! 02  1a  id (rest)                    Token           the right to join once
+//! 02  1b  bucket u64  kind u8          BucketConfiguration   one setting of a bucket, by kind
 //!
 //! 03                                   reserved: rows that belong to a disk, not to a group
 //!
@@ -107,6 +108,10 @@ pub enum Key {
     Token {
         id: Bytes,
     },
+    BucketConfiguration {
+        bucket: BucketId,
+        kind: u8,
+    },
 
     Version {
         bucket: BucketId,
@@ -158,6 +163,7 @@ mod tag {
     pub const ACCESS_KEY_NAME: u8 = 0x18;
     pub const AUTHORITY: u8 = 0x19;
     pub const TOKEN: u8 = 0x1a;
+    pub const BUCKET_CONFIGURATION: u8 = 0x1b;
 }
 
 impl Key {
@@ -279,6 +285,11 @@ fn put_map(out: &mut Vec<u8>, key: &Key) {
         Key::AccessKeyName { name } => put_name(out, tag::ACCESS_KEY_NAME, name),
         Key::Authority => out.put_u8(tag::AUTHORITY),
         Key::Token { id } => put_name(out, tag::TOKEN, id),
+        Key::BucketConfiguration { bucket, kind } => {
+            out.put_u8(tag::BUCKET_CONFIGURATION);
+            out.put_u64_be(bucket.0);
+            out.put_u8(*kind);
+        }
         _ => unreachable!("every other key is written by encode"),
     }
 }
@@ -318,6 +329,10 @@ fn decode_map(reader: &mut Reader<'_>) -> Result<Key, DecodeError> {
         tag::ACCESS_KEY_NAME => Key::AccessKeyName { name: take_rest(reader)? },
         tag::AUTHORITY => Key::Authority,
         tag::TOKEN => Key::Token { id: take_rest(reader)? },
+        tag::BUCKET_CONFIGURATION => Key::BucketConfiguration {
+            bucket: BucketId(reader.u64_be("bucket")?),
+            kind: reader.u8("kind of configuration")?,
+        },
         _ => return Err(reader.error("map row unknown")),
     })
 }
@@ -460,6 +475,14 @@ pub fn token_rows() -> (Bytes, Bytes) {
     (Bytes::from_static(&[tag::MAP, tag::TOKEN]), Bytes::from_static(&[tag::MAP, tag::TOKEN + 1]))
 }
 
+/// All configurations of a bucket in the cluster map.
+pub fn configuration_rows(bucket: BucketId) -> (Bytes, Bytes) {
+    let mut prefix = vec![tag::MAP, tag::BUCKET_CONFIGURATION];
+    prefix.put_u64_be(bucket.0);
+    let to = prefix_end(&prefix);
+    (Bytes::from(prefix), to)
+}
+
 /// All garbage rows of `group` with a sequence above `after`.
 pub fn garbage_rows(group: GroupId, after: Option<u64>) -> (Bytes, Bytes) {
     let first = after.map_or(Some(0), |after| after.checked_add(1));
@@ -510,7 +533,7 @@ mod tests {
 
     fn any_key() -> impl Strategy<Value = Key> {
         let numbers = (any::<u64>(), any::<u64>(), any::<u32>(), any::<u32>(), any::<u16>());
-        (0usize..21, numbers, object_key(), any::<u128>()).prop_map(|(kind, (a, b, c, d, e), key, upload)| {
+        (0usize..22, numbers, object_key(), any::<u128>()).prop_map(|(kind, (a, b, c, d, e), key, upload)| {
             let group = GroupId(a);
             let bucket = BucketId(b);
             match kind {
@@ -534,6 +557,7 @@ mod tests {
                 17 => Key::Completed { bucket, key, upload },
                 18 => Key::Authority,
                 19 => Key::Token { id: key },
+                20 => Key::BucketConfiguration { bucket, kind: e as u8 },
                 _ => Key::Part { bucket, key, upload, number: e.max(1) },
             }
         })

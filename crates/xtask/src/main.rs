@@ -2,6 +2,7 @@
 //!
 //! Knows: which checks exist. Never knows: how the product works; it starts cargo and counts.
 
+mod conformance;
 mod graph;
 mod run;
 
@@ -15,6 +16,8 @@ usage: cargo xtask COMMAND
   check   test, and: format, clippy with warnings denied, documentation, the crate graph,
           cargo deny where it is installed
   lint    only the fast half of check: format, clippy, the crate graph
+  conformance s3 | clients
+          suites and clients of others against a cluster: `cargo xtask conformance` says more
 
 The last line is `henge: N passed, N failed, N skipped`.";
 
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
             documentation(&mut counts);
             deny(&mut counts);
         }
+        ["conformance", rest @ ..] => return conformance::run(rest),
         [] | ["help" | "-h" | "--help"] => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -208,7 +208,7 @@ fn other_ways_to_authenticate_are_refused() {
     let session = signed_put("/bucket/key", &[("x-amz-security-token", "t")], b"");
     assert_eq!(send(session, b""), Err(Code::InvalidToken));
     let form = request("POST", "/bucket", &[("content-type", "multipart/form-data; boundary=a")]);
-    assert_eq!(send(form, b""), Err(Code::NotImplemented));
+    assert_eq!(send(form, b""), Err(Code::MalformedPOSTRequest), "a form without its parts");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 //! and ends in [`ops`]; its body is a [`payload`] that verifies itself.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod acl;
 #[cfg(test)]
 mod admission;
 mod attributes;
@@ -13,9 +14,11 @@ mod auth;
 mod body;
 mod checksum;
 mod conditions;
+mod cors;
 mod date;
 mod encoding;
 mod error;
+mod form;
 mod names;
 mod operation;
 mod ops;
@@ -26,6 +29,7 @@ mod request;
 mod service;
 #[cfg(test)]
 mod sign;
+mod tags;
 mod target;
 mod xml;
 

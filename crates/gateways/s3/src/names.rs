@@ -34,6 +34,7 @@ names! {
     MP_OBJECT_SIZE = "x-amz-mp-object-size";
     MP_PARTS_COUNT = "x-amz-mp-parts-count";
     OBJECT_ATTRIBUTES = "x-amz-object-attributes";
+    OBJECT_OWNERSHIP = "x-amz-object-ownership";
     OBJECT_SIZE = "x-amz-object-size";
     REQUEST_ID = "x-amz-request-id";
     SDK_CHECKSUM_ALGORITHM = "x-amz-sdk-checksum-algorithm";

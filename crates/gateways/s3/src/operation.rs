@@ -17,19 +17,34 @@ pub enum Operation {
     GetBucketLocation,
     GetBucketVersioning,
     PutBucketVersioning,
-    GetAcl,
-    PutAcl,
+    GetBucketAcl,
+    PutBucketAcl,
+    GetObjectAcl,
+    PutObjectAcl,
+    GetBucketCors,
+    PutBucketCors,
+    DeleteBucketCors,
+    GetBucketTagging,
+    PutBucketTagging,
+    DeleteBucketTagging,
+    GetBucketOwnershipControls,
+    PutBucketOwnershipControls,
+    DeleteBucketOwnershipControls,
     ListObjects,
     ListObjectsV2,
     ListObjectVersions,
     ListMultipartUploads,
     DeleteObjects,
     PutObject,
+    /// A browser's form.
+    PostObject,
     CopyObject,
     GetObject,
     HeadObject,
     DeleteObject,
     GetObjectTagging,
+    PutObjectTagging,
+    DeleteObjectTagging,
     GetObjectAttributes,
     CreateMultipartUpload,
     UploadPart,
@@ -136,7 +151,7 @@ impl Operation {
             return Operation::of_subresource(name, method);
         }
         refuse_unknown_parameters(method, query, of_object)?;
-        if of_object { of_object_plain(method, query, headers) } else { of_bucket_plain(method, query, headers) }
+        if of_object { of_object_plain(method, query, headers) } else { of_bucket_plain(method, query) }
     }
 
     fn of_subresource(name: &'static str, method: &Method) -> Result<Operation> {
@@ -147,50 +162,56 @@ impl Operation {
             "GetBucketLocation" => O::GetBucketLocation,
             "GetBucketVersioning" => O::GetBucketVersioning,
             "PutBucketVersioning" => O::PutBucketVersioning,
-            "GetBucketAcl" | "GetObjectAcl" => O::GetAcl,
-            "PutBucketAcl" | "PutObjectAcl" => O::PutAcl,
+            "GetBucketAcl" => O::GetBucketAcl,
+            "PutBucketAcl" => O::PutBucketAcl,
+            "GetObjectAcl" => O::GetObjectAcl,
+            "PutObjectAcl" => O::PutObjectAcl,
+            "GetBucketCors" => O::GetBucketCors,
+            "PutBucketCors" => O::PutBucketCors,
+            "DeleteBucketCors" => O::DeleteBucketCors,
+            "GetBucketTagging" => O::GetBucketTagging,
+            "PutBucketTagging" => O::PutBucketTagging,
+            "DeleteBucketTagging" => O::DeleteBucketTagging,
+            "GetBucketOwnershipControls" => O::GetBucketOwnershipControls,
+            "PutBucketOwnershipControls" => O::PutBucketOwnershipControls,
+            "DeleteBucketOwnershipControls" => O::DeleteBucketOwnershipControls,
             "ListMultipartUploads" => O::ListMultipartUploads,
             "ListObjectVersions" => O::ListObjectVersions,
             "GetObjectTagging" => O::GetObjectTagging,
+            "PutObjectTagging" => O::PutObjectTagging,
+            "DeleteObjectTagging" => O::DeleteObjectTagging,
             "GetObjectAttributes" => O::GetObjectAttributes,
             "CreateMultipartUpload" => O::CreateMultipartUpload,
             "GetBucketAccelerateConfiguration" => O::EmptySetting("AccelerateConfiguration"),
             "GetBucketLogging" => O::EmptySetting("BucketLoggingStatus"),
             "GetBucketNotificationConfiguration" => O::EmptySetting("NotificationConfiguration"),
             "GetBucketRequestPayment" => O::EmptySetting("RequestPaymentConfiguration"),
-            "GetBucketCors" => O::AbsentSetting(Code::NoSuchCORSConfiguration),
             "GetBucketEncryption" => O::AbsentSetting(Code::ServerSideEncryptionConfigurationNotFoundError),
             "GetBucketLifecycleConfiguration" => O::AbsentSetting(Code::NoSuchLifecycleConfiguration),
             "GetObjectLockConfiguration" => O::AbsentSetting(Code::ObjectLockConfigurationNotFoundError),
-            "GetBucketOwnershipControls" => O::AbsentSetting(Code::OwnershipControlsNotFoundError),
             "GetBucketPolicy" | "GetBucketPolicyStatus" => O::AbsentSetting(Code::NoSuchBucketPolicy),
             "GetPublicAccessBlock" => O::AbsentSetting(Code::NoSuchPublicAccessBlockConfiguration),
             "GetBucketReplication" => O::AbsentSetting(Code::ReplicationConfigurationNotFoundError),
-            "GetBucketTagging" => O::AbsentSetting(Code::NoSuchTagSet),
             "GetBucketWebsite" => O::AbsentSetting(Code::NoSuchWebsiteConfiguration),
             "GetObjectLegalHold" | "GetObjectRetention" => O::AbsentSetting(Code::NoSuchObjectLockConfiguration),
-            "DeleteBucketCors"
-            | "DeleteBucketEncryption"
+            "DeleteBucketEncryption"
             | "DeleteBucketLifecycle"
-            | "DeleteBucketOwnershipControls"
             | "DeleteBucketPolicy"
             | "DeletePublicAccessBlock"
             | "DeleteBucketReplication"
-            | "DeleteBucketTagging"
             | "DeleteBucketWebsite" => O::DeleteAbsentSetting,
             name => return Err(not_implemented(name)),
         })
     }
 }
 
-fn of_bucket_plain(method: &Method, query: &Query, headers: &HeaderMap) -> Result<Operation> {
+fn of_bucket_plain(method: &Method, query: &Query) -> Result<Operation> {
     Ok(match *method {
         Method::GET if query.get("list-type") == Some("2") => Operation::ListObjectsV2,
         Method::GET => Operation::ListObjects,
         Method::HEAD => Operation::HeadBucket,
         Method::PUT => Operation::CreateBucket,
         Method::DELETE => Operation::DeleteBucket,
-        Method::POST if is_form(headers) => return Err(not_implemented("PostObject")),
         _ => return Err(wrong_method(method)),
     })
 }
@@ -228,10 +249,6 @@ fn refuse_unknown_parameters(method: &Method, query: &Query, of_object: bool) ->
         Some(name) => Err(not_implemented(&format!("The subresource {name:?} with {method}"))),
         None => Ok(()),
     }
-}
-
-fn is_form(headers: &HeaderMap) -> bool {
-    headers.get(http::header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"multipart/form-data"))
 }
 
 fn wrong_method(method: &Method) -> S3Error {
@@ -276,7 +293,7 @@ mod tests {
         for (method, path, query, named) in [
             ("PUT", "/bucket", "lifecycle", "PutBucketLifecycleConfiguration"),
             ("PUT", "/bucket/k", "renameObject", "RenameObject"),
-            ("PUT", "/bucket/k", "tagging", "PutObjectTagging"),
+            ("PUT", "/bucket", "website", "PutBucketWebsite"),
             ("PUT", "/bucket/k", "futureThing", "futureThing"),
             ("DELETE", "/bucket", "metadataConfiguration", "DeleteBucketMetadataConfiguration"),
             ("DELETE", "/bucket", "futureThing", "futureThing"),

@@ -5,6 +5,7 @@ use crate::body::ResponseBody;
 use crate::checksum::{Hashes, Promised};
 use crate::encoding::version_bytes;
 use crate::error::{Code, Result, S3Error};
+use crate::form::Success;
 use crate::operation::Operation;
 use crate::payload::Payload;
 use crate::query::Query;
@@ -23,6 +24,8 @@ pub struct Request {
     pub query: Query,
     pub headers: HeaderMap,
     pub caller: Authenticated,
+    /// What the sender of a form wants to be told.
+    pub success: Option<Success>,
     /// Names of the trailers that will follow the body, in lower case.
     pub announced: Vec<String>,
 }

@@ -114,6 +114,7 @@ impl Step<'_> {
             ShardCommand::RetireGarbage(retire) => self.retire_garbage(retire),
             ShardCommand::CloseSession(close) => self.close_session(close),
             ShardCommand::SetFeatureLevel(set) => self.set_feature_level(set.level),
+            ShardCommand::ChangeVersion(change) => self.change_version(change),
         }
     }
 
@@ -256,6 +257,7 @@ fn level_of(command: &ShardCommand) -> FeatureLevel {
         | ShardCommand::RetireGarbage(_)
         | ShardCommand::CloseSession(_)
         | ShardCommand::SetFeatureLevel(_) => FeatureLevel(1),
+        ShardCommand::ChangeVersion(_) => FeatureLevel(2),
     }
 }
 

@@ -4,6 +4,7 @@ use base::ids::{BucketId, GroupId};
 use bytes::Bytes;
 use prost::Message;
 
+use super::BUCKET_ROW_LEN_MAX;
 use super::apply::{Halt, Step, done, refuse};
 use super::command::{BucketRow, Done, Reason, ShardOutcome, Versioning};
 use crate::group::read_row;
@@ -49,6 +50,9 @@ impl Step<'_> {
         let Ok(versioning) = Versioning::try_from(row.versioning) else {
             return refuse(Reason::Invalid, format!("versioning {} is not known", row.versioning));
         };
+        if row.encoded_len() > BUCKET_ROW_LEN_MAX {
+            return refuse(Reason::Invalid, format!("the bucket's row is longer than {BUCKET_ROW_LEN_MAX} bytes"));
+        }
         let key = self.bucket_key(BucketId(row.bucket));
         if let Some(before) = read_row::<BucketRow>(self.view, &key)? {
             if before.dropped {

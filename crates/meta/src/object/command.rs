@@ -3,6 +3,8 @@
 
 use bytes::Bytes;
 
+use crate::map::command::BucketConfigurationRow;
+
 /// Where a command stands in the slot table of its shard (as in NFSv4.1, RFC 8881 section 2.10.6): makes a retry
 /// return the first answer instead of executing again.
 #[derive(Clone, PartialEq, Eq, Copy, prost::Message)]
@@ -27,7 +29,7 @@ pub struct ShardEntry {
     /// The range epoch that the sender believes in; checked in apply. 0: not checked (internal commands).
     #[prost(uint64, tag = "2")]
     pub range_epoch: u64,
-    #[prost(oneof = "ShardCommand", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22")]
+    #[prost(oneof = "ShardCommand", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23")]
     pub command: Option<ShardCommand>,
 }
 
@@ -68,6 +70,9 @@ pub enum ShardCommand {
     /// Raises the level of behaviour that apply follows. Never falls.
     #[prost(message, tag = "22")]
     SetFeatureLevel(SetFeatureLevel),
+    /// Changes what a version says of itself, not its bytes. Answers `Written`.
+    #[prost(message, tag = "23")]
+    ChangeVersion(ChangeVersion),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -118,7 +123,10 @@ pub struct BucketRow {
     /// a dropped bucket writable again. Never set by senders.
     #[prost(bool, tag = "8")]
     pub dropped: bool,
-    // 5 object lock default, 6 fence policy, 7 quota: reserved for later.
+    /// The configurations that apply must obey. Every write reads this row, so they are few and short.
+    #[prost(message, repeated, tag = "5")]
+    pub configurations: Vec<BucketConfigurationRow>,
+    // 6 fence policy: reserved for later.
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -214,6 +222,9 @@ pub struct Attributes {
     pub checksums: Vec<Checksum>,
     #[prost(message, repeated, tag = "4")]
     pub tags: Vec<Header>,
+    /// Who owns the object and what others may do with it, as the gateway writes it; empty: all to the bucket's owner.
+    #[prost(string, tag = "7")]
+    pub acl: String,
     // 5 object lock, 6 encryption: reserved for later.
 }
 
@@ -254,6 +265,28 @@ pub struct DeleteObject {
     /// 16 random bytes for the delete marker's version id (made as `PutObject::version_id`).
     #[prost(bytes = "bytes", tag = "6")]
     pub marker_id: Bytes,
+}
+
+/// What is absent stays as it is. The date of the version stays, too: its content does not change.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ChangeVersion {
+    #[prost(uint64, tag = "1")]
+    pub bucket: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub key: Bytes,
+    /// 16 bytes, or `null`. Absent: the newest version.
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub version: Option<Bytes>,
+    #[prost(message, optional, tag = "4")]
+    pub tags: Option<Tags>,
+    #[prost(string, optional, tag = "5")]
+    pub acl: Option<String>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Tags {
+    #[prost(message, repeated, tag = "1")]
+    pub tags: Vec<Header>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -1,10 +1,12 @@
 //! The object shard: buckets' rows, object versions, uploads, garbage, sessions.
 //!
 //! Read [`apply`] first: it is the whole write path. `versions` says what PUT and DELETE do to the versions of a key,
-//! `uploads` how parts become an object, `garbage` where dropped chunks go. `query` and `list` only read.
+//! `change`
+//! what may change in a version that stands, `uploads` how parts become an object, `garbage` where dropped chunks go. `query` and `list` only read.
 
 mod apply;
 mod buckets;
+mod change;
 pub mod command;
 mod garbage;
 mod list;
@@ -22,6 +24,8 @@ pub use versions::{NULL_VERSION, order_of_version};
 pub const INLINE_BYTES_MAX: usize = 256 << 10;
 /// The most chunks that one row may name: 5 GiB in chunks of 80 KiB.
 pub const CHUNKS_MAX: usize = 65_536;
+/// Bytes of a bucket's encoded row: every write reads it.
+pub const BUCKET_ROW_LEN_MAX: usize = 16 << 10;
 /// Bytes of encoded attributes.
 pub const ATTRIBUTES_LEN_MAX: usize = 64 << 10;
 /// Bytes of an ETag (without quotes).

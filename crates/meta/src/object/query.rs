@@ -80,7 +80,7 @@ fn get_object(view: &dyn View, group: GroupId, state: &GroupState, get: GetObjec
 }
 
 /// A version id for people: `null`, or hex.
-fn version_text(id: &[u8]) -> String {
+pub(super) fn version_text(id: &[u8]) -> String {
     if id == NULL_VERSION {
         return "null".to_owned();
     }

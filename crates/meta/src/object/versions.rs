@@ -220,7 +220,7 @@ impl Step<'_> {
         Ok((order, answered))
     }
 
-    fn put_row(&mut self, bucket: BucketId, key: &Bytes, order: u64, row: &ObjectVersion) {
+    pub(super) fn put_row(&mut self, bucket: BucketId, key: &Bytes, order: u64, row: &ObjectVersion) {
         let value = Bytes::from(row.encode_to_vec());
         self.changes.put(Key::Version { bucket, key: key.clone(), order }.encode(), value);
     }
@@ -288,7 +288,7 @@ fn check_condition(condition: &Precondition, current: &ObjectVersion) -> Result<
     if holds { Ok(()) } else { refuse(Reason::PreconditionFailed, etag) }
 }
 
-fn check_version_id(id: &[u8]) -> Result<(), Halt> {
+pub(super) fn check_version_id(id: &[u8]) -> Result<(), Halt> {
     if id == NULL_VERSION || id.len() == 16 {
         return Ok(());
     }

@@ -68,6 +68,13 @@ fn entries(shard: &mut Shard) -> Vec<ShardEntry> {
             upload: random(8),
             ..Default::default()
         }),
+        ShardCommand::ChangeVersion(ChangeVersion {
+            bucket: BUCKET,
+            key: text("a/b"),
+            tags: Some(Tags { tags: vec![Header { name: "t".into(), value: "v".into() }] }),
+            acl: Some("a".into()),
+            ..ChangeVersion::default()
+        }),
         ShardCommand::FreezeBucket(BucketRef { bucket: BUCKET }),
         ShardCommand::DropBucket(BucketRef { bucket: BUCKET }),
         ShardCommand::SetBucket(BucketRow { bucket: BUCKET, versioning: 1, settings_version: 9, ..Default::default() }),

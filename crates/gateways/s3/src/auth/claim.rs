@@ -225,7 +225,7 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a st
 }
 
 /// Access key and scope of `KEY/yyyymmdd/region/service/aws4_request`.
-fn credential_parts(credential: &str) -> Option<(String, Scope)> {
+pub(super) fn credential_parts(credential: &str) -> Option<(String, Scope)> {
     let mut parts = credential.rsplitn(5, '/');
     let (terminator, service, region) = (parts.next()?, parts.next()?, parts.next()?);
     let (date, access_key) = (parts.next()?, parts.next()?);

@@ -7,6 +7,7 @@
 
 pub(crate) mod canonical;
 mod claim;
+mod form;
 pub(crate) mod proof;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use proof::SigningKey;
 use sha2::{Digest, Sha256};
 use std::future::Future;
 
+pub use form::authenticate_form;
 pub use proof::Authenticated;
 
 /// How far a client's clock may be off, either way, in milliseconds.
@@ -143,12 +145,7 @@ pub async fn authenticate(
     claim.check_scope(region)?;
     claim.check_time(now_ms)?;
     check_signed_headers(&claim, request.headers)?;
-    let Some(secret) = keys.secret(&claim.access_key).await? else {
-        return Err(S3Error::new(
-            Code::InvalidAccessKeyId,
-            "The access key you provided does not exist. Check it, or make one with `henge key create`.",
-        ));
-    };
+    let secret = keys.secret(&claim.access_key).await?.ok_or_else(unknown_key)?;
     let key = SigningKey::derive(&secret.0, &claim.scope);
     let canonical = CanonicalRequest {
         method: request.method.as_str(),
@@ -158,13 +155,7 @@ pub async fn authenticate(
         signed_headers: &claim.signed_headers,
         payload: &claim.payload_text,
     };
-    let Some(caller) = proof::compare(&key, &canonical, &claim) else {
-        return Err(S3Error::new(
-            Code::SignatureDoesNotMatch,
-            "The request signature we calculated does not match the signature you provided. Check your secret key and \
-             signing method.",
-        ));
-    };
+    let caller = proof::compare(&key, &canonical, &claim).ok_or_else(no_match)?;
     let body = match claim.payload {
         PayloadClaim::Unsigned => BodyProof::None,
         PayloadClaim::Sha256(hash) => BodyProof::Sha256(hash),
@@ -175,6 +166,21 @@ pub async fn authenticate(
         },
     };
     Ok((caller, body))
+}
+
+fn unknown_key() -> S3Error {
+    S3Error::new(
+        Code::InvalidAccessKeyId,
+        "The access key you provided does not exist. Check it, or make one with `henge key create`.",
+    )
+}
+
+fn no_match() -> S3Error {
+    S3Error::new(
+        Code::SignatureDoesNotMatch,
+        "The request signature we calculated does not match the signature you provided. Check your secret key and \
+         signing method.",
+    )
 }
 
 /// A header that changes the meaning of a request must be covered by the signature, and stand there once: else a

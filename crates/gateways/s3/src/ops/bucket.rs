@@ -1,5 +1,6 @@
 //! Buckets and their settings.
 
+use super::acl::AtCreation;
 use super::{Gateway, write_owner};
 use crate::date::iso8601;
 use crate::encoding::{continuation_key, continuation_token};
@@ -7,7 +8,7 @@ use crate::error::{Code, Result, S3Error, not_implemented};
 use crate::names;
 use crate::payload::Payload;
 use crate::request::{Reply, Request, empty, insert, malformed_xml, xml_reply};
-use crate::xml::{Element, Writer};
+use crate::xml::Writer;
 use client::Versioning;
 use http::StatusCode;
 
@@ -65,9 +66,16 @@ pub async fn create(gateway: &Gateway, request: &Request, payload: Payload) -> R
     }
     let name = &request.target.bucket;
     let owner = request.caller.access_key();
+    let asked = AtCreation::read(&request.headers, owner)?;
+    asked.check(gateway).await?;
     match gateway.client.create_bucket(name, owner).await {
-        Ok(_) => {}
+        Ok(bucket) => asked.keep(gateway, &bucket).await?,
         Err(client::Error::BucketExists { owner: present }) if present == owner => {
+            let bucket = gateway.client.bucket(name).await?;
+            if !asked.is_of(&bucket) {
+                let message = "You own this bucket already, with other settings than those that you ask for.";
+                return Err(S3Error::new(Code::BucketAlreadyExists, message).field("BucketName", name.as_str()));
+            }
             if gateway.region != CLASSIC_REGION {
                 let message = "Your previous request to create the named bucket succeeded and you already own it.";
                 return Err(S3Error::new(Code::BucketAlreadyOwnedByYou, message).field("BucketName", name.as_str()));
@@ -127,47 +135,6 @@ pub async fn set_versioning(gateway: &Gateway, request: &Request, payload: Paylo
     Ok(empty(StatusCode::OK))
 }
 
-/// Buckets and objects belong to their bucket's owner, wholly.
-pub async fn acl(gateway: &Gateway, request: &Request) -> Result<Reply> {
-    let bucket = existing(gateway, request).await?;
-    Ok(xml_reply(Writer::answer("AccessControlPolicy", |xml| {
-        write_owner(xml, "Owner", &bucket.owner);
-        xml.element("AccessControlList", |xml| {
-            xml.element("Grant", |xml| {
-                xml.raw("<Grantee xmlns:xsi=\"http://www.w3.org/2001/XMLSchema-instance\" xsi:type=\"CanonicalUser\">");
-                xml.text("ID", &bucket.owner);
-                xml.text("DisplayName", &bucket.owner);
-                xml.raw("</Grantee>");
-                xml.text("Permission", "FULL_CONTROL");
-            });
-        });
-    })))
-}
-
-/// An ACL that says what is so anyway (all to the owner, nothing to others) changes nothing and is accepted; clients
-/// that copy an object write back the ACL that they read. [`crate::attributes::refuse_unbuilt`] has refused other
-/// canned ones.
-pub async fn set_acl(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
-    let bucket = existing(gateway, request).await?;
-    if !payload.is_empty() {
-        let policy = request.xml_body(payload, "AccessControlPolicy", true).await?;
-        if !grants_only_owner(&policy, &bucket.owner) {
-            let message = "The bucket does not allow ACLs: access belongs to the owner.";
-            return Err(S3Error::new(Code::AccessControlListNotSupported, message));
-        }
-    }
-    Ok(empty(StatusCode::OK))
-}
-
-fn grants_only_owner(policy: &Element, owner: &str) -> bool {
-    let Some(list) = policy.child("AccessControlList") else { return false };
-    let to_owner = |grant: &Element| {
-        let grantee = grant.child("Grantee").and_then(|grantee| grantee.child_text("ID"));
-        grantee == Some(owner) && grant.child_text("Permission") == Some("FULL_CONTROL")
-    };
-    !list.children.is_empty() && list.children.iter().all(to_owner)
-}
-
 /// No bucket can have this setting yet.
 pub async fn absent_setting(gateway: &Gateway, request: &Request, code: Code) -> Result<Reply> {
     existing(gateway, request).await?;
@@ -196,27 +163,4 @@ async fn existing(gateway: &Gateway, request: &Request) -> Result<client::Bucket
         super::object::find(gateway, &bucket, &request.target.key, request.version()?).await?;
     }
     Ok(bucket)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_an_acl_that_changes_nothing_is_accepted() {
-        let grant = |id: &str, permission: &str| {
-            format!(
-                "<Grant><Grantee xmlns:xsi=\"a\" xsi:type=\"CanonicalUser\"><ID>{id}</ID></Grantee><Permission>{permission}</Permission></Grant>"
-            )
-        };
-        let accepted = |grants: String| {
-            let document =
-                format!("<AccessControlPolicy><AccessControlList>{grants}</AccessControlList></AccessControlPolicy>");
-            grants_only_owner(&crate::xml::read(document.as_bytes()).unwrap(), "me")
-        };
-        assert!(accepted(grant("me", "FULL_CONTROL")));
-        assert!(!accepted(grant("me", "READ")));
-        assert!(!accepted(grant("me", "FULL_CONTROL") + &grant("you", "READ")));
-        assert!(!accepted(String::new()));
-    }
 }

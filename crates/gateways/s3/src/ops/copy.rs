@@ -1,8 +1,7 @@
 //! Copies: the source is read, verified and written anew, as a stream. No bytes are shared between keys.
 
-use super::object::{find, insert_written_version, size_of, write_checksum_elements};
+use super::object::{find, insert_written_version, of_write, size_of, write_checksum_elements};
 use super::{Gateway, check_owner, is_versioned};
-use crate::attributes::{kept_headers, tags};
 use crate::checksum::{Algorithm, Hashes, Sums};
 use crate::conditions::{ReadConditions, of_write as write_conditions};
 use crate::date::iso8601;
@@ -92,6 +91,7 @@ pub async fn object(gateway: &Gateway, request: &Request) -> Result<Reply> {
             "The specified copy source is larger than the maximum allowable size for a copy source: 5368709120.";
         return Err(S3Error::new(Code::InvalidRequest, message));
     }
+    let asked = of_write(gateway, request, &bucket).await?;
     let known = source.object.attributes.clone().unwrap_or_default();
     let algorithms = algorithms(request, &known)?;
     let mut writer = gateway.client.write(&bucket, request.target.key.clone(), Some(size));
@@ -99,9 +99,11 @@ pub async fn object(gateway: &Gateway, request: &Request) -> Result<Reply> {
     verify_against(&known, &sums)?;
     let attributes = Attributes {
         etag: sums.etag(),
-        headers: if replace_metadata { kept_headers(&request.headers)? } else { known.headers },
-        tags: if replace_tags { tags(&request.headers)? } else { known.tags },
+        headers: if replace_metadata { asked.headers } else { known.headers },
+        tags: if replace_tags { asked.tags } else { known.tags },
         checksums: sums.checksums.clone(),
+        // A copy is as private as a new object: the source's list is not taken over.
+        acl: asked.acl,
     };
     let written = writer.finish(FinishPut { attributes, precondition }).await?;
     let mut reply = xml_reply(result("CopyObjectResult", written.modified_ms, &written.etag, &sums, true));

@@ -1,11 +1,15 @@
 //! The operations, each a function of the gateway and an admitted request.
 
+mod acl;
 mod bucket;
 mod copy;
+mod cors;
 mod delete;
 mod list;
 mod multipart;
 mod object;
+mod post;
+mod tagging;
 
 use crate::error::{Code, Result, S3Error};
 use crate::names;
@@ -31,8 +35,19 @@ pub async fn run(gateway: &Gateway, request: &Request, payload: Payload) -> Resu
         Operation::GetBucketLocation => bucket::location(gateway, request).await,
         Operation::GetBucketVersioning => bucket::versioning(gateway, request).await,
         Operation::PutBucketVersioning => bucket::set_versioning(gateway, request, payload).await,
-        Operation::GetAcl => bucket::acl(gateway, request).await,
-        Operation::PutAcl => bucket::set_acl(gateway, request, payload).await,
+        Operation::GetBucketAcl => acl::get_of_bucket(gateway, request).await,
+        Operation::PutBucketAcl => acl::put_of_bucket(gateway, request, payload).await,
+        Operation::GetObjectAcl => acl::get_of_object(gateway, request).await,
+        Operation::PutObjectAcl => acl::put_of_object(gateway, request, payload).await,
+        Operation::GetBucketCors => cors::get(gateway, request).await,
+        Operation::PutBucketCors => cors::put(gateway, request, payload).await,
+        Operation::DeleteBucketCors => cors::delete(gateway, request).await,
+        Operation::GetBucketTagging => tagging::get_of_bucket(gateway, request).await,
+        Operation::PutBucketTagging => tagging::put_of_bucket(gateway, request, payload).await,
+        Operation::DeleteBucketTagging => tagging::delete_of_bucket(gateway, request).await,
+        Operation::GetBucketOwnershipControls => acl::get_ownership(gateway, request).await,
+        Operation::PutBucketOwnershipControls => acl::put_ownership(gateway, request, payload).await,
+        Operation::DeleteBucketOwnershipControls => acl::delete_ownership(gateway, request).await,
         Operation::AbsentSetting(code) => bucket::absent_setting(gateway, request, code).await,
         Operation::EmptySetting(root) => bucket::empty_setting(gateway, request, root).await,
         Operation::DeleteAbsentSetting => bucket::delete_absent_setting(gateway, request).await,
@@ -42,9 +57,12 @@ pub async fn run(gateway: &Gateway, request: &Request, payload: Payload) -> Resu
         Operation::ListMultipartUploads => list::uploads(gateway, request).await,
         Operation::ListParts => list::parts(gateway, request).await,
         Operation::PutObject => object::put(gateway, request, payload).await,
+        Operation::PostObject => post::object(gateway, request, payload).await,
         Operation::GetObject => object::get(gateway, request).await,
         Operation::HeadObject => object::head(gateway, request).await,
-        Operation::GetObjectTagging => object::tagging(gateway, request).await,
+        Operation::GetObjectTagging => tagging::get(gateway, request).await,
+        Operation::PutObjectTagging => tagging::put(gateway, request, payload).await,
+        Operation::DeleteObjectTagging => tagging::delete(gateway, request).await,
         Operation::GetObjectAttributes => object::attributes(gateway, request).await,
         Operation::CopyObject => copy::object(gateway, request).await,
         Operation::UploadPartCopy => copy::part(gateway, request).await,
@@ -95,7 +113,7 @@ fn is_versioned(bucket: &BucketInfo) -> bool {
     bucket.versioning != Versioning::Off
 }
 
-fn write_owner(xml: &mut Writer, element: &str, owner: &str) {
+pub fn write_owner(xml: &mut Writer, element: &str, owner: &str) {
     xml.element(element, |xml| {
         xml.text("ID", owner);
         xml.text("DisplayName", owner);

@@ -1,7 +1,8 @@
 //! One object: PUT, GET, HEAD and what is known about it.
 
 use super::{Gateway, is_versioned};
-use crate::attributes::{of_write, write_checksums, write_headers};
+use crate::acl;
+use crate::attributes::{kept_headers, write_checksums, write_headers};
 use crate::body::ResponseBody;
 use crate::checksum::{Algorithm, ChecksumType, Hashes, Promised, Sums};
 use crate::conditions::{ReadConditions, of_write as write_conditions};
@@ -12,9 +13,10 @@ use crate::names;
 use crate::payload::Payload;
 use crate::range::{ByteRange, content_range};
 use crate::request::{Reply, Request, empty, insert, insert_etag, xml_reply};
+use crate::tags;
 use crate::xml::Writer;
 use bytes::Bytes;
-use client::{Attributes, Body, BucketInfo, FinishPut, ObjectVersion, ObjectWriter, Part};
+use client::{Attributes, Body, BucketInfo, ChangeRequest, FinishPut, ObjectVersion, ObjectWriter, Part, Written};
 use http::StatusCode;
 use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, IF_RANGE, LAST_MODIFIED, RANGE};
 use std::ops::Range;
@@ -23,7 +25,7 @@ pub async fn put(gateway: &Gateway, request: &Request, mut payload: Payload) -> 
     let bucket = gateway.bucket(request).await?;
     let promised = Promised::read(&request.headers, &request.announced)?;
     let precondition = write_conditions(&request.headers)?;
-    let attributes = of_write(&request.headers)?;
+    let attributes = of_write(gateway, request, &bucket).await?;
     let key = request.target.key.clone();
     let mut writer = gateway.client.write(&bucket, key, payload.announced_length());
     let sums = store(&mut payload, &mut writer, &promised, promised.algorithms()).await?;
@@ -36,6 +38,27 @@ pub async fn put(gateway: &Gateway, request: &Request, mut payload: Payload) -> 
     insert(&mut reply, names::OBJECT_SIZE, &written.size.to_string());
     insert_written_version(&mut reply, &written.version);
     Ok(reply)
+}
+
+/// What a write says besides its content: headers, metadata, tags, access list. ETag and checksums come later.
+pub async fn of_write(gateway: &Gateway, request: &Request, bucket: &BucketInfo) -> Result<Attributes> {
+    let acl = acl::of_new_object(&request.headers, bucket, request.caller.access_key())?;
+    super::acl::check_users(gateway, &acl).await?;
+    Ok(Attributes {
+        headers: kept_headers(&request.headers)?,
+        tags: tags::of_headers(&request.headers)?,
+        acl: acl.encode(&bucket.owner),
+        ..Attributes::default()
+    })
+}
+
+/// Changes what a version says of itself. Delete markers are errors that say so.
+pub async fn change(gateway: &Gateway, bucket: &BucketInfo, key: &Bytes, change: ChangeRequest) -> Result<Written> {
+    let named = change.version.clone();
+    match (gateway.client.change_version(bucket, key, change).await, named) {
+        (Err(client::Error::DeleteMarker { .. }), Some(version)) => Err(S3Error::marker_named(&version_text(&version))),
+        (result, _) => result.map_err(|error| with_key(error, key)),
+    }
 }
 
 /// Moves the content of a request into the cluster, hashing it while it passes. When this returns, the content is
@@ -198,26 +221,6 @@ fn describe(request: &Request, bucket: &BucketInfo, object: &ObjectVersion, sele
         insert(&mut reply, names::TAGGING_COUNT, &attributes.tags.len().to_string());
     }
     if is_versioned(bucket) {
-        insert_version(&mut reply, &object.version);
-    }
-    Ok(reply)
-}
-
-pub async fn tagging(gateway: &Gateway, request: &Request) -> Result<Reply> {
-    let bucket = gateway.bucket(request).await?;
-    let object = find(gateway, &bucket, &request.target.key, request.version()?).await?;
-    let tags = object.attributes.map(|attributes| attributes.tags).unwrap_or_default();
-    let mut reply = xml_reply(Writer::answer("Tagging", |xml| {
-        xml.element("TagSet", |xml| {
-            for tag in &tags {
-                xml.element("Tag", |xml| {
-                    xml.text("Key", &tag.name);
-                    xml.text("Value", &tag.value);
-                });
-            }
-        });
-    }));
-    if is_versioned(&bucket) {
         insert_version(&mut reply, &object.version);
     }
     Ok(reply)

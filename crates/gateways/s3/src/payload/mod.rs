@@ -42,6 +42,8 @@ pub enum Length {
     Exactly(u64),
     /// Not announced: the transfer coding of HTTP marks the end (RFC 9112 section 7.1).
     AtMost(u64),
+    /// As `AtMost`, and not less than the first.
+    Between(u64, u64),
 }
 
 enum Framing {
@@ -83,7 +85,7 @@ impl Payload {
     pub fn announced_length(&self) -> Option<u64> {
         match self.length {
             Length::Exactly(length) => Some(length),
-            Length::AtMost(_) => None,
+            Length::AtMost(_) | Length::Between(..) => None,
         }
     }
 
@@ -143,14 +145,14 @@ impl Payload {
     /// How much content may still come.
     fn room(&self) -> u64 {
         match self.length {
-            Length::Exactly(length) | Length::AtMost(length) => length - self.taken,
+            Length::Exactly(length) | Length::AtMost(length) | Length::Between(_, length) => length - self.taken,
         }
     }
 
     fn too_long(&self) -> S3Error {
         match self.length {
             Length::Exactly(_) => S3Error::new(Code::IncompleteBody, "The body is longer than was announced."),
-            Length::AtMost(most) => {
+            Length::AtMost(most) | Length::Between(_, most) => {
                 S3Error::new(Code::EntityTooLarge, format!("The body is longer than the maximum of {most} bytes."))
             }
         }
@@ -182,6 +184,12 @@ impl Payload {
             let taken = self.taken;
             let message = format!("The body has {taken} bytes where {length} were announced. Nothing was stored.");
             return Err(S3Error::new(Code::IncompleteBody, message));
+        }
+        if let Length::Between(least, _) = self.length
+            && self.taken < least
+        {
+            let message = format!("Your proposed upload is smaller than the minimum allowed size of {least} bytes.");
+            return Err(S3Error::new(Code::EntityTooSmall, message));
         }
         match &mut self.framing {
             Framing::Plain => {}
