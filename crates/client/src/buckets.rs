@@ -6,7 +6,12 @@ use meta::map::command::{
     BucketConfigurationRow, BucketEntry, BucketId as BucketRefInMap, BucketState, ConfigurationKind, MapCommand,
     MapOutcome, SetBucketConfiguration,
 };
-use meta::object::command::{BucketRef, BucketRow, Done, ShardCommand, ShardOutcome, Versioning};
+use meta::object::command::{
+    BucketRef, BucketRow, Done, ShardCommand, ShardFound, ShardOutcome, ShardRead, Versioning,
+};
+use meta::object::expire::Expire;
+use meta::object::usage::{CountUsage, Quota, Usage};
+use prost::Message;
 
 use std::sync::Arc;
 
@@ -18,7 +23,8 @@ use crate::map::MapView;
 const DEFAULT_POOL: u32 = 1;
 
 /// What the shards must obey themselves, and so have copies of.
-const SPREAD: [ConfigurationKind; 2] = [ConfigurationKind::ObjectLock, ConfigurationKind::Quota];
+const SPREAD: [ConfigurationKind; 3] =
+    [ConfigurationKind::ObjectLock, ConfigurationKind::Quota, ConfigurationKind::Lifecycle];
 
 /// A bucket as gateways see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +45,18 @@ pub struct Configuration {
     pub value: Bytes,
     /// The bucket's settings version at which it was set: rises with each change.
     pub version: u64,
+}
+
+impl Configuration {
+    /// The bytes of a configuration that is a message.
+    pub fn encode(value: &impl Message) -> Bytes {
+        Bytes::from(value.encode_to_vec())
+    }
+
+    /// `None`: it is of a newer version, or damaged.
+    pub fn decode<M: Message + Default>(&self) -> Option<M> {
+        M::decode(self.value.clone()).ok()
+    }
 }
 
 impl BucketInfo {
@@ -206,6 +224,44 @@ impl Client {
         }
     }
 
+    /// What a bucket may hold at most; absent: any amount. Returns when what it holds already is counted.
+    pub async fn set_quota(&self, bucket: &BucketInfo, quota: Option<Quota>) -> Result<(), Error> {
+        let value = quota.map(|quota| Bytes::from(quota.encode_to_vec()));
+        self.set_configuration(bucket, ConfigurationKind::Quota, value, None).await?;
+        for (group, epoch) in self.groups_of(BucketId(bucket.id)) {
+            self.count_usage(group, epoch, bucket.id).await?;
+        }
+        Ok(())
+    }
+
+    /// Counts what is not counted yet of a bucket with a quota.
+    pub async fn count_usage(&self, group: GroupId, epoch: u64, bucket: u64) -> Result<(), Error> {
+        let count = || self.change_shard(group, epoch, ShardCommand::CountUsage(CountUsage { bucket }), false);
+        while count().await? == ShardOutcome::Done(Done { more: true }) {}
+        Ok(())
+    }
+
+    /// Has lifecycle rules done to what a search found.
+    pub async fn expire(&self, group: GroupId, expire: Expire) -> Result<(), Error> {
+        let send = || self.change_shard(group, 0, ShardCommand::Expire(expire.clone()), false);
+        while send().await? == ShardOutcome::Done(Done { more: true }) {}
+        Ok(())
+    }
+
+    /// What a bucket with a quota holds.
+    pub async fn usage(&self, bucket: &BucketInfo) -> Result<Usage, Error> {
+        let mut total = Usage { complete: true, ..Usage::default() };
+        for (group, epoch) in self.groups_of(BucketId(bucket.id)) {
+            let read = ShardRead::GetUsage(BucketRef { bucket: bucket.id });
+            if let ShardFound::Usage(usage) = self.query_shard(group, epoch, read).await? {
+                total.bytes += usage.bytes;
+                total.objects += usage.objects;
+                total.complete &= usage.complete;
+            }
+        }
+        Ok(total)
+    }
+
     /// Enabled or suspended; once enabled, versioning is never off again.
     pub async fn set_versioning(&self, name: &str, versioning: Versioning) -> Result<(), Error> {
         if versioning == Versioning::Off {
@@ -218,6 +274,7 @@ impl Client {
         match reply.outcome() {
             MapOutcome::Done => {}
             MapOutcome::Stale => return Err(Error::Unavailable("the bucket's settings were changed meanwhile".into())),
+            MapOutcome::Invalid => return Err(Error::Invalid(reply.detail)),
             _ => return Err(Error::NoSuchBucket),
         }
         let entry = self.map().active_bucket(name).cloned().ok_or(Error::NoSuchBucket)?;

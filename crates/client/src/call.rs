@@ -541,6 +541,9 @@ fn refusal(refused: &Refused) -> Error {
         Reason::WrongRange => Error::Unavailable(format!("the key's range has moved: {detail}")),
         Reason::SessionClosed | Reason::StaleSequence => Error::OutcomeUnknown(detail),
         Reason::Damaged => Error::Damaged(detail),
+        Reason::ObjectLocked => Error::ObjectLocked(detail),
+        Reason::NotLockable => Error::NotLockable,
+        Reason::QuotaExceeded => Error::QuotaExceeded { limit: detail },
         Reason::Invalid | Reason::Unspecified => Error::Invalid(detail),
     }
 }

@@ -31,8 +31,11 @@ pub use map::{MapView, Member, Placement, disk_id};
 pub use meta::map::command::{ConfigurationKind, KeyRow};
 pub use meta::object::command::{
     Attributes, Body, Checksum, CreateUpload, Deleted, Header, NamedPart, ObjectPage, ObjectVersion, Part, PartPage,
-    PartSize, Precondition, Upload, UploadPage, Versioning, Written,
+    PartSize, Precondition, Retention, Upload, UploadPage, Versioning, Written,
 };
+pub use meta::object::lifecycle::{FilterForm, LifecycleRule, LifecycleRules};
+pub use meta::object::lock::{BucketLock, ObjectLock, RetentionMode};
+pub use meta::object::usage::{Quota, Usage};
 pub use nodes::{NodeInfo, Removal};
 pub use objects::{
     ChangeRequest, CompleteRequest, DeleteRequest, ListObjectsRequest, ListUploadsRequest, ListVersionsRequest,

@@ -7,7 +7,7 @@ use meta::map::command::Acknowledgement;
 use meta::object::command::{
     AbortUpload, ChangeVersion, Checksum, CompleteUpload, CreateUpload, DeleteObject, Deleted, GetObject, GetUpload,
     Header, ListObjects, ListParts, ListUploads, ListVersions, NamedPart, ObjectPage, ObjectVersion, PartPage,
-    Precondition, ShardCommand, ShardFound, ShardOutcome, ShardRead, Tags, Upload, UploadPage, Written,
+    Precondition, Retention, ShardCommand, ShardFound, ShardOutcome, ShardRead, Tags, Upload, UploadPage, Written,
 };
 
 use crate::buckets::BucketInfo;
@@ -19,6 +19,8 @@ pub struct DeleteRequest {
     /// 16 bytes or `null`; absent for a plain DELETE.
     pub version: Option<Bytes>,
     pub precondition: Option<Precondition>,
+    /// The caller may bypass a governance retention, and asks to.
+    pub bypass_governance: bool,
 }
 
 /// What is `None` stays as it is.
@@ -28,6 +30,10 @@ pub struct ChangeRequest {
     pub version: Option<Bytes>,
     pub tags: Option<Vec<Header>>,
     pub acl: Option<String>,
+    pub retention: Option<Retention>,
+    pub legal_hold: Option<bool>,
+    /// As in [`DeleteRequest`].
+    pub bypass_governance: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -86,6 +92,7 @@ impl Client {
             precondition: request.precondition,
             modified_ms: self.wall_ms(),
             marker_id: self.random_id(),
+            bypass_governance: request.bypass_governance,
         };
         match self.change_key(bucket, key, ShardCommand::DeleteObject(command)).await? {
             ShardOutcome::Deleted(deleted) => Ok(deleted),
@@ -106,6 +113,10 @@ impl Client {
             version: request.version,
             tags: request.tags.map(|tags| Tags { tags }),
             acl: request.acl,
+            retention: request.retention,
+            legal_hold: request.legal_hold,
+            bypass_governance: request.bypass_governance,
+            now_ms: self.wall_ms(),
         };
         match self.change_key(bucket, key, ShardCommand::ChangeVersion(command)).await? {
             ShardOutcome::Written(written) => Ok(written),

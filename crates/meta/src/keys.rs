@@ -6,6 +6,8 @@
 //! 01  group u64  sub u8 ...            rows of one group, whatever its kind
 //! 01  group      00                    GroupState      applied index, term, Raft configuration, level, range (one row)
 //! 01  group      10  bucket u64        Bucket          the shard's copy of a bucket's settings
+//! 01  group      11  bucket u64        BucketRules     its lifecycle rules, apart because only the worker reads them
+//! 01  group      12  bucket u64        BucketUsage     what a bucket with a quota holds
 //! 01  group      20  node u32          SessionFloor    sessions of the node below this generation are closed
 //! 01  group      21  node u32  generation u32  slot u16    Slot    last sequence and its reply
 //! 01  group      30  sequence u64      Garbage         chunks that no key names any more
@@ -58,6 +60,14 @@ pub enum Key {
         group: GroupId,
     },
     Bucket {
+        group: GroupId,
+        bucket: BucketId,
+    },
+    BucketRules {
+        group: GroupId,
+        bucket: BucketId,
+    },
+    BucketUsage {
         group: GroupId,
         bucket: BucketId,
     },
@@ -147,6 +157,8 @@ mod tag {
 
     pub const GROUP_STATE: u8 = 0x00;
     pub const BUCKET: u8 = 0x10;
+    pub const BUCKET_RULES: u8 = 0x11;
+    pub const BUCKET_USAGE: u8 = 0x12;
     pub const SESSION_FLOOR: u8 = 0x20;
     pub const SLOT: u8 = 0x21;
     pub const GARBAGE: u8 = 0x30;
@@ -174,6 +186,14 @@ impl Key {
             Key::GroupState { group } => put_group(&mut out, *group, tag::GROUP_STATE),
             Key::Bucket { group, bucket } => {
                 put_group(&mut out, *group, tag::BUCKET);
+                out.put_u64_be(bucket.0);
+            }
+            Key::BucketRules { group, bucket } => {
+                put_group(&mut out, *group, tag::BUCKET_RULES);
+                out.put_u64_be(bucket.0);
+            }
+            Key::BucketUsage { group, bucket } => {
+                put_group(&mut out, *group, tag::BUCKET_USAGE);
                 out.put_u64_be(bucket.0);
             }
             Key::SessionFloor { group, node } => {
@@ -304,6 +324,8 @@ fn decode_group(reader: &mut Reader<'_>) -> Result<Key, DecodeError> {
     Ok(match reader.u8("group row")? {
         tag::GROUP_STATE => Key::GroupState { group },
         tag::BUCKET => Key::Bucket { group, bucket: BucketId(reader.u64_be("bucket")?) },
+        tag::BUCKET_RULES => Key::BucketRules { group, bucket: BucketId(reader.u64_be("bucket")?) },
+        tag::BUCKET_USAGE => Key::BucketUsage { group, bucket: BucketId(reader.u64_be("bucket")?) },
         tag::SESSION_FLOOR => Key::SessionFloor { group, node: NodeId(reader.u32_be("node")?) },
         tag::SLOT => {
             let node = NodeId(reader.u32_be("node")?);
@@ -460,6 +482,23 @@ pub fn group_rows(group: GroupId) -> (Bytes, Bytes) {
     (Bytes::from(from), to)
 }
 
+/// The lifecycle rules of all buckets in `group`.
+pub fn rules_rows(group: GroupId) -> (Bytes, Bytes) {
+    rows_of_sub(group, tag::BUCKET_RULES)
+}
+
+/// The usage of all buckets in `group` that are counted.
+pub fn usage_rows(group: GroupId) -> (Bytes, Bytes) {
+    rows_of_sub(group, tag::BUCKET_USAGE)
+}
+
+fn rows_of_sub(group: GroupId, sub: u8) -> (Bytes, Bytes) {
+    let mut from = Vec::new();
+    put_group(&mut from, group, sub);
+    let to = prefix_end(&from);
+    (Bytes::from(from), to)
+}
+
 /// All rows of the cluster map.
 pub fn map_rows() -> (Bytes, Bytes) {
     (Bytes::from_static(&[tag::MAP]), Bytes::from_static(&[tag::MAP + 1]))
@@ -533,7 +572,7 @@ mod tests {
 
     fn any_key() -> impl Strategy<Value = Key> {
         let numbers = (any::<u64>(), any::<u64>(), any::<u32>(), any::<u32>(), any::<u16>());
-        (0usize..22, numbers, object_key(), any::<u128>()).prop_map(|(kind, (a, b, c, d, e), key, upload)| {
+        (0usize..24, numbers, object_key(), any::<u128>()).prop_map(|(kind, (a, b, c, d, e), key, upload)| {
             let group = GroupId(a);
             let bucket = BucketId(b);
             match kind {
@@ -558,6 +597,8 @@ mod tests {
                 18 => Key::Authority,
                 19 => Key::Token { id: key },
                 20 => Key::BucketConfiguration { bucket, kind: e as u8 },
+                21 => Key::BucketRules { group, bucket },
+                22 => Key::BucketUsage { group, bucket },
                 _ => Key::Part { bucket, key, upload, number: e.max(1) },
             }
         })

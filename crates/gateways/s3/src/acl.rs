@@ -77,7 +77,6 @@ impl Grantee {
         }
     }
 
-    #[allow(dead_code, reason = "for the decision function")]
     fn is(&self, caller: &str) -> bool {
         match self {
             Grantee::User(id) => !caller.is_empty() && id == caller,
@@ -130,7 +129,6 @@ impl Acl {
         Acl::decode(kept).unwrap_or_else(|| Acl::private(&bucket.owner))
     }
 
-    #[allow(dead_code, reason = "for the decision function")]
     /// Whether `caller` (an access key, or empty for nobody in particular) may do this. The owner may always.
     pub fn allows(&self, caller: &str, wanted: Permission) -> bool {
         let covers = |permission| permission == wanted || permission == Permission::FullControl;
@@ -138,10 +136,15 @@ impl Acl {
             || self.grants.iter().any(|grant| covers(grant.permission) && grant.grantee.is(caller))
     }
 
-    #[allow(dead_code, reason = "for the decision function")]
     /// Whether it grants something to users at large.
     pub fn is_public(&self) -> bool {
         self.grants.iter().any(|grant| matches!(grant.grantee, Grantee::AllUsers | Grantee::AuthenticatedUsers))
+    }
+
+    /// The list without what it grants to users at large.
+    pub fn without_public(mut self) -> Acl {
+        self.grants.retain(|grant| matches!(grant.grantee, Grantee::User(_)));
+        self
     }
 
     /// As it is kept; empty when that says the same.

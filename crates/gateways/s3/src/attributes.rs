@@ -30,10 +30,9 @@ const KEPT: [(HeaderName, &str); 6] = [
 const DEFAULT_TYPE: &str = "binary/octet-stream";
 
 /// Headers that ask for what is not built. Taking such a request would promise what is not kept.
-const NOT_BUILT: [(&str, &str); 5] = [
+const NOT_BUILT: [(&str, &str); 4] = [
     ("x-amz-server-side-encryption", "Server-side encryption"),
     ("x-amz-copy-source-server-side-encryption", "Server-side encryption"),
-    ("x-amz-object-lock-", "Object lock"),
     ("x-amz-website-redirect-location", "Website redirection"),
     ("x-amz-write-offset-bytes", "Appending"),
 ];
@@ -44,12 +43,6 @@ pub fn refuse_unbuilt(headers: &HeaderMap) -> Result<()> {
         if let Some((_, what)) = NOT_BUILT.iter().find(|(prefix, _)| name.as_str().starts_with(prefix)) {
             return Err(not_implemented(&format!("{what} ({name})")));
         }
-    }
-    if headers
-        .get("x-amz-bucket-object-lock-enabled")
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"true"))
-    {
-        return Err(not_implemented("Object lock (x-amz-bucket-object-lock-enabled)"));
     }
     match headers.get(names::STORAGE_CLASS).map(HeaderValue::as_bytes) {
         None | Some(b"STANDARD" | b"") => Ok(()),

@@ -1,7 +1,8 @@
 //! The HTTP service: limits, health, admission, and errors as S3 writes them.
 
 use crate::attributes::refuse_unbuilt;
-use crate::auth::{self, BodyProof, KeySource, Signed};
+use crate::auth::{self, BodyProof, Caller, KeySource, Signed};
+use crate::authorize::Policies;
 use crate::body::ResponseBody;
 use crate::cors;
 use crate::encoding::hex;
@@ -12,7 +13,7 @@ use crate::operation::Operation;
 use crate::ops::{self, Gateway};
 use crate::payload::{Length, Payload, RawBody};
 use crate::query::Query;
-use crate::request::{Reply, Request, empty, insert};
+use crate::request::{Peer, Reply, Request, empty, insert};
 use crate::target::Target;
 use base::env::{BoxFuture, Clock, Random, RandomExt};
 use bytes::Bytes;
@@ -54,7 +55,7 @@ pub struct S3Options {
 
 /// Makes the service. It is cheap to clone, and serves any number of connections.
 pub fn service(client: Client, options: S3Options) -> S3Service {
-    let gateway = Gateway { client, region: options.region.clone() };
+    let gateway = Gateway { client, region: options.region.clone(), policies: Policies::default() };
     S3Service { inner: Arc::new(Inner { gateway, options }) }
 }
 
@@ -138,6 +139,7 @@ pub(crate) async fn admit(
     let signed = Signed { method: &parts.method, raw_path: parts.uri.path(), raw_query, headers: &parts.headers };
     let (caller, proof) = auth::authenticate(signed, keys, options.clock.wall().0, &options.region).await?;
     let query = Query::read(raw_query)?;
+    let peer = parts.extensions.get::<Peer>().copied().unwrap_or_default();
     let mut headers = parts.headers;
     headers_from_query(&query, &mut headers);
     let operation = Operation::resolve(&parts.method, &target, &query, &headers)?;
@@ -145,7 +147,7 @@ pub(crate) async fn admit(
     let announced = announced_trailers(&headers);
     let length = content_length(&body, &proof, &headers)?;
     let payload = Payload::new(body, proof, length, announced.clone(), options.clock.clone());
-    Ok((Request { operation, target, query, headers, caller, success: None, announced }, payload))
+    Ok((Request { operation, target, query, headers, caller, peer, success: None, announced }, payload))
 }
 
 /// Turns a browser's form into the PUT that it stands for: its fields are the headers, its file is the body.
@@ -157,12 +159,12 @@ async fn admit_form(
     keys: &impl KeySource,
     options: &S3Options,
 ) -> Result<(Request, Payload)> {
+    let peer = parts.extensions.get::<Peer>().copied().unwrap_or_default();
     let length = content_length(&body, &BodyProof::None, &parts.headers)?;
     let whole = Payload::new(body, BodyProof::None, length, Vec::new(), options.clock.clone());
     let (form, file) = Form::read(whole, boundary).await?;
-    let Some(caller) = auth::authenticate_form(&form, keys, &options.region).await? else {
-        return Err(S3Error::new(Code::AccessDenied, "Access denied: the form carries no signature."));
-    };
+    let signed = auth::authenticate_form(&form, keys, &options.region).await?;
+    let caller = signed.map_or(Caller::Anonymous, Caller::Signed);
     let allowed = form.check_policy(&target.bucket, options.clock.wall().0)?;
     let target = Target::new(target.bucket, &form.key()?)?;
     let headers = form.headers()?;
@@ -175,6 +177,7 @@ async fn admit_form(
         query: Query::default(),
         headers,
         caller,
+        peer,
         success: Some(form.success()),
         announced: Vec::new(),
     };

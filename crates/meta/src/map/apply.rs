@@ -6,9 +6,9 @@ use prost::Message;
 
 use super::command::{
     ClusterMap, DiskRow, DiskState, InitCluster, KeyName, KeyRow, MapCommand, MapEntry, MapOutcome, MapReply, NodeRow,
-    NodeState, PoolRow, ShardRow,
+    NodeState, PoolRow, SetKeyPolicy, ShardRow,
 };
-use super::{ACCESS_KEYS_MAX, COPIES_MAX, DISKS_MAX, NODES_MAX, PG_BITS_MAX, SHARDS_MAX, TEXT_LEN_MAX};
+use super::{ACCESS_KEYS_MAX, COPIES_MAX, DISKS_MAX, NODES_MAX, PG_BITS_MAX, POLICY_LEN_MAX, SHARDS_MAX, TEXT_LEN_MAX};
 use crate::group::{decode_row, read_row};
 use crate::keys::{self, Key};
 use crate::object::command::{CloseSession, SlotRef};
@@ -162,6 +162,7 @@ impl Step<'_> {
             MapCommand::RemoveBucket(id) => self.remove_bucket(id),
             MapCommand::CreateKey(row) => self.create_key(row),
             MapCommand::DeleteKey(name) => self.delete_key(name),
+            MapCommand::SetKeyPolicy(set) => self.set_key_policy(set),
             MapCommand::CloseSession(close) => self.close_session(close),
             MapCommand::SetFeatureLevel(level) => self.set_feature_level(level.level),
             MapCommand::CreateToken(row) => self.create_token(row),
@@ -269,6 +270,7 @@ impl Step<'_> {
         check_text(&row.access_key)?;
         check_text(&row.secret_key)?;
         check_text(&row.name)?;
+        check_policy(&row.policy)?;
         require(!row.access_key.is_empty() && !row.secret_key.is_empty(), "an access key has an id and a secret")?;
         let key = access_key(&row.access_key);
         let name_key = access_key_name(&row.name);
@@ -312,6 +314,15 @@ impl Step<'_> {
         }
         self.state.access_keys -= 1;
         self.is_effective = true;
+        Ok(MapReply::default())
+    }
+
+    fn set_key_policy(&mut self, set: SetKeyPolicy) -> Result<MapReply, Halt> {
+        check_policy(&set.policy)?;
+        let by_name = self.read::<KeyName>(&access_key_name(&set.name))?;
+        let key = access_key(&by_name.map_or(set.name.clone(), |found| found.name));
+        let Some(before) = self.read::<KeyRow>(&key)? else { return refuse(MapOutcome::NotFound, set.name) };
+        self.put(&key, &KeyRow { policy: set.policy, ..before.clone() }, Some(&before));
         Ok(MapReply::default())
     }
 
@@ -364,6 +375,10 @@ pub(super) fn count_up(count: &mut u64, max: u64, what: &str) -> Result<(), Halt
 
 pub(super) fn check_text(text: &str) -> Result<(), Halt> {
     require(text.len() <= TEXT_LEN_MAX, "a name or address is too long")
+}
+
+fn check_policy(policy: &str) -> Result<(), Halt> {
+    require(policy.len() <= POLICY_LEN_MAX, "a policy is longer than 20 KiB")
 }
 
 pub(super) fn id_u128(raw: &[u8]) -> Result<u128, Halt> {

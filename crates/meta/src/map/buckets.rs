@@ -50,6 +50,9 @@ impl Step<'_> {
         require(entry.name.is_empty() || entry.name == before.name, "a bucket keeps its name")?;
         let switched_off = entry.versioning == Versioning::Off as i32 && before.versioning != Versioning::Off as i32;
         require(!switched_off, "versioning can be suspended, not switched off")?;
+        let lock = self.read::<BucketConfigurationRow>(&lock_key(BucketId(entry.id)))?;
+        let keeps_versions = entry.versioning == Versioning::Enabled as i32;
+        require(lock.is_none() || keeps_versions, "a bucket with object lock keeps versions")?;
         let mut after = BucketEntry {
             versioning: entry.versioning,
             pool: entry.pool,
@@ -95,6 +98,11 @@ impl Step<'_> {
             let detail = format!("the bucket's settings are at version {}", before.settings_version);
             return refuse(MapOutcome::Stale, detail);
         }
+        if kind == ConfigurationKind::ObjectLock {
+            require(set.value.is_some(), "object lock cannot be switched off")?;
+            let keeps_versions = before.versioning == Versioning::Enabled as i32;
+            require(keeps_versions, "object lock needs a bucket with versioning enabled")?;
+        }
         let key = Key::BucketConfiguration { bucket, kind: kind as u8 };
         let row_before = self.read::<BucketConfigurationRow>(&key)?;
         if row_before.as_ref().map(|row| &row.value) == set.value.as_ref() {
@@ -132,6 +140,10 @@ fn check_bucket(entry: &BucketEntry) -> Result<(), Halt> {
         && BucketState::try_from(entry.state).is_ok();
     require(is_known, "a setting of the bucket is not known")?;
     check_text(&entry.name)
+}
+
+fn lock_key(bucket: BucketId) -> Key {
+    Key::BucketConfiguration { bucket, kind: ConfigurationKind::ObjectLock as u8 }
 }
 
 fn bucket_name_key(entry: &BucketEntry) -> Key {

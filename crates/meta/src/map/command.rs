@@ -231,6 +231,9 @@ pub struct KeyRow {
     pub created_ms: u64,
     #[prost(bool, tag = "5")]
     pub root: bool,
+    /// JSON; empty: none, the key may do everything with the buckets that it owns. The map only bounds its length.
+    #[prost(string, tag = "6")]
+    pub policy: String,
 }
 
 impl std::fmt::Debug for KeyRow {
@@ -300,7 +303,10 @@ impl std::fmt::Debug for Authority {
 pub struct MapEntry {
     #[prost(message, optional, tag = "1")]
     pub slot: Option<SlotRef>,
-    #[prost(oneof = "MapCommand", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28")]
+    #[prost(
+        oneof = "MapCommand",
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 40"
+    )]
     pub command: Option<MapCommand>,
 }
 
@@ -368,6 +374,9 @@ pub enum MapCommand {
     /// as many bytes of configurations as it may.
     #[prost(message, tag = "28")]
     SetBucketConfiguration(SetBucketConfiguration),
+    /// Replaces the policy of an access key.
+    #[prost(message, tag = "40")]
+    SetKeyPolicy(SetKeyPolicy),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -443,6 +452,16 @@ pub struct KeyName {
     /// Access key or operator's name.
     #[prost(string, tag = "1")]
     pub name: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SetKeyPolicy {
+    /// Access key or operator's name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// As [`KeyRow::policy`].
+    #[prost(string, tag = "2")]
+    pub policy: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

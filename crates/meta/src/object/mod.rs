@@ -8,11 +8,15 @@ mod apply;
 mod buckets;
 mod change;
 pub mod command;
+pub mod expire;
 mod garbage;
+pub mod lifecycle;
 mod list;
+pub mod lock;
 mod query;
 mod scan;
 mod uploads;
+pub mod usage;
 mod versions;
 
 pub use apply::apply;

@@ -47,6 +47,11 @@ fn read(view: &dyn View, group: GroupId, state: &GroupState, read: Option<ShardR
         ShardRead::ListParts(list) => ShardFound::Parts(list_parts(view, group, state, list)?),
         ShardRead::ListUploads(list) => ShardFound::Uploads(list_uploads(view, group, state, &list)?),
         ShardRead::ListGarbage(list) => ShardFound::Garbage(list_garbage(view, group, list)?),
+        ShardRead::GetUsage(bucket) => {
+            let bucket = base::ids::BucketId(bucket.bucket);
+            check_bucket(view, group, bucket)?;
+            ShardFound::Usage(super::usage::usage(view, group, bucket)?.unwrap_or_default())
+        }
     })
 }
 

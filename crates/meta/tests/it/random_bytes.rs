@@ -49,6 +49,7 @@ fn entries(shard: &mut Shard) -> Vec<ShardEntry> {
             precondition: Some(condition),
             modified_ms: 1,
             marker_id: random(4),
+            bypass_governance: false,
         }),
         ShardCommand::PutPart(PutPart {
             bucket: BUCKET,

@@ -76,7 +76,13 @@ fn a_suspended_bucket_has_one_null_version_and_it_is_the_newest() {
 
 fn change(key: &str, version: Option<Bytes>, tag: &str) -> ShardCommand {
     let tags = Some(Tags { tags: vec![Header { name: tag.to_owned(), value: "v".to_owned() }] });
-    ShardCommand::ChangeVersion(ChangeVersion { bucket: BUCKET, key: text(key), version, tags, acl: None })
+    ShardCommand::ChangeVersion(ChangeVersion {
+        bucket: BUCKET,
+        key: text(key),
+        version,
+        tags,
+        ..ChangeVersion::default()
+    })
 }
 
 fn object(shard: &Shard, version: Option<Bytes>) -> ObjectVersion {

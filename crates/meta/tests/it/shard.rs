@@ -95,6 +95,7 @@ impl Shard {
             precondition,
             modified_ms: 5000,
             marker_id: random(99),
+            bypass_governance: false,
         };
         self.run(ShardCommand::DeleteObject(delete))
     }

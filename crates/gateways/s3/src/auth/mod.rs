@@ -47,6 +47,24 @@ impl std::fmt::Debug for Secret {
     }
 }
 
+/// Who sent a request. What an anonymous sender may do is decided as for everybody, by policies and lists.
+#[derive(Clone, Debug)]
+pub enum Caller {
+    Signed(Authenticated),
+    /// The request carries no signature at all. (One that does not match is refused.)
+    Anonymous,
+}
+
+impl Caller {
+    /// Empty for an anonymous sender: no key and no owner is called so.
+    pub fn access_key(&self) -> &str {
+        match self {
+            Caller::Signed(signed) => signed.access_key(),
+            Caller::Anonymous => "",
+        }
+    }
+}
+
 /// Where secrets come from.
 pub trait KeySource: Send + Sync + 'static {
     /// The secret of `access_key`; `None` when there is no such key.
@@ -140,8 +158,8 @@ pub async fn authenticate(
     keys: &impl KeySource,
     now_ms: u64,
     region: &str,
-) -> Result<(Authenticated, BodyProof)> {
-    let claim = Claim::read(&request)?;
+) -> Result<(Caller, BodyProof)> {
+    let Some(claim) = Claim::read(&request)? else { return anonymous(&request) };
     claim.check_scope(region)?;
     claim.check_time(now_ms)?;
     check_signed_headers(&claim, request.headers)?;
@@ -165,7 +183,31 @@ pub async fn authenticate(
             trailers,
         },
     };
-    Ok((caller, body))
+    Ok((Caller::Signed(caller), body))
+}
+
+/// A request without a signature: what it says about its body is still held against it.
+fn anonymous(request: &Signed<'_>) -> Result<(Caller, BodyProof)> {
+    refuse_repeated(request.headers)?;
+    let proof = match claim::unsigned_payload(request.headers)? {
+        PayloadClaim::Unsigned => BodyProof::None,
+        PayloadClaim::Sha256(hash) => BodyProof::Sha256(hash),
+        PayloadClaim::ChunkedUnsigned => BodyProof::ChunkedUnsigned,
+        PayloadClaim::ChunkedSigned { .. } => {
+            let message = "Access denied: the request announces signed chunks and carries no signature.";
+            return Err(S3Error::new(Code::AccessDenied, message));
+        }
+    };
+    Ok((Caller::Anonymous, proof))
+}
+
+fn refuse_repeated(headers: &HeaderMap) -> Result<()> {
+    for name in headers.keys() {
+        if headers.get_all(name).iter().nth(1).is_some() && (name.as_str().starts_with("x-amz-") || single(name)) {
+            return Err(S3Error::new(Code::InvalidRequest, format!("The header {name} is given more than once.")));
+        }
+    }
+    Ok(())
 }
 
 fn unknown_key() -> S3Error {
@@ -189,10 +231,8 @@ fn check_signed_headers(claim: &Claim, headers: &HeaderMap) -> Result<()> {
     if !claim.signed_headers.iter().any(|name| name == "host") {
         return Err(claim.malformed("The host header must be among the signed headers."));
     }
+    refuse_repeated(headers)?;
     for name in headers.keys() {
-        if headers.get_all(name).iter().nth(1).is_some() && (name.as_str().starts_with("x-amz-") || single(name)) {
-            return Err(S3Error::new(Code::InvalidRequest, format!("The header {name} is given more than once.")));
-        }
         let covered = claim.signed_headers.iter().any(|signed| signed == name.as_str());
         // The hash of the body is itself a part of the canonical request of header authentication. In a presigned
         // request it only promises a check more.

@@ -1,12 +1,14 @@
 //! Access control lists and the ownership of objects.
 
-use super::object::{find, insert_version};
+use super::object::insert_version;
 use super::{Gateway, is_versioned};
 use crate::acl::{self, Acl, Kind, Ownership};
 use crate::error::{Code, Result, S3Error};
 use crate::payload::Payload;
+use crate::public_access::PublicAccessBlock;
 use crate::request::{Reply, Request, empty, malformed_xml, xml_reply};
 use crate::xml::Writer;
+use access::Action;
 use bytes::Bytes;
 use client::{BucketInfo, ChangeRequest, ConfigurationKind};
 use http::{HeaderMap, StatusCode};
@@ -17,8 +19,10 @@ pub async fn get_of_bucket(gateway: &Gateway, request: &Request) -> Result<Reply
 }
 
 pub async fn get_of_object(gateway: &Gateway, request: &Request) -> Result<Reply> {
-    let bucket = gateway.bucket(request).await?;
-    let object = find(gateway, &bucket, &request.target.key, request.version()?).await?;
+    let bucket = gateway.lookup(request).await?;
+    let version = request.version()?;
+    let action = if version.is_some() { Action::GET_OBJECT_VERSION_ACL } else { Action::GET_OBJECT_ACL };
+    let object = gateway.object(request, &bucket, &request.target.key, version, action).await?;
     let mut reply = document(&Acl::of_object(&bucket, &object));
     if is_versioned(&bucket) {
         insert_version(&mut reply, &object.version);
@@ -38,9 +42,10 @@ pub async fn put_of_bucket(gateway: &Gateway, request: &Request, payload: Payloa
 }
 
 pub async fn put_of_object(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
-    let bucket = gateway.bucket(request).await?;
+    let bucket = gateway.lookup(request).await?;
     let version = request.version()?;
-    let object = find(gateway, &bucket, &request.target.key, version).await?;
+    let action = if version.is_some() { Action::PUT_OBJECT_VERSION_ACL } else { Action::PUT_OBJECT_ACL };
+    let object = gateway.object(request, &bucket, &request.target.key, version, action).await?;
     let owner = Acl::of_object(&bucket, &object).owner;
     let acl = asked(gateway, request, payload, &bucket, Kind::Object, &owner).await?;
     // The version that was looked at: a newer one may have another owner.
@@ -75,8 +80,17 @@ async fn asked(
         None => Acl::read(&request.xml_body(payload, "AccessControlPolicy", true).await?, owner)?,
     };
     acl::check_settable(bucket)?;
+    refuse_public(bucket, &acl)?;
     check_users(gateway, &acl).await?;
     Ok(acl)
+}
+
+/// `BlockPublicAcls`.
+pub fn refuse_public(bucket: &BucketInfo, acl: &Acl) -> Result<()> {
+    if acl.is_public() && PublicAccessBlock::of(bucket).block_public_acls {
+        return Err(S3Error::new(Code::AccessDenied, "Access Denied: the bucket blocks public access lists."));
+    }
+    Ok(())
 }
 
 /// Whoever is granted something must exist.

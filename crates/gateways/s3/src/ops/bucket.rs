@@ -9,7 +9,8 @@ use crate::names;
 use crate::payload::Payload;
 use crate::request::{Reply, Request, empty, insert, malformed_xml, xml_reply};
 use crate::xml::Writer;
-use client::Versioning;
+use access::Action;
+use client::{ConfigurationKind, Versioning};
 use http::StatusCode;
 
 /// The most buckets in one page.
@@ -26,7 +27,8 @@ pub async fn list(gateway: &Gateway, request: &Request) -> Result<Reply> {
         None => Vec::new(),
     };
     let mut buckets = gateway.client.list_buckets().await?;
-    if !gateway.is_root(request).await? {
+    gateway.authorize_service(request, Action::LIST_ALL_MY_BUCKETS, "").await?;
+    if !gateway.sees_all_buckets(request).await? {
         buckets.retain(|bucket| bucket.owner == request.caller.access_key());
     }
     buckets.retain(|bucket| bucket.name.starts_with(prefix) && bucket.name.as_bytes() > after.as_slice());
@@ -65,17 +67,23 @@ pub async fn create(gateway: &Gateway, request: &Request, payload: Payload) -> R
         }
     }
     let name = &request.target.bucket;
+    gateway.authorize_service(request, Action::CREATE_BUCKET, name).await?;
     let owner = request.caller.access_key();
     let asked = AtCreation::read(&request.headers, owner)?;
     asked.check(gateway).await?;
     match gateway.client.create_bucket(name, owner).await {
-        Ok(bucket) => asked.keep(gateway, &bucket).await?,
+        Ok(bucket) => {
+            asked.keep(gateway, &bucket).await?;
+            super::lock::at_creation(gateway, request).await?;
+        }
         Err(client::Error::BucketExists { owner: present }) if present == owner => {
             let bucket = gateway.client.bucket(name).await?;
             if !asked.is_of(&bucket) {
                 let message = "You own this bucket already, with other settings than those that you ask for.";
                 return Err(S3Error::new(Code::BucketAlreadyExists, message).field("BucketName", name.as_str()));
             }
+            // An earlier try may have got only so far.
+            super::lock::at_creation(gateway, request).await?;
             if gateway.region != CLASSIC_REGION {
                 let message = "Your previous request to create the named bucket succeeded and you already own it.";
                 return Err(S3Error::new(Code::BucketAlreadyOwnedByYou, message).field("BucketName", name.as_str()));
@@ -117,7 +125,7 @@ pub async fn versioning(gateway: &Gateway, request: &Request) -> Result<Reply> {
 }
 
 pub async fn set_versioning(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
-    gateway.bucket(request).await?;
+    let bucket = gateway.bucket(request).await?;
     let configuration = request.xml_body(payload, "VersioningConfiguration", true).await?;
     if configuration.child_text("MfaDelete").is_some_and(|value| value != "Disabled") {
         return Err(not_implemented("PutBucketVersioning with MfaDelete"));
@@ -131,6 +139,11 @@ pub async fn set_versioning(gateway: &Gateway, request: &Request, payload: Paylo
             return Err(S3Error::new(Code::IllegalVersioningConfigurationException, message));
         }
     };
+    if versioning != Versioning::Enabled && bucket.configuration(ConfigurationKind::ObjectLock).is_some() {
+        let message =
+            "An Object Lock configuration is present on this bucket, so the versioning state cannot be changed.";
+        return Err(S3Error::new(Code::InvalidBucketState, message));
+    }
     gateway.client.set_versioning(&request.target.bucket, versioning).await?;
     Ok(empty(StatusCode::OK))
 }

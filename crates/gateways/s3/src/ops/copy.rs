@@ -1,18 +1,21 @@
 //! Copies: the source is read, verified and written anew, as a stream. No bytes are shared between keys.
 
-use super::object::{find, insert_written_version, of_write, size_of, write_checksum_elements};
-use super::{Gateway, check_owner, is_versioned};
+use super::object::{insert_written_version, of_write, size_of, write_checksum_elements};
+use super::{Gateway, is_versioned};
+use crate::authorize::check_owner;
 use crate::checksum::{Algorithm, Hashes, Sums};
 use crate::conditions::{ReadConditions, of_write as write_conditions};
 use crate::date::iso8601;
 use crate::encoding::{percent_decode, version_text};
 use crate::error::{Code, Result, S3Error};
 use crate::names;
+use crate::operation::Operation;
 use crate::range::copy_range;
 use crate::request::{Reply, Request, insert, parse_version, quoted, xml_reply};
 use crate::service::CONTENT_LENGTH_MAX;
 use crate::target::Target;
 use crate::xml::Writer;
+use access::Action;
 use bytes::Bytes;
 use client::{Attributes, BucketInfo, FinishPart, FinishPut, ObjectVersion, ObjectWriter};
 use http::HeaderName;
@@ -58,10 +61,10 @@ async fn source(gateway: &Gateway, request: &Request) -> Result<Source> {
     let header = request.headers.get(names::COPY_SOURCE).map(|value| value.as_bytes()).unwrap_or_default();
     let wanted = CopySource::read(header)?;
     let bucket = gateway.client.bucket(&wanted.target.bucket).await?;
-    gateway.authorize(request, &bucket).await?;
     check_owner(&bucket, request.header(&names::EXPECTED_SOURCE_BUCKET_OWNER))?;
     let version_named = wanted.version.is_some();
-    let found = find(gateway, &bucket, &wanted.target.key, wanted.version).await;
+    let action = if version_named { Action::GET_OBJECT_VERSION } else { Action::GET_OBJECT };
+    let found = gateway.object(request, &bucket, &wanted.target.key, wanted.version, action).await;
     // A marker that is named as the source is a bad request, not a method that is not allowed.
     let object = found.map_err(|error| match error.code {
         Code::MethodNotAllowed => S3Error::new(
@@ -70,6 +73,13 @@ async fn source(gateway: &Gateway, request: &Request) -> Result<Source> {
         ),
         _ => error,
     })?;
+    if object.attributes.as_ref().is_some_and(|attributes| !attributes.tags.is_empty())
+        && !replaces(request, &names::TAGGING_DIRECTIVE)?
+        && request.operation == Operation::CopyObject
+    {
+        // The tags come along: whoever may not read them may not copy them.
+        gateway.authorize_object(request, &bucket, Action::GET_OBJECT_TAGGING, &object).await?;
+    }
     ReadConditions::of_copy_source(&request.headers)?.check(&object)?;
     Ok(Source { bucket, object, version_named, is_target: wanted.target == request.target })
 }
@@ -104,6 +114,7 @@ pub async fn object(gateway: &Gateway, request: &Request) -> Result<Reply> {
         checksums: sums.checksums.clone(),
         // A copy is as private as a new object: the source's list is not taken over.
         acl: asked.acl,
+        lock: asked.lock,
     };
     let written = writer.finish(FinishPut { attributes, precondition }).await?;
     let mut reply = xml_reply(result("CopyObjectResult", written.modified_ms, &written.etag, &sums, true));

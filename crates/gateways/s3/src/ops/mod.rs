@@ -5,14 +5,17 @@ mod bucket;
 mod copy;
 mod cors;
 mod delete;
+mod lifecycle;
 mod list;
+mod lock;
 mod multipart;
-mod object;
+pub mod object;
+mod policy;
 mod post;
 mod tagging;
 
-use crate::error::{Code, Result, S3Error};
-use crate::names;
+use crate::authorize::Policies;
+use crate::error::Result;
 use crate::operation::Operation;
 use crate::payload::Payload;
 use crate::request::{Reply, Request};
@@ -23,6 +26,7 @@ use client::{BucketInfo, Client, Versioning};
 pub struct Gateway {
     pub client: Client,
     pub region: String,
+    pub policies: Policies,
 }
 
 /// Carries out a request.
@@ -39,6 +43,22 @@ pub async fn run(gateway: &Gateway, request: &Request, payload: Payload) -> Resu
         Operation::PutBucketAcl => acl::put_of_bucket(gateway, request, payload).await,
         Operation::GetObjectAcl => acl::get_of_object(gateway, request).await,
         Operation::PutObjectAcl => acl::put_of_object(gateway, request, payload).await,
+        Operation::GetBucketPolicy => policy::get(gateway, request).await,
+        Operation::PutBucketPolicy => policy::put(gateway, request, payload).await,
+        Operation::DeleteBucketPolicy => policy::delete(gateway, request).await,
+        Operation::GetBucketPolicyStatus => policy::status(gateway, request).await,
+        Operation::GetPublicAccessBlock => policy::get_block(gateway, request).await,
+        Operation::PutPublicAccessBlock => policy::put_block(gateway, request, payload).await,
+        Operation::DeletePublicAccessBlock => policy::delete_block(gateway, request).await,
+        Operation::GetBucketLifecycle => lifecycle::get(gateway, request).await,
+        Operation::PutBucketLifecycle => lifecycle::put(gateway, request, payload).await,
+        Operation::DeleteBucketLifecycle => lifecycle::delete(gateway, request).await,
+        Operation::GetObjectLockConfiguration => lock::get_of_bucket(gateway, request).await,
+        Operation::PutObjectLockConfiguration => lock::put_of_bucket(gateway, request, payload).await,
+        Operation::GetObjectRetention => lock::get_retention(gateway, request).await,
+        Operation::PutObjectRetention => lock::put_retention(gateway, request, payload).await,
+        Operation::GetObjectLegalHold => lock::get_hold(gateway, request).await,
+        Operation::PutObjectLegalHold => lock::put_hold(gateway, request, payload).await,
         Operation::GetBucketCors => cors::get(gateway, request).await,
         Operation::PutBucketCors => cors::put(gateway, request, payload).await,
         Operation::DeleteBucketCors => cors::delete(gateway, request).await,
@@ -72,39 +92,6 @@ pub async fn run(gateway: &Gateway, request: &Request, payload: Payload) -> Resu
         Operation::UploadPart => multipart::part(gateway, request, payload).await,
         Operation::CompleteMultipartUpload => multipart::complete(gateway, request, payload).await,
         Operation::AbortMultipartUpload => multipart::abort(gateway, request).await,
-    }
-}
-
-impl Gateway {
-    /// The bucket that the request names.
-    async fn bucket(&self, request: &Request) -> Result<BucketInfo> {
-        let bucket = self.client.bucket(&request.target.bucket).await?;
-        self.authorize(request, &bucket).await?;
-        check_owner(&bucket, request.header(&names::EXPECTED_BUCKET_OWNER))?;
-        Ok(bucket)
-    }
-
-    /// The one place that decides whether a caller may use a bucket: its owner and the root user may do everything,
-    /// others nothing. (Policies will be decided here.)
-    async fn authorize(&self, request: &Request, bucket: &BucketInfo) -> Result<()> {
-        if bucket.owner == request.caller.access_key() || self.is_root(request).await? {
-            return Ok(());
-        }
-        Err(S3Error::new(Code::AccessDenied, "Access denied: the bucket belongs to another access key."))
-    }
-
-    async fn is_root(&self, request: &Request) -> Result<bool> {
-        Ok(self.client.access_key(request.caller.access_key()).await?.is_some_and(|key| key.root))
-    }
-}
-
-/// `expected`: the value of an `expected-bucket-owner` header.
-fn check_owner(bucket: &BucketInfo, expected: Option<&str>) -> Result<()> {
-    match expected {
-        Some(owner) if owner != bucket.owner => {
-            Err(S3Error::new(Code::AccessDenied, "Access denied: the bucket belongs to another owner."))
-        }
-        _ => Ok(()),
     }
 }
 

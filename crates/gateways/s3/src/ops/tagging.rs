@@ -1,18 +1,22 @@
 //! Tags of objects and of buckets.
 
-use super::object::{find, insert_version};
+use super::object::insert_version;
 use super::{Gateway, is_versioned};
 use crate::error::{Code, Result, S3Error};
 use crate::payload::Payload;
 use crate::request::{Reply, Request, empty, xml_reply};
 use crate::tags;
+use access::Action;
 use bytes::Bytes;
 use client::{BucketInfo, ChangeRequest, ConfigurationKind, Header};
 use http::StatusCode;
 
 pub async fn get(gateway: &Gateway, request: &Request) -> Result<Reply> {
-    let bucket = gateway.bucket(request).await?;
-    let object = find(gateway, &bucket, &request.target.key, request.version()?).await?;
+    let bucket = gateway.lookup(request).await?;
+    let version = request.version()?;
+    let of_version = version.is_some();
+    let action = if of_version { Action::GET_OBJECT_VERSION_TAGGING } else { Action::GET_OBJECT_TAGGING };
+    let object = gateway.object(request, &bucket, &request.target.key, version, action).await?;
     let tags = object.attributes.map(|attributes| attributes.tags).unwrap_or_default();
     let mut reply = xml_reply(tags::to_xml(&tags));
     if is_versioned(&bucket) {
