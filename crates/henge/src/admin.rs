@@ -354,7 +354,7 @@ async fn remove_node(
     Ok(Json(node))
 }
 
-fn bucket_view(bucket: client::BucketInfo) -> BucketView {
+fn bucket_view(bucket: client::BucketInfo, region: String) -> BucketView {
     let versioning = match bucket.versioning {
         client::Versioning::Off => "off",
         client::Versioning::Enabled => "enabled",
@@ -364,7 +364,7 @@ fn bucket_view(bucket: client::BucketInfo) -> BucketView {
         name: bucket.name,
         owner: bucket.owner,
         created_ms: bucket.created_ms,
-        region: bucket.region,
+        region,
         versioning: versioning.into(),
     }
 }

@@ -1,6 +1,7 @@
 //! What a node answers to clients and other nodes: decodes a request, hands it to the group or disk it is for.
 
 use base::Env;
+use base::checksum::Crc64;
 use base::env::{BoxFuture, Channel, Frame, Handler};
 use base::ids::{ChunkId, DiskId, GROUP_ZERO, GroupId, NodeId, OwnerId, PgEpoch};
 use bytes::Bytes;
@@ -116,6 +117,7 @@ impl Service {
             }
             Ask::PutChunk(put) => (self.put_chunk(put, bulk).await, Vec::new()),
             Ask::GetChunk(get) => self.get_chunk(get).await,
+            Ask::CloneChunk(clone) => (self.clone_chunk(clone).await, Vec::new()),
             Ask::DeleteChunks(delete) => (self.delete_chunks(delete).await, Vec::new()),
             Ask::SnapshotPage(ask) => match self.offered.page(&self.env, &*self.kv, &ask) {
                 Ok(rows) => (Answer::of(Told::SnapshotRows(rows)), Vec::new()),
@@ -282,7 +284,7 @@ impl Service {
             let why = format!("the placement of chunk {id} changed while it was stored");
             return Answer::failed(Failure::StalePlacement, why);
         }
-        Answer::of(Told::Chunk(ChunkDone { epoch: put.epoch, owner: put.owner }))
+        Answer::of(Told::Chunk(ChunkDone { epoch: put.epoch, owner: put.owner, crc64: put.crc64 }))
     }
 
     async fn get_chunk(&self, get: wire::GetChunk) -> Answered {
@@ -293,10 +295,28 @@ impl Service {
         };
         match engine.get(id, get.start..get.end).await {
             Ok(data) => {
-                (Answer::of(Told::Chunk(ChunkDone { epoch: data.stat.epoch.0, owner: data.owner.0 })), data.pieces)
+                let done = ChunkDone { epoch: data.stat.epoch.0, owner: data.owner.0, crc64: 0 };
+                (Answer::of(Told::Chunk(done)), data.pieces)
             }
             Err(error) => (store_failure(id, &error), Vec::new()),
         }
+    }
+
+    /// What is read was verified by the store; what is stored is that, under another id.
+    async fn clone_chunk(&self, clone: wire::CloneChunk) -> Answer {
+        let (engine, from) = match (self.engine(&clone.disk), chunk_id(&clone.from)) {
+            (Ok(engine), Some(from)) => (engine, from),
+            (Err(failed), _) => return failed.into(),
+            (_, None) => return Answer::failed(Failure::Invalid, "a chunk id has 16 bytes"),
+        };
+        let source = match engine.get(from, clone.start..clone.end).await {
+            Ok(source) => source.pieces,
+            Err(error) => return store_failure(from, &error),
+        };
+        let mut crc = Crc64::new();
+        source.iter().for_each(|piece| crc.update(piece));
+        let wire::CloneChunk { disk, id, owner, epoch, .. } = clone;
+        self.put_chunk(wire::PutChunk { disk, id, owner, epoch, crc64: crc.finish() }, source).await
     }
 
     async fn delete_chunks(&self, delete: wire::DeleteChunks) -> Answer {
