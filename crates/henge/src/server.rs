@@ -130,7 +130,7 @@ impl Plan<'_> {
             root: (self.root.access_key.clone(), self.root.secret_key.clone()),
             authority: Some((authority.certificate_pem.clone(), authority.key_pem.clone())),
         };
-        let node = node::Node::start(config).await.map_err(|error| Failure(error.to_string()))?;
+        let node = node::Node::start_tuned(config, self.tuning()).await.map_err(|error| Failure(error.to_string()))?;
         let node = Arc::new(node);
         enter(Club { cluster: node.cluster(), generation: 0 })?;
         let (client, cluster) = (node.client(), node.cluster());
@@ -138,6 +138,15 @@ impl Plan<'_> {
         net.admit_by(Arc::new(gate.clone()));
         env.spawn("membership", membership::follow(net, env.clone(), standing, client, self.data.to_owned()));
         Ok((env, Running { node, gate, advertise: self.advertise.clone(), region }))
+    }
+
+    fn tuning(&self) -> node::Tuning {
+        let mut tuning = node::Tuning::default();
+        if let Some(seconds) = self.args.lifecycle_day_seconds {
+            let day_ms = 1000 * u64::from(seconds.max(1));
+            tuning.lifecycle = node::LifecyclePace { interval: std::time::Duration::from_secs(1), day_ms };
+        }
+        tuning
     }
 
     fn cluster_file(&self, region: &str, node: &node::Node) -> ClusterFile {

@@ -10,6 +10,7 @@ mod controller;
 mod disks;
 mod group;
 mod home;
+mod lifecycle;
 mod machine;
 mod metrics;
 pub mod offline;
@@ -23,5 +24,6 @@ mod transport;
 mod workers;
 
 pub use home::join as join_identity;
+pub use lifecycle::LifecyclePace;
 pub use start::{Config, DiskSpec, Healing, Node, StartError, Tuning};
 pub use status::{ChunkCounts, DiskStatus, GroupStatus, NodeStatus, RepairStatus, Status, Verdict};

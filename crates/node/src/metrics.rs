@@ -19,6 +19,7 @@ pub struct Counters {
     pub damaged_rows: Counter,
     pub garbage_chunks: Counter,
     pub orphan_chunks: Counter,
+    pub expired: Counter,
     pub kv_flushes: Counter,
 }
 
@@ -47,6 +48,7 @@ pub fn text(service: &Service, status: &Status) -> String {
     registry.register("metadata_rows_damaged", "Reads that met damaged metadata", counters.damaged_rows.clone());
     registry.register("garbage_chunks", "Chunks deleted after nothing named them", counters.garbage_chunks.clone());
     registry.register("orphan_chunks", "Chunks removed that were never committed", counters.orphan_chunks.clone());
+    registry.register("expired", "Keys and uploads that lifecycle rules came to", counters.expired.clone());
     registry.register("metadata_flushes", "Flushes of the key-value store", counters.kv_flushes.clone());
     let repair = &service.repair.counters;
     registry.register("repair_chunks", "Chunks pulled from other nodes", repair.pulled_chunks.clone());

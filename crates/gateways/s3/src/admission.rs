@@ -100,6 +100,10 @@ fn send_body(request: http::Request<()>, body: RawBody) -> std::result::Result<B
         let mut hashes = Hashes::new(&promised.algorithms());
         hashes.update(&content);
         promised.verify(&hashes.finish(), |name| payload.trailer(name))?;
+        // Unsigned requests are admitted as nobody; what nobody may do is decided later.
+        if matches!(request.caller, crate::auth::Caller::Anonymous) {
+            return Err(crate::authorize::denied());
+        }
         assert_eq!(request.caller.access_key(), "access");
         Ok(content)
     };

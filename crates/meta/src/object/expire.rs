@@ -77,14 +77,14 @@ fn rules_of(view: &dyn View, group: GroupId, bucket: BucketId) -> Result<Option<
     read_row::<LifecycleRules>(view, &Key::BucketRules { group, bucket })
 }
 
-/// Buckets with rules in this shard.
-pub fn buckets_with_rules(view: &dyn View, group: GroupId) -> Result<Vec<BucketId>, ViewError> {
+/// Buckets with rules in this shard, each with its encoded rules.
+pub fn buckets_with_rules(view: &dyn View, group: GroupId) -> Result<Vec<(BucketId, Bytes)>, ViewError> {
     let (from, to) = crate::keys::rules_rows(group);
     let mut cursor = Cursor::new(view, from, to);
     let mut buckets = Vec::new();
-    while let Some((raw, _)) = cursor.next()? {
+    while let Some((raw, value)) = cursor.next()? {
         if let Ok(Key::BucketRules { bucket, .. }) = Key::decode(&raw) {
-            buckets.push(bucket);
+            buckets.push((bucket, value));
         }
     }
     Ok(buckets)
