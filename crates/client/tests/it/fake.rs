@@ -92,7 +92,8 @@ impl State {
                 Told::ShardAnswer(meta::object::query(&self.shard_rows, GROUP, query.query.unwrap()).unwrap())
             }
             Ask::PutChunk(_) | Ask::GetChunk(_) | Ask::CloneChunk(_) | Ask::DeleteChunks(_)
-                if self.refuses.contains_key(&node) => {
+                if self.refuses.contains_key(&node) =>
+            {
                 return failed(self.refuses[&node]);
             }
             Ask::PutChunk(put) => {
@@ -231,7 +232,13 @@ impl Fake {
     }
 
     /// A server-side copy.
-    pub fn copy(&self, bucket: &BucketInfo, from: &'static str, to: &'static str, range: Range<u64>) -> Result<(), Error> {
+    pub fn copy(
+        &self,
+        bucket: &BucketInfo,
+        from: &'static str,
+        to: &'static str,
+        range: Range<u64>,
+    ) -> Result<(), Error> {
         let (client, bucket) = (self.client.clone(), bucket.clone());
         self.run(async move {
             let source = client.head(&bucket, &Bytes::from_static(from.as_bytes()), None).await?;

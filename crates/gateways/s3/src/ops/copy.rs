@@ -297,7 +297,8 @@ mod tests {
         assert_eq!(of_object(Some(Algorithm::Crc32)), Some((md5.to_owned(), 1)));
         assert_eq!(of_object(Some(Algorithm::Sha256)), None, "a composite checksum is not one of the content");
         assert_eq!(of_object(Some(Algorithm::Sha1)), None);
-        let of_part = |source: &Attributes, range, wanted| Copied::of_part(source, &range, 10, wanted).map(|copied| copied.etag);
+        let of_part =
+            |source: &Attributes, range, wanted| Copied::of_part(source, &range, 10, wanted).map(|copied| copied.etag);
         assert_eq!(of_part(&plain, 0..10, None).as_deref(), Some(md5));
         assert_eq!(of_part(&plain, 0..10, Some(Algorithm::Crc32)).as_deref(), Some(md5));
         assert_eq!(of_part(&plain, 0..5, Some(Algorithm::Crc32)), None);
