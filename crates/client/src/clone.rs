@@ -14,7 +14,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::buckets::BucketInfo;
 use crate::call::{Backoff, Client, Life};
-use crate::copies::{Content, NewCopy};
+use crate::copies::{Content, Halt, NewCopy};
 use crate::error::Error;
 use crate::write::ObjectWriter;
 
@@ -129,10 +129,14 @@ impl Client {
         let deadline = Backoff::for_operation(&self.shared.env).deadline();
         match self.store_copies(bucket, &placement, copy.clone(), deadline).await {
             Ok(()) => Ok(copy.crc64().map(|crc64| ChunkRef { id, len, crc64 })),
-            Err((failure, why)) => {
+            Err(Halt::Elsewhere(failure, why)) => {
                 tracing::debug!(chunk = %source.id, ?failure, why, "a chunk is copied through the client");
                 self.delete_in_background(vec![id]);
                 Ok(None)
+            }
+            Err(Halt::Nowhere(why)) => {
+                self.delete_in_background(vec![id]);
+                Err(Error::Unavailable(why))
             }
         }
     }

@@ -20,6 +20,8 @@ mod date;
 mod encoding;
 mod error;
 mod form;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod lifecycle;
 mod lock;
 mod names;
