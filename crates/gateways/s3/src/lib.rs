@@ -25,6 +25,8 @@ mod lifecycle;
 mod lock;
 mod names;
 mod operation;
+#[cfg(test)]
+mod negative;
 mod ops;
 mod pace;
 mod payload;
