@@ -3,8 +3,7 @@
 use base::ids::{BucketId, ChunkId, DiskId, GroupId, MapVersion, NodeId, PgEpoch, PgId, PoolId, Session, Slot};
 use bytes::Bytes;
 use meta::map::command::{
-    Acknowledgement, BucketConfigurationRow, BucketEntry, BucketState, ClusterMap, DiskState, KeyRow, NodeRow, PgRow,
-    ShardRow,
+    Acknowledgement, BucketConfigurationRow, BucketEntry, BucketState, ClusterMap, KeyRow, NodeRow, PgRow, ShardRow,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -55,7 +54,7 @@ impl MapView {
             .disks
             .iter()
             .filter_map(|row| {
-                let usable = row.state() == DiskState::Up && serves(row.node);
+                let usable = row.state().serves() && serves(row.node);
                 Some((disk_id(&row.id)?, DiskPlace { node: NodeId(row.node), usable }))
             })
             .collect();

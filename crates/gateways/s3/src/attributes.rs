@@ -189,8 +189,6 @@ mod tests {
         for (name, value, code) in [
             ("x-amz-server-side-encryption", "AES256", Code::NotImplemented),
             ("x-amz-server-side-encryption-customer-key", "k", Code::NotImplemented),
-            ("x-amz-object-lock-mode", "GOVERNANCE", Code::NotImplemented),
-            ("x-amz-bucket-object-lock-enabled", "true", Code::NotImplemented),
             ("x-amz-storage-class", "GLACIER", Code::InvalidStorageClass),
         ] {
             assert_eq!(refuse_unbuilt(&map(&[(name, value)])).unwrap_err().code, code, "{name}: {value}");

@@ -165,7 +165,8 @@ impl Claim {
         if !granted {
             return Err(slow_down());
         }
-        let place = Place { places: self.places.clone(), tenant: std::mem::take(&mut self.tenant), weight: self.weight };
+        let place =
+            Place { places: self.places.clone(), tenant: std::mem::take(&mut self.tenant), weight: self.weight };
         // Taken over: nothing is left to give back.
         self.granted.close();
         Ok(place)

@@ -21,12 +21,14 @@ mod encoding;
 mod error;
 mod fair;
 mod form;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod lifecycle;
 mod lock;
 mod names;
-mod operation;
 #[cfg(test)]
 mod negative;
+mod operation;
 mod ops;
 mod pace;
 mod payload;

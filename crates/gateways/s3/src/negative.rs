@@ -114,7 +114,8 @@ fn of_body(tally: &mut Tally, make: &dyn Fn() -> (http::Request<()>, Vec<u8>), s
 #[test]
 fn no_changed_request_is_accepted() {
     let mut tally = Tally::default();
-    let hashed = || signed_put("/bucket/key?x-id=PutObject", &[("x-amz-meta-a", "b"), ("content-type", "text/x")], b"hello");
+    let hashed =
+        || signed_put("/bucket/key?x-id=PutObject", &[("x-amz-meta-a", "b"), ("content-type", "text/x")], b"hello");
     of_header(&mut tally, &hashed, b"hello");
     of_body(&mut tally, &|| (hashed(), b"hello".to_vec()), 1);
     let unsigned = || {
@@ -145,7 +146,13 @@ fn no_changed_request_is_accepted() {
         of_header(&mut tally, &|| put.build().0, &body);
         of_body(&mut tally, &|| put.build(), 1);
     }
-    assert!(tally.accepted.is_empty(), "{} of {} were accepted: {:#?}", tally.accepted.len(), tally.tried, tally.accepted);
+    assert!(
+        tally.accepted.is_empty(),
+        "{} of {} were accepted: {:#?}",
+        tally.accepted.len(),
+        tally.tried,
+        tally.accepted
+    );
     assert!(tally.tried >= 1000, "{} cases", tally.tried);
     println!("{} changed requests, 0 accepted", tally.tried);
 }
