@@ -86,7 +86,7 @@ pub struct ServerArgs {
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
     /// For tests: lifecycle rules take so many seconds for a day, and look every second
-    #[arg(long, value_name = "SECONDS", env = "HENGE_LIFECYCLE_DAY_SECONDS", hide = true)]
+    #[arg(long, value_name = "SECONDS", env = "HENGE_DEBUG_LIFECYCLE_DAY_S", hide = true)]
     pub lifecycle_day_seconds: Option<u32>,
 }
 

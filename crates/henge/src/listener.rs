@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::failure::{Context, Failure};
+use crate::paced::Paced;
 use crate::predecessor;
 
 /// Connections served at once; more wait in the kernel's queue.
@@ -194,7 +195,7 @@ async fn requests<S, B>(
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(BUFFER_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Paced::new(stream)), service);
     tokio::pin!(connection);
     let outcome = tokio::select! {
         biased;

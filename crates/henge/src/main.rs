@@ -28,6 +28,7 @@ mod local_cluster;
 mod membership;
 mod node_commands;
 mod nodes;
+mod paced;
 mod predecessor;
 mod private_file;
 mod processes;

@@ -19,7 +19,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-const NOW_MS: u64 = 1_700_000_000_000;
+pub(crate) const NOW_MS: u64 = 1_700_000_000_000;
 const HOST: &str = "localhost:9000";
 
 struct Still;
@@ -50,7 +50,7 @@ impl KeySource for Keys {
     }
 }
 
-fn signer() -> Signer {
+pub(crate) fn signer() -> Signer {
     Signer::new("access", "secret", "us-east-1")
 }
 
@@ -76,7 +76,7 @@ impl http_body::Body for Loose {
     }
 }
 
-fn request(method: &str, uri: &str, headers: &[(&'static str, &str)]) -> http::Request<()> {
+pub(crate) fn request(method: &str, uri: &str, headers: &[(&'static str, &str)]) -> http::Request<()> {
     let mut request = http::Request::builder().method(method).uri(uri).body(()).unwrap();
     for (name, value) in [("host", HOST)].iter().chain(headers) {
         request.headers_mut().append(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
@@ -110,12 +110,12 @@ fn send_body(request: http::Request<()>, body: RawBody) -> std::result::Result<B
     run.now_or_never().expect("nothing here waits").map_err(|error: crate::error::S3Error| error.code)
 }
 
-fn send(request: http::Request<()>, body: &[u8]) -> std::result::Result<Bytes, Code> {
+pub(crate) fn send(request: http::Request<()>, body: &[u8]) -> std::result::Result<Bytes, Code> {
     let whole = Full::new(Bytes::copy_from_slice(body));
     send_body(request, RawBody::new(http_body_util::BodyExt::map_err(whole, |never| match never {})))
 }
 
-fn signed_put(uri: &str, headers: &[(&'static str, &str)], body: &[u8]) -> http::Request<()> {
+pub(crate) fn signed_put(uri: &str, headers: &[(&'static str, &str)], body: &[u8]) -> http::Request<()> {
     let mut put = request("PUT", uri, headers);
     signer().sign(&mut put, SignedBody::Bytes(body), NOW_MS);
     put
@@ -261,14 +261,14 @@ fn presigned_requests_live_as_long_as_they_say_and_at_most_a_week() {
 }
 
 /// A PUT in aws-chunked framing, before and after signing.
-struct ChunkedPut {
+pub(crate) struct ChunkedPut {
     mode: &'static str,
     trailers: Option<Vec<(&'static str, String)>>,
     chunks: Vec<&'static [u8]>,
 }
 
 impl ChunkedPut {
-    fn signed() -> ChunkedPut {
+    pub fn signed() -> ChunkedPut {
         ChunkedPut {
             mode: "STREAMING-AWS4-HMAC-SHA256-PAYLOAD",
             trailers: None,
@@ -276,12 +276,12 @@ impl ChunkedPut {
         }
     }
 
-    fn with_trailer(mode: &'static str) -> ChunkedPut {
+    pub fn with_trailer(mode: &'static str) -> ChunkedPut {
         let crc = crate::encoding::base64(&base::checksum::crc32c(&[], b"hello world!").to_be_bytes());
         ChunkedPut { mode, trailers: Some(vec![("x-amz-checksum-crc32c", crc)]), ..ChunkedPut::signed() }
     }
 
-    fn build(&self) -> (http::Request<()>, Vec<u8>) {
+    pub fn build(&self) -> (http::Request<()>, Vec<u8>) {
         let length = self.chunks.iter().map(|chunk| chunk.len()).sum::<usize>().to_string();
         let announced: Vec<&str> = self.trailers.iter().flatten().map(|(name, _)| *name).collect();
         let mut put = request(
@@ -327,7 +327,7 @@ impl ChunkedPut {
 }
 
 const SIGNED_TRAILER: &str = "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER";
-const UNSIGNED_TRAILER: &str = "STREAMING-UNSIGNED-PAYLOAD-TRAILER";
+pub(crate) const UNSIGNED_TRAILER: &str = "STREAMING-UNSIGNED-PAYLOAD-TRAILER";
 
 #[test]
 fn chunked_bodies_pass_whole() {

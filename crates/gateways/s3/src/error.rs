@@ -92,7 +92,6 @@ codes! {
     ServerSideEncryptionConfigurationNotFoundError = 404,
     ServiceUnavailable = 503,
     SignatureDoesNotMatch = 403,
-    #[allow(dead_code, reason = "for requests that are turned away under overload")]
     SlowDown = 503,
     UnexpectedContent = 400,
     UnresolvableGrantByEmailAddress = 400,
@@ -215,9 +214,10 @@ impl From<client::Error> for S3Error {
             ),
             Error::Invalid(message) => S3Error::new(Code::InvalidRequest, message),
             Error::NotImplemented(what) => not_implemented(&what),
-            Error::Full => S3Error::new(Code::ServiceUnavailable, format!("{error}.")),
+            Error::Full => later(S3Error::new(Code::ServiceUnavailable, format!("{error}."))),
             Error::Unavailable(why) => {
-                S3Error::new(Code::ServiceUnavailable, format!("Please try again: {why}. Nothing was changed."))
+                let message = format!("Please try again: {why}. Nothing was changed.");
+                later(S3Error::new(Code::ServiceUnavailable, message))
             }
             // Retried by clients like an InternalError; the message is what differs.
             Error::OutcomeUnknown(why) => S3Error::new(
@@ -231,6 +231,10 @@ impl From<client::Error> for S3Error {
             other => S3Error::new(Code::InternalError, format!("{other}.")),
         }
     }
+}
+
+fn later(error: S3Error) -> S3Error {
+    error.header(http::header::RETRY_AFTER, HeaderValue::from_static("1"))
 }
 
 /// `version` empty: the newest version is a delete marker and a plain GET met it; else the marker was named.

@@ -19,14 +19,18 @@ mod cors;
 mod date;
 mod encoding;
 mod error;
+mod fair;
 mod form;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod lifecycle;
 mod lock;
 mod names;
+#[cfg(test)]
+mod negative;
 mod operation;
 mod ops;
+mod pace;
 mod payload;
 mod public_access;
 mod query;
@@ -40,5 +44,6 @@ mod target;
 mod xml;
 
 pub use body::{BodyError, ResponseBody};
+pub use pace::Pace;
 pub use request::Peer;
 pub use service::{S3Options, S3Service, service};

@@ -7,6 +7,7 @@ use crate::body::ResponseBody;
 use crate::cors;
 use crate::encoding::hex;
 use crate::error::{Code, Result, S3Error};
+use crate::fair::{Places, Weight};
 use crate::form::{self, Form};
 use crate::names;
 use crate::operation::Operation;
@@ -56,7 +57,7 @@ pub struct S3Options {
 /// Makes the service. It is cheap to clone, and serves any number of connections.
 pub fn service(client: Client, options: S3Options) -> S3Service {
     let gateway = Gateway { client, region: options.region.clone(), policies: Policies::default() };
-    S3Service { inner: Arc::new(Inner { gateway, options }) }
+    S3Service { inner: Arc::new(Inner { gateway, options, places: Places::default() }) }
 }
 
 #[derive(Clone)]
@@ -67,6 +68,7 @@ pub struct S3Service {
 struct Inner {
     gateway: Gateway,
     options: S3Options,
+    places: Places,
 }
 
 impl<B> hyper::service::Service<http::Request<B>> for S3Service
@@ -100,7 +102,7 @@ impl Inner {
             check_limits(&parts).and_then(|()| across.preflight(&self.gateway.client))
         } else {
             match admit(parts, body, &self.gateway.client, &self.options).await {
-                Ok((request, payload)) => ops::run(&self.gateway, &request, payload).await,
+                Ok((request, payload)) => self.serve(&request, payload).await,
                 Err(error) => Err(error),
             }
         };
@@ -110,6 +112,33 @@ impl Inner {
         reply.headers_mut().insert(http::header::SERVER, HeaderValue::from_static("henge"));
         reply
     }
+}
+
+impl Inner {
+    /// Runs a request when it is its turn.
+    async fn serve(&self, request: &Request, payload: Payload) -> Result<Reply> {
+        let (tenant, weight) = (tenant_of(request), weight_of(request, &payload));
+        let place = self.places.take(tenant, weight, &*self.options.clock).await?;
+        let mut reply = ops::run(&self.gateway, request, payload).await?;
+        reply.body_mut().hold(place);
+        Ok(reply)
+    }
+}
+
+fn tenant_of(request: &Request) -> String {
+    match (request.caller.access_key(), request.peer.address) {
+        ("", Some(address)) => format!("from {address}"),
+        (access_key, _) => access_key.to_owned(),
+    }
+}
+
+/// What may hold several chunks in memory at once is heavy.
+fn weight_of(request: &Request, payload: &Payload) -> Weight {
+    const LIGHT_MAX: u64 = 256 << 10;
+    let copies = matches!(request.operation, Operation::CopyObject | Operation::UploadPartCopy);
+    let is_short = payload.announced_length().is_some_and(|length| length <= LIGHT_MAX);
+    let reads = matches!(request.operation, Operation::GetObject | Operation::HeadObject);
+    if copies || !(is_short || reads) { Weight::Heavy } else { Weight::Light }
 }
 
 fn health(parts: &request::Parts, options: &S3Options) -> Option<Reply> {

@@ -5,7 +5,8 @@ pub(crate) mod chunked;
 
 use crate::auth::BodyProof;
 use crate::error::{Code, Result, S3Error};
-use base::env::{BoxFuture, Clock};
+use crate::pace::Pace;
+use base::env::{BoxFuture, Clock, MonoTime};
 use bytes::{Bytes, BytesMut};
 use chunked::{Chunked, Piece};
 use http_body::Body as _;
@@ -14,13 +15,9 @@ use sha2::{Digest, Sha256};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
 
 /// The body as the HTTP server hands it over.
 pub type RawBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
-
-/// How long a client may be silent in the middle of a body.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// A request body that verifies itself.
 pub struct Payload {
@@ -70,7 +67,7 @@ impl Payload {
             }
         };
         Payload {
-            source: Source { body, clock, moved: false, watchdog: None },
+            source: Source { body, clock, pace: Pace::default(), waiting: None },
             framing,
             length,
             taken: 0,
@@ -221,13 +218,13 @@ impl Payload {
     }
 }
 
-/// The raw body, watched by a clock: a client that stays silent for too long is given up.
+/// The raw body, watched by a clock: a client that stays silent, or drips, is given up.
 struct Source {
     body: RawBody,
     clock: Arc<dyn Clock>,
-    /// Whether anything arrived since the watchdog was set.
-    moved: bool,
-    watchdog: Option<BoxFuture<()>>,
+    pace: Pace,
+    /// Since when nothing has arrived, and when patience ends; only while we wait.
+    waiting: Option<(MonoTime, BoxFuture<()>)>,
 }
 
 impl Source {
@@ -239,7 +236,7 @@ impl Source {
                     if let Ok(data) = frame.into_data()
                         && !data.is_empty()
                     {
-                        self.moved = true;
+                        self.pace.moved(data.len());
                         return Ok(Some(data));
                     }
                 }
@@ -251,18 +248,22 @@ impl Source {
 
     fn poll(&mut self, cx: &mut std::task::Context<'_>) -> Poll<Option<Result<http_body::Frame<Bytes>>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            if let Some((since, _)) = self.waiting.take() {
+                self.pace.waited(self.clock.now().since(since));
+            }
             let broken = |_| S3Error::new(Code::IncompleteBody, "The body ended before its announced length.");
             return Poll::Ready(frame.map(|result| result.map_err(broken)));
         }
         loop {
-            let clock = &self.clock;
-            let watchdog = self.watchdog.get_or_insert_with(|| clock.sleep_until(clock.now() + SILENCE_MAX));
-            if watchdog.as_mut().poll(cx).is_pending() {
+            let (clock, patience) = (&self.clock, self.pace.patience());
+            let begin = || (clock.now(), clock.sleep_until(clock.now() + patience));
+            let (_, patience) = self.waiting.get_or_insert_with(begin);
+            if patience.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            self.watchdog = None;
-            if !std::mem::take(&mut self.moved) {
-                let message = "Nothing was received for too long in the middle of the body.";
+            self.waiting = None;
+            if !self.pace.settle() {
+                let message = "Too little was received for too long in the middle of the body.";
                 return Poll::Ready(Some(Err(S3Error::new(Code::RequestTimeout, message))));
             }
         }
