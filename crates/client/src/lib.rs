@@ -36,7 +36,7 @@ pub use meta::object::command::{
 pub use meta::object::lifecycle::{FilterForm, LifecycleRule, LifecycleRules};
 pub use meta::object::lock::{BucketLock, ObjectLock, RetentionMode};
 pub use meta::object::usage::{Quota, Usage};
-pub use nodes::{NodeInfo, Removal};
+pub use nodes::{DiskInfo, NodeInfo, Removal};
 pub use objects::{
     ChangeRequest, CompleteRequest, DeleteRequest, ListObjectsRequest, ListUploadsRequest, ListVersionsRequest,
 };

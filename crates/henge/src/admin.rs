@@ -16,7 +16,8 @@ use std::time::Duration;
 use crate::admission::Gate;
 use crate::basic_auth;
 use crate::credentials::{Credentials, equal_in_constant_time};
-use crate::nodes::NodeView;
+use crate::events::EventView;
+use crate::nodes::{DiskView, NodeView};
 use crate::report::Report;
 
 /// What requests of the admin port may carry.
@@ -43,6 +44,8 @@ pub trait AdminNode: Send + Sync {
     fn metrics_text(&self) -> String;
     /// Asks all nodes of the cluster.
     fn report(&self) -> BoxFuture<Report>;
+    /// Asks all nodes of the cluster.
+    fn events(&self) -> BoxFuture<Vec<EventView>>;
     fn client(&self) -> client::Client;
     /// Who lets new nodes in, and under which cluster address this node is reached.
     fn gate(&self) -> (&Gate, &str);
@@ -139,6 +142,11 @@ pub struct RemoveNode {
     pub lost: bool,
 }
 
+#[derive(Serialize, Deserialize)]
+pub struct Drain {
+    pub undo: bool,
+}
+
 /// The body of every answer that is no success.
 #[derive(Serialize, Deserialize)]
 pub struct Refusal {
@@ -163,6 +171,7 @@ impl Admin {
             .route("/health/ready", get(health_ready))
             .route("/metrics", get(metrics))
             .route("/status", get(status))
+            .route("/events", get(events))
             .route("/v1/keys", get(list_keys).post(create_key))
             .route("/v1/keys/{name}", delete(delete_key))
             .route("/v1/buckets", get(list_buckets).post(create_bucket))
@@ -172,6 +181,10 @@ impl Admin {
             .route("/v1/tokens", post(create_token))
             .route("/v1/nodes", get(list_nodes))
             .route("/v1/nodes/{id}/remove", post(remove_node))
+            .route("/v1/nodes/{id}/drain", post(drain_node))
+            .route("/v1/disks", get(list_disks))
+            .route("/v1/disks/{id}/drain", post(drain_disk))
+            .route("/v1/disks/{id}/remove", post(remove_disk))
             .fallback(async || refuse(StatusCode::NOT_FOUND, "there is nothing here"))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .with_state(self)
@@ -263,6 +276,10 @@ async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> Result<Respo
 
 async fn status(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Report>, Refused> {
     Ok(Json(admin.for_monitoring(&headers)?.report().await))
+}
+
+async fn events(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Vec<EventView>>, Refused> {
+    Ok(Json(admin.for_monitoring(&headers)?.events().await))
 }
 
 async fn list_keys(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Vec<KeyView>>, Refused> {
@@ -455,6 +472,49 @@ async fn remove_node(
     Ok(Json(node))
 }
 
+async fn drain_node(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    Path(id): Path<u32>,
+    Json(wish): Json<Drain>,
+) -> Result<Json<NodeView>, Refused> {
+    let client = admin.for_root(&headers)?.client();
+    client.drain_node(NodeId(id), !wish.undo).await.map_err(refuse_error)?;
+    let nodes = client.nodes().await.map_err(refuse_error)?;
+    let gone = || refuse(StatusCode::NOT_FOUND, "the node is gone from the map");
+    let node = nodes.into_iter().map(NodeView::from).find(|node| node.id == id).ok_or_else(gone)?;
+    tracing::info!(target: "audit", id, undo = wish.undo, state = node.state, "node drain");
+    Ok(Json(node))
+}
+
+async fn list_disks(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Vec<DiskView>>, Refused> {
+    let disks = admin.for_root(&headers)?.client().disks().await.map_err(refuse_error)?;
+    Ok(Json(disks.into_iter().map(DiskView::from).collect()))
+}
+
+async fn drain_disk(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+    Json(wish): Json<Drain>,
+) -> Result<Json<DiskView>, Refused> {
+    let client = admin.for_root(&headers)?.client();
+    let disk = client.drain_disk(&id, !wish.undo).await.map_err(refuse_error)?;
+    tracing::info!(target: "audit", id, undo = wish.undo, "disk drain");
+    Ok(Json(disk.into()))
+}
+
+async fn remove_disk(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+) -> Result<Json<DiskView>, Refused> {
+    let client = admin.for_root(&headers)?.client();
+    let disk = client.remove_disk(&id).await.map_err(refuse_error)?;
+    tracing::info!(target: "audit", id, "disk removed");
+    Ok(Json(disk.into()))
+}
+
 fn bucket_view(bucket: client::BucketInfo) -> BucketView {
     let versioning = match bucket.versioning {
         client::Versioning::Off => "off",
@@ -517,6 +577,8 @@ mod tests {
                 version: 1,
                 verdict: crate::report::Verdict::AtRisk,
                 reasons: vec![],
+                doing: vec![],
+                todo: vec![],
                 epoch: 1,
                 nodes: vec![],
                 groups: vec![],
@@ -524,6 +586,9 @@ mod tests {
                 repair: Default::default(),
             };
             Box::pin(std::future::ready(report))
+        }
+        fn events(&self) -> BoxFuture<Vec<EventView>> {
+            Box::pin(std::future::ready(vec![]))
         }
         fn client(&self) -> client::Client {
             unreachable!("no test of authorization gets this far")
@@ -543,7 +608,8 @@ mod tests {
         for value in authorization {
             request = request.header("authorization", *value);
         }
-        let body = Body::from(r#"{"name":"!","policy":"{}","versioning":"maybe","expires_s":0,"lost":true}"#);
+        let body =
+            Body::from(r#"{"name":"!","policy":"{}","versioning":"maybe","expires_s":0,"lost":true,"undo":false}"#);
         admin.clone().router().oneshot(request.body(body).unwrap()).await.unwrap().status()
     }
 
@@ -561,7 +627,7 @@ mod tests {
     async fn looking_needs_rights_where_others_can_connect() {
         let root =
             basic_auth::header_value(&Credentials { access_key: "root".into(), secret_key: "0123456789".into() });
-        for path in ["/metrics", "/status"] {
+        for path in ["/metrics", "/status", "/events"] {
             let far = admin(false);
             far.attach(Arc::new(Fake));
             assert_eq!(ask(&far, "GET", path, &[]).await, StatusCode::UNAUTHORIZED);
@@ -596,6 +662,10 @@ mod tests {
             ("POST", "/v1/tokens"),
             ("GET", "/v1/nodes"),
             ("POST", "/v1/nodes/1/remove"),
+            ("POST", "/v1/nodes/1/drain"),
+            ("GET", "/v1/disks"),
+            ("POST", "/v1/disks/ab/drain"),
+            ("POST", "/v1/disks/ab/remove"),
         ] {
             for headers in [&[][..], &["Bearer a-token-to-look"], &["Basic "], &[&wrong], &[&root, &root]] {
                 assert_eq!(ask(&admin, method, path, headers).await, StatusCode::UNAUTHORIZED, "{method} {path}");

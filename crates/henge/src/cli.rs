@@ -27,14 +27,18 @@ pub enum Command {
     Demo(DemoArgs),
     /// Say whether the data is safe, and what to do if not (exit: 0 safe, 2 at risk, 3 worse, 1 error)
     Status(StatusArgs),
+    /// Show what happened in the cluster, as a timeline: suspected, fenced, elected, repaired, moved
+    Events(EventsArgs),
     /// Make, list and delete access keys
     Key(KeyArgs),
     /// Make, list and change buckets
     Bucket(BucketArgs),
     /// Make a token with which a new node may join the cluster
     Token(TokenArgs),
-    /// List the cluster's nodes, and remove one
+    /// List the cluster's nodes, drain one, remove one
     Node(NodeArgs),
+    /// List the cluster's disks, drain one, remove one
+    Disk(DiskArgs),
     /// Measure the disk or a running server, and check what it acknowledged
     Bench(BenchArgs),
     /// Check the directories of stopped nodes: is everything there that metadata names (exit: 0 clean, 2 damage)
@@ -176,6 +180,18 @@ pub struct StatusArgs {
 }
 
 #[derive(Args, Debug)]
+pub struct EventsArgs {
+    /// Only what happened in this time before the newest event (for example 10m)
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub since: Option<std::time::Duration>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Args, Debug)]
 pub struct KeyArgs {
     #[command(subcommand)]
     pub action: KeyAction,
@@ -291,8 +307,52 @@ pub struct NodeArgs {
 pub enum NodeAction {
     /// List the cluster's nodes
     List(NodeListArgs),
+    /// Move all data off a node, which stays in the cluster; it takes data again when it is started anew, or with --undo
+    Drain(DrainArgs),
     /// Remove a node: its data moves to others first, then it is gone for good
     Remove(NodeRemoveArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct DrainArgs {
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Take data again
+    #[arg(long)]
+    pub undo: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct DiskArgs {
+    #[command(subcommand)]
+    pub action: DiskAction,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum DiskAction {
+    /// List the cluster's disks
+    List(NodeListArgs),
+    /// Move all data off a disk; ID is the beginning of its id. To replace a disk: drain it, wait, remove it, start the node
+    /// without it
+    Drain(DrainArgs),
+    /// Forget a disk that holds nothing any more, or that has failed
+    Remove(DiskRemoveArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct DiskRemoveArgs {
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
 }
 
 #[derive(Args, Debug)]

@@ -447,6 +447,7 @@ fn start_repair(env: &Env, tuning: &Tuning, service: &Arc<Service>, client: &Cli
         peers: Arc::new(Others(client.clone())),
         progress: service.repair.clone(),
         healing: tuning.healing.clone(),
+        events: Some(service.events.clone()),
         moving: tokio::sync::Mutex::default(),
     });
     // Before, the map here may be older than what this node had adopted.

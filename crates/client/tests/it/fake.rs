@@ -59,7 +59,13 @@ impl State {
 
     pub fn vote_down(&mut self, node: u32) {
         let state = NodeState::Down as i32;
-        self.change(MapCommand::SetNodeState(SetNodeState { id: node, state, raise_floor: true, generation: 1 }));
+        self.change(MapCommand::SetNodeState(SetNodeState {
+            id: node,
+            state,
+            raise_floor: true,
+            generation: 1,
+            stays: false,
+        }));
     }
 
     /// Moves every group one step: closes open ones, opens closed ones.

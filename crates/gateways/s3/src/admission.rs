@@ -4,6 +4,7 @@
 use crate::auth::{KeySource, Secret};
 use crate::checksum::{Hashes, Promised};
 use crate::error::{Code, Result};
+use crate::meter::S3Meter;
 use crate::payload::RawBody;
 use crate::service::{S3Options, admit};
 use crate::sign::{SignedBody, Signer};
@@ -92,6 +93,7 @@ fn send_body(request: http::Request<()>, body: RawBody) -> std::result::Result<B
         clock: Arc::new(Still),
         random: Arc::new(Still),
         ready: Arc::new(|| true),
+        meter: S3Meter::default(),
     };
     let run = async move {
         let (request, mut payload) = admit(request.into_parts().0, body, &Keys, &options).await?;

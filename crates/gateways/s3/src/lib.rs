@@ -25,6 +25,7 @@ mod form;
 pub mod fuzzing;
 mod lifecycle;
 mod lock;
+mod meter;
 mod names;
 #[cfg(test)]
 mod negative;
@@ -44,6 +45,7 @@ mod target;
 mod xml;
 
 pub use body::{BodyError, ResponseBody};
+pub use meter::S3Meter;
 pub use pace::Pace;
 pub use request::Peer;
 pub use service::{S3Options, S3Service, service};

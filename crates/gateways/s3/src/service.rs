@@ -9,6 +9,7 @@ use crate::encoding::hex;
 use crate::error::{Code, Result, S3Error};
 use crate::fair::{Places, Weight};
 use crate::form::{self, Form};
+use crate::meter::S3Meter;
 use crate::names;
 use crate::operation::Operation;
 use crate::ops::{self, Gateway};
@@ -52,6 +53,7 @@ pub struct S3Options {
     pub random: Arc<dyn Random>,
     /// Whether the node serves writes; asked by `/health/ready`.
     pub ready: Arc<dyn Fn() -> bool + Send + Sync>,
+    pub meter: S3Meter,
 }
 
 /// Makes the service. It is cheap to clone, and serves any number of connections.
@@ -97,17 +99,23 @@ impl Inner {
         self.options.random.fill(&mut id);
         let id = hex(&id).to_ascii_uppercase();
         let (method, raw_path) = (parts.method.clone(), parts.uri.path().to_owned());
+        let began = self.options.clock.now();
         let across = Across::of(&parts, &self.options);
+        let mut operation = None;
         let outcome = if method == Method::OPTIONS {
             check_limits(&parts).and_then(|()| across.preflight(&self.gateway.client))
         } else {
             match admit(parts, body, &self.gateway.client, &self.options).await {
-                Ok((request, payload)) => self.serve(&request, payload).await,
+                Ok((request, payload)) => {
+                    operation = Some(request.operation);
+                    self.serve(&request, payload).await
+                }
                 Err(error) => Err(error),
             }
         };
         let mut reply = outcome.unwrap_or_else(|error| error_reply(&error, &method, &raw_path, &id));
         across.decorate(&method, &self.gateway.client, &mut reply);
+        self.options.meter.record(operation, reply.status().as_u16(), self.options.clock.now().since(began));
         insert(&mut reply, names::REQUEST_ID, &id);
         reply.headers_mut().insert(http::header::SERVER, HeaderValue::from_static("henge"));
         reply

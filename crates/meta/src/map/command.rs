@@ -431,6 +431,9 @@ pub struct SetNodeState {
     /// The generation in the row that the decision was made from.
     #[prost(uint32, tag = "4")]
     pub generation: u32,
+    /// Of a node that drains: it is not to leave the cluster when it is empty.
+    #[prost(bool, tag = "5")]
+    pub stays: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

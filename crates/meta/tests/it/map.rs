@@ -119,7 +119,7 @@ pub fn commands() -> Vec<MapCommand> {
         MapCommand::SetClusterGeneration(ClusterGeneration { generation: 1 }),
         MapCommand::SetPgs(PgRows { rows: vec![PgRow { closed: true, members_before: vec![random(5)], ..pg(0, 2) }] }),
         MapCommand::SetPgs(PgRows { rows: vec![pg(0, 3)] }),
-        MapCommand::SetNodeState(SetNodeState { id: 1, state: 1, raise_floor: true, generation: 1 }),
+        MapCommand::SetNodeState(SetNodeState { id: 1, state: 1, raise_floor: true, generation: 1, stays: false }),
     ]
 }
 

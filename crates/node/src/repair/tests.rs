@@ -116,6 +116,7 @@ impl Bench {
             peers: Arc::new(Asker(nodes.clone())),
             progress: Arc::new(Progress::default()),
             healing: Healing::default(),
+            events: None,
             moving: tokio::sync::Mutex::default(),
         };
         let repairers = (1..=3).map(|node| (node, Arc::new(repairer(node)))).collect();
