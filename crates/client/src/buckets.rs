@@ -34,6 +34,7 @@ pub struct BucketInfo {
     /// Access key of the owner.
     pub owner: String,
     pub created_ms: u64,
+    /// As the creator named it; empty: that of the cluster.
     pub region: String,
     pub versioning: Versioning,
     configurations: Arc<[BucketConfigurationRow]>,
@@ -70,13 +71,18 @@ impl BucketInfo {
 impl Client {
     /// Creates a bucket owned by `owner`. `BucketExists` names the present owner.
     pub async fn create_bucket(&self, name: &str, owner: &str) -> Result<BucketInfo, Error> {
+        self.create_bucket_in(name, owner, "").await
+    }
+
+    /// As `create_bucket`; `region`: the cluster's, where the creator named it, else empty.
+    pub async fn create_bucket_in(&self, name: &str, owner: &str, region: &str) -> Result<BucketInfo, Error> {
         let entry = BucketEntry {
             name: name.to_string(),
             owner: owner.to_string(),
             created_ms: self.wall_ms(),
             pool: DEFAULT_POOL,
             state: BucketState::Creating as i32,
-            region: self.region(),
+            region: region.to_string(),
             ..BucketEntry::default()
         };
         let reply = self.change_map(MapCommand::CreateBucket(entry)).await?;

@@ -612,6 +612,7 @@ fn refusal(refused: &Refused) -> Error {
         Reason::InvalidPart => Error::InvalidPart { detail },
         Reason::InvalidPartOrder => Error::InvalidPartOrder,
         Reason::EntityTooSmall => Error::EntityTooSmall { detail },
+        Reason::EntityTooLarge => Error::EntityTooLarge { detail },
         Reason::BucketNotEmpty => Error::BucketNotEmpty,
         Reason::DeleteMarker => Error::DeleteMarker { version: detail },
         Reason::WrongRange => Error::Unavailable(format!("the key's range has moved: {detail}")),

@@ -27,6 +27,8 @@ pub enum Error {
     InvalidPartOrder,
     #[error("part {detail} is smaller than the minimum of 5 MiB")]
     EntityTooSmall { detail: String },
+    #[error("the object has {detail} bytes, more than 5 TiB")]
+    EntityTooLarge { detail: String },
     /// Object lock forbids it, as the text says.
     #[error("{0}")]
     ObjectLocked(String),

@@ -9,6 +9,7 @@
 
 mod buckets;
 mod call;
+mod clone;
 mod copies;
 mod error;
 mod keys;

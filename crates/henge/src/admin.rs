@@ -392,8 +392,10 @@ async fn delete_key(
 }
 
 async fn list_buckets(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Vec<BucketView>>, Refused> {
-    let buckets = admin.for_root(&headers)?.client().list_buckets().await.map_err(refuse_error)?;
-    Ok(Json(buckets.into_iter().map(bucket_view).collect()))
+    let client = admin.for_root(&headers)?.client();
+    let buckets = client.list_buckets().await.map_err(refuse_error)?;
+    let region = client.region();
+    Ok(Json(buckets.into_iter().map(|bucket| bucket_view(bucket, region.clone())).collect()))
 }
 
 async fn create_bucket(
@@ -406,7 +408,7 @@ async fn create_bucket(
     let owner = &admin.shared.root.access_key;
     let bucket = node.client().create_bucket(&request.name, owner).await.map_err(refuse_error)?;
     tracing::info!(target: "audit", name = bucket.name, "bucket created");
-    Ok(Json(bucket_view(bucket)))
+    Ok(Json(bucket_view(bucket, node.client().region())))
 }
 
 async fn change_bucket(
@@ -423,7 +425,7 @@ async fn change_bucket(
     };
     client.set_versioning(&name, versioning).await.map_err(refuse_error)?;
     tracing::info!(target: "audit", name, versioning = change.versioning, "bucket changed");
-    Ok(Json(bucket_view(client.bucket(&name).await.map_err(refuse_error)?)))
+    Ok(Json(bucket_view(client.bucket(&name).await.map_err(refuse_error)?, client.region())))
 }
 
 async fn create_token(
@@ -515,7 +517,7 @@ async fn remove_disk(
     Ok(Json(disk.into()))
 }
 
-fn bucket_view(bucket: client::BucketInfo) -> BucketView {
+fn bucket_view(bucket: client::BucketInfo, region: String) -> BucketView {
     let versioning = match bucket.versioning {
         client::Versioning::Off => "off",
         client::Versioning::Enabled => "enabled",
@@ -525,7 +527,7 @@ fn bucket_view(bucket: client::BucketInfo) -> BucketView {
         name: bucket.name,
         owner: bucket.owner,
         created_ms: bucket.created_ms,
-        region: bucket.region,
+        region,
         versioning: versioning.into(),
     }
 }
@@ -608,8 +610,8 @@ mod tests {
         for value in authorization {
             request = request.header("authorization", *value);
         }
-        let body =
-            Body::from(r#"{"name":"!","policy":"{}","versioning":"maybe","expires_s":0,"lost":true,"undo":false}"#);
+        let body = r#"{"name":"!","policy":"{}","versioning":"maybe","expires_s":0,"lost":true,"undo":false}"#;
+        let body = Body::from(body);
         admin.clone().router().oneshot(request.body(body).unwrap()).await.unwrap().status()
     }
 

@@ -10,7 +10,7 @@ use crate::error::{Code, Result, S3Error};
 use crate::names;
 use crate::request::malformed_xml;
 use crate::xml::{Element, Writer};
-use client::{BucketInfo, ConfigurationKind, ObjectVersion};
+use client::{BucketInfo, ConfigurationKind, ObjectVersion, Upload};
 use http::HeaderMap;
 
 /// The most grants in one list, as in S3.
@@ -127,6 +127,12 @@ impl Acl {
             return Acl::private(&bucket.owner);
         }
         Acl::decode(kept).unwrap_or_else(|| Acl::private(&bucket.owner))
+    }
+
+    /// Of the object that an upload will become.
+    pub fn of_upload(bucket: &BucketInfo, upload: &Upload) -> Acl {
+        let attributes = upload.attributes.clone();
+        Acl::of_object(bucket, &ObjectVersion { attributes, ..ObjectVersion::default() })
     }
 
     /// Whether `caller` (an access key, or empty for nobody in particular) may do this. The owner may always.
@@ -251,7 +257,9 @@ impl Acl {
         if list.children.len() > GRANTS_MAX {
             return Err(malformed_xml("it has more than 100 grants"));
         }
-        let grants = list.all("Grant").map(read_grant).collect::<Result<_>>()?;
+        let mut grants = list.all("Grant").map(read_grant).collect::<Result<Vec<Grant>>>()?;
+        // Groups first, as canned lists have them.
+        grants.sort_by_key(|grant| matches!(grant.grantee, Grantee::User(_)));
         Ok(Acl { owner: owner.to_owned(), grants })
     }
 

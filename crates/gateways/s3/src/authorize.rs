@@ -390,7 +390,9 @@ fn permission_of_bucket(action: Action) -> Option<Permission> {
         | Action::LIST_BUCKET_VERSIONS
         | Action::LIST_BUCKET_MULTIPART_UPLOADS
         | Action::GET_BUCKET_LOCATION => Permission::Read,
+        // Whoever may write an object may write it with tags.
         Action::PUT_OBJECT
+        | Action::PUT_OBJECT_TAGGING
         | Action::DELETE_OBJECT
         | Action::ABORT_MULTIPART_UPLOAD
         | Action::LIST_MULTIPART_UPLOAD_PARTS => Permission::Write,

@@ -193,6 +193,12 @@ impl From<client::Error> for S3Error {
             Error::InvalidPartOrder => {
                 S3Error::new(Code::InvalidPartOrder, "The list of parts must be in ascending order of part numbers.")
             }
+            Error::EntityTooLarge { detail } => S3Error::new(
+                Code::EntityTooLarge,
+                "Your proposed upload exceeds the maximum allowed object size of 5 TiB.",
+            )
+            .field("ProposedSize", detail)
+            .field("MaxSizeAllowed", (5u64 << 40).to_string()),
             Error::EntityTooSmall { detail } => S3Error::new(
                 Code::EntityTooSmall,
                 format!("Part {detail} is smaller than 5 MiB, which only the last part may be."),

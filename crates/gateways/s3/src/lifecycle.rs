@@ -73,7 +73,11 @@ fn read_rule(element: &Element) -> Result<LifecycleRule> {
         _ => return Err(malformed_xml("the Status of a rule is Enabled or Disabled")),
     };
     for transition in ["Transition", "NoncurrentVersionTransition"] {
-        if element.child(transition).is_some() {
+        if let Some(child) = element.child(transition) {
+            let is_midnight = |text: &str| parse_iso8601(text).is_some_and(|ms| ms % 86_400_000 == 0);
+            if child.child_text("Date").is_some_and(|date| !is_midnight(date)) {
+                return Err(invalid("'Date' must be at midnight GMT"));
+            }
             return Err(not_implemented(&format!("PutBucketLifecycleConfiguration with {transition}")));
         }
     }

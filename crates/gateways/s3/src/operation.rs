@@ -210,6 +210,8 @@ impl Operation {
             "ListMultipartUploads" => O::ListMultipartUploads,
             "ListObjectVersions" => O::ListObjectVersions,
             "GetObjectTagging" => O::GetObjectTagging,
+            // BitTorrent is gone from S3; clients take this as "there is no torrent".
+            "GetObjectTorrent" => O::AbsentSetting(Code::NoSuchKey),
             "PutObjectTagging" => O::PutObjectTagging,
             "DeleteObjectTagging" => O::DeleteObjectTagging,
             "GetObjectAttributes" => O::GetObjectAttributes,

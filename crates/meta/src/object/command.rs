@@ -517,6 +517,8 @@ pub enum Reason {
     DeleteMarker = 15,
     /// A row needed for the answer is damaged on this replica.
     Damaged = 16,
+    /// The parts are more than the largest object has (`detail`: their bytes).
+    EntityTooLarge = 17,
     /// Object lock forbids it (`detail` says what).
     ObjectLocked = 30,
     /// The bucket has no object lock, so nothing in it can be locked.

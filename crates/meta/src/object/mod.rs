@@ -38,6 +38,8 @@ pub const ETAG_LEN_MAX: usize = 256;
 pub const PART_NUMBER_MAX: u32 = 10_000;
 /// Every part but the last of a completed upload has at least this size, as in S3.
 pub const PART_SIZE_MIN: u64 = 5 << 20;
+/// The largest object, as in S3: 5 TiB.
+pub const OBJECT_SIZE_MAX: u64 = 5 << 40;
 /// ETags in a precondition.
 pub const CONDITION_ETAGS_MAX: usize = 256;
 /// Results of one page of a listing, as in S3.

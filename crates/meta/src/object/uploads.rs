@@ -11,7 +11,7 @@ use super::command::{
     Reason, ShardOutcome, Upload, Written,
 };
 use super::versions::lock_of_new;
-use super::{ATTRIBUTES_LEN_MAX, PART_NUMBER_MAX, PART_SIZE_MIN};
+use super::{ATTRIBUTES_LEN_MAX, OBJECT_SIZE_MAX, PART_NUMBER_MAX, PART_SIZE_MIN};
 use crate::group::{decode_row, read_row};
 use crate::keys::{self, Key};
 use crate::view::ViewError;
@@ -297,6 +297,7 @@ fn total_size(parts: &[PartSize], expected: Option<u64>) -> Result<u64, Halt> {
         Some(expected) if expected != size => {
             refuse(Reason::Invalid, format!("the parts have {size} bytes, not the {expected} expected"))
         }
+        _ if size > OBJECT_SIZE_MAX => refuse(Reason::EntityTooLarge, size.to_string()),
         _ => Ok(size),
     }
 }

@@ -85,7 +85,7 @@ impl Pytest<'_> {
     fn command(&self, marks: &str) -> Command {
         let mut command = Command::new(&self.options.python);
         command.current_dir(self.suite).env("S3TEST_CONF", self.configuration);
-        command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marks]).args(FILES);
+        command.args(["-m", "pytest", "-p", "no:cacheprovider", "-m", marks]).args(FILES);
         if let Some(select) = &self.options.select {
             command.args(["-k", select]);
         }
@@ -94,7 +94,7 @@ impl Pytest<'_> {
 
     /// The names of the tests with these marks.
     fn collect(&self, marks: &str) -> Result<Vec<String>, String> {
-        let output = self.command(marks).arg("--collect-only").output();
+        let output = self.command(marks).args(["-q", "--collect-only"]).output();
         let output = output.map_err(|error| format!("{}: {error}", self.options.python))?;
         let text = String::from_utf8_lossy(&output.stdout);
         let names: Vec<String> = text.lines().filter_map(name_of).map(str::to_owned).collect();

@@ -132,10 +132,11 @@ impl Claim {
             .ok_or_else(|| query_malformed("X-Amz-Credential is invalid"))?;
         let expires = need("X-Amz-Expires")?;
         let expires_s = expires.parse::<u64>().ok().filter(|_| expires.bytes().all(|b| b.is_ascii_digit()));
-        let expires_s = expires_s.ok_or_else(|| query_malformed("X-Amz-Expires should be a number of seconds"))?;
-        if expires_s > PRESIGNED_MAX_S {
-            return Err(query_malformed("X-Amz-Expires must be less than a week (in seconds): 604800"));
-        }
+        let out_of_range = || {
+            let message = "The presigned URL is not valid; X-Amz-Expires must be 0 to 604800 seconds (a week).";
+            S3Error::new(Code::AccessDenied, message)
+        };
+        let expires_s = expires_s.filter(|seconds| *seconds <= PRESIGNED_MAX_S).ok_or_else(out_of_range)?;
         let signed_headers = header_list(need("X-Amz-SignedHeaders")?)
             .ok_or_else(|| query_malformed("X-Amz-SignedHeaders is invalid"))?;
         let signature =

@@ -41,7 +41,7 @@ pub async fn list(gateway: &Gateway, request: &Request) -> Result<Reply> {
                 xml.element("Bucket", |xml| {
                     xml.text("Name", &bucket.name);
                     xml.text("CreationDate", &iso8601(bucket.created_ms));
-                    xml.text("BucketRegion", &bucket.region);
+                    xml.text("BucketRegion", &gateway.region);
                 });
             }
         });
@@ -55,6 +55,7 @@ pub async fn list(gateway: &Gateway, request: &Request) -> Result<Reply> {
 }
 
 pub async fn create(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
+    let mut constrained = String::new();
     if !payload.is_empty() {
         let configuration = request.xml_body(payload, "CreateBucketConfiguration", true).await?;
         let constraint = configuration.child_text("LocationConstraint").unwrap_or_default();
@@ -65,13 +66,14 @@ pub async fn create(gateway: &Gateway, request: &Request, payload: Payload) -> R
                 .field("LocationConstraint", constraint)
                 .field("Region", gateway.region.as_str()));
         }
+        constrained = constraint.to_owned();
     }
     let name = &request.target.bucket;
     gateway.authorize_service(request, Action::CREATE_BUCKET, name).await?;
     let owner = request.caller.access_key();
     let asked = AtCreation::read(&request.headers, owner)?;
     asked.check(gateway).await?;
-    match gateway.client.create_bucket(name, owner).await {
+    match gateway.client.create_bucket_in(name, owner, &constrained).await {
         Ok(bucket) => {
             asked.keep(gateway, &bucket).await?;
             super::lock::at_creation(gateway, request).await?;
@@ -103,15 +105,20 @@ pub async fn delete(gateway: &Gateway, request: &Request) -> Result<Reply> {
 }
 
 pub async fn head(gateway: &Gateway, request: &Request) -> Result<Reply> {
-    let bucket = gateway.bucket(request).await?;
+    gateway.bucket(request).await?;
     let mut reply = empty(StatusCode::OK);
-    insert(&mut reply, names::BUCKET_REGION, &bucket.region);
+    insert(&mut reply, names::BUCKET_REGION, &gateway.region);
     Ok(reply)
 }
 
 pub async fn location(gateway: &Gateway, request: &Request) -> Result<Reply> {
     let bucket = gateway.bucket(request).await?;
-    let region = if bucket.region == CLASSIC_REGION { "" } else { bucket.region.as_str() };
+    // In the classic region the answer is empty, unless the bucket was asked for with the region's name.
+    let region = match bucket.region.as_str() {
+        "" if gateway.region == CLASSIC_REGION => "",
+        "" => &gateway.region,
+        named => named,
+    };
     Ok(xml_reply(Writer::answer("LocationConstraint", |xml| xml.raw(region))))
 }
 

@@ -21,13 +21,15 @@ pub async fn object(gateway: &Gateway, request: &Request, payload: Payload) -> R
             insert(&mut reply, LOCATION, &place);
         }
         Success::Document => {
-            let document = xml_reply(Writer::answer("PostResponse", |xml| {
+            // The one answer of S3 without a name space.
+            let mut xml = Writer::document();
+            xml.element("PostResponse", |xml| {
                 xml.text("Location", &place);
                 xml.text("Bucket", &target.bucket);
                 xml.text("Key", target.key_text());
                 xml.text("ETag", &etag);
-            }));
-            let (parts, body) = document.into_parts();
+            });
+            let (parts, body) = xml_reply(xml.finish()).into_parts();
             *reply.body_mut() = body;
             *reply.status_mut() = StatusCode::CREATED;
             if let Some(kind) = parts.headers.get(CONTENT_TYPE) {
