@@ -170,11 +170,14 @@ impl Committer {
     async fn write(&mut self, records: &[RecordIn]) -> Result<Encoded, StoreError> {
         let seed = Seed { disk: self.inner.identity.disk, incarnation: u64::from(self.number) };
         let encoded = batch::encode(seed, self.position, records);
+        let began = self.inner.env.now();
+        let into_fresh = encoded.header.end() > self.file.written_end();
         let appended = self.file.append(self.position.offset, encoded.bytes.clone()).await;
         count(&self.inner.counters.flushes, 1);
         // A batch that failed for lack of room was promised to nobody: the next one takes its place.
         appended.map_err(|error| self.inner.write_failed("writing the journal", &error))?;
         count(&self.inner.counters.journal_bytes, encoded.bytes.len() as u64);
+        self.inner.ahead.note(encoded.bytes.len() as u64, self.inner.env.now().since(began), into_fresh);
         let raft_records = encoded.records.iter().filter(|(header, _)| header.kind.is_raft()).count() as u32;
         self.position = Position {
             sequence: self.position.sequence + 1,

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 
+use crate::ahead::Ahead;
 use crate::bulk::Bulk;
 use crate::errors::{StoreError, is_no_space};
 use crate::format::Seed;
@@ -32,7 +33,7 @@ pub struct EngineOptions {
     pub size_bytes_max: Option<u64>,
     /// Size of new volumes; by default clamp(disk / 64, 64 MiB, 1 GiB).
     pub volume_size_bytes: Option<u64>,
-    /// Zeroes kept written ahead of the journal's head, in bytes.
+    /// Space kept ready ahead of the journal's head, in bytes: written with zeroes where that pays, else set aside.
     pub ahead_bytes: u64,
     /// Most bytes a second that compaction rewrites while there is room.
     pub compaction_bytes_per_s: u64,
@@ -89,6 +90,7 @@ pub struct Inner {
     pub bulk: Bulk,
     pub space: Space,
     pub counters: Counters,
+    pub ahead: Ahead,
     pub ahead_wake: Notify,
     pub compaction_wake: Notify,
     pub empties_wake: Notify,
@@ -122,6 +124,7 @@ impl Inner {
             bulk: Bulk::new(),
             space: Space::default(),
             counters: Counters::default(),
+            ahead: Ahead::new(volume_size),
             ahead_wake: Notify::new(),
             compaction_wake: Notify::new(),
             empties_wake: Notify::new(),

@@ -5,6 +5,7 @@
 //! chunk means.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod ahead;
 mod bulk;
 mod committer;
 mod compaction;

@@ -211,7 +211,9 @@ pub async fn raft_log(
         if from + len > payload.len() {
             return Err(damaged("the record is too short".into()));
         }
-        entries.push(RaftEntry { index, term: at.term, data: payload.slice(from..from + len) });
+        // A copy: a slice of a few bytes would keep the whole window alive, and with it the chunks around the entry.
+        let data = Bytes::copy_from_slice(&payload[from..from + len]);
+        entries.push(RaftEntry { index, term: at.term, data });
     }
     Ok(RaftLog { peer: log.peer, hard_state: log.hard_state.clone(), base: log.base, entries })
 }

@@ -1,7 +1,11 @@
-//! `cargo xtask test` and `cargo xtask check`: everything that the gate runs, as one command.
+//! `cargo xtask test` and `cargo xtask check`: everything that the gate runs, as one command. `cargo xtask bench`: what it
+//! all costs.
 //!
 //! Knows: which checks exist. Never knows: how the product works; it starts cargo and counts.
 
+#![expect(clippy::disallowed_methods, reason = "a tool for developers, not a part of the product")]
+
+mod bench;
 mod graph;
 mod run;
 
@@ -15,6 +19,7 @@ usage: cargo xtask COMMAND
   check   test, and: format, clippy with warnings denied, documentation, the crate graph,
           cargo deny where it is installed
   lint    only the fast half of check: format, clippy, the crate graph
+  bench   the machine's limits, henge, and what is there to compare it with; `bench --help` for its options
 
 The last line is `henge: N passed, N failed, N skipped`.";
 
@@ -24,6 +29,9 @@ const SIMULATION_SECONDS: &str = "60";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if arguments.first().is_some_and(|command| command == "bench") {
+        return bench::run(&arguments[1..]);
+    }
     let mut counts = Counts::default();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["test"] => test(&mut counts),
