@@ -1,14 +1,14 @@
-//! Large buffers, used again when their last reader has dropped them: zeroing a fresh buffer of 4 MiB and faulting its
-//! pages in costs more processor time than hashing and sending what it then holds.
+//! Aligned buffers, used again when their last reader has dropped them: zeroing a fresh buffer of 4 MiB and faulting its
+//! pages in costs more processor time than hashing and sending what it then holds, and aligning a small one more than
+//! filling it.
 //!
 //! What is kept for later is bounded, and goes back to the system when nobody wants it ([`BufferPool::age`]).
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::buffer::AlignedBuf;
+use crate::buffer::{AlignedBuf, BLOCK};
 
-/// Smaller buffers come from the allocator's own caches, cheaply enough.
-const LEN_MIN: usize = 64 << 10;
+const LEN_MIN: usize = BLOCK;
 
 /// Buffers have a power of two of capacity up to this; larger ones are not kept.
 const LEN_MAX: usize = 8 << 20;
@@ -87,9 +87,9 @@ impl BufferPool {
     }
 }
 
-/// The class whose buffers hold `len` bytes; `None` where recycling does not pay.
+/// The class whose buffers hold `len` bytes; `None` for what is too large to be kept.
 fn class_of(len: usize) -> Option<usize> {
-    (LEN_MIN..=LEN_MAX).contains(&len).then(|| (len.next_power_of_two() / LEN_MIN).ilog2() as usize)
+    (len <= LEN_MAX).then(|| (len.max(LEN_MIN).next_power_of_two() / LEN_MIN).ilog2() as usize)
 }
 
 #[cfg(test)]
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn classes_hold_what_they_are_for() {
-        for len in [LEN_MIN, LEN_MIN + 1, 1 << 20, (1 << 20) + 1, LEN_MAX] {
+        for len in [0, 1, LEN_MIN, LEN_MIN + 1, 1 << 20, (1 << 20) + 1, LEN_MAX] {
             assert!(LEN_MIN << class_of(len).unwrap() >= len, "{len}");
         }
         assert_eq!(class_of(LEN_MAX), Some(CLASSES - 1));

@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use crate::error::Error;
+use crate::hedge::Hedge;
 use crate::newest::Newest;
 use crate::slots::Slots;
 use crate::wire::{self, Answer, Ask, Failure, ProposeShard, QueryShard, Request, Told};
@@ -67,6 +68,7 @@ pub(crate) struct Shared {
     pub lagging: Arc<Semaphore>,
     /// Copies that a reader found missing or damaged while another copy was whole.
     pub bad_copies: AtomicU64,
+    pub hedge: Hedge,
 }
 
 /// What belongs to one session: renewed as a whole. Whoever names chunks in a session commits them in the same one: when
@@ -134,6 +136,7 @@ impl Client {
                 retry_budget: AtomicU32::new(RETRY_BUDGET_MAX),
                 lagging: Arc::new(Semaphore::new(LAGGING_STORES_MAX)),
                 bad_copies: AtomicU64::new(0),
+                hedge: Hedge::default(),
             }),
         }
     }

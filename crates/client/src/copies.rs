@@ -220,13 +220,7 @@ impl Client {
     }
 
     /// Stores one copy; silence is answered with the same store again, while the member is in service.
-    async fn store_copy(
-        &self,
-        member: &Member,
-        epoch: u32,
-        copy: &NewCopy,
-        deadline: MonoTime,
-    ) -> CopyState {
+    async fn store_copy(&self, member: &Member, epoch: u32, copy: &NewCopy, deadline: MonoTime) -> CopyState {
         let mut backoff = Backoff::new(deadline);
         loop {
             let ask = Ask::PutChunk(PutChunk {

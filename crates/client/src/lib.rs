@@ -11,6 +11,7 @@ mod buckets;
 mod call;
 mod copies;
 mod error;
+mod hedge;
 mod keys;
 mod map;
 mod newest;

@@ -33,7 +33,6 @@ const BUFFER_AGE: Duration = Duration::from_secs(5);
 /// Runs the node until it is told to stop.
 pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     raise_file_limit();
-    return_large_memory();
     let data = absolute(&args.data)?;
     let buffers: Arc<BufferPool> = Arc::default();
     let data_disk = open_directory(&data, "--data", &buffers)?;
@@ -299,17 +298,6 @@ async fn age_buffers(env: base::Env) {
     loop {
         env.sleep(BUFFER_AGE).await;
         env.buffers.age();
-    }
-}
-
-/// Large buffers come from the system and go back to it, one by one. Left to itself, glibc (mallopt(3)) moves its limit
-/// up to the largest buffer that was ever freed, and then keeps them all in heaps that never shrink.
-fn return_large_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: both calls only set parameters of the allocator.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 512 << 10);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 2 << 20);
     }
 }
 

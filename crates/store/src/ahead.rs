@@ -18,7 +18,7 @@ const PROBE_BYTES_MAX: u64 = 256 << 10;
 /// Fewer flushes say nothing.
 const SAMPLES_MIN: u32 = 16;
 /// Zeroes pay when a flush into fresh space takes this many percent of one into written space, or more.
-const FRESH_PERCENT_MIN: u64 = 130;
+const FRESH_PERCENT_MIN: u64 = 175;
 
 pub struct Ahead {
     probe_bytes: u64,

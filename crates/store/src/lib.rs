@@ -7,6 +7,7 @@
 
 mod ahead;
 mod bulk;
+mod cache;
 mod committer;
 mod compaction;
 mod engine;

@@ -100,7 +100,13 @@ fn own_disk(options: &Options, folder: &Path, report: &mut Report) {
         let name = format!("{}, {} at once", row["row"].as_str().unwrap_or_default(), number("at_once").unwrap_or(0.0));
         let large = number("bytes").is_some_and(|bytes| bytes >= (1 << 20) as f64);
         let (value, unit) = if large { (number("mb_per_s"), "MB/s") } else { (number("ops_per_s"), "per s") };
-        let line = Line { value: value.unwrap_or(0.0), unit, p50_us: number("p50_us"), p99_us: number("p99_us"), ..Line::named(&name) };
+        let line = Line {
+            value: value.unwrap_or(0.0),
+            unit,
+            p50_us: number("p50_us"),
+            p99_us: number("p99_us"),
+            ..Line::named(&name)
+        };
         report.add("henge bench disk", line);
     }
 }

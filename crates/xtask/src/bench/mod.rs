@@ -173,7 +173,9 @@ fn load(options: &Options, server: &Server, row: &Row) -> Option<Line> {
     let mut command = Command::new(&options.henge);
     command.args(["bench", row.op, "--json", "--bucket", "bench", "--size", row.size]);
     command.args(["--seconds", &seconds, "--concurrency", &concurrency, "--region", &server.region]);
-    server.endpoints.iter().for_each(|endpoint| drop(command.args(["--s3", endpoint])));
+    for endpoint in &server.endpoints {
+        command.args(["--s3", endpoint]);
+    }
     command.env("HENGE_ROOT_USER", &server.access_key).env("HENGE_ROOT_PASSWORD", &server.secret_key);
     let meter = Meter::start(&server.pids());
     let output = command.output().ok()?;

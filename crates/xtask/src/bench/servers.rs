@@ -173,7 +173,8 @@ fn start_garage(kind: &'static Kind, flushed: bool, folder: &Path) -> Result<Ser
         nodes: Vec::new(),
         idle_rss_mib: 0.0,
     };
-    let configs: Vec<String> = (0..kind.nodes).map(|number| configure_garage(kind, number, flushed, folder)).collect::<Result<_, _>>()?;
+    let configs: Vec<String> =
+        (0..kind.nodes).map(|number| configure_garage(kind, number, flushed, folder)).collect::<Result<_, _>>()?;
     for (number, config) in configs.iter().enumerate() {
         let child = Command::new("garage")
             .args(["-c", config, "server"])

@@ -61,7 +61,10 @@ impl Report {
 
     /// The whole table, with ratios.
     pub fn print(&self, baseline: Option<&Report>) {
-        println!("\n{:<30} {:<26} {:>10} {:<6} {:>8} {:>8} {:>8} {:>6}", "", "", "", "", "p50 us", "p99 us", "cpu us", "disk");
+        println!(
+            "\n{:<30} {:<26} {:>10} {:<6} {:>8} {:>8} {:>8} {:>6}",
+            "", "", "", "", "p50 us", "p99 us", "cpu us", "disk"
+        );
         for (subject, line) in &self.lines {
             let mut text = show(subject, line);
             let others = COMPARED.iter().filter(|other| *other != subject && subject.starts_with("henge"));
@@ -114,7 +117,8 @@ impl Report {
 }
 
 fn show(subject: &str, line: &Line) -> String {
-    let optional = |value: Option<f64>, digits: usize| value.map_or(String::from("-"), |value| format!("{value:.digits$}"));
+    let optional =
+        |value: Option<f64>, digits: usize| value.map_or(String::from("-"), |value| format!("{value:.digits$}"));
     let mut text = format!(
         "{subject:<30} {:<26} {:>10.1} {:<6} {:>8} {:>8} {:>8} {:>6}",
         line.row,
