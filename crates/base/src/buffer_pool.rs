@@ -127,11 +127,11 @@ mod tests {
     #[test]
     fn padding_is_zeroed_although_the_memory_was_used_before() {
         let pool = Arc::new(BufferPool::default());
-        let mut first = pool.take(LEN_MIN);
-        first.set_len(LEN_MIN);
+        let mut first = pool.take(16 << 10);
+        first.set_len(16 << 10);
         first.as_mut_slice().fill(9);
         drop(first);
-        let mut second = pool.take(LEN_MIN);
+        let mut second = pool.take(16 << 10);
         second.fill_from(&[1; 5000]);
         let frozen = second.freeze_padded();
         assert_eq!(frozen.len(), 8192);

@@ -253,8 +253,9 @@ impl Inner {
             return Ok(());
         }
         match io::Error::last_os_error() {
-            error if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
-            error => Err(error),
+            error if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => Err(error),
+            // This file system cannot: nothing depends on it.
+            _ => Ok(()),
         }
     }
 
