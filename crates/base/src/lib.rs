@@ -7,6 +7,7 @@
 
 pub mod buffer;
 pub mod buffer_pool;
+pub mod calendar;
 pub mod checksum;
 pub mod codec;
 pub mod env;

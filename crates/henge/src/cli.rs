@@ -370,6 +370,13 @@ pub struct BenchLoadArgs {
     /// Leave the objects in place
     #[arg(long)]
     pub keep: bool,
+    /// How long an answer may take before its outcome counts as unknown, for example 5s
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = parse_duration)]
+    pub timeout: std::time::Duration,
+    /// `mixed`: after an unknown outcome go on with the same key through another node. Right only where the cluster has
+    /// voted out whoever does not answer within the timeout
+    #[arg(long)]
+    pub expect_fenced: bool,
     #[command(flatten)]
     pub target: S3TargetArgs,
 }

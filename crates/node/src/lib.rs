@@ -8,7 +8,11 @@ mod announce;
 mod control;
 mod controller;
 mod disks;
+mod events;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod group;
+mod heartbeats;
 mod home;
 mod machine;
 mod metrics;
@@ -19,9 +23,11 @@ mod service;
 mod start;
 mod status;
 mod sweep;
+mod traffic;
 mod transport;
 mod workers;
 
+pub use events::{Event, EventKind};
 pub use home::join as join_identity;
 pub use start::{Config, DiskSpec, Healing, Node, StartError, Tuning};
 pub use status::{ChunkCounts, DiskStatus, GroupStatus, NodeStatus, RepairStatus, Status, Verdict};

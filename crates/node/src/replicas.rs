@@ -15,7 +15,9 @@ use store::kv::{Kv, LsmKv};
 use store::{Engine, RaftLog, RaftWrite, StoreError};
 use tokio::sync::{Mutex, watch};
 
+use crate::events::EventLog;
 use crate::group::{self as driver, GroupHandle, decode_hard_state};
+use crate::heartbeats::Heartbeats;
 use crate::machine::{KvView, Machine, change_out};
 use crate::transport::{self, PeerGone, RaftBatch, RaftItem};
 
@@ -33,6 +35,8 @@ pub struct Replicas {
     changing: Arc<Mutex<()>>,
     /// Of a cluster that was recovered and whose map does not say so yet.
     generation_min: AtomicU32,
+    heartbeats: Arc<Heartbeats>,
+    events: Arc<EventLog>,
 }
 
 /// Why a replica on the disk is not started.
@@ -80,9 +84,11 @@ pub async fn erase_all(kv: &LsmKv, ranges: Vec<(Bytes, Bytes)>) -> Result<(), St
 }
 
 impl Replicas {
-    pub fn new(env: Env, node: NodeId, engine: Engine, kv: Arc<LsmKv>) -> Replicas {
+    pub fn new(env: Env, node: NodeId, engine: Engine, kv: Arc<LsmKv>, events: Arc<EventLog>) -> Replicas {
         let map = watch::Sender::new(Arc::new(ClusterMap::default()));
         Replicas {
+            heartbeats: Arc::new(Heartbeats::new(env.clone())),
+            events,
             env,
             node,
             engine,
@@ -358,6 +364,8 @@ impl Replicas {
             kv: self.kv.clone(),
             map: self.map.subscribe(),
             generation_min: self.generation(),
+            heartbeats: self.heartbeats.clone(),
+            events: self.events.clone(),
         });
         self.groups.write().unwrap_or_else(PoisonError::into_inner).insert(id, handle);
         Ok(())

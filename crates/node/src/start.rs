@@ -4,15 +4,17 @@ use base::Env;
 use base::env::Disk;
 use base::ids::{ClusterId, DiskId, GROUP_ZERO, Generation, GroupId, NodeId, Session};
 use client::{Client, ClientConfig, MapView};
+use prometheus_client::registry::Registry;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
-use store::kv::{KvOptions, LsmKv};
+use store::kv::{KvError, KvOptions, LsmKv};
 use store::{DiskIdentity, Engine, EngineOptions, StoreError};
 use tokio::sync::watch;
 
 use crate::announce::Announcer;
 use crate::controller;
 use crate::disks::{Disks, NodeDisk};
+use crate::events::{Event, EventKind, EventLog};
 use crate::group::GroupHandle;
 use crate::group::install::Offered;
 use crate::home::{self, GenerationClock, HomeError, NodeIdentity};
@@ -22,6 +24,7 @@ use crate::replicas::Replicas;
 use crate::service::{Front, Service, Standing};
 use crate::status::{self, Status};
 use crate::sweep;
+use crate::traffic::{Metered, Traffic};
 use crate::workers;
 
 /// How long a start waits for the cluster to take the node in: of a cluster of one, and of several.
@@ -143,6 +146,9 @@ impl Node {
 
     pub async fn start_tuned(config: Config, tuning: Tuning) -> Result<Node, StartError> {
         assert!(!config.disks.is_empty(), "a node has at least one disk");
+        let traffic = Arc::new(Traffic::default());
+        let mut config = config;
+        config.env.net = Metered::over(config.env.net, &traffic);
         let env = config.env.clone();
         let home_lock = lock_home(&config)?;
         let identity = identify(&config).await?;
@@ -156,8 +162,11 @@ impl Node {
         let repair = Arc::new(Progress::default());
         let tuning = with_tombstone_rule(tuning, &repair);
         let disks = Arc::new(open_disks(&config, &tuning, &identity, alone).await?);
-        let (kv, metadata_damage) = open_key_value(&config, &tuning, &identity, &disks, alone).await?;
-        let replicas = Replicas::new(env.clone(), identity.node, disks.metadata().clone(), kv.clone());
+        let (kv, metadata_damage) = open_key_value(&config, &tuning, &identity, &disks, contacts.len()).await?;
+        let events = Arc::new(EventLog::open(env.clone(), identity.node, &*config.data).await);
+        let started = format!("node {} starts under generation {}", identity.node, session.generation);
+        events.record(EventKind::Started, identity.node, started);
+        let replicas = Replicas::new(env.clone(), identity.node, disks.metadata().clone(), kv.clone(), events.clone());
         open_groups(&replicas, &identity, alone).await?;
 
         let service = Arc::new(Service {
@@ -172,6 +181,8 @@ impl Node {
             counters: Arc::new(Counters::default()),
             metadata_damage,
             control: Arc::default(),
+            events: events.clone(),
+            traffic,
             repair,
             view: RwLock::new(Arc::new(MapView::default())),
         });
@@ -184,6 +195,7 @@ impl Node {
             region: config.region.clone(),
         });
         let stop = watch::Sender::new(false);
+        env.spawn("keep events", events.keep(config.data.clone(), stop.subscribe()));
         let announcer = Announcer::new(&config, identity, clock.clone(), &service, &client);
         env.spawn("announce", announcer.keep(stop.subscribe()));
         start_workers(&env, &tuning, &service, &client, &stop, clock, config.data.clone());
@@ -260,9 +272,19 @@ impl Node {
         status::of_the_cluster(&self.service, &self.client).await
     }
 
+    /// What happened, as the nodes that answer saw it: oldest first.
+    pub async fn cluster_events(&self) -> Vec<Event> {
+        status::events_of_the_cluster(&self.service, &self.client).await
+    }
+
     /// In Prometheus' text format.
     pub fn metrics_text(&self) -> String {
-        metrics::text(&self.service, &self.status())
+        self.metrics_text_with(&|_| {})
+    }
+
+    /// As `metrics_text`, with the metrics that `more` registers.
+    pub fn metrics_text_with(&self, more: &dyn Fn(&mut Registry)) -> String {
+        metrics::text(&self.service, &self.status(), more)
     }
 
     /// Stops workers, flushes the key-value store (so that the next start replays little), closes the disks.
@@ -341,7 +363,7 @@ async fn open_disk(
         Ok(found) => found,
         Err(error) if metadata || !matches!(error, StoreError::Io(_)) => return Err(refuse(error.to_string())),
         // The disk itself is out of order: the others go on.
-        Err(error) => return Ok(NodeDisk { label, id: DiskId(0), engine: Err(error.to_string()) }),
+        Err(error) => return Ok(NodeDisk::new(label, DiskId(0), Err(error.to_string()))),
     };
     let id = match found {
         Some(found) if found.cluster != identity.cluster => {
@@ -371,28 +393,38 @@ async fn open_disk(
             for damage in &report.damaged {
                 tracing::error!("disk {label}: damage found at start: {damage:?}");
             }
-            Ok(NodeDisk { label, id, engine: Ok(engine) })
+            Ok(NodeDisk::new(label, id, Ok(engine)))
         }
         Err(error) if metadata || matches!(error, StoreError::InUse | StoreError::NewerFormat { .. }) => {
             Err(refuse(error.to_string()))
         }
-        Err(error) => Ok(NodeDisk { label, id, engine: Err(error.to_string()) }),
+        Err(error) => Ok(NodeDisk::new(label, id, Err(error.to_string()))),
     }
 }
 
-/// The key-value store lies on the metadata disk, beside the Raft logs that it depends on.
+/// The key-value store lies on the metadata disk, beside the Raft logs that it depends on. One that is damaged as a whole
+/// is set aside when two `others` have what it held: its replicas are then made anew under new peer ids.
 async fn open_key_value(
     config: &Config,
     tuning: &Tuning,
     identity: &NodeIdentity,
     disks: &Disks,
-    alone: bool,
+    others: usize,
 ) -> Result<(Arc<LsmKv>, Vec<String>), StartError> {
     let spec = &config.disks[0];
     let seed = disks.metadata().identity().disk.0;
-    let opened = LsmKv::open(&config.env, spec.disk.clone(), seed, tuning.key_value.clone()).await;
-    let (kv, report) = opened.map_err(|error| StartError(format!("disk {}: {error}", spec.label)))?;
-    if report.created && identity.set_up && alone {
+    let refuse = |error: KvError| StartError(format!("disk {}: {error}", spec.label));
+    let open = || LsmKv::open(&config.env, spec.disk.clone(), seed, tuning.key_value.clone());
+    let opened = match open().await {
+        Err(error @ KvError::Damaged { .. }) if others >= 2 => {
+            tracing::error!("disk {}: {error}; it is set aside, the other nodes have what it held", spec.label);
+            LsmKv::set_aside(&*spec.disk).map_err(refuse)?;
+            open().await
+        }
+        opened => opened,
+    };
+    let (kv, report) = opened.map_err(refuse)?;
+    if report.created && identity.set_up && others == 0 {
         return Err(StartError(format!(
             "disk {}: the key-value store with this node's metadata is missing; with one copy nothing can replace it: \
              bring back the disk's earlier state, or start anew with an empty --data",

@@ -3,9 +3,9 @@
 //!
 //! Knows: which checks exist. Never knows: how the product works; it starts cargo and counts.
 
-#![expect(clippy::disallowed_methods, reason = "a tool for developers, not a part of the product")]
-
 mod bench;
+mod chaos;
+mod fuzz;
 mod graph;
 mod run;
 
@@ -15,11 +15,14 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  test    all tests, then 60 s of simulation, from seed 0 on; needs only Rust and a C compiler
+  test    all tests, then 60 s of simulation, from seed 0 on, then the short half of chaos; needs only Rust and a C
+          compiler
   check   test, and: format, clippy with warnings denied, documentation, the crate graph,
           cargo deny where it is installed
   lint    only the fast half of check: format, clippy, the crate graph
   bench   the machine's limits, henge, and what is there to compare it with; `bench --help` for its options
+  fuzz    fuzz SECONDS [TARGET...]: each decoder for so long; needs cargo-fuzz
+  chaos   real servers under real faults; `cargo xtask chaos --help` has its options
 
 The last line is `henge: N passed, N failed, N skipped`.";
 
@@ -29,8 +32,11 @@ const SIMULATION_SECONDS: &str = "60";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.first().is_some_and(|command| command == "bench") {
-        return bench::run(&arguments[1..]);
+    if let Some(("bench", options)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return bench::run(options);
+    }
+    if let Some(("chaos", options)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return chaos::run(options).into();
     }
     let mut counts = Counts::default();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
@@ -41,6 +47,9 @@ fn main() -> ExitCode {
             test(&mut counts);
             documentation(&mut counts);
             deny(&mut counts);
+        }
+        ["fuzz", seconds, only @ ..] if seconds.parse::<u64>().is_ok() => {
+            fuzz::run(&mut counts, seconds.parse().unwrap_or_default(), only);
         }
         [] | ["help" | "-h" | "--help"] => {
             println!("{USAGE}");
@@ -75,6 +84,11 @@ fn test(counts: &mut Counts) {
             "0",
         ],
     );
+    match chaos::run(&["--gate".to_owned()]) {
+        chaos::HOLDS => counts.passed += 1,
+        chaos::SKIPPED => counts.skipped += 1,
+        _ => counts.failed += 1,
+    }
 }
 
 fn lint(counts: &mut Counts) {

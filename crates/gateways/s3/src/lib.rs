@@ -16,6 +16,8 @@ mod conditions;
 mod date;
 mod encoding;
 mod error;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod names;
 mod operation;
 mod ops;

@@ -21,6 +21,8 @@ use store::Engine;
 use store::kv::LsmKv;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::events::EventLog;
+use crate::heartbeats::Heartbeats;
 use crate::machine::{Command, Machine, Reply};
 use install::Installed;
 
@@ -102,6 +104,8 @@ struct Shared {
     /// The replica is to be stopped and opened from disk again.
     reopen: AtomicBool,
     log_bytes: AtomicU64,
+    /// When the write to the log that is under way began, in monotonic nanoseconds; 0: none is.
+    writing_since: AtomicU64,
     /// When a leader was last heard, in monotonic nanoseconds.
     leader_heard: AtomicU64,
     configuration: Mutex<Arc<Configuration>>,
@@ -125,6 +129,8 @@ pub struct Parts {
     pub map: watch::Receiver<Arc<ClusterMap>>,
     /// The cluster's generation is at least this.
     pub generation_min: u32,
+    pub heartbeats: Arc<Heartbeats>,
+    pub events: Arc<EventLog>,
 }
 
 /// Starts the driver of a group.
@@ -138,6 +144,7 @@ pub fn start(parts: Parts) -> GroupHandle {
         ready: AtomicBool::new(!parts.stateless),
         reopen: AtomicBool::new(false),
         log_bytes: AtomicU64::new(0),
+        writing_since: AtomicU64::new(0),
         leader_heard: AtomicU64::new(parts.env.now().0),
         configuration: Mutex::new(Arc::new(parts.configuration.clone())),
         failed: Mutex::new(None),
@@ -228,6 +235,14 @@ impl GroupHandle {
     /// When the replica last heard from a leader, or else when it began.
     pub fn leader_heard(&self) -> MonoTime {
         MonoTime(self.shared.leader_heard.load(Ordering::Relaxed))
+    }
+
+    /// For how long its disk has owed an answer to the write that is under way.
+    pub fn writing_for(&self, now: MonoTime) -> Duration {
+        match self.shared.writing_since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => now.since(MonoTime(since)),
+        }
     }
 
     /// Bytes of entries that the log still needs.

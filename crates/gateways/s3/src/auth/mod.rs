@@ -6,7 +6,7 @@
 //! Source: "Authenticating Requests (AWS Signature Version 4)", Amazon S3 API Reference.
 
 pub(crate) mod canonical;
-mod claim;
+pub(crate) mod claim;
 pub(crate) mod proof;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,7 @@
 //! The body of a request: bytes that pass through uncopied, and an end that is reached only when everything the
 //! client said about them has proven true. Until `next` has answered `None`, nothing may be committed.
 
-mod chunked;
+pub(crate) mod chunked;
 
 use crate::auth::BodyProof;
 use crate::error::{Code, Result, S3Error};
