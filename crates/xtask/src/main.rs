@@ -5,6 +5,7 @@
 
 mod bench;
 mod chaos;
+mod conformance;
 mod fuzz;
 mod graph;
 mod run;
@@ -21,6 +22,8 @@ usage: cargo xtask COMMAND
           cargo deny where it is installed
   lint    only the fast half of check: format, clippy, the crate graph
   bench   the machine's limits, henge, and what is there to compare it with; `bench --help` for its options
+  conformance s3 | clients
+          suites and clients of others against a cluster: `cargo xtask conformance` says more
   fuzz    fuzz SECONDS [TARGET...]: each decoder for so long; needs cargo-fuzz
   chaos   real servers under real faults; `cargo xtask chaos --help` has its options
 
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
             documentation(&mut counts);
             deny(&mut counts);
         }
+        ["conformance", rest @ ..] => return conformance::run(rest),
         ["fuzz", seconds, only @ ..] if seconds.parse::<u64>().is_ok() => {
             fuzz::run(&mut counts, seconds.parse().unwrap_or_default(), only);
         }
