@@ -3,6 +3,7 @@
 //! Knows: which checks exist. Never knows: how the product works; it starts cargo and counts.
 
 mod chaos;
+mod conformance;
 mod fuzz;
 mod graph;
 mod run;
@@ -18,6 +19,8 @@ usage: cargo xtask COMMAND
   check   test, and: format, clippy with warnings denied, documentation, the crate graph,
           cargo deny where it is installed
   lint    only the fast half of check: format, clippy, the crate graph
+  conformance s3 | clients
+          suites and clients of others against a cluster: `cargo xtask conformance` says more
   fuzz    fuzz SECONDS [TARGET...]: each decoder for so long; needs cargo-fuzz
   chaos   real servers under real faults; `cargo xtask chaos --help` has its options
 
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
             documentation(&mut counts);
             deny(&mut counts);
         }
+        ["conformance", rest @ ..] => return conformance::run(rest),
         ["fuzz", seconds, only @ ..] if seconds.parse::<u64>().is_ok() => {
             fuzz::run(&mut counts, seconds.parse().unwrap_or_default(), only);
         }
