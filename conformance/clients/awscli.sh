@@ -1,7 +1,9 @@
 # The AWS command line: buckets, put, get, list, sync both ways, multipart, presign, tags, delete.
 command -v aws >/dev/null || exit 77
 aws --version
-aws configure set default.s3.addressing_style path --profile default 2>/dev/null || true
+# Version 1 of the command line presigns with Signature Version 2 unless it is told otherwise.
+export AWS_CONFIG_FILE=$PWD/config
+printf '[default]\ns3 =\n  signature_version = s3v4\n  addressing_style = path\n' >"$AWS_CONFIG_FILE"
 s3="aws --endpoint-url $ENDPOINT s3"
 api="aws --endpoint-url $ENDPOINT s3api"
 $s3 mb s3://awscli >/dev/null

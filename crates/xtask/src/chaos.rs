@@ -324,8 +324,13 @@ impl Tally {
             self.held += 1;
         } else {
             self.failed += 1;
-            arena.keep.set(true);
-            println!("  the logs of its nodes are in {}, until the next run", arena.work.join(fault.name).display());
+            if processes::check_interrupted().is_ok() {
+                arena.keep.set(true);
+                println!(
+                    "  the logs of its nodes are in {}, until the next run",
+                    arena.work.join(fault.name).display()
+                );
+            }
         }
     }
 }
