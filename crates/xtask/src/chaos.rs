@@ -6,11 +6,6 @@
 //! mounts, loop devices and network devices with them. Children die with this process; its directory is removed by
 //! itself or by the next run.
 
-#![allow(
-    clippy::disallowed_methods,
-    reason = "this rig drives the real system from outside; nothing here is simulated"
-)]
-
 mod arena;
 mod cluster;
 mod disks;

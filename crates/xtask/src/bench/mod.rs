@@ -4,11 +4,6 @@
 //!
 //! The load comes from `henge bench`, which speaks plain S3, so that every server is asked the same things the same way.
 
-#![allow(
-    clippy::disallowed_methods,
-    reason = "a tool that drives the real system from outside; nothing here is simulated"
-)]
-
 mod limits;
 mod meter;
 mod servers;
