@@ -2,7 +2,7 @@
 //! of acknowledgement decides when that is enough. What cannot be stored there goes elsewhere under a new id.
 //!
 //! ```text
-//! draw a group -> store on each member in service (a task each; silence: the same store again)
+//! draw a group -> store on each member in service (at once; silence: the same store again)
 //!    ^                      |
 //!    |                 [`judge`] after each answer and each new map
 //!    |                      |
@@ -12,22 +12,22 @@
 
 use base::CHUNK_SIZE_MAX;
 use base::checksum::Crc64;
-use base::env::{MonoTime, Random};
+use base::env::{BoxFuture, MonoTime, Random};
 use base::ids::{BucketId, ChunkId, DiskId, PoolId};
 use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use meta::chunks::ChunkRef;
-use meta::map::COPIES_MAX;
 use meta::map::command::Acknowledgement;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::mpsc;
 
 use crate::buckets::BucketInfo;
 use crate::call::{Backoff, Client, LEADERLESS_MAX, Life};
 use crate::error::Error;
 use crate::map::{MapView, Member, Placement};
-use crate::wire::{Ask, Failure, PutChunk, Told};
+use crate::wire::{Ask, ChunkDone, CloneChunk, Failure, PutChunk, Told};
 
 /// How long one attempt at a store may take. An attempt at a node that is voted out ends with that.
 const STORE_ATTEMPT_MAX: Duration = Duration::from_secs(5);
@@ -40,7 +40,7 @@ const GROUPS_MAX: usize = 64;
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// Why a chunk is not stored where it was to go.
-enum Halt {
+pub(crate) enum Halt {
     /// It goes elsewhere under a new id.
     Elsewhere(Failure, String),
     /// Nowhere would do.
@@ -48,12 +48,56 @@ enum Halt {
 }
 
 /// A chunk on its way to all its members.
-struct NewCopy {
-    id: ChunkId,
-    owner: u64,
-    crc64: u64,
-    payload: Vec<Bytes>,
+pub(crate) struct NewCopy {
+    pub id: ChunkId,
+    pub owner: u64,
+    pub content: Content,
 }
+
+/// Where the bytes of a new chunk come from.
+pub(crate) enum Content {
+    /// They travel.
+    Bytes { payload: Vec<Bytes>, crc64: u64 },
+    /// Each member has them already, in this chunk. `crc64` is known for a whole chunk; else the first member says it.
+    Clone { from: ChunkId, range: Range<u32>, crc64: OnceLock<u64> },
+}
+
+impl NewCopy {
+    /// Over the bytes; `None` while no member has said it.
+    pub fn crc64(&self) -> Option<u64> {
+        match &self.content {
+            Content::Bytes { crc64, .. } => Some(*crc64),
+            Content::Clone { crc64, .. } => crc64.get().copied(),
+        }
+    }
+
+    /// What `member` is asked to do, with the bytes for it.
+    fn ask(&self, member: &Member, epoch: u32) -> (Ask, Vec<Bytes>) {
+        let disk = Bytes::copy_from_slice(&member.disk.0.to_be_bytes());
+        let (id, owner) = (Bytes::copy_from_slice(&self.id.to_bytes()), self.owner);
+        match &self.content {
+            Content::Bytes { payload, crc64 } => {
+                (Ask::PutChunk(PutChunk { disk, id, owner, epoch, crc64: *crc64 }), payload.clone())
+            }
+            Content::Clone { from, range, .. } => {
+                let from = Bytes::copy_from_slice(&from.to_bytes());
+                let (start, end) = (range.start, range.end);
+                (Ask::CloneChunk(CloneChunk { disk, from, start, end, id, owner, epoch }), Vec::new())
+            }
+        }
+    }
+
+    /// Whether what a member made has the checksum that it must have.
+    fn is_same(&self, done: &ChunkDone) -> bool {
+        match &self.content {
+            Content::Bytes { .. } => true,
+            Content::Clone { crc64, .. } => *crc64.get_or_init(|| done.crc64) == done.crc64,
+        }
+    }
+}
+
+/// Stores under way, one a member at most.
+type Copying = FuturesUnordered<BoxFuture<(DiskId, CopyState)>>;
 
 /// What is known of one member's copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,7 +194,8 @@ impl Client {
                 continue;
             };
             homeless = None;
-            let copy = Arc::new(NewCopy { id, owner: bucket.id, crc64, payload: payload.clone() });
+            let content = Content::Bytes { payload: payload.clone(), crc64 };
+            let copy = Arc::new(NewCopy { id, owner: bucket.id, content });
             match self.store_copies(bucket, &placement, copy, backoff.deadline()).await {
                 Ok(()) => return Ok(ChunkRef { id, len: len as u32, crc64 }),
                 Err(Halt::Nowhere(detail)) => {
@@ -195,15 +240,14 @@ impl Client {
     }
 
     /// Stores on all members in parallel and waits until that is enough.
-    async fn store_copies(
+    pub(crate) async fn store_copies(
         &self,
         bucket: &BucketInfo,
         placement: &Placement,
         copy: Arc<NewCopy>,
         deadline: MonoTime,
     ) -> Result<(), Halt> {
-        // Each member has one report under way at most.
-        let (report, mut reports) = mpsc::channel(COPIES_MAX);
+        let mut copying = Copying::new();
         let mut copies: BTreeMap<DiskId, CopyState> =
             placement.members.iter().map(|member| (member.disk, CopyState::Wanted)).collect();
         let time_up = self.shared.env.clock.sleep_until(deadline);
@@ -216,7 +260,7 @@ impl Client {
             match judge(placement, now.as_ref(), &copies, rule) {
                 // An answer has shown a newer map: it may say that there is somebody else to wait for.
                 Verdict::Enough if rule == Acknowledgement::All && !self.shared.newest.is_newest(&map) => {}
-                Verdict::Enough if self.let_go(&copies, &mut reports) => return Ok(()),
+                Verdict::Enough if self.let_go(&mut copying) => return Ok(()),
                 Verdict::Abandon(failure, why) => return Err(Halt::Elsewhere(failure, why)),
                 Verdict::Enough | Verdict::Wait => {}
             }
@@ -224,18 +268,16 @@ impl Client {
                 let state = copies.get_mut(&member.disk).expect("the epoch is the same, so the members are");
                 if *state == CopyState::Wanted {
                     *state = CopyState::UnderWay;
-                    let (client, copy, report) = (self.clone(), copy.clone(), report.clone());
+                    let (client, copy) = (self.clone(), copy.clone());
                     let (member, epoch) = (*member, placement.epoch.0);
-                    self.shared.env.spawn("store copy", async move {
-                        let state = client.store_copy(&member, epoch, &copy, deadline, &report).await;
-                        // Nobody listens any more when enough others have stored.
-                        let _ = report.send((member.disk, state)).await;
-                    });
+                    copying.push(Box::pin(async move {
+                        (member.disk, client.store_copy(&member, epoch, &copy, deadline).await)
+                    }));
                 }
             }
             tokio::select! {
                 biased;
-                Some((disk, state)) = reports.recv() => drop(copies.insert(disk, state)),
+                Some((disk, state)) = copying.next() => drop(copies.insert(disk, state)),
                 _ = self.map_newer_than(map.version()) => {}
                 () = &mut time_up => {
                     let why = format!("not enough copies of chunk {} were stored in time", copy.id);
@@ -257,42 +299,29 @@ impl Client {
     }
 
     /// Enough copies are durable. Those still under way (`majority`) go on in the background, if memory allows.
-    fn let_go(&self, copies: &BTreeMap<DiskId, CopyState>, reports: &mut mpsc::Receiver<(DiskId, CopyState)>) -> bool {
-        let under_way = copies.values().filter(|state| **state == CopyState::UnderWay).count();
-        if under_way == 0 {
+    fn let_go(&self, copying: &mut Copying) -> bool {
+        if copying.is_empty() {
             return true;
         }
         let Ok(permit) = self.shared.lagging.clone().try_acquire_owned() else { return false };
-        let (_, empty) = mpsc::channel(1);
-        let mut rest = std::mem::replace(reports, empty);
+        let mut rest = std::mem::take(copying);
         self.shared.env.spawn("finish copies", async move {
-            for _ in 0..under_way {
-                let _ = rest.recv().await;
-            }
+            while rest.next().await.is_some() {}
             drop(permit);
         });
         true
     }
 
     /// Stores one copy; silence is answered with the same store again, while the member is in service.
-    async fn store_copy(
-        &self,
-        member: &Member,
-        epoch: u32,
-        copy: &NewCopy,
-        deadline: MonoTime,
-        report: &mpsc::Sender<(DiskId, CopyState)>,
-    ) -> CopyState {
+    async fn store_copy(&self, member: &Member, epoch: u32, copy: &NewCopy, deadline: MonoTime) -> CopyState {
         let mut backoff = Backoff::new(deadline);
         loop {
-            let ask = Ask::PutChunk(PutChunk {
-                disk: Bytes::copy_from_slice(&member.disk.0.to_be_bytes()),
-                id: Bytes::copy_from_slice(&copy.id.to_bytes()),
-                owner: copy.owner,
-                epoch,
-                crc64: copy.crc64,
-            });
-            match self.ask_node(member.node, ask, copy.payload.clone(), STORE_ATTEMPT_MAX).await {
+            let (ask, bytes) = copy.ask(member, epoch);
+            match self.ask_node(member.node, ask, bytes, STORE_ATTEMPT_MAX).await {
+                Ok((Told::Chunk(done), _)) if done.epoch == epoch && !copy.is_same(&done) => {
+                    let why = format!("the copies of the source of chunk {} differ", copy.id);
+                    return CopyState::Refused(Failure::Damaged, why);
+                }
                 Ok((Told::Chunk(done), _)) if done.epoch == epoch => return CopyState::Stored,
                 Ok(_) => {
                     let why = format!("node {} counts under another epoch", member.node);
@@ -301,8 +330,7 @@ impl Client {
                 Err((Failure::Busy | Failure::Unknown, _)) => {}
                 Err((failure, why)) => return CopyState::Refused(failure, why),
             }
-            let is_wanted = !report.is_closed() && self.map().is_usable(member.disk);
-            if !is_wanted || !backoff.wait(&self.shared.env).await {
+            if !self.map().is_usable(member.disk) || !backoff.wait(&self.shared.env).await {
                 return CopyState::Wanted;
             }
         }

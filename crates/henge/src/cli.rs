@@ -89,6 +89,9 @@ pub struct ServerArgs {
     /// Private key (PEM) of the certificate
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
+    /// For tests: lifecycle rules take so many seconds for a day, and look every second
+    #[arg(long, value_name = "SECONDS", env = "HENGE_DEBUG_LIFECYCLE_DAY_S", hide = true)]
+    pub lifecycle_day_seconds: Option<u32>,
 }
 
 const SERVER_HELP: &str = "\
@@ -197,11 +200,59 @@ pub struct KeyArgs {
 #[derive(Subcommand, Debug)]
 pub enum KeyAction {
     /// Make an access key; its secret is shown now and never again
-    Create(NamedArgs),
+    Create(KeyCreateArgs),
     /// List access keys
     List(ListArgs),
+    /// Show or change the policy of an access key
+    Policy(KeyPolicyArgs),
     /// Delete an access key by its name or key id
     Delete(NamedArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct KeyCreateArgs {
+    pub name: String,
+    /// What the key may do, as a policy in JSON; without one it may do everything with the buckets that it makes
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct KeyPolicyArgs {
+    /// Name or key id
+    pub name: String,
+    /// Replace the policy by the one in FILE
+    #[arg(long, value_name = "FILE", conflicts_with = "clear")]
+    pub set: Option<PathBuf>,
+    /// Take the policy away: the key may do everything with the buckets that it makes
+    #[arg(long)]
+    pub clear: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct BucketQuotaArgs {
+    pub name: String,
+    /// At most so many bytes, for example 500GiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, conflicts_with = "none")]
+    pub bytes: Option<u64>,
+    /// At most so many objects (versions included)
+    #[arg(long, value_name = "N", conflicts_with = "none")]
+    pub objects: Option<u64>,
+    /// Take the quota away
+    #[arg(long)]
+    pub none: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
 }
 
 #[derive(Args, Debug)]
@@ -218,6 +269,8 @@ pub enum BucketAction {
     List(ListArgs),
     /// Change a bucket's settings
     Set(BucketSetArgs),
+    /// Show or change how much a bucket may hold
+    Quota(BucketQuotaArgs),
 }
 
 #[derive(Args, Debug)]

@@ -14,6 +14,7 @@ pub mod fuzzing;
 mod group;
 mod heartbeats;
 mod home;
+mod lifecycle;
 mod machine;
 mod metrics;
 pub mod offline;
@@ -29,5 +30,6 @@ mod workers;
 
 pub use events::{Event, EventKind};
 pub use home::join as join_identity;
+pub use lifecycle::LifecyclePace;
 pub use start::{Config, DiskSpec, Healing, Node, StartError, Tuning};
 pub use status::{ChunkCounts, DiskStatus, GroupStatus, NodeStatus, RepairStatus, Status, Verdict};

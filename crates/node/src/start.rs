@@ -18,6 +18,7 @@ use crate::events::{Event, EventKind, EventLog};
 use crate::group::GroupHandle;
 use crate::group::install::Offered;
 use crate::home::{self, GenerationClock, HomeError, NodeIdentity};
+use crate::lifecycle::{self, LifecyclePace};
 use crate::metrics::{self, Counters};
 use crate::repair::{Others, Progress, Repairer};
 use crate::replicas::Replicas;
@@ -70,6 +71,7 @@ pub struct Tuning {
     /// How long a reader may still need chunks that were deleted: liveness only.
     pub garbage_grace: Duration,
     pub healing: Healing,
+    pub lifecycle: LifecyclePace,
 }
 
 /// Times of detection and repair.
@@ -96,14 +98,18 @@ impl Default for Healing {
     }
 }
 
+/// Memory of each disk for the small chunks that were stored or read last: as many as the key-value store's blocks.
+const CHUNK_CACHE_BYTES: usize = 64 << 20;
+
 impl Default for Tuning {
     fn default() -> Tuning {
         Tuning {
-            engine: EngineOptions::default(),
+            engine: EngineOptions { cache_bytes: CHUNK_CACHE_BYTES, ..EngineOptions::default() },
             key_value: KvOptions::default(),
             flush_bytes: workers::FLUSH_BYTES,
             garbage_grace: workers::GARBAGE_GRACE,
             healing: Healing::default(),
+            lifecycle: LifecyclePace::default(),
         }
     }
 }
@@ -490,6 +496,9 @@ fn start_workers(
     let collect =
         workers::collect_garbage(env.clone(), service.clone(), client.clone(), tuning.garbage_grace, stop.subscribe());
     env.spawn("collect garbage", collect);
+    let expire =
+        lifecycle::run(env.clone(), service.clone(), client.clone(), tuning.lifecycle.clone(), stop.subscribe());
+    env.spawn("lifecycle", expire);
     let (sweeper, finisher) = (client.clone(), client.clone());
     let renew = workers::renew_session(env.clone(), client.clone(), clock.clone(), stop.subscribe());
     env.spawn("renew session", renew);

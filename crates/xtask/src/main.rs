@@ -1,8 +1,16 @@
-//! `cargo xtask test` and `cargo xtask check`: everything that the gate runs, as one command.
+//! `cargo xtask test` and `cargo xtask check`: everything that the gate runs, as one command. `cargo xtask bench`: what it
+//! all costs.
 //!
 //! Knows: which checks exist. Never knows: how the product works; it starts cargo and counts.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tools of the repository drive the real system; nothing here is simulated"
+)]
+
+mod bench;
 mod chaos;
+mod conformance;
 mod fuzz;
 mod graph;
 mod run;
@@ -18,6 +26,9 @@ usage: cargo xtask COMMAND
   check   test, and: format, clippy with warnings denied, documentation, the crate graph,
           cargo deny where it is installed
   lint    only the fast half of check: format, clippy, the crate graph
+  bench   the machine's limits, henge, and what is there to compare it with; `bench --help` for its options
+  conformance s3 | clients
+          suites and clients of others against a cluster: `cargo xtask conformance` says more
   fuzz    fuzz SECONDS [TARGET...]: each decoder for so long; needs cargo-fuzz
   chaos   real servers under real faults; `cargo xtask chaos --help` has its options
 
@@ -29,6 +40,9 @@ const SIMULATION_SECONDS: &str = "60";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(("bench", options)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return bench::run(options);
+    }
     if let Some(("chaos", options)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
         return chaos::run(options).into();
     }
@@ -42,6 +56,7 @@ fn main() -> ExitCode {
             documentation(&mut counts);
             deny(&mut counts);
         }
+        ["conformance", rest @ ..] => return conformance::run(rest),
         ["fuzz", seconds, only @ ..] if seconds.parse::<u64>().is_ok() => {
             fuzz::run(&mut counts, seconds.parse().unwrap_or_default(), only);
         }

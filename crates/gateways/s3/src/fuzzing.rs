@@ -30,7 +30,7 @@ pub fn head(data: &[u8]) {
             headers.append(name, value);
         }
     }
-    if let Ok(claim) = Claim::read(&Signed { method: &method, raw_path: path, raw_query, headers: &headers }) {
+    if let Ok(Some(claim)) = Claim::read(&Signed { method: &method, raw_path: path, raw_query, headers: &headers }) {
         let _ = (claim.check_scope("us-east-1"), claim.check_time(1_700_000_000_000));
     }
     let host = headers.get(HOST).and_then(|host| host.to_str().ok());
@@ -39,7 +39,8 @@ pub fn head(data: &[u8]) {
     }
     let _ = (ReadConditions::of_read(&headers), ReadConditions::of_copy_source(&headers));
     let _ = (conditions::of_write(&headers), conditions::of_delete(&headers));
-    let _ = (attributes::of_write(&headers), attributes::tags(&headers));
+    let _ = (attributes::kept_headers(&headers), crate::tags::of_headers(&headers));
+    let _ = crate::lock::of_write(&headers, 1_700_000_000_000);
     let _ = Promised::read(&headers, &[]);
 }
 
