@@ -11,7 +11,7 @@ use protocol::raft::{Configuration, Entry, HardState, Message, RaftPeer, Restore
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use store::kv::{Kv, LsmKv};
+use store::kv::{Kv, KvError, LsmKv};
 use store::{Engine, RaftLog, RaftWrite, StoreError};
 use tokio::sync::{Mutex, watch};
 
@@ -288,12 +288,42 @@ impl Replicas {
     async fn forget(&self, id: GroupId) -> Result<(), String> {
         let failed = |why: String| format!("the replica of group {id} cannot be removed: {why}");
         let state = group::load(&KvView::over(&*self.kv), id).unwrap_or_default();
-        erase_all(&self.kv, group::row_ranges(id, &state)).await.map_err(failed)?;
+        if let Err(why) = erase_all(&self.kv, group::row_ranges(id, &state)).await {
+            tracing::warn!("the state of group {id} is hidden by damage together with other rows: {why}");
+            self.erase_all_but_the_sound().await.map_err(failed)?;
+        }
         self.engine.raft_remove(id).await.map_err(|error| failed(error.to_string()))?;
         if id == GROUP_ZERO {
             tracing::info!("the cluster map here is what it was until group 0 sends it anew");
         }
         Ok(())
+    }
+
+    /// Where damage hides rows of several replicas, none of them can be removed alone. What no running replica owns goes;
+    /// a running replica whose rows are hidden has lost them, and is given up as well when its group can do without it.
+    async fn erase_all_but_the_sound(&self) -> Result<(), String> {
+        loop {
+            let (mut kept, mut owners) = (Vec::new(), Vec::new());
+            for handle in self.all().into_iter().filter(|handle| handle.failed().is_none()) {
+                let state = group::load(&KvView::over(&*self.kv), handle.id).unwrap_or_default();
+                for range in group::row_ranges(handle.id, &state) {
+                    kept.push(range);
+                    owners.push(handle.clone());
+                }
+            }
+            let (first, last, why) = match self.kv.retain(kept.clone()).await {
+                Ok(()) => return Ok(()),
+                Err(KvError::Damaged { first, last, detail }) => (first, last, detail),
+                Err(error) => return Err(error.to_string()),
+            };
+            let hurt = kept.iter().position(|(from, to)| first < *to && *from <= last);
+            let Some(hurt) = hurt.map(|position| owners[position].clone()) else { return Err(why) };
+            if self.is_needed(hurt.id) {
+                return Err(why);
+            }
+            tracing::error!("the replica of group {} has lost rows and will be made anew: {why}", hurt.id);
+            self.stop(&hurt).await;
+        }
     }
 
     async fn start(&self, id: GroupId, mut log: RaftLog) -> Result<(), OpenError> {

@@ -189,6 +189,29 @@ fn a_drained_node_is_emptied_and_goes() {
     cluster.verify(first, 0..40);
 }
 
+/// One block holds the last rows of one group and the first of another: neither can be erased alone.
+#[test]
+fn damage_that_hides_rows_of_several_groups_is_healed() {
+    let mut cluster = Cluster::found(16);
+    cluster.join();
+    cluster.join();
+    let [first, second, third] = [1, 2, 3].map(NodeId);
+    cluster.write(first, 0..30);
+    cluster.wait_for_safety(first);
+    for (victim, at) in [(third, 0), (first, 60), (second, 600)] {
+        let node = cluster.nodes[&victim].clone();
+        cluster.on(victim, async move { node.shutdown().await });
+        cluster.crash(victim);
+        let disk = cluster.sim.disk(victim, "disk");
+        let runs: Vec<String> = disk.files().into_iter().filter(|name| name.starts_with("kv-run")).collect();
+        assert!(!runs.is_empty(), "a clean stop writes the rows out");
+        runs.iter().for_each(|run| disk.flip(run, at, 1));
+        cluster.start(victim);
+        cluster.wait_for_safety(victim);
+        cluster.verify(victim, 0..30);
+    }
+}
+
 /// Both copies of the list of runs rot: nothing on the node says any longer what it had applied. The others have it.
 #[test]
 fn a_node_whose_metadata_is_unreadable_is_given_it_anew() {

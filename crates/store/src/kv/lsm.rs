@@ -229,6 +229,12 @@ impl LsmKv {
         Box::pin(self.inner.clone().erase(from, to))
     }
 
+    /// Like [`LsmKv::erase`] of everything outside the ranges `from <= key < to` of `kept`. Where damage hides rows of
+    /// several ranges, none of them can be erased alone.
+    pub fn retain(&self, kept: Vec<(Bytes, Bytes)>) -> BoxFuture<Result<(), KvError>> {
+        Box::pin(self.inner.clone().retain(kept))
+    }
+
     /// Bytes of the store's files on the disk, also of those that only a snapshot still reads.
     pub fn disk_bytes(&self) -> u64 {
         self.inner.disk_bytes()

@@ -251,6 +251,37 @@ fn an_erased_range_is_sound_and_can_be_filled_again() {
     }
 }
 
+/// What hides rows on both sides of a border goes when neither side is kept, and not before.
+#[test]
+fn what_is_retained_is_sound() {
+    for seed in 0..12 {
+        let (machine, mut rows) = filled(seed);
+        for file in machine.disk.files().into_iter().filter(|name| name.starts_with("kv-run")) {
+            machine.disk.flip(&file, 20 + 40 * seed, 1);
+        }
+        let (kv, _) = machine.open();
+        let damages = machine.sim.block_on(kv.verify(None)).damages;
+        let border = Bytes::from_static(b"bucket/075");
+        for kept in [(Bytes::new(), border.clone()), (border, Bytes::from_static(b"z"))] {
+            let is_hurt = damages.iter().any(|damage| damage.first < kept.1 && kept.0 <= damage.last);
+            let retained = machine.sim.block_on(kv.retain(vec![kept.clone()]));
+            assert_eq!(retained.is_err(), is_hurt, "{damages:?}");
+            if !is_hurt {
+                rows.retain(|key, _| (&kept.0..&kept.1).contains(&key));
+                break;
+            }
+        }
+        let after = machine.sim.block_on(kv.verify(None)).damages;
+        if rows.len() < 75 {
+            assert_eq!(after, []);
+            assert_eq!(check_reads(&kv, &rows), 0);
+        }
+        machine.sim.block_on(kv.retain(Vec::new())).unwrap();
+        assert_eq!(check_reads(&kv, &Rows::new()), 0);
+        assert_eq!(machine.sim.block_on(kv.verify(None)).damages, []);
+    }
+}
+
 /// A value's own checksum is made at its commit and never again: a value that changed in memory is not laundered.
 #[test]
 fn a_value_that_changed_before_it_was_written_is_found() {
