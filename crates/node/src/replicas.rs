@@ -3,6 +3,7 @@
 
 use base::Env;
 use base::ids::{GROUP_ZERO, GroupId, LogIndex, NodeId, PeerId, Term};
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use meta::group::{self, FEATURE_LEVEL, Install};
 use meta::map::command::ClusterMap;
@@ -220,7 +221,9 @@ impl Replicas {
             Some(handle) if handle.failed().is_none() => return handle.step(from, message),
             // A failed replica never answers again under this id.
             Some(_) => {}
-            None if item.fresh && self.get(id).is_none_or(|handle| handle.peer < to) => {
+            None if (item.fresh || plant::is(Plant::VoteAfterLoss))
+                && self.get(id).is_none_or(|handle| handle.peer < to) =>
+            {
                 return self.change(id, Change::Begin(to));
             }
             None => {}

@@ -2,7 +2,7 @@
 
 use base::Env;
 use base::env::Disk;
-use base::ids::{ClusterId, DiskId, GROUP_ZERO, Generation, GroupId, NodeId, Session};
+use base::ids::{ClusterId, DiskId, GROUP_ZERO, Generation, GroupId, NodeId, Session, Term};
 use client::{Client, ClientConfig, MapView};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -238,6 +238,12 @@ impl Node {
     /// it; `None` when it cannot be read.
     pub fn closed_below(&self, group: GroupId, node: NodeId) -> Option<Generation> {
         meta::slots::floor(&crate::machine::KvView::over(&*self.kv), group, node).ok()
+    }
+
+    /// The groups that this node leads, as far as it knows, each with the term.
+    pub fn led_groups(&self) -> Vec<(GroupId, Term)> {
+        let led = self.service.replicas.all().into_iter().filter(GroupHandle::is_leader);
+        led.map(|group| (group.id, group.term())).collect()
     }
 
     /// Serves reads and writes now.

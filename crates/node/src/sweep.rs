@@ -8,6 +8,7 @@ use base::Env;
 use base::ids::{ChunkId, Generation, GroupId, NodeId, PoolId, SLOT_BITS, Session};
 use client::wire::{Answer, Failure, NamedIds, Told};
 use client::{Client, Error, NAMED_IDS_MAX};
+use base::plant::{self, Plant};
 use meta::map::command::ClusterMap;
 use meta::view::View;
 use std::collections::{BTreeMap, BTreeSet};
@@ -95,7 +96,7 @@ async fn sweep(service: &Service, client: &Client, swept: &mut Swept) -> Result<
             loop {
                 let (found, next) = candidates(engine, pool, &floors, swept, after);
                 for node in found.iter().map(|id| id.session.node).collect::<BTreeSet<NodeId>>() {
-                    if closed.insert(node) {
+                    if closed.insert(node) && !plant::is(Plant::SweepBeforeClose) {
                         close(client, &groups, Session { node, generation: floors[&node] }).await?;
                     }
                 }

@@ -9,16 +9,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::cluster::{Cluster, FOUNDER, StartFailure};
-use crate::plan::{Plan, Planted, Profile};
+use crate::plan::{Plan, Profile};
 use crate::recorder::Recorder;
-use crate::trouble::Ration;
+use crate::ration::Ration;
 use crate::worker::{Excuses, Worker};
 use node::Verdict;
 
 /// Starts that may crash in a row before one is let through.
 const CRASHED_STARTS_MAX: u32 = 5;
 /// As the n-th operation from now: never.
-const NEVER: u64 = u64::MAX;
+pub const NEVER: u64 = u64::MAX;
 
 #[derive(Clone)]
 pub struct Nemesis {
@@ -209,17 +209,5 @@ impl Nemesis {
         }
         let serving = self.verifier.serving().await;
         self.verifier.read_all(&serving, self.sim.below(3) == 0).await;
-    }
-
-    /// Plants the run's defect, if it has one: some from the start, some (`late`) when there is a cluster to harm.
-    pub fn plant(&self, late: bool) {
-        let disks = self.cluster.nodes().into_iter().flat_map(|node| self.cluster.chunk_disks(node));
-        for disk in disks {
-            match self.plan.planted {
-                Some(Planted::SkipFlushes) if late => disk.ignore_flushes(true),
-                Some(Planted::SkipDirectoryFlushes) if !late => disk.ignore_directory_flushes(true),
-                _ => {}
-            }
-        }
     }
 }

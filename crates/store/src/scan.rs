@@ -7,6 +7,7 @@
 
 use base::buffer::BLOCK;
 use base::env::File;
+use base::plant::{self, Plant};
 use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -79,12 +80,14 @@ impl Judge {
     /// Takes the next item; gives those that are now known to count, in order.
     pub fn take(&mut self, item: Item) -> Vec<Item> {
         if let Item::Batch(batch) = &item {
-            self.durable_upto = self.durable_upto.max(batch.header.position.durable_upto);
+            let vouched = if plant::is(Plant::CutDamage) { 0 } else { batch.header.position.durable_upto };
+            self.durable_upto = self.durable_upto.max(vouched);
         }
         self.undecided.push_back(item);
         let mut certain = Vec::new();
         while let Some(front) = self.undecided.front() {
-            if !front.is_whole() && !self.sealed && front.start() >= self.durable_upto {
+            let is_vouched = self.sealed || front.start() < self.durable_upto || plant::is(Plant::ResurrectBehindCut);
+            if !front.is_whole() && !is_vouched {
                 break;
             }
             certain.extend(self.undecided.pop_front());

@@ -11,21 +11,22 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  test    all tests, then 60 s of simulation, from seed 0 on; needs only Rust and a C compiler
+  test    all tests, then the fixed list of simulated seeds; needs only Rust and a C compiler
   check   test, and: format, clippy with warnings denied, documentation, the crate graph,
           cargo deny where it is installed
   lint    only the fast half of check: format, clippy, the crate graph
+  sim     the simulator: --seed N, --minutes M, --shrink, --plants, --fixed, --points; `sim --help` says more
 
 The last line is `henge: N passed, N failed, N skipped`.";
 
-/// Seconds of wall-clock time that `test` gives to the simulator. Always the same seeds, so that a red gate means a
-/// change for the worse; `simulate --seconds N` alone draws fresh ones, to look for what nobody has met yet.
-const SIMULATION_SECONDS: &str = "60";
+/// How the simulator is started; what follows is for it.
+const SIMULATE: [&str; 7] = ["run", "--quiet", "--package", "sim", "--bin", "simulate", "--"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let mut counts = Counts::default();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["sim", rest @ ..] => return run::instead("cargo", &[&SIMULATE[..], rest].concat()),
         ["test"] => test(&mut counts),
         ["lint"] => lint(&mut counts),
         ["check"] => {
@@ -49,24 +50,7 @@ fn main() -> ExitCode {
 
 fn test(counts: &mut Counts) {
     run::tests(counts);
-    step(
-        counts,
-        "simulation",
-        "cargo",
-        &[
-            "run",
-            "--quiet",
-            "--package",
-            "sim",
-            "--bin",
-            "simulate",
-            "--",
-            "--seconds",
-            SIMULATION_SECONDS,
-            "--first",
-            "0",
-        ],
-    );
+    step(counts, "simulation", "cargo", &[&SIMULATE[..], &["--fixed"]].concat());
 }
 
 fn lint(counts: &mut Counts) {

@@ -6,6 +6,7 @@
 use base::Env;
 use base::env::MonoTime;
 use base::ids::{GROUP_ZERO, GroupId, LogIndex, NodeId, PeerId, Term};
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use meta::map::command::{ClusterMap, NodeRow, NodeState};
 use protocol::membership::{self, NodeView};
@@ -324,7 +325,9 @@ impl Driver {
         if !ready.committed.is_empty() && !self.apply(ready.committed) {
             return false;
         }
-        self.unwritten.add(ready.number, ready.append, ready.hard_state, ready.messages_after_flush);
+        let (hasty, after_flush) = ready.messages_after_flush.into_iter().partition(is_hasty);
+        self.send(hasty);
+        self.unwritten.add(ready.number, ready.append, ready.hard_state, after_flush);
         self.write();
         true
     }
@@ -347,7 +350,7 @@ impl Driver {
         let write = RaftWrite {
             group: self.id,
             peer: self.peer,
-            hard_state: unwritten.hard_state.map(encode_hard_state),
+            hard_state: unwritten.hard_state.filter(|_| !plant::is(Plant::ForgetVote)).map(encode_hard_state),
             entries: unwritten.entries.into_iter().map(entry_out).collect(),
             trim_to: unwritten.trim,
             reset: unwritten.reset,
@@ -445,7 +448,11 @@ impl Driver {
         if proposal.term != term {
             // Another leader's entry took the place: ours will never be committed.
             let _ = proposal.answer.send(Err(GroupError::NotLeader(self.leader_node())));
-        } else if proposal.acknowledge == Acknowledge::Everyone && self.configuration.voters.len() > 1 {
+        } else if proposal.acknowledge == Acknowledge::Everyone
+            && self.configuration.voters.len() > 1
+            && !plant::is(Plant::AckAtMajority)
+            && !plant::is(Plant::AckBeforeQuorum)
+        {
             self.waiting.add(index, reply, proposal.answer);
         } else {
             let _ = proposal.answer.send(Ok(reply));
@@ -597,7 +604,8 @@ impl Driver {
             return true;
         }
         let Some((index, _, configuration)) = message.snapshot() else { return false };
-        if self.configuration.is_empty() && configuration.is_voter(self.peer) {
+        let has_lost_log = self.configuration.is_empty() && configuration.is_voter(self.peer);
+        if has_lost_log && !plant::is(Plant::VoteAfterLoss) {
             // A new member votes only after it acknowledged a snapshot: this one did, and has lost it since.
             let gone = PeerGone { group: self.id.0, peer: self.peer.0 };
             transport::send_gone(&self.env, from, self.generation(), gone);
@@ -702,6 +710,13 @@ async fn next_written(writing: &mut Option<Writing>) -> Result<(), StoreError> {
         None => std::future::pending().await,
         Some(writing) => (&mut writing.done).await.unwrap_or(Err(StoreError::Closed)),
     }
+}
+
+/// Messages that a planted defect does not hold back until the flush.
+fn is_hasty(message: &Message) -> bool {
+    let is_vote = matches!(message.kind(), MessageKind::Vote | MessageKind::VoteReply);
+    (is_vote && plant::is(Plant::VoteBeforeFlush))
+        || (message.kind() == MessageKind::AppendReply && plant::is(Plant::AckBeforeFlush))
 }
 
 fn is_up(map: &ClusterMap, node: NodeId) -> bool {

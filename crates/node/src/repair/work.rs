@@ -4,6 +4,7 @@ use base::Env;
 use base::checksum::Crc64;
 use base::env::MonoTime;
 use base::ids::{ChunkId, DiskId, NodeId, OwnerId, PoolId};
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use client::wire::{Ask, Failure, GetChunk, PgDigestAsk, PgDigestLine, PgDigests, Told};
 use futures_util::future::join_all;
@@ -177,6 +178,9 @@ impl Repairer {
 
     /// From whichever source gives bytes that verify. A chunk that is deleted meanwhile is no failure.
     async fn pull(&self, engine: &Engine, group: &Group, want: &Want, sources: Vec<Member>) -> Result<(), String> {
+        if want.id.counter.is_multiple_of(8) && plant::is(Plant::DropRepair) {
+            return Ok(());
+        }
         let mut why = String::from("no other disk has it");
         // Different chunks begin with different sources.
         let first = want.id.counter as usize % sources.len().max(1);
@@ -291,7 +295,7 @@ impl Repairer {
                     (State::Damaged, _) => false,
                 };
                 let holders = states.iter().filter(|(number, state)| *number > 0 && is_there(state)).count();
-                match (own, holders == members.len()) {
+                match (own, holders == members.len() || plant::is(Plant::EvictBlindly)) {
                     (State::Deleted, _) => {}
                     (_, true) => ids.push(*id),
                     (_, false) => kept += 1,
@@ -404,7 +408,9 @@ impl Comparer {
         for group in groups {
             let watched = self.watched.get(&group.key());
             match watched {
-                Some(watched) if watched.healthy => drop(marks.insert(group.key(), Mark::of(group))),
+                Some(watched) if watched.healthy || plant::is(Plant::ClaimHealth) => {
+                    drop(marks.insert(group.key(), Mark::of(group)));
+                }
                 // What a healthy group seems to owe is under way.
                 Some(watched) => owed = owed.and(watched.owed),
                 None => {}
