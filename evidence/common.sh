@@ -12,7 +12,7 @@ server_pid=
 finish() {
     local code=${exit_code:-$?}
     [ -z "$server_pid" ] || kill -9 "$server_pid" 2>/dev/null || true
-    [ ! -f "$work/dev/cluster.json" ] || "$HENGE" dev stop 1 --data "$work/dev" >/dev/null 2>&1 || true
+    [ -z "${dev_pid:-}" ] || stop_dev
     [ -n "${KEEP:-}" ] || rm -rf "$work"
     exit $code
 }

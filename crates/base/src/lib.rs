@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod buffer;
+pub mod calendar;
 pub mod checksum;
 pub mod codec;
 pub mod env;

@@ -6,7 +6,7 @@ use base::ids::{ClusterId, DiskId, GROUP_ZERO, Generation, GroupId, NodeId, Sess
 use client::{Client, ClientConfig, MapView};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
-use store::kv::{KvOptions, LsmKv};
+use store::kv::{KvError, KvOptions, LsmKv};
 use store::{DiskIdentity, Engine, EngineOptions, StoreError};
 use tokio::sync::watch;
 
@@ -153,7 +153,7 @@ impl Node {
         let repair = Arc::new(Progress::default());
         let tuning = with_tombstone_rule(tuning, &repair);
         let disks = Arc::new(open_disks(&config, &tuning, &identity, alone).await?);
-        let (kv, metadata_damage) = open_key_value(&config, &tuning, &identity, &disks, alone).await?;
+        let (kv, metadata_damage) = open_key_value(&config, &tuning, &identity, &disks, contacts.len()).await?;
         let replicas = Replicas::new(env.clone(), identity.node, disks.metadata().clone(), kv.clone());
         open_groups(&replicas, &identity, alone).await?;
 
@@ -383,19 +383,29 @@ async fn open_disk(
     }
 }
 
-/// The key-value store lies on the metadata disk, beside the Raft logs that it depends on.
+/// The key-value store lies on the metadata disk, beside the Raft logs that it depends on. One that is damaged as a whole
+/// is set aside when two `others` have what it held: its replicas are then made anew under new peer ids.
 async fn open_key_value(
     config: &Config,
     tuning: &Tuning,
     identity: &NodeIdentity,
     disks: &Disks,
-    alone: bool,
+    others: usize,
 ) -> Result<(Arc<LsmKv>, Vec<String>), StartError> {
     let spec = &config.disks[0];
     let seed = disks.metadata().identity().disk.0;
-    let opened = LsmKv::open(&config.env, spec.disk.clone(), seed, tuning.key_value.clone()).await;
-    let (kv, report) = opened.map_err(|error| StartError(format!("disk {}: {error}", spec.label)))?;
-    if report.created && identity.set_up && alone {
+    let refuse = |error: KvError| StartError(format!("disk {}: {error}", spec.label));
+    let open = || LsmKv::open(&config.env, spec.disk.clone(), seed, tuning.key_value.clone());
+    let opened = match open().await {
+        Err(error @ KvError::Damaged { .. }) if others >= 2 => {
+            tracing::error!("disk {}: {error}; it is set aside, the other nodes have what it held", spec.label);
+            LsmKv::set_aside(&*spec.disk).map_err(refuse)?;
+            open().await
+        }
+        opened => opened,
+    };
+    let (kv, report) = opened.map_err(refuse)?;
+    if report.created && identity.set_up && others == 0 {
         return Err(StartError(format!(
             "disk {}: the key-value store with this node's metadata is missing; with one copy nothing can replace it: \
              bring back the disk's earlier state, or start anew with an empty --data",

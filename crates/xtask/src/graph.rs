@@ -11,10 +11,11 @@ const ROOMS: &[(&str, &str, &[&str])] = &[
     ("protocol", "crates/protocol", &["base"]),
     ("store", "crates/store", &["base"]),
     ("meta", "crates/meta", &["base"]),
+    ("access", "crates/access", &["base"]),
     ("client", "crates/client", &["base", "protocol", "meta"]),
     ("node", "crates/node", &["base", "protocol", "store", "meta", "client"]),
-    ("gateway-s3", "crates/gateways/s3", &["base", "client"]),
-    ("henge", "crates/henge", &["base", "protocol", "store", "meta", "client", "node", "gateway-s3"]),
+    ("gateway-s3", "crates/gateways/s3", &["base", "access", "client"]),
+    ("henge", "crates/henge", &["base", "protocol", "store", "meta", "access", "client", "node", "gateway-s3"]),
     ("sim", "crates/sim", &["base", "protocol", "store", "meta", "client", "node", "gateway-s3"]),
     ("xtask", "crates/xtask", &[]),
 ];

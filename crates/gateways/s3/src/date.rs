@@ -1,78 +1,15 @@
-//! Dates as S3 writes and reads them, from and to milliseconds since 1970-01-01 UTC. Proleptic Gregorian calendar
-//! after Hinnant, "chrono-Compatible Low-Level Date Algorithms".
+//! Dates as S3 writes and reads them, from and to milliseconds since 1970-01-01 UTC.
 
-const DAY_MS: u64 = 86_400_000;
+use base::calendar::{Civil, UtcDay, digits};
+pub use base::calendar::{iso8601, parse_iso8601};
+
 const WEEKDAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
 const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-
-/// A moment taken apart.
-struct Civil {
-    year: u64,
-    /// 1..=12.
-    month: u64,
-    /// 1..=31.
-    day: u64,
-    hour: u64,
-    minute: u64,
-    second: u64,
-    ms: u64,
-}
-
-impl Civil {
-    fn from_ms(ms: u64) -> Civil {
-        let days = ms / DAY_MS + 719_468;
-        let era = days / 146_097;
-        let day_of_era = days % 146_097;
-        let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        let month_from_march = (5 * day_of_year + 2) / 153;
-        let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-        let in_day = ms % DAY_MS;
-        Civil {
-            year: year_of_era + era * 400 + u64::from(month <= 2),
-            month,
-            day: day_of_year - (153 * month_from_march + 2) / 5 + 1,
-            hour: in_day / 3_600_000,
-            minute: in_day / 60_000 % 60,
-            second: in_day / 1_000 % 60,
-            ms: in_day % 1_000,
-        }
-    }
-
-    /// `None` before 1970, after 9999, or when a field is out of its range.
-    fn to_ms(&self) -> Option<u64> {
-        let in_range = (1970..=9999).contains(&self.year)
-            && (1..=12).contains(&self.month)
-            && (1..=31).contains(&self.day)
-            && self.hour < 24
-            && self.minute < 60
-            && self.second < 60
-            && self.ms < 1_000;
-        if !in_range {
-            return None;
-        }
-        let year = if self.month <= 2 { self.year - 1 } else { self.year };
-        let month_from_march = (self.month + 9) % 12;
-        let day_of_year = (153 * month_from_march + 2) / 5 + self.day - 1;
-        let year_of_era = year % 400;
-        let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-        let days = year / 400 * 146_097 + day_of_era - 719_468;
-        let ms = days * DAY_MS + self.hour * 3_600_000 + self.minute * 60_000 + self.second * 1_000 + self.ms;
-        // A day that the month does not have (31 April) comes back as another one.
-        (Civil::from_ms(ms).day == self.day).then_some(ms)
-    }
-}
-
-/// `2009-10-12T17:50:30.000Z`, as XML bodies carry it.
-pub fn iso8601(ms: u64) -> String {
-    let c = Civil::from_ms(ms);
-    format!("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z", c.year, c.month, c.day, c.hour, c.minute, c.second, c.ms)
-}
 
 /// `Wed, 12 Oct 2009 17:50:00 GMT` (RFC 9110 section 5.6.7).
 pub fn http_date(ms: u64) -> String {
     let c = Civil::from_ms(ms);
-    let weekday = WEEKDAYS[(ms / DAY_MS % 7) as usize];
+    let weekday = WEEKDAYS[(UtcDay::of(ms).0 % 7) as usize];
     let month = MONTHS[(c.month - 1) as usize];
     format!("{weekday}, {:02} {month} {:04} {:02}:{:02}:{:02} GMT", c.day, c.year, c.hour, c.minute, c.second)
 }
@@ -120,49 +57,6 @@ pub fn parse_http_date(text: &str) -> Option<u64> {
         ms: 0,
     }
     .to_ms()
-}
-
-/// Parses [`iso8601`], with or without a fraction of up to nine digits.
-pub fn parse_iso8601(text: &str) -> Option<u64> {
-    let bytes = text.strip_suffix('Z')?.as_bytes();
-    if bytes.len() < 19
-        || bytes[4] != b'-'
-        || bytes[7] != b'-'
-        || bytes[10] != b'T'
-        || bytes[13] != b':'
-        || bytes[16] != b':'
-    {
-        return None;
-    }
-    let ms = match &bytes[19..] {
-        [] => 0,
-        [b'.', fraction @ ..] if (1..=9).contains(&fraction.len()) && fraction.iter().all(u8::is_ascii_digit) => {
-            let digit = |at: usize| fraction.get(at).map_or(0, |b| u64::from(b - b'0'));
-            digit(0) * 100 + digit(1) * 10 + digit(2)
-        }
-        _ => return None,
-    };
-    Civil {
-        year: digits(bytes, 0, 4)?,
-        month: digits(bytes, 5, 2)?,
-        day: digits(bytes, 8, 2)?,
-        hour: digits(bytes, 11, 2)?,
-        minute: digits(bytes, 14, 2)?,
-        second: digits(bytes, 17, 2)?,
-        ms,
-    }
-    .to_ms()
-}
-
-fn digits(bytes: &[u8], from: usize, count: usize) -> Option<u64> {
-    let mut number = 0;
-    for byte in bytes.get(from..from + count)? {
-        if !byte.is_ascii_digit() {
-            return None;
-        }
-        number = number * 10 + u64::from(byte - b'0');
-    }
-    Some(number)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! Copies: how they are made as nodes join, made again after one is lost, and brought up to date after an absence.
 
+use base::env::{Caching, Disk, Flush, OpenMode};
 use base::ids::NodeId;
 use bytes::Bytes;
 use client::DeleteRequest;
@@ -180,5 +181,32 @@ fn a_drained_node_is_emptied_and_goes() {
     });
     cluster.crash(second);
     cluster.wait_for_safety(first);
+    cluster.verify(first, 0..40);
+}
+
+/// Both copies of the list of runs rot: nothing on the node says any longer what it had applied. The others have it.
+#[test]
+fn a_node_whose_metadata_is_unreadable_is_given_it_anew() {
+    let mut cluster = Cluster::found(15);
+    cluster.join();
+    cluster.join();
+    let [first, second, third] = [1, 2, 3].map(NodeId);
+    cluster.write(first, 0..30);
+    cluster.wait_for_safety(first);
+    for victim in [third, first] {
+        cluster.crash(victim);
+        let disk = cluster.sim.disk(victim, "disk");
+        let manifest = disk.open("kv-manifest", OpenMode::Existing, Caching::Buffered).expect("there is a manifest");
+        let size = manifest.size_bytes().expect("it has a size");
+        cluster.on(second, async move {
+            let zeroes = Bytes::from(vec![0; usize::try_from(size).expect("it is small")]);
+            manifest.write_at(0, vec![zeroes], Flush::Yes).await.expect("written");
+        });
+        cluster.start(victim);
+        cluster.wait_for_safety(victim);
+        cluster.verify(victim, 0..30);
+    }
+    cluster.crash(second);
+    cluster.write(third, 30..40);
     cluster.verify(first, 0..40);
 }

@@ -202,6 +202,12 @@ impl LsmKv {
         Ok((Arc::new(LsmKv { inner }), report))
     }
 
+    /// Renames the files of a store that cannot be opened, so that an empty one can take its place: for a node whose
+    /// peers have all that it held. The last one set aside is kept for whoever wants to look.
+    pub fn set_aside(disk: &dyn Disk) -> Result<(), KvError> {
+        open::set_aside(disk)
+    }
+
     /// Stops background work and waits until none is under way, so that the directory can be opened again. Later
     /// commits and flushes fail. What was not flushed is lost, as in a crash.
     pub async fn close(&self) {

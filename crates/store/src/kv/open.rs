@@ -15,6 +15,8 @@ use super::verify::Damage;
 
 /// What all files of the store begin with.
 const PREFIX: &str = "kv-";
+/// What is put before the names of a store that was set aside.
+const ASIDE: &str = "damaged-";
 
 pub(super) async fn open(
     env: &Env,
@@ -62,6 +64,26 @@ pub(super) async fn open(
     let inner = Arc::new(inner);
     inner.start_compaction();
     Ok((inner, report))
+}
+
+/// See [`LsmKv::set_aside`](super::LsmKv::set_aside).
+pub(super) fn set_aside(disk: &dyn Disk) -> Result<(), KvError> {
+    let failed = |error| KvError::Io(format!("the damaged store in {} cannot be set aside: {error}", disk.describe()));
+    let mut names = list(disk)?;
+    // The manifest first: what a crash leaves half done is runs without a manifest, which is damage as well. One store is
+    // kept; an earlier one goes when the manifest shows that this is another.
+    names.sort_by_key(|name| name != manifest::FILE_NAME);
+    if names.first().is_some_and(|name| name == manifest::FILE_NAME) {
+        for entry in disk.list().map_err(failed)? {
+            if entry.name.strip_prefix(ASIDE).is_some_and(|name| name.starts_with(PREFIX)) {
+                disk.remove(&entry.name).map_err(failed)?;
+            }
+        }
+    }
+    for name in names {
+        disk.rename(&name, &format!("{ASIDE}{name}")).map_err(failed)?;
+    }
+    disk.flush_directory().map_err(failed)
 }
 
 /// Names of the store's files.
