@@ -51,7 +51,7 @@ plants! {
     AckBeforeLocator = "ack-before-locator",
     /// A damaged journal is cut as if its end were torn.
     CutDamage = "cut-damage",
-    /// Records behind the cut of a torn journal count.
+    /// Entries of a log that a later one cut off come back at the next start.
     ResurrectBehindCut = "resurrect-behind-cut",
     /// A recycled volume keeps its incarnation, so that its old records verify.
     ReuseIncarnation = "reuse-incarnation",

@@ -34,6 +34,8 @@ pub struct Replicas {
     changing: Arc<Mutex<()>>,
     /// Of a cluster that was recovered and whose map does not say so yet.
     generation_min: AtomicU32,
+    /// See [`driver::Parts::tail_entries`].
+    tail_entries: u64,
 }
 
 /// Why a replica on the disk is not started.
@@ -81,7 +83,7 @@ pub async fn erase_all(kv: &LsmKv, ranges: Vec<(Bytes, Bytes)>) -> Result<(), St
 }
 
 impl Replicas {
-    pub fn new(env: Env, node: NodeId, engine: Engine, kv: Arc<LsmKv>) -> Replicas {
+    pub fn new(env: Env, node: NodeId, engine: Engine, kv: Arc<LsmKv>, tail_entries: u64) -> Replicas {
         let map = watch::Sender::new(Arc::new(ClusterMap::default()));
         Replicas {
             env,
@@ -92,6 +94,7 @@ impl Replicas {
             groups: RwLock::default(),
             changing: Arc::default(),
             generation_min: AtomicU32::new(0),
+            tail_entries,
         }
     }
 
@@ -359,6 +362,7 @@ impl Replicas {
             kv: self.kv.clone(),
             map: self.map.subscribe(),
             generation_min: self.generation(),
+            tail_entries: self.tail_entries,
         });
         self.groups.write().unwrap_or_else(PoisonError::into_inner).insert(id, handle);
         Ok(())

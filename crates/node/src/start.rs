@@ -66,6 +66,8 @@ pub struct Tuning {
     pub flush_bytes: u64,
     /// How long a reader may still need chunks that were deleted: liveness only.
     pub garbage_grace: Duration,
+    /// Entries that a log keeps for followers that lag a little; those that lag more are sent a snapshot.
+    pub tail_entries: u64,
     pub healing: Healing,
 }
 
@@ -100,6 +102,7 @@ impl Default for Tuning {
             key_value: KvOptions::default(),
             flush_bytes: workers::FLUSH_BYTES,
             garbage_grace: workers::GARBAGE_GRACE,
+            tail_entries: crate::group::TAIL_ENTRIES,
             healing: Healing::default(),
         }
     }
@@ -154,7 +157,8 @@ impl Node {
         let tuning = with_tombstone_rule(tuning, &repair);
         let disks = Arc::new(open_disks(&config, &tuning, &identity, alone).await?);
         let (kv, metadata_damage) = open_key_value(&config, &tuning, &identity, &disks, contacts.len()).await?;
-        let replicas = Replicas::new(env.clone(), identity.node, disks.metadata().clone(), kv.clone());
+        let metadata = disks.metadata().clone();
+        let replicas = Replicas::new(env.clone(), identity.node, metadata, kv.clone(), tuning.tail_entries);
         open_groups(&replicas, &identity, alone).await?;
 
         let service = Arc::new(Service {

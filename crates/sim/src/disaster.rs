@@ -17,13 +17,45 @@ impl Nemesis {
     /// The one event that the ration does not hold for: everything that was acknowledged is on disks.
     pub async fn cut_all_power(&self) -> Result<(), Refused> {
         self.recorder.fault("a power cut of all nodes");
+        if self.sim.below(2) == 0 {
+            // Much is on its way to the disks then.
+            self.recorder.note(|| "NEMESIS all disks are slow".into());
+            self.set_slowness(100);
+            self.sim.sleep(Duration::from_millis(self.sim.below(2000))).await;
+        }
         self.recorder.note(|| "NEMESIS all nodes lose their power".into());
         self.cluster.crash_all().await;
+        self.set_slowness(1);
         let starts = self.cluster.nodes().into_iter().map(|node| async move {
             self.sim.sleep(Duration::from_millis(self.sim.below(2000))).await;
             self.start(node).await
         });
         join_all(starts).await.into_iter().collect()
+    }
+
+    fn set_slowness(&self, factor: u64) {
+        let disks = self.cluster.nodes().into_iter().flat_map(|node| self.cluster.disks(node));
+        disks.for_each(|disk| disk.set_slowness(factor));
+    }
+
+    /// On slow disks, each node loses its power for a moment, again and again: terms, votes and entries are on their way
+    /// to the disks whenever it happens. As with all power at once, nothing that was flushed is harmed.
+    pub async fn flicker(&self) -> Result<(), Refused> {
+        self.recorder.fault("power that flickers on slow disks");
+        self.recorder.note(|| "NEMESIS all disks are slow, and power comes and goes".into());
+        self.set_slowness([20, 60][self.sim.below(2) as usize]);
+        let each = self.cluster.nodes().into_iter().map(|node| async move {
+            for _ in 0..1 + self.sim.below(3) {
+                self.sim.sleep(Duration::from_millis(self.sim.below(2500))).await;
+                self.cluster.crash(node).await;
+                self.sim.sleep(Duration::from_millis(self.sim.below(300))).await;
+                self.start(node).await?;
+            }
+            Ok(())
+        });
+        let done = join_all(each).await.into_iter().collect();
+        self.set_slowness(1);
+        done
     }
 
     /// A disk without metadata comes back empty.

@@ -179,6 +179,9 @@ impl Nemesis {
         let disks = self.cluster.chunk_disks(FOUNDER);
         let Some(disk) = disks.get(1) else { return };
         self.excuses.damage.store(true, Ordering::Relaxed);
+        if self.sim.below(2) == 0 {
+            disk.set_rate_ppm(Fault::BitRot, 20_000);
+        }
         for _ in 0..1 + self.sim.below(4) {
             let soon = 1 + self.sim.below(20);
             match self.sim.below(6) {

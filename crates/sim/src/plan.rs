@@ -23,6 +23,8 @@ pub enum Profile {
     MetadataRot,
     /// Disks fill up and are emptied again.
     DiskFull,
+    /// Long lives of many small objects and many restarts: volumes are compacted, merged and recycled.
+    Wear,
     /// Three nodes, with all that may happen to nodes, their disks and the network between them.
     Cluster3,
     /// Five nodes.
@@ -38,12 +40,13 @@ pub enum Profile {
 }
 
 impl Profile {
-    pub const ALL: [Profile; 11] = [
+    pub const ALL: [Profile; 12] = [
         Profile::Crashes,
         Profile::FlushErrors,
         Profile::BitRot,
         Profile::MetadataRot,
         Profile::DiskFull,
+        Profile::Wear,
         Profile::Cluster3,
         Profile::Cluster5,
         Profile::Calm,
@@ -54,7 +57,8 @@ impl Profile {
 
     fn draw(random: &dyn Random) -> Profile {
         match random.below(100) {
-            0..46 => Profile::Crashes,
+            0..42 => Profile::Crashes,
+            42..46 => Profile::Wear,
             46..53 => Profile::FlushErrors,
             53..58 => Profile::BitRot,
             58..62 => Profile::MetadataRot,
@@ -86,6 +90,7 @@ impl Profile {
             | Profile::FlushErrors
             | Profile::BitRot
             | Profile::MetadataRot
+            | Profile::Wear
             | Profile::DiskFull => 1,
         }
     }
@@ -99,9 +104,7 @@ pub fn hunting_ground(plant: Plant) -> Profile {
         | Plant::SkipDirectoryFlush
         | Plant::SkipRecoveredFlush
         | Plant::AckBeforeLocator
-        | Plant::ResurrectBehindCut
         | Plant::ReuseIncarnation
-        | Plant::DropTombstone
         | Plant::TrimBeyondFlush
         | Plant::SkipRunFlush
         | Plant::SameGeneration
@@ -109,6 +112,7 @@ pub fn hunting_ground(plant: Plant) -> Profile {
         | Plant::SkipFreeze
         | Plant::KeepUpload
         | Plant::ReuseChunkId => Profile::Crashes,
+        Plant::DropTombstone => Profile::Wear,
         Plant::RetryFlush => Profile::FlushErrors,
         Plant::CutDamage => Profile::MetadataRot,
         Plant::IgnoreChecksum => Profile::BitRot,
@@ -117,6 +121,7 @@ pub fn hunting_ground(plant: Plant) -> Profile {
         Plant::OpenEarly | Plant::EvictBlindly | Plant::InventoryEarly | Plant::StaleEpoch => Profile::Growth,
         Plant::SweepBeforeClose => Profile::Apart,
         Plant::InstallUnmarked
+        | Plant::ResurrectBehindCut
         | Plant::AckBeforeQuorum
         | Plant::AckBeforeFlush
         | Plant::VoteBeforeFlush
@@ -192,7 +197,7 @@ impl Plan {
     pub fn draw(random: &dyn Random, wanted: Option<Profile>) -> Plan {
         let drawn = Profile::draw(random);
         let profile = wanted.unwrap_or(drawn);
-        let keys = 3 + random.below(10);
+        let keys = if profile == Profile::Wear { 40 } else { 3 + random.below(10) };
         Plan {
             profile,
             nodes: match profile {
@@ -203,16 +208,19 @@ impl Plan {
             disks: match profile {
                 Profile::BitRot => 2,
                 _ if profile.nodes() > 1 => 1 + random.below(2) as usize,
-                Profile::DiskFull => 1,
+                Profile::DiskFull | Profile::Wear => 1,
                 _ => 1 + random.below(3) as usize,
             },
             clients: 2 + random.below(5) as u32,
-            operations: 20 + random.below(60) as u32,
-            crashes: 1 + random.below(if profile.nodes() > 1 { 10 } else { 6 }) as u32,
+            operations: if profile == Profile::Wear { 150 } else { 20 + random.below(60) as u32 },
+            crashes: match profile {
+                Profile::Wear => 24,
+                _ => 1 + random.below(if profile.nodes() > 1 { 10 } else { 6 }) as u32,
+            },
             // Some in folders, some not; no key is the beginning of another.
             keys: (0..keys).map(|i| Bytes::from(format!("{}{i:02}", ["", "a/", "b/c/"][i as usize % 3]))).collect(),
             buckets: buckets(profile),
-            large_per_myriad: [0, 100, 400][random.below(3) as usize],
+            large_per_myriad: if profile == Profile::Wear { 0 } else { [0, 100, 400][random.below(3) as usize] },
             is_rough: false,
             lost_after: Duration::from_secs(if profile.nodes() > 1 { [6, 600][random.below(2) as usize] } else { 600 }),
             disk_bytes: if profile == Profile::DiskFull { DISK_FULL_BYTES } else { 16 << 30 },
@@ -269,6 +277,7 @@ impl Plan {
             },
             flush_bytes: 4 * KIB,
             garbage_grace: Duration::from_millis(300),
+            tail_entries: 8,
             healing: Healing {
                 lost_after: self.lost_after,
                 compare_interval: Duration::from_millis(400),

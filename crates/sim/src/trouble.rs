@@ -163,7 +163,7 @@ impl Nemesis {
     }
 
     async fn bring_some(&self) -> Result<(), Refused> {
-        match self.sim.below(24) {
+        match self.sim.below(26) {
             0..2 => self.cut_all_power().await,
             2 => self.replace_disk().await,
             3 => self.replace_node().await,
@@ -174,6 +174,7 @@ impl Nemesis {
             8 if self.plan.nodes > 3 => self.drain_one().await,
             9 => self.give_wrong_disk().await,
             10 => self.roughen().await,
+            11..13 => self.flicker().await,
             _ => self.strike_some().await,
         }
     }

@@ -86,8 +86,7 @@ impl Judge {
         self.undecided.push_back(item);
         let mut certain = Vec::new();
         while let Some(front) = self.undecided.front() {
-            let is_vouched = self.sealed || front.start() < self.durable_upto || plant::is(Plant::ResurrectBehindCut);
-            if !front.is_whole() && !is_vouched {
+            if !front.is_whole() && !self.sealed && front.start() >= self.durable_upto {
                 break;
             }
             certain.extend(self.undecided.pop_front());

@@ -36,8 +36,6 @@ const ROUND_MAX: usize = 256;
 const MEMBERSHIP_INTERVAL: Duration = Duration::from_millis(200);
 /// How often a leader looks whether another should lead.
 const LEADERSHIP_INTERVAL: Duration = Duration::from_secs(5);
-/// Entries kept behind the applied index for followers that lag a little: else each of them needed a snapshot.
-const TAIL_ENTRIES: u64 = 256;
 /// Log that is kept for members that are catching up.
 const LOG_BYTES_KEPT: u64 = 128 << 20;
 /// Voters of a shard, and of group 0 while the cluster is small.
@@ -58,6 +56,7 @@ pub struct Driver {
     map: watch::Receiver<Arc<ClusterMap>>,
     /// The cluster's generation is at least this, whatever the map says yet.
     generation_min: u32,
+    tail_entries: u64,
     shared: Arc<Shared>,
     mailbox: mpsc::WeakSender<Request>,
     unwritten: Unwritten,
@@ -128,6 +127,7 @@ impl Driver {
             kv: parts.kv,
             map: parts.map,
             generation_min: parts.generation_min,
+            tail_entries: parts.tail_entries,
             shared: handle.shared.clone(),
             mailbox: handle.mailbox.downgrade(),
             unwritten: Unwritten::default(),
@@ -250,7 +250,7 @@ impl Driver {
 
     fn trim(&mut self, index: LogIndex) {
         let alone = self.configuration.voters.len() + self.configuration.learners.len() <= 1;
-        let index = if alone { index } else { LogIndex(index.0.saturating_sub(TAIL_ENTRIES)) };
+        let index = if alone { index } else { LogIndex(index.0.saturating_sub(self.tail_entries)) };
         let mut index = index.min(self.applied).min(self.raft.applied_index());
         if self.raft.log_size().0 < LOG_BYTES_KEPT {
             // Whoever is on the way to catch up would need a new snapshot again and again.
