@@ -5,6 +5,7 @@ use base::env::RandomExt;
 use base::ids::NodeId;
 use base::sim::Fault;
 use futures_util::future::join_all;
+use std::future::Future;
 use std::time::Duration;
 
 use crate::cluster::StartFailure;
@@ -12,6 +13,9 @@ use crate::nemesis::{Nemesis, Refused};
 
 /// So long until silence has been voted down, with some to spare.
 const VOTED_DOWN: Duration = Duration::from_secs(3);
+/// How messages to those that lag behind become slower.
+const LAG_STEP: Duration = Duration::from_millis(100);
+const LAG_STEPS: u32 = 20;
 
 impl Nemesis {
     /// The one event that the ration does not hold for: everything that was acknowledged is on disks.
@@ -224,9 +228,13 @@ impl Nemesis {
         for _ in 0..self.plan.nodes {
             newcomers.push(self.admit().await?);
         }
-        let slowed = self.slow_some();
         let started = join_all(newcomers.into_iter().map(|node| self.start(node)));
-        let (started, ()) = futures_util::future::join(started, slowed).await;
+        let started = async {
+            let started = started.await;
+            self.sim.sleep(VOTED_DOWN).await;
+            started
+        };
+        let started = if self.sim.below(4) == 0 { started.await } else { self.lag_behind(started).await };
         started.into_iter().collect::<Result<(), Refused>>()?;
         self.await_safe("after nodes were added").await
     }
@@ -237,23 +245,34 @@ impl Nemesis {
         let nodes = self.cluster.nodes();
         let first = self.sim.below(nodes.len() as u64) as usize;
         let (one, other) = (nodes[first], nodes[(first + 1) % nodes.len()]);
-        let both = futures_util::future::join(self.drain(one), self.drain(other));
-        let ((one, other), ()) = futures_util::future::join(both, self.slow_some()).await;
+        let (one, other) = futures_util::future::join(self.drain(one), self.drain(other)).await;
         one?;
         other?;
         self.await_safe("after nodes were emptied").await
     }
 
-    /// Some links are slow for some seconds: not everybody learns of a new map at the same moment.
-    async fn slow_some(&self) {
+    /// Two nodes, none of them the one that decides about the map, hear ever later of what the others say: as long as it
+    /// takes until `done`, they know an older map.
+    async fn lag_behind<T>(&self, done: impl Future<Output = T>) -> T {
+        let leader = self.cluster.leaders().get(&0).copied();
         let nodes = self.cluster.nodes();
-        for _ in 0..4 {
-            let of = nodes[self.sim.below(nodes.len() as u64) as usize];
-            let links: Vec<(NodeId, NodeId)> =
-                nodes.iter().filter(|node| **node != of).map(|node| (*node, of)).collect();
-            self.recorder.fault("links to a node are slow");
-            self.slow(&links, Duration::from_millis(200 + self.sim.below(1500))).await;
+        let late: Vec<NodeId> = nodes.iter().copied().filter(|node| Some(*node) != leader).take(2).collect();
+        let prompt = nodes.iter().filter(|node| !late.contains(node));
+        let links: Vec<(NodeId, NodeId)> = prompt.flat_map(|from| late.iter().map(|to| (*from, *to))).collect();
+        self.recorder.fault("links to some nodes become slower and slower");
+        self.recorder.note(|| format!("NEMESIS nodes {late:?} hear later and later of what the others say"));
+        // Slowly, so that nobody is taken to be silent.
+        for step in 1..=LAG_STEPS {
+            self.set_delays(&links, LAG_STEP * step);
+            self.sim.sleep(LAG_STEP * 2).await;
         }
+        let done = done.await;
+        self.set_delays(&links, Duration::ZERO);
+        done
+    }
+
+    fn set_delays(&self, links: &[(NodeId, NodeId)], delay: Duration) {
+        links.iter().for_each(|(from, to)| self.sim.set_link_delay(*from, *to, delay));
     }
 
     /// One node lags behind, another loses the disk with its log, the third is away: nothing can be decided until it is

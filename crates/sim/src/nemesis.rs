@@ -180,7 +180,7 @@ impl Nemesis {
         let Some(disk) = disks.get(1) else { return };
         self.excuses.damage.store(true, Ordering::Relaxed);
         if self.sim.below(2) == 0 {
-            disk.set_rate_ppm(Fault::BitRot, 20_000);
+            disk.set_rate_ppm(Fault::BitRot, 100_000);
         }
         for _ in 0..1 + self.sim.below(4) {
             let soon = 1 + self.sim.below(20);

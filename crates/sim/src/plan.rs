@@ -212,7 +212,11 @@ impl Plan {
                 _ => 1 + random.below(3) as usize,
             },
             clients: 2 + random.below(5) as u32,
-            operations: if profile == Profile::Wear { 150 } else { 20 + random.below(60) as u32 },
+            operations: match profile {
+                Profile::Wear => 150,
+                Profile::Growth => 120,
+                _ => 20 + random.below(60) as u32,
+            },
             crashes: match profile {
                 Profile::Wear => 24,
                 _ => 1 + random.below(if profile.nodes() > 1 { 10 } else { 6 }) as u32,
