@@ -25,6 +25,11 @@ use crate::wire::{self, Answer, Ask, Failure, ProposeShard, QueryShard, Request,
 pub(crate) const ATTEMPT_MAX: Duration = Duration::from_secs(2);
 /// How long an operation is tried before the caller is told.
 pub(crate) const OPERATION_MAX: Duration = Duration::from_secs(30);
+/// How long an operation waits for a leader. An election takes a second or two; after this, a majority is gone, and whoever
+/// asks should know.
+pub(crate) const LEADERLESS_MAX: Duration = Duration::from_secs(4);
+/// How long a question waits for this node to come back when it was voted out.
+const FENCED_MAX: Duration = Duration::from_secs(3);
 /// First pause between attempts; doubles up to the maximum, with jitter.
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
@@ -67,6 +72,8 @@ pub(crate) struct Shared {
     pub lagging: Arc<Semaphore>,
     /// Copies that a reader found missing or damaged while another copy was whole.
     pub bad_copies: AtomicU64,
+    /// When a majority of group 0 was last asked for, and whether it answered. One asks for all.
+    pub majority: tokio::sync::Mutex<Option<(MonoTime, bool)>>,
 }
 
 /// What belongs to one session: renewed as a whole. Whoever names chunks in a session commits them in the same one: when
@@ -107,6 +114,8 @@ enum Attempt {
     NoLeader(String),
     /// Surely nothing was done.
     NotDone(String),
+    /// Surely nothing was done: this node was voted out.
+    Fenced(String),
     /// Perhaps it was done.
     Unknown(String),
     /// An answer that no retry will change.
@@ -134,6 +143,7 @@ impl Client {
                 retry_budget: AtomicU32::new(RETRY_BUDGET_MAX),
                 lagging: Arc::new(Semaphore::new(LAGGING_STORES_MAX)),
                 bad_copies: AtomicU64::new(0),
+                majority: tokio::sync::Mutex::default(),
             }),
         }
     }
@@ -244,14 +254,26 @@ impl Client {
         self.life().slots(group)
     }
 
-    /// Asks the leader of `group` until there is an answer or the time is up. `ask` must be idempotent.
+    /// Asks the leader of `group` until there is an answer, or the time is up, or there has been no leader for long. `ask`
+    /// must be idempotent.
     pub(crate) async fn ask_leader(&self, group: GroupId, ask: Ask) -> Result<Told, Error> {
+        self.ask_leader_within(group, ask, LEADERLESS_MAX).await
+    }
+
+    /// `leaderless_max`: how long there may be no leader.
+    pub(crate) async fn ask_leader_within(
+        &self,
+        group: GroupId,
+        ask: Ask,
+        leaderless_max: Duration,
+    ) -> Result<Told, Error> {
         let env = &self.shared.env;
         let is_change = matches!(ask, Ask::ProposeMap(_) | Ask::ProposeShard(_));
         let mut request = self.request(ask);
         let mut backoff = Backoff::for_operation(env);
         let mut perhaps_done = false;
         let (mut contact, mut hints) = (0, 0);
+        let mut trouble = Trouble::default();
         loop {
             let to = self.leader_or_contact(group, &mut contact);
             let why = match self.attempt(group, to, &request).await {
@@ -266,17 +288,34 @@ impl Client {
                     hints += 1;
                     continue;
                 }
-                Err(Attempt::Elsewhere) => format!("the nodes disagree on who leads group {group}"),
+                Err(Attempt::Elsewhere) => {
+                    trouble.leaderless(env.now());
+                    format!("the nodes disagree on who leads group {group}")
+                }
                 Err(Attempt::NoLeader(why)) => {
                     backoff.cap(ELECTION_BACKOFF_MAX);
+                    trouble.leaderless(env.now());
                     why
                 }
-                Err(Attempt::NotDone(why)) => why,
+                Err(Attempt::Fenced(why)) => {
+                    trouble.fenced.get_or_insert(env.now());
+                    why
+                }
+                Err(Attempt::NotDone(why)) => {
+                    trouble = Trouble::default();
+                    why
+                }
                 Err(Attempt::Unknown(why)) => {
-                    perhaps_done = is_change;
+                    // Whether anybody leads, nobody knows: it does not end the time without a leader.
+                    perhaps_done |= is_change;
+                    trouble.unanswered(env.now());
                     why
                 }
             };
+            if let Some(end) = trouble.end(group, env.now(), leaderless_max) {
+                let why = format!("{end} ({why})");
+                return Err(if perhaps_done { Error::OutcomeUnknown(why) } else { Error::Unavailable(why) });
+            }
             hints = 0;
             if !self.spend_retry() {
                 backoff.slow_down();
@@ -401,7 +440,7 @@ impl Client {
             Failure::Full => Attempt::Final(Error::Full),
             // Surely not done, and it never will be: a command belongs to the life that sent it.
             Failure::StaleGeneration if is_change => Attempt::Final(Error::Unavailable(failed.detail)),
-            Failure::StaleGeneration => Attempt::NotDone(failed.detail),
+            Failure::StaleGeneration => Attempt::Fenced(failed.detail),
             Failure::Damaged if self.contacts(group).len() > 1 => {
                 // This replica has failed; another may lead.
                 self.forget_leader(group, to);
@@ -468,6 +507,41 @@ impl Client {
     }
 }
 
+/// What keeps an operation from its answer, since when.
+#[derive(Default)]
+struct Trouble {
+    /// Nobody was found who leads, or who answers; and whether somebody said that nobody leads.
+    unanswered: Option<MonoTime>,
+    is_leaderless: bool,
+    fenced: Option<MonoTime>,
+}
+
+impl Trouble {
+    fn leaderless(&mut self, now: MonoTime) {
+        self.unanswered(now);
+        self.is_leaderless = true;
+    }
+
+    fn unanswered(&mut self, now: MonoTime) {
+        self.unanswered.get_or_insert(now);
+    }
+
+    /// Why it is of no use to go on.
+    fn end(&self, group: GroupId, now: MonoTime, leaderless_max: Duration) -> Option<String> {
+        let lasts = |since: Option<MonoTime>, max: Duration| since.is_some_and(|since| now.since(since) >= max);
+        if self.is_leaderless && lasts(self.unanswered, leaderless_max) {
+            let who = if group == GROUP_ZERO { "the cluster map" } else { "the metadata of this object" };
+            return Some(format!(
+                "{who} (group {group}) has no leader within reach: a majority of its voters must be up and in touch with \
+                 this node"
+            ));
+        }
+        lasts(self.fenced, FENCED_MAX).then(|| {
+            "this node was voted out of the cluster and has not come back: ask another node; `henge status` says why".into()
+        })
+    }
+}
+
 /// Exponential pauses with jitter, until a deadline.
 pub(crate) struct Backoff {
     next: Duration,
@@ -519,7 +593,9 @@ pub(crate) fn unexpected(told: &Told) -> Error {
         Told::Chunk(_) => "a chunk answer",
         Told::SnapshotRows(_) => "a page of a snapshot",
         Told::Status(_) => "a status",
-        Told::Inventory(_) | Told::PgDigests(_) | Told::Named(_) => "an answer to a node",
+        Told::Inventory(_) | Told::PgDigests(_) | Told::Named(_) | Told::Reached(_) | Told::Events(_) => {
+            "an answer to a node"
+        }
     };
     Error::OutcomeUnknown(format!("{kind} came as the answer to another kind of request"))
 }

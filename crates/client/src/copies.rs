@@ -25,9 +25,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::buckets::BucketInfo;
-use crate::call::{Backoff, Client, Life};
+use crate::call::{Backoff, Client, LEADERLESS_MAX, Life};
 use crate::error::Error;
-use crate::map::{Member, Placement};
+use crate::map::{MapView, Member, Placement};
 use crate::wire::{Ask, Failure, PutChunk, Told};
 
 /// How long one attempt at a store may take. An attempt at a node that is voted out ends with that.
@@ -36,6 +36,17 @@ const STORE_ATTEMPT_MAX: Duration = Duration::from_secs(5);
 const FULL_GROUPS_MAX: usize = 8;
 /// Placement groups that are tried for one chunk before the caller is told, while the time is not up.
 const GROUPS_MAX: usize = 64;
+
+/// How long a silent member is waited for before one looks whether anybody can vote it down.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+
+/// Why a chunk is not stored where it was to go.
+enum Halt {
+    /// It goes elsewhere under a new id.
+    Elsewhere(Failure, String),
+    /// Nowhere would do.
+    Nowhere(String),
+}
 
 /// A chunk on its way to all its members.
 struct NewCopy {
@@ -98,6 +109,19 @@ fn judge(
     if waited_for.is_empty() { Verdict::Enough } else { Verdict::Wait }
 }
 
+/// Who has not answered, and why nothing can be done about it.
+fn silence(map: &MapView, now: Option<&Placement>, copies: &BTreeMap<DiskId, CopyState>) -> String {
+    let is_silent =
+        |member: &&Member| copies.get(&member.disk) != Some(&CopyState::Stored) && map.is_usable(member.disk);
+    let silent = now.iter().flat_map(|now| &now.members).filter(is_silent).map(|member| member.node.to_string());
+    format!(
+        "no answer from node {} for {} s, and no majority of the cluster map's voters (group 0) is within reach to go on \
+         without it",
+        silent.collect::<Vec<_>>().join(" and "),
+        SILENCE_MAX.as_secs()
+    )
+}
+
 impl Client {
     /// Makes one chunk durable on a drawn placement group.
     pub(crate) async fn store_chunk(
@@ -115,18 +139,31 @@ impl Client {
         let mut backoff = Backoff::for_operation(env);
         let mut why = String::from("no placement group has a majority of its disks in service");
         let mut full = 0;
+        let mut homeless: Option<MonoTime> = None;
         for attempt in 0..GROUPS_MAX {
-            if attempt > 0 && !backoff.wait(env).await {
+            let is_hopeless = homeless.is_some_and(|since| env.now().since(since) >= LEADERLESS_MAX);
+            if is_hopeless || (attempt > 0 && !backoff.wait(env).await) {
                 break;
             }
             let Some((id, placement)) = self.draw(life, bucket)? else {
+                homeless.get_or_insert(env.now());
                 self.newer_map_or_pause().await;
                 continue;
             };
+            homeless = None;
             let copy = Arc::new(NewCopy { id, owner: bucket.id, crc64, payload: payload.clone() });
             match self.store_copies(bucket, &placement, copy, backoff.deadline()).await {
                 Ok(()) => return Ok(ChunkRef { id, len: len as u32, crc64 }),
-                Err((failure, detail)) => {
+                Err(Halt::Nowhere(detail)) => {
+                    self.delete_in_background(vec![id]);
+                    return Err(Error::Unavailable(detail));
+                }
+                Err(Halt::Elsewhere(Failure::StaleGeneration, _)) => {
+                    self.delete_in_background(vec![id]);
+                    let why = "this node was voted out of the cluster while it stored the data: send it again";
+                    return Err(Error::Unavailable(why.into()));
+                }
+                Err(Halt::Elsewhere(failure, detail)) => {
                     why = detail;
                     self.delete_in_background(vec![id]);
                     full += usize::from(failure == Failure::Full);
@@ -167,13 +204,14 @@ impl Client {
         placement: &Placement,
         copy: Arc<NewCopy>,
         deadline: MonoTime,
-    ) -> Result<(), (Failure, String)> {
+    ) -> Result<(), Halt> {
         // Each member has one report under way at most.
         let (report, mut reports) = mpsc::channel(COPIES_MAX);
         let mut copies: BTreeMap<DiskId, CopyState> =
             placement.members.iter().map(|member| (member.disk, CopyState::Wanted)).collect();
         let time_up = self.shared.env.clock.sleep_until(deadline);
-        tokio::pin!(time_up);
+        let in_vain = self.in_vain();
+        tokio::pin!(time_up, in_vain);
         loop {
             let map = self.map();
             let now = map.placement(copy.id);
@@ -182,7 +220,7 @@ impl Client {
                 // An answer has shown a newer map: it may say that there is somebody else to wait for.
                 Verdict::Enough if rule == Acknowledgement::All && !self.shared.newest.is_newest(&map) => {}
                 Verdict::Enough if self.let_go(&copies, &mut reports) => return Ok(()),
-                Verdict::Abandon(failure, why) => return Err((failure, why)),
+                Verdict::Abandon(failure, why) => return Err(Halt::Elsewhere(failure, why)),
                 Verdict::Enough | Verdict::Wait => {}
             }
             for member in now.iter().flat_map(|now| &now.members).filter(|member| member.usable) {
@@ -203,8 +241,20 @@ impl Client {
                 Some((disk, state)) = reports.recv() => drop(copies.insert(disk, state)),
                 _ = self.map_newer_than(map.version()) => {}
                 () = &mut time_up => {
-                    return Err((Failure::Busy, format!("not enough copies of chunk {} were stored in time", copy.id)));
+                    let why = format!("not enough copies of chunk {} were stored in time", copy.id);
+                    return Err(Halt::Elsewhere(Failure::Busy, why));
                 }
+                () = &mut in_vain => return Err(Halt::Nowhere(silence(&map, now.as_ref(), &copies))),
+            }
+        }
+    }
+
+    /// Returns when it is of no use to wait for a silent member any longer: nobody can vote it down.
+    async fn in_vain(&self) {
+        loop {
+            self.shared.env.sleep(SILENCE_MAX).await;
+            if !self.majority_answers().await {
+                return;
             }
         }
     }

@@ -2,9 +2,7 @@
 
 use base::ids::{BucketId, ChunkId, DiskId, GroupId, MapVersion, NodeId, PgEpoch, PgId, PoolId, Session, Slot};
 use bytes::Bytes;
-use meta::map::command::{
-    Acknowledgement, BucketEntry, BucketState, ClusterMap, DiskState, KeyRow, NodeRow, PgRow, ShardRow,
-};
+use meta::map::command::{Acknowledgement, BucketEntry, BucketState, ClusterMap, KeyRow, NodeRow, PgRow, ShardRow};
 use std::collections::BTreeMap;
 
 /// One version of the map.
@@ -52,7 +50,7 @@ impl MapView {
             .disks
             .iter()
             .filter_map(|row| {
-                let usable = row.state() == DiskState::Up && serves(row.node);
+                let usable = row.state().serves() && serves(row.node);
                 Some((disk_id(&row.id)?, DiskPlace { node: NodeId(row.node), usable }))
             })
             .collect();

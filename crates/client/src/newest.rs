@@ -102,6 +102,26 @@ impl Client {
         }
     }
 
+    /// Whether a majority of group 0 answers, so that whoever is silent will be voted down. Asked for at most once a second.
+    pub(crate) async fn majority_answers(&self) -> bool {
+        const VALID: Duration = Duration::from_secs(1);
+        const PATIENCE: Duration = Duration::from_secs(2);
+        let mut asked = self.shared.majority.lock().await;
+        if let Some((_, answers)) = asked.filter(|(at, _)| self.shared.env.now().since(*at) < VALID) {
+            return answers;
+        }
+        let ask = Ask::GetMap(GetMap { linearizable: true });
+        let answers = match self.ask_leader_within(GROUP_ZERO, ask, PATIENCE).await {
+            Ok(Told::Map(map)) => {
+                self.learn_map(map);
+                true
+            }
+            _ => false,
+        };
+        *asked = Some((self.shared.env.now(), answers));
+        answers
+    }
+
     /// As `refresh_map`, but rarely: for names that may be anybody's invention. In between the cached map answers, which
     /// this node's own replica keeps fresh.
     pub(crate) async fn refresh_map_sometimes(&self) -> Result<Arc<MapView>, Error> {

@@ -23,7 +23,7 @@ pub struct Request {
     /// Of the cluster as the sender knows it: raised when the cluster is recovered from one node.
     #[prost(uint32, tag = "4")]
     pub cluster_generation: u32,
-    #[prost(oneof = "Ask", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22, 23")]
+    #[prost(oneof = "Ask", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22, 23, 24, 25")]
     pub ask: Option<Ask>,
 }
 
@@ -57,6 +57,10 @@ pub enum Ask {
     GetStatus(GetStatus),
     #[prost(message, tag = "23")]
     PgDigests(PgDigests),
+    #[prost(message, tag = "24")]
+    Reach(Reach),
+    #[prost(message, tag = "25")]
+    GetEvents(GetEvents),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -124,7 +128,8 @@ pub struct DeleteChunks {
     pub ids: Bytes,
 }
 
-/// What a node says of itself, ten times a second, to the voters of group 0: that it lives, and what it has done.
+/// What a node says of itself, ten times a second, to its observers: that it lives, and what it has done. Those who do not
+/// vote in group 0 are told no more than that it lives.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct NodeReport {
     /// The sender's wall clock in milliseconds since 1970: only for an alarm.
@@ -136,6 +141,36 @@ pub struct NodeReport {
     /// The groups that the sender leads.
     #[prost(message, repeated, tag = "3")]
     pub groups: Vec<GroupReport>,
+    /// Nodes that the sender does not hear although others reach them.
+    #[prost(uint32, repeated, tag = "4")]
+    pub cut: Vec<u32>,
+    /// The sender lives and is not to be counted on: it cannot follow the map, or a disk of its does not answer.
+    #[prost(bool, tag = "5")]
+    pub unfit: bool,
+}
+
+/// Asks whether the receiver reaches a node, which may be itself, now.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Reach {
+    #[prost(uint32, tag = "1")]
+    pub node: u32,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Reached {
+    #[prost(bool, tag = "1")]
+    pub reached: bool,
+}
+
+/// Asks a node what it saw happen.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct GetEvents {}
+
+/// In the node's own encoding.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct EncodedEvents {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub events: Bytes,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
@@ -296,7 +331,7 @@ pub struct Answer {
     /// Newest map that the answering node knows.
     #[prost(uint64, tag = "1")]
     pub map_version: u64,
-    #[prost(oneof = "Told", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20")]
+    #[prost(oneof = "Told", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22")]
     pub told: Option<Told>,
 }
 
@@ -326,6 +361,10 @@ pub enum Told {
     SnapshotRows(SnapshotRows),
     #[prost(message, tag = "20")]
     Status(EncodedStatus),
+    #[prost(message, tag = "21")]
+    Reached(Reached),
+    #[prost(message, tag = "22")]
+    Events(EncodedEvents),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]

@@ -13,12 +13,13 @@ use meta::map::command::{
     NodeState, PgRow, PgRows, PoolRow, ShardRow,
 };
 use meta::object::command::InitShard;
-use protocol::placement::{Candidate, members};
+use protocol::placement::{self, Candidate, Held, Locality};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::disks::{Disks, NodeDisk};
+use crate::events::EventKind;
 use crate::home::{self, GenerationClock, NodeIdentity};
 use crate::service::{Service, Standing};
 use crate::start::{Config, FIRST_SHARD, StartError};
@@ -99,6 +100,9 @@ impl Announcer {
                         () = self.env.sleep(REACH_PATIENCE) => continue,
                     }
                     self.service.standing.send_replace(Standing::Serving);
+                    let (own, generation) = (self.identity.node, self.client.session().generation);
+                    let what = format!("node {own} serves under generation {generation}");
+                    self.service.events.record(EventKind::Up, own, what);
                 }
             }
             let fenced = map.wait_for(|map| self.is_fenced(map));
@@ -115,6 +119,31 @@ impl Announcer {
                 self.service.standing.send_replace(Standing::Ended(why));
                 return;
             }
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                () = self.wait_for_links() => {}
+            }
+        }
+    }
+
+    /// Waits until the links to all nodes that serve work, as far as is known: with a broken one this node, or the other,
+    /// would be voted out again at once.
+    async fn wait_for_links(&self) {
+        const CHECK: Duration = Duration::from_millis(100);
+        let mut told = false;
+        loop {
+            let map = self.service.map.borrow().clone();
+            let cut = self.service.control.observations().cut_off_from(&map, self.identity.node);
+            let Some(other) = cut.first() else { return };
+            if !std::mem::replace(&mut told, true) {
+                let own = self.identity.node;
+                let what =
+                    format!("node {own} stays out of service until the link between it and node {other} works again");
+                tracing::warn!("{what}");
+                self.service.events.record(EventKind::Cut, own, what);
+            }
+            self.env.sleep(CHECK).await;
         }
     }
 
@@ -287,7 +316,16 @@ async fn announce_disks(node: NodeId, disks: &Disks, client: &Client) -> Result<
     let map = client.map();
     let id_bytes = |id: DiskId| Bytes::copy_from_slice(&id.0.to_be_bytes());
     for disk in disks.all.iter().filter(|disk| disk.id != DiskId(0)) {
-        let state = if disk.engine.is_ok() { DiskState::Up } else { DiskState::Failed };
+        let before = map.map.disks.iter().find(|row| row.id == id_bytes(disk.id)).map(DiskRow::state);
+        let state = match before {
+            Some(DiskState::Removed) => {
+                tracing::warn!("disk {} was removed from the cluster: it holds nothing that is needed", disk.label);
+                continue;
+            }
+            _ if disk.engine.is_err() => DiskState::Failed,
+            Some(DiskState::Draining) => DiskState::Draining,
+            _ => DiskState::Up,
+        };
         let row = DiskRow {
             id: id_bytes(disk.id),
             node: node.0,
@@ -306,21 +344,26 @@ async fn announce_disks(node: NodeId, disks: &Disks, client: &Client) -> Result<
 }
 
 async fn set_up_pool(node: NodeId, disks: &Disks, client: &Client) -> Result<(), Announce> {
-    let candidate = |disk: &NodeDisk| Candidate { disk: disk.id, node, capacity_bytes: disk.usage().capacity_bytes };
-    let candidates: Vec<Candidate> = disks.all.iter().filter(|disk| disk.engine.is_ok()).map(candidate).collect();
-    let row = |prefix: u32| {
-        let group = PgId { pool: FIRST_POOL, bits: FIRST_PG_BITS, prefix };
-        let chosen = members(group, DEFAULT_COPIES as usize, &candidates);
-        PgRow {
-            pool: u32::from(FIRST_POOL.0),
-            prefix,
-            epoch: 1,
-            closed: false,
-            members: chosen.iter().map(|id| Bytes::copy_from_slice(&id.0.to_be_bytes())).collect(),
-            members_before: Vec::new(),
-        }
+    let candidate = |disk: &NodeDisk| Candidate {
+        disk: disk.id,
+        node,
+        capacity_bytes: disk.usage().capacity_bytes,
+        locality: Locality::default(),
+        may_gain: true,
     };
-    let rows: Vec<PgRow> = (0..1 << FIRST_PG_BITS).map(row).collect();
+    let candidates: Vec<Candidate> = disks.all.iter().filter(|disk| disk.engine.is_ok()).map(candidate).collect();
+    let group = |prefix| (PgId { pool: FIRST_POOL, bits: FIRST_PG_BITS, prefix }, Vec::new());
+    let groups: Vec<Held> = (0..1 << FIRST_PG_BITS).map(group).collect();
+    let chosen = placement::plan(&groups, DEFAULT_COPIES as usize, &candidates);
+    let row = |(pg, members): (PgId, Vec<DiskId>)| PgRow {
+        pool: u32::from(pg.pool.0),
+        prefix: pg.prefix,
+        epoch: 1,
+        closed: false,
+        members: members.iter().map(|id| Bytes::copy_from_slice(&id.0.to_be_bytes())).collect(),
+        members_before: Vec::new(),
+    };
+    let rows: Vec<PgRow> = groups.into_iter().map(|(pg, _)| pg).zip(chosen).map(row).collect();
     let pool = PoolRow {
         id: u32::from(FIRST_POOL.0),
         name: "default".into(),

@@ -1,15 +1,22 @@
 //! The control plane's decisions: what group 0's leader has heard of the nodes, and what it therefore changes in the
 //! map. Pure, so that each decision can be tested as data; `controller.rs` carries them out.
 //!
-//! A node that has been silent for [`Rules::down_after`] is voted down: writes go on without it, and its generation is
-//! fenced. After [`Rules::lost_after`] its copies are made again elsewhere. Silence is a guess: whoever was wronged comes
-//! back under a new generation.
+//! A node is voted down (writes go on without it, its generation is fenced) when
+//! - it is silent: it missed three deadlines, and nobody who was asked reaches it (`protocol::detector`);
+//! - it says that it is unfit: it hears no leader of group 0, or a disk of its does not answer;
+//! - the link between it and another node is broken for longer than a moment: both are healthy, but what needs the two
+//!   would wait for ever, so one of them has to go.
+//!
+//! After [`Rules::lost_after`] its copies are made again elsewhere. Silence is a guess: whoever was wronged comes back under a
+//! new generation.
 
 use base::env::MonoTime;
 use base::ids::{GROUP_ZERO, Generation, GroupId, NodeId, PgEpoch, PgId, PoolId, Session};
 use client::disk_id;
 use client::wire::{GroupReport, NodeReport, PgDone};
 use meta::map::command::{ClusterMap, DiskState, MapCommand, NodeRow, NodeState, PgRow, PgRows, PoolRow, SetNodeState};
+use protocol::detector::{self, Detector, Life, Links, Opinion, Turn};
+use protocol::placement::Locality;
 use protocol::rebalance::{self, Change, Cluster, DiskView, GroupView, PoolView, Step};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,41 +26,78 @@ const GROUPS_MAX: usize = 4096;
 /// Wall clocks further apart than this are told to the operator; nothing else depends on them.
 pub const CLOCK_OFFSET_MAX: Duration = Duration::from_secs(60);
 
+/// Word of a node comes ten times a second; three deadlines of at least 150 ms make it suspect.
+pub const DETECTION: detector::Rules = detector::Rules {
+    interval: Duration::from_millis(100),
+    floor: Duration::from_millis(150),
+    ceiling: Duration::from_millis(700),
+    pause_min: Duration::from_millis(250),
+};
+/// How long a node may be unfit.
+const UNFIT_PATIENCE: Duration = Duration::from_millis(200);
+/// How long a link may be broken.
+const CUT_PATIENCE: Duration = Duration::from_millis(500);
+/// A new leader of group 0 is heard by everybody within this.
+const LEADER_PATIENCE: Duration = Duration::from_millis(700);
+
 #[derive(Clone, Copy, Debug)]
 pub struct Rules {
     /// The node that decides: never silent to itself.
     pub own: NodeId,
-    pub down_after: Duration,
     pub lost_after: Duration,
 }
 
 /// What was heard of the nodes.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Observations {
-    /// Nobody is taken to have been silent since before this: the start of leadership, or the end of an own pause.
-    forgiven: MonoTime,
+    detector: Detector,
+    /// Since when this node leads group 0.
+    led_since: MonoTime,
     nodes: BTreeMap<NodeId, Heard>,
     /// By the latest leader that reported.
     groups: BTreeMap<GroupId, GroupReport>,
     /// When this node first saw these nodes down.
     down_since: BTreeMap<NodeId, MonoTime>,
-    /// The generation that each serving node was last seen under, and since when: who has just come up cannot have been
-    /// heard before.
-    lives: BTreeMap<NodeId, (u32, MonoTime)>,
+    unfit_since: BTreeMap<NodeId, MonoTime>,
+    cut_since: BTreeMap<(NodeId, NodeId), MonoTime>,
 }
 
-#[derive(Clone, Debug)]
+impl Default for Observations {
+    fn default() -> Observations {
+        Observations {
+            detector: Detector::new(DETECTION),
+            led_since: MonoTime(0),
+            nodes: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            down_since: BTreeMap::new(),
+            unfit_since: BTreeMap::new(),
+            cut_since: BTreeMap::new(),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default)]
 struct Heard {
-    at: MonoTime,
     clock_offset_ms: i64,
     done: BTreeSet<Done>,
+    /// Whom it does not hear although others do.
+    cut: BTreeSet<NodeId>,
+    unfit: bool,
+}
+
+/// What a report changed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct News {
+    pub turn: Option<Turn>,
+    /// The sender's clock has just become suspect.
+    pub wrong_clock: bool,
 }
 
 type Done = (PoolId, u32, PgEpoch);
 
 impl Observations {
-    /// Takes in a report; `wall_ms` is the own wall clock. Answers whether the sender's clock has just become suspect.
-    pub fn hear(&mut self, from: NodeId, report: NodeReport, now: MonoTime, wall_ms: u64) -> bool {
+    /// Takes in a report; `wall_ms` is the own wall clock.
+    pub fn hear(&mut self, from: NodeId, report: NodeReport, now: MonoTime, wall_ms: u64) -> News {
         let clock_offset_ms = i64::try_from(i128::from(report.wall_ms) - i128::from(wall_ms)).unwrap_or(i64::MAX);
         for group in report.groups.into_iter().take(GROUPS_MAX) {
             let id = GroupId(group.group);
@@ -63,15 +107,81 @@ impl Observations {
             }
         }
         let done = report.done.iter().filter_map(done).collect();
-        let before = self.nodes.insert(from, Heard { at: now, clock_offset_ms, done });
-        is_suspect(clock_offset_ms) && !before.is_some_and(|before| is_suspect(before.clock_offset_ms))
+        let cut = report.cut.iter().copied().map(NodeId).collect();
+        let heard = Heard { clock_offset_ms, done, cut, unfit: report.unfit };
+        let before = self.nodes.insert(from, heard);
+        let was_suspect = before.is_some_and(|before| is_suspect(before.clock_offset_ms));
+        let turn = self.detector.hear(from, now);
+        News { turn, wrong_clock: is_suspect(clock_offset_ms) && !was_suspect }
     }
 
-    /// Starts to count everybody's silence anew.
-    pub fn forgive(&mut self, now: MonoTime) {
-        self.forgiven = now;
+    /// Observes the nodes that `own` is an observer of, and judges them. Answers who has just become suspect, and about
+    /// whom others are to be asked now.
+    pub fn look(
+        &mut self,
+        map: &ClusterMap,
+        own: NodeId,
+        voters: &[NodeId],
+        now: MonoTime,
+    ) -> (Vec<Turn>, Vec<NodeId>) {
+        let observed = observed_by(own, map, voters);
+        self.detector.observe(&observed, now);
+        self.nodes.retain(|node, _| map.version == 0 || map.nodes.iter().any(|row| row.id == node.0));
+        let looked = self.detector.look(now);
+        self.note_troubles(map, own, now);
+        looked
+    }
+
+    /// Since when nodes are unfit and links broken.
+    fn note_troubles(&mut self, map: &ClusterMap, own: NodeId, now: MonoTime) {
+        let serves = |node: NodeId| map.nodes.iter().any(|row| row.id == node.0 && row.state().serves());
+        let is_unfit = |node: &NodeId| {
+            let heard = self.nodes.get(node);
+            heard.is_some_and(|heard| heard.unfit) && self.detector.opinion(*node) == Opinion::Trusted && serves(*node)
+        };
+        let unfit: BTreeSet<NodeId> = self.nodes.keys().copied().filter(is_unfit).collect();
+        let links: Links = self.cuts(own).into_iter().filter(|(a, b)| serves(*a) && serves(*b)).collect();
+        note(&mut self.unfit_since, &unfit, now);
+        note(&mut self.cut_since, &links, now);
+    }
+
+    /// Broken links: what this node sees, and what those whom it hears say.
+    fn cuts(&self, own: NodeId) -> Links {
+        let link = |a: NodeId, b: NodeId| (a.min(b), a.max(b));
+        let of_own = self.detector.opinions().filter(|(_, opinion)| *opinion == Opinion::Cut);
+        let heard = self.nodes.iter().filter(|(node, _)| {
+            **node != own && self.detector.heard(**node).is_some() && self.detector.opinion(**node) == Opinion::Trusted
+        });
+        let told = heard.flat_map(|(node, heard)| heard.cut.iter().map(move |other| link(*node, *other)));
+        of_own.map(|(node, _)| link(own, node)).chain(told).filter(|(a, b)| a != b).collect()
+    }
+
+    /// Whom this node does not hear although others reach them.
+    pub fn cut(&self) -> Vec<NodeId> {
+        self.detector.opinions().filter(|(_, opinion)| *opinion == Opinion::Cut).map(|(node, _)| node).collect()
+    }
+
+    /// Serving nodes between which and `own` the link is broken, in one direction or both.
+    pub fn cut_off_from(&self, map: &ClusterMap, own: NodeId) -> Vec<NodeId> {
+        let serves = |node: &NodeId| map.nodes.iter().any(|row| row.id == node.0 && row.state().serves());
+        let ends = self.cuts(own).into_iter().filter(|(a, b)| *a == own || *b == own);
+        ends.map(|(a, b)| if a == own { b } else { a }).filter(serves).collect()
+    }
+
+    /// Others were asked about a suspect.
+    pub fn told(&mut self, suspect: NodeId, is_reached: bool) -> Option<Turn> {
+        self.detector.told(suspect, is_reached)
+    }
+
+    pub fn detector(&self) -> &Detector {
+        &self.detector
+    }
+
+    /// This node leads group 0 from now on.
+    pub fn lead(&mut self, now: MonoTime) {
+        self.led_since = now;
         self.down_since.clear();
-        self.lives.clear();
+        self.unfit_since.clear();
     }
 
     /// By how much the wall clocks of other nodes are ahead of the own, in milliseconds.
@@ -79,26 +189,28 @@ impl Observations {
         self.nodes.iter().map(|(node, heard)| (*node, heard.clock_offset_ms)).collect()
     }
 
-    fn silence(&self, node: NodeId, now: MonoTime) -> Duration {
-        let heard = self.nodes.get(&node).map_or(MonoTime(0), |heard| heard.at);
-        let up = self.lives.get(&node).map_or(MonoTime(0), |(_, since)| *since);
-        now.since(heard.max(self.forgiven).max(up))
+    /// Why a node that serves should not, if so.
+    fn why_down(&self, node: NodeId, now: MonoTime) -> Option<Why> {
+        let for_long = |since: Option<&MonoTime>, patience| since.is_some_and(|since| now.since(*since) > patience);
+        let is_settled = now.since(self.led_since) > LEADER_PATIENCE;
+        if self.detector.opinion(node) == Opinion::Silent {
+            Some(Why::Silent)
+        } else if is_settled && for_long(self.unfit_since.get(&node), UNFIT_PATIENCE) {
+            Some(Why::Unfit)
+        } else {
+            None
+        }
     }
 
-    fn note_lives(&mut self, map: &ClusterMap, now: MonoTime) {
-        let is_first_look = self.lives.is_empty();
-        let serving = map.nodes.iter().filter(|row| row.state().serves());
-        let known = std::mem::take(&mut self.lives);
-        self.lives = serving
-            .map(|row| {
-                let since = match known.get(&NodeId(row.id)) {
-                    Some((generation, since)) if *generation == row.generation => *since,
-                    _ if is_first_look => self.forgiven,
-                    _ => now,
-                };
-                (NodeId(row.id), (row.generation, since))
-            })
-            .collect();
+    /// Nodes that have to go because links are broken, as long as a majority of the cluster stays.
+    fn cut_off(&self, map: &ClusterMap, own: NodeId, now: MonoTime) -> Vec<NodeId> {
+        let is_old = |since: &MonoTime| now.since(*since) > CUT_PATIENCE;
+        let links = self.cut_since.iter().filter(|(_, since)| is_old(since)).map(|(link, _)| *link).collect();
+        let state = |row: &&NodeRow| matches!(row.state(), NodeState::Up | NodeState::Draining | NodeState::Down);
+        let members = map.nodes.iter().filter(state).count();
+        let serving = map.nodes.iter().filter(|row| row.state().serves()).count();
+        let spare = serving.saturating_sub(members / 2 + 1);
+        detector::without_cuts(&links, own).into_iter().take(spare).collect()
     }
 
     /// Voters of each group that the map knows; `None` while one has not reported.
@@ -106,6 +218,42 @@ impl Observations {
         let shards = map.shards.iter().map(|row| GroupId(row.group));
         std::iter::once(GROUP_ZERO).chain(shards).map(|group| self.groups.get(&group)).collect()
     }
+}
+
+/// Why a node is voted down.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Why {
+    Silent,
+    Unfit,
+}
+
+/// Keeps what is still true, since when; and what is true from now on.
+fn note<K: Ord + Copy>(since: &mut BTreeMap<K, MonoTime>, now_true: &BTreeSet<K>, now: MonoTime) {
+    since.retain(|key, _| now_true.contains(key));
+    for key in now_true {
+        since.entry(*key).or_insert(now);
+    }
+}
+
+/// Nodes that may come back are observed too: whether their links work decides when.
+fn is_observed(row: &NodeRow) -> bool {
+    row.state().serves() || row.state() == NodeState::Down
+}
+
+/// Whom `own` observes. `voters`: those of group 0, each of whom may have to decide.
+fn observed_by(own: NodeId, map: &ClusterMap, voters: &[NodeId]) -> BTreeMap<NodeId, Life> {
+    let nodes: Vec<NodeId> = map.nodes.iter().filter(|row| is_observed(row)).map(|row| NodeId(row.id)).collect();
+    let observes = |row: &&NodeRow| {
+        is_observed(row) && row.id != own.0 && detector::observers(NodeId(row.id), &nodes, voters).contains(&own)
+    };
+    let life = |row: &NodeRow| Life { generation: row.generation, serves: row.state().serves() };
+    map.nodes.iter().filter(observes).map(|row| (NodeId(row.id), life(row))).collect()
+}
+
+/// Who observes `own`.
+pub fn observers_of(own: NodeId, map: &ClusterMap, voters: &[NodeId]) -> BTreeSet<NodeId> {
+    let nodes: Vec<NodeId> = map.nodes.iter().filter(|row| is_observed(row)).map(|row| NodeId(row.id)).collect();
+    detector::observers(own, &nodes, voters)
 }
 
 fn is_suspect(offset_ms: i64) -> bool {
@@ -116,38 +264,51 @@ fn done(done: &PgDone) -> Option<Done> {
     Some((PoolId(u8::try_from(done.pool).ok()?), done.prefix, PgEpoch(done.epoch)))
 }
 
-/// Nodes that are down, lost, or may go for good.
-pub fn decide_nodes(map: &ClusterMap, seen: &mut Observations, now: MonoTime, rules: &Rules) -> Vec<MapCommand> {
+/// Nodes that are down, lost, or may go for good; each with a sentence for the timeline.
+pub fn decide_nodes(
+    map: &ClusterMap,
+    seen: &mut Observations,
+    now: MonoTime,
+    rules: &Rules,
+) -> Vec<(MapCommand, String)> {
     let down: BTreeSet<NodeId> =
         map.nodes.iter().filter(|row| row.state() == NodeState::Down).map(|row| NodeId(row.id)).collect();
-    seen.note_lives(map, now);
-    seen.down_since.retain(|node, _| down.contains(node));
-    for node in &down {
-        seen.down_since.entry(*node).or_insert(now);
-    }
-    map.nodes.iter().filter_map(|row| decide_node(map, seen, now, rules, row)).collect()
+    note(&mut seen.down_since, &down, now);
+    let cut_off = seen.cut_off(map, rules.own, now);
+    map.nodes.iter().filter_map(|row| decide_node(map, seen, &cut_off, now, rules, row)).collect()
 }
 
 fn decide_node(
     map: &ClusterMap,
     seen: &Observations,
+    cut_off: &[NodeId],
     now: MonoTime,
     rules: &Rules,
     row: &NodeRow,
-) -> Option<MapCommand> {
+) -> Option<(MapCommand, String)> {
     let id = NodeId(row.id);
-    let (state, raise_floor) = match row.state() {
-        NodeState::Up | NodeState::Draining if id != rules.own && seen.silence(id, now) > rules.down_after => {
-            (NodeState::Down, true)
+    let is_other = row.state().serves() && id != rules.own;
+    let (state, why) = match (row.state(), seen.why_down(id, now)) {
+        (_, Some(Why::Silent)) if is_other => (NodeState::Down, "is silent, and nobody reaches it"),
+        (_, Some(Why::Unfit)) if is_other => {
+            (NodeState::Down, "says that it hears no leader of group 0, or that a disk does not answer")
         }
-        NodeState::Down if seen.down_since.get(&id).is_some_and(|since| now.since(*since) > rules.lost_after) => {
-            (NodeState::Lost, true)
+        _ if is_other && cut_off.contains(&id) => (NodeState::Down, "does not reach another node that serves"),
+        (NodeState::Down, _) if seen.down_since.get(&id).is_some_and(|since| now.since(*since) > rules.lost_after) => {
+            (NodeState::Lost, "has been down for too long")
         }
-        NodeState::Draining | NodeState::Lost if row.leaving && is_unused(map, seen, id) => (NodeState::Removed, true),
+        (NodeState::Draining | NodeState::Lost, _) if row.leaving && is_unused(map, seen, id) => {
+            (NodeState::Removed, "holds nothing any more")
+        }
         _ => return None,
     };
-    let change = SetNodeState { id: row.id, state: state as i32, raise_floor, generation: row.generation };
-    Some(MapCommand::SetNodeState(change))
+    let change = SetNodeState { id: row.id, state: state as i32, raise_floor: true, generation: row.generation };
+    let then = match state {
+        NodeState::Down => format!("generation {} is fenced, writes go on without it", row.generation),
+        NodeState::Lost => "its copies are made again on other nodes".into(),
+        _ => "it is removed from the cluster".into(),
+    };
+    Some((MapCommand::SetNodeState(change), format!("node {id} {why}: {then}")))
 }
 
 /// No placement group names a disk of this node, and no group has it as a voter.
@@ -174,6 +335,11 @@ pub fn is_settled(map: &ClusterMap) -> bool {
     rebalance::is_settled(&cluster(map, &Observations::default()))
 }
 
+/// Copies of placement groups that are still to be made where they belong, as far as the map says.
+pub fn to_move(map: &ClusterMap) -> u64 {
+    rebalance::copies_to_move(&cluster(map, &Observations::default())) as u64
+}
+
 fn row_of(change: Change) -> PgRow {
     let raw =
         |ids: &[base::ids::DiskId]| ids.iter().map(|id| bytes::Bytes::copy_from_slice(&id.0.to_be_bytes())).collect();
@@ -191,8 +357,10 @@ fn row_of(change: Change) -> PgRow {
 fn cluster(map: &ClusterMap, seen: &Observations) -> Cluster {
     let nodes = map.nodes.iter().map(|row| (NodeId(row.id), state_of(row.state()))).collect();
     let disk = |row: &meta::map::command::DiskRow| {
-        let usable = row.state() == DiskState::Up;
-        Some((disk_id(&row.id)?, DiskView { node: NodeId(row.node), capacity_bytes: row.capacity_bytes, usable }))
+        let usable = row.state().serves();
+        let drains = row.state() == DiskState::Draining;
+        let view = DiskView { node: NodeId(row.node), capacity_bytes: row.capacity_bytes, usable, drains };
+        Some((disk_id(&row.id)?, view))
     };
     let pool = |row: &PoolRow| PoolView {
         pool: PoolId(row.id.min(255) as u8),
@@ -220,6 +388,7 @@ fn cluster(map: &ClusterMap, seen: &Observations) -> Cluster {
     let voters = seen.voters(map).unwrap_or_default();
     Cluster {
         nodes,
+        localities: map.nodes.iter().map(|row| (NodeId(row.id), Locality::parse(&row.locality))).collect(),
         disks: map.disks.iter().filter_map(disk).collect(),
         pools: map.pools.iter().map(pool).collect(),
         groups: map.pgs.iter().filter_map(group).collect(),
@@ -259,8 +428,7 @@ mod tests {
     use meta::map::command::{DiskRow, ShardRow};
 
     const OWN: NodeId = NodeId(1);
-    const RULES: Rules =
-        Rules { own: OWN, down_after: Duration::from_millis(600), lost_after: Duration::from_secs(600) };
+    const RULES: Rules = Rules { own: OWN, lost_after: Duration::from_secs(600) };
 
     fn at(millis: u64) -> MonoTime {
         MonoTime(1_000_000_000 + millis * 1_000_000)
@@ -292,14 +460,41 @@ mod tests {
     fn heard(nodes: u32, now: MonoTime) -> Observations {
         let mut seen = Observations::default();
         let voters: Vec<u32> = (1..=nodes.min(3)).collect();
+        seen.look(&map(nodes), OWN, &[], now);
         for node in 1..=nodes {
             seen.hear(NodeId(node), report(&voters), now, 0);
         }
         seen
     }
 
-    fn states(commands: &[MapCommand]) -> Vec<(u32, NodeState)> {
-        let state = |command: &MapCommand| match command {
+    /// From one moment to another these nodes report, and everybody else is asked about and not reached. Answers what was
+    /// decided first, and when.
+    fn first_decision(
+        map: &ClusterMap,
+        seen: &mut Observations,
+        (from, to): (u64, u64),
+        reports: &[(u32, NodeReport)],
+        is_reached: bool,
+    ) -> Option<(u64, Vec<(u32, NodeState)>)> {
+        for millis in (from..to).step_by(50) {
+            if millis % 100 == 0 {
+                for (node, report) in reports {
+                    seen.hear(NodeId(*node), report.clone(), at(millis), 0);
+                }
+            }
+            for suspect in seen.look(map, OWN, &[], at(millis)).1 {
+                seen.told(suspect, is_reached);
+            }
+            let decided = decide_nodes(map, seen, at(millis), &RULES);
+            if !decided.is_empty() {
+                return Some((millis, states(&decided)));
+            }
+        }
+        None
+    }
+
+    fn states(commands: &[(MapCommand, String)]) -> Vec<(u32, NodeState)> {
+        let state = |(command, _): &(MapCommand, String)| match command {
             MapCommand::SetNodeState(change) => {
                 assert!(change.generation == 3 && change.raise_floor);
                 (change.id, change.state())
@@ -310,56 +505,95 @@ mod tests {
     }
 
     #[test]
-    fn silence_is_voted_down_after_600_ms_and_never_the_own() {
+    fn silence_is_voted_down_within_600_ms_and_never_the_own() {
         let (map, mut seen) = (map(3), heard(3, at(0)));
-        seen.hear(NodeId(2), report(&[]), at(500), 0);
-        assert_eq!(decide_nodes(&map, &mut seen, at(600), &RULES), vec![]);
-        assert_eq!(states(&decide_nodes(&map, &mut seen, at(601), &RULES)), [(3, NodeState::Down)]);
-        assert_eq!(
-            states(&decide_nodes(&map, &mut seen, at(5000), &RULES)),
-            [(2, NodeState::Down), (3, NodeState::Down)]
-        );
+        let two = [(2, report(&[])), (3, report(&[]))];
+        assert_eq!(first_decision(&map, &mut seen, (0, 5000), &two, false), None);
+        let (when, decided) = first_decision(&map, &mut seen, (5000, 6000), &two[..1], false).unwrap();
+        // Its last word came at 4900.
+        assert_eq!((when, decided), (5350, vec![(3, NodeState::Down)]));
+        let (when, decided) = first_decision(&map, &mut heard(3, at(0)), (50, 3000), &[], false).unwrap();
+        assert!(when <= 800, "{when}: with one that was heard only once, a little more patience");
+        assert_eq!(decided, vec![(2, NodeState::Down), (3, NodeState::Down)]);
     }
 
     #[test]
-    fn a_fresh_leader_and_one_that_slept_give_everybody_600_ms() {
-        let (map, mut seen) = (map(3), Observations::default());
-        seen.forgive(at(0));
-        assert_eq!(decide_nodes(&map, &mut seen, at(600), &RULES), vec![]);
-        assert_eq!(decide_nodes(&map, &mut seen, at(601), &RULES).len(), 2);
-        seen.forgive(at(30_000));
-        assert_eq!(decide_nodes(&map, &mut seen, at(30_600), &RULES), vec![]);
+    fn a_broken_link_to_the_leader_counts_only_when_it_lasts() {
+        let (map, mut seen) = (map(3), heard(3, at(0)));
+        let two = [(2, report(&[])), (3, report(&[]))];
+        assert_eq!(first_decision(&map, &mut seen, (0, 5000), &two, true), None);
+        let (when, decided) = first_decision(&map, &mut seen, (5000, 7000), &two[..1], true).unwrap();
+        assert!((5850..6000).contains(&when), "{when}");
+        assert_eq!(decided, vec![(3, NodeState::Down)]);
     }
 
     #[test]
-    fn who_has_just_come_up_is_given_600_ms_to_be_heard() {
+    fn of_two_nodes_that_do_not_hear_each_other_one_goes() {
+        let (mut map, mut seen) = (map(3), heard(3, at(0)));
+        let cut_from = |other: u32| NodeReport { cut: vec![other], ..report(&[]) };
+        // One of the two says so: a link that is broken one way is broken.
+        let (two, three) = ((2, cut_from(3)), (3, report(&[])));
+        let (when, decided) = first_decision(&map, &mut seen, (0, 2000), &[two.clone(), three.clone()], false).unwrap();
+        assert!((500..700).contains(&when), "{when}");
+        assert_eq!(decided, vec![(3, NodeState::Down)]);
+        map.nodes[2].state = NodeState::Down as i32;
+        assert_eq!(first_decision(&map, &mut seen, (2000, 9000), &[two, three.clone()], false), None);
+        // The third one is told so, and stays away until the link works.
+        assert_eq!(seen.cut_off_from(&map, NodeId(3)), vec![NodeId(2)]);
+        assert_eq!(first_decision(&map, &mut seen, (9000, 9500), &[(2, report(&[])), three], false), None);
+        assert_eq!(seen.cut_off_from(&map, NodeId(3)), vec![]);
+    }
+
+    #[test]
+    fn broken_links_never_cost_the_majority() {
+        let (mut map, mut seen) = (map(3), heard(3, at(0)));
+        map.nodes[2].state = NodeState::Down as i32;
+        let two = (2, NodeReport { cut: vec![1], ..report(&[]) });
+        assert_eq!(first_decision(&map, &mut seen, (0, 9000), &[two], false), None);
+    }
+
+    #[test]
+    fn who_says_that_it_is_unfit_goes_unless_the_leader_is_new() {
+        let (map, mut seen) = (map(3), heard(3, at(0)));
+        let unfit = [(2, NodeReport { unfit: true, ..report(&[]) }), (3, report(&[]))];
+        seen.lead(at(0));
+        let (when, decided) = first_decision(&map, &mut seen, (0, 3000), &unfit, false).unwrap();
+        assert!((750..=800).contains(&when), "{when}: it may not have heard the new leader yet");
+        assert_eq!(decided, vec![(2, NodeState::Down)]);
+    }
+
+    #[test]
+    fn one_that_slept_blames_nobody() {
+        let (map, mut seen) = (map(3), heard(3, at(0)));
+        let two = [(2, report(&[])), (3, report(&[]))];
+        first_decision(&map, &mut seen, (0, 2000), &two, false);
+        assert_eq!(first_decision(&map, &mut seen, (32_000, 32_300), &[], false), None);
+        assert_eq!(first_decision(&map, &mut seen, (32_300, 34_000), &two, false), None);
+    }
+
+    #[test]
+    fn who_has_just_come_up_is_given_time_to_be_heard() {
         let (mut map, mut seen) = (map(3), heard(3, at(0)));
         map.nodes[2].state = NodeState::Joining as i32;
-        let feed = |seen: &mut Observations, now| seen.hear(NodeId(2), report(&[]), now, 0);
-        assert_eq!(decide_nodes(&map, &mut seen, at(0), &RULES), vec![]);
+        let two = [(2, report(&[]))];
+        assert_eq!(first_decision(&map, &mut seen, (0, 5000), &two, false), None);
         map.nodes[2].state = NodeState::Up as i32;
-        feed(&mut seen, at(5000));
-        assert_eq!(decide_nodes(&map, &mut seen, at(5000), &RULES), vec![]);
-        feed(&mut seen, at(5600));
-        assert_eq!(decide_nodes(&map, &mut seen, at(5600), &RULES), vec![]);
-        feed(&mut seen, at(5601));
-        assert_eq!(states(&decide_nodes(&map, &mut seen, at(5601), &RULES)), [(3, NodeState::Down)]);
+        let (when, decided) = first_decision(&map, &mut seen, (5000, 9000), &two, false).unwrap();
+        assert!((5450..5800).contains(&when), "{when}");
+        assert_eq!(decided, vec![(3, NodeState::Down)]);
     }
 
     #[test]
     fn down_for_ten_minutes_is_lost_counted_by_whoever_leads() {
         let (mut map, mut seen) = (map(3), heard(3, at(0)));
         map.nodes[2].state = NodeState::Down as i32;
-        let feed = |seen: &mut Observations, now| seen.hear(NodeId(2), report(&[1, 2, 3]), now, 0);
         assert_eq!(decide_nodes(&map, &mut seen, at(0), &RULES), vec![]);
-        feed(&mut seen, at(600_000));
         assert_eq!(decide_nodes(&map, &mut seen, at(600_000), &RULES), vec![]);
         assert_eq!(states(&decide_nodes(&map, &mut seen, at(600_001), &RULES)), [(3, NodeState::Lost)]);
         // Back, and down again: the count starts anew.
         map.nodes[2].state = NodeState::Up as i32;
         decide_nodes(&map, &mut seen, at(600_002), &RULES);
         map.nodes[2].state = NodeState::Down as i32;
-        feed(&mut seen, at(700_000));
         assert_eq!(decide_nodes(&map, &mut seen, at(700_000), &RULES), vec![]);
     }
 
@@ -434,9 +668,9 @@ mod tests {
     fn a_clock_that_is_off_is_told_once() {
         let mut seen = Observations::default();
         let wrong = NodeReport { wall_ms: 200_000, ..NodeReport::default() };
-        assert!(seen.hear(NodeId(2), wrong.clone(), at(0), 100_000));
-        assert!(!seen.hear(NodeId(2), wrong.clone(), at(0), 100_000));
-        assert!(!seen.hear(NodeId(3), wrong, at(0), 140_000));
+        assert!(seen.hear(NodeId(2), wrong.clone(), at(0), 100_000).wrong_clock);
+        assert!(!seen.hear(NodeId(2), wrong.clone(), at(0), 100_000).wrong_clock);
+        assert!(!seen.hear(NodeId(3), wrong, at(0), 140_000).wrong_clock);
         assert_eq!(seen.clock_offsets_ms()[&NodeId(2)], 100_000);
     }
 }

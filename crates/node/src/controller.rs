@@ -1,38 +1,41 @@
-//! The control plane at work: every node reports itself to the voters of group 0; where group 0 leads, what was heard
-//! becomes changes of the map (`control.rs` decides), and fenced sessions are closed in every shard.
+//! The control plane at work: every node reports itself to its observers; where group 0 leads, what was heard becomes
+//! changes of the map (`control.rs` decides), and fenced sessions are closed in every shard.
 
 use base::Env;
 use base::env::{Channel, MonoTime};
 use base::ids::{GROUP_ZERO, GroupId, NodeId, Session};
 use client::Client;
-use client::wire::{self, Ask, GroupReport, NodeReport};
-use meta::map::command::{MapCommand, MapEntry, MapOutcome};
+use client::wire::{self, Answer, Ask, GroupReport, NodeReport, Reach, Told};
+use futures_util::future::join_all;
+use meta::map::command::{ClusterMap, MapCommand, MapEntry, MapOutcome, NodeState};
+use protocol::detector::{Opinion, Turn};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
-use crate::control::{self, Observations, Rules};
+use crate::control::{self, DETECTION, Observations, Rules};
+use crate::events::{EventKind, EventLog};
 use crate::group::{Acknowledge, GroupHandle};
 use crate::machine::{Command, Reply};
 use crate::service::Service;
 
-const REPORT_INTERVAL: Duration = Duration::from_millis(100);
 const CONTROL_INTERVAL: Duration = Duration::from_millis(50);
-/// Silence after which a node is voted down: six reports.
-pub const DOWN_AFTER: Duration = Duration::from_millis(600);
-/// Without a word from group 0's leader for so long, a node falls silent itself: it misses six heartbeats.
+/// Without a word from group 0's leader for so long, a node says that it is unfit: it missed six heartbeats.
 const DEAF_AFTER: Duration = Duration::from_millis(500);
+/// A disk that has owed an answer for so long holds up whoever waits for all copies.
+const DISK_PATIENCE: Duration = Duration::from_secs(2);
 pub const LOST_AFTER: Duration = Duration::from_secs(600);
-/// A controller that comes later than this was itself paused, and heard nobody meanwhile.
-const OWN_PAUSE_MIN: Duration = Duration::from_millis(250);
+/// How long a node that is asked whether it reaches another waits for it, and how long the asker waits.
+pub const REACH_PATIENCE: Duration = Duration::from_millis(150);
+const HELP_PATIENCE: Duration = Duration::from_millis(250);
 /// How often the placement is looked at when the map does not change.
 const PLACEMENT_INTERVAL: Duration = Duration::from_millis(500);
 /// Pause before a session that could not be closed is tried again.
 const CLOSE_PAUSE: Duration = Duration::from_millis(200);
 
-const _: () = assert!(DOWN_AFTER.as_millis() >= 4 * REPORT_INTERVAL.as_millis(), "one lost report is no silence");
+const _: () = assert!(HELP_PATIENCE.as_millis() > REACH_PATIENCE.as_millis());
 
 /// What this node has heard, as the leader of group 0 would use it.
 #[derive(Default)]
@@ -46,43 +49,101 @@ impl Control {
     }
 
     /// Takes in the report of `from`.
-    pub fn hear(&self, env: &Env, from: NodeId, report: NodeReport) {
+    pub fn hear(&self, env: &Env, events: &EventLog, from: NodeId, report: NodeReport) {
         let wall_ms = env.clock.wall().0;
         let (now, theirs) = (env.now(), report.wall_ms);
-        if self.observations().hear(from, report, now, wall_ms) {
-            tracing::warn!(
-                "the clock of node {from} is {} s off this node's: dates of objects will be wrong; set the clocks",
-                i128::from(theirs).abs_diff(i128::from(wall_ms)) / 1000
+        let news = self.observations().hear(from, report, now, wall_ms);
+        news.turn.into_iter().for_each(|turn| record(events, turn));
+        if news.wrong_clock {
+            let off_s = i128::from(theirs).abs_diff(i128::from(wall_ms)) / 1000;
+            let what = format!(
+                "the clock of node {from} is {off_s} s off this node's: dates of objects will be wrong; set the clocks"
             );
+            tracing::warn!("{what}");
+            events.record(EventKind::Other, from, what);
         }
     }
 }
 
-/// Tells the voters of group 0, ten times a second, that this node lives and what it has done.
+/// What has become of a node in the eyes of this one.
+fn record(events: &EventLog, turn: Turn) {
+    let node = turn.node;
+    let (kind, what) = match turn.to {
+        Opinion::Suspect => (EventKind::Suspected, "missed three deadlines; others are asked whether they reach it"),
+        Opinion::Silent => (EventKind::Confirmed, "is reached by nobody who was asked"),
+        Opinion::Cut => (EventKind::Cut, "is reached by others: the link to it is broken"),
+        Opinion::Trusted => (EventKind::Heard, "is heard again"),
+    };
+    tracing::info!("node {node} {what}");
+    events.record(kind, node, format!("node {node} {what}"));
+}
+
+/// Tells its observers, ten times a second, that this node lives, and the voters of group 0 what it has done.
 pub async fn report(env: Env, service: Arc<Service>, client: Client, mut stop: watch::Receiver<bool>) {
     loop {
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
-            () = env.sleep(REPORT_INTERVAL) => {}
+            () = env.sleep(DETECTION.interval) => {}
         }
-        if group_zero(&service).is_some_and(|group| group.failed().is_some() || is_deaf(&env, &group)) {
-            // It cannot follow the map any more: silence has it voted out.
-            continue;
+        let cut = service.control.observations().cut().iter().map(|node| node.0).collect();
+        let brief =
+            NodeReport { wall_ms: env.clock.wall().0, cut, unfit: is_unfit(&env, &service), ..NodeReport::default() };
+        let report = NodeReport { done: service.repair.done(), groups: led_groups(&service), ..brief.clone() };
+        let frame = |report| wire::frame(&client.request(Ask::NodeReport(report)), Vec::new());
+        let (brief, whole) = (frame(brief), frame(report.clone()));
+        let watchers = watchers(&service, &client);
+        let observers = control::observers_of(service.node, &service.map.borrow(), &watchers);
+        for node in observers.into_iter().filter(|node| *node != service.node && !watchers.contains(node)) {
+            env.net.send(node, Channel::Control, brief.clone());
         }
-        let report =
-            NodeReport { wall_ms: env.clock.wall().0, done: service.repair.done(), groups: led_groups(&service) };
-        let frame = wire::frame(&client.request(Ask::NodeReport(report.clone())), Vec::new());
-        for voter in watchers(&service, &client).into_iter().filter(|node| *node != service.node) {
-            env.net.send(voter, Channel::Control, frame.clone());
+        for voter in watchers.into_iter().filter(|node| *node != service.node) {
+            env.net.send(voter, Channel::Control, whole.clone());
         }
-        service.control.hear(&env, service.node, report);
+        service.control.hear(&env, &service.events, service.node, report);
     }
 }
 
-/// Who hears no leader is not to be counted on, however well it is heard: writes would wait for it for ever.
-fn is_deaf(env: &Env, group: &GroupHandle) -> bool {
-    !group.is_leader() && env.now().since(group.leader_heard()) > DEAF_AFTER
+/// Who hears no leader, or whose disk hangs, is not to be counted on, however well it is heard: writes would wait for it
+/// for ever.
+fn is_unfit(env: &Env, service: &Service) -> bool {
+    let now = env.now();
+    let is_deaf = |group: &GroupHandle| !group.is_leader() && now.since(group.leader_heard()) > DEAF_AFTER;
+    let hangs = |group: &GroupHandle| group.writing_for(now) > DISK_PATIENCE;
+    let groups = service.replicas.all();
+    group_zero(service).is_some_and(|group| group.failed().is_some() || is_deaf(&group))
+        || groups.iter().any(hangs)
+        || service.disks.all.iter().any(|disk| disk.meter.stalled_for(now) > DISK_PATIENCE)
+}
+
+/// Whether this node reaches another one, now.
+pub async fn reaches(service: &Service, node: NodeId) -> bool {
+    node == service.node || ask_whether(service, node, node, REACH_PATIENCE).await
+}
+
+/// Asks a node whether it reaches another.
+async fn ask_whether(service: &Service, to: NodeId, reached: NodeId, patience: Duration) -> bool {
+    // Whoever asks, and under which generation, does not matter to the answer.
+    let request = wire::Request {
+        node: service.node.0,
+        cluster_generation: service.map.borrow().cluster_generation,
+        ask: Some(Ask::Reach(Reach { node: reached.0 })),
+        ..wire::Request::default()
+    };
+    let deadline = service.env.now() + patience;
+    let call = service.env.net.call(to, Channel::Control, wire::frame(&request, Vec::new()), deadline);
+    let Ok(frame) = call.await else { return false };
+    let answer = wire::head::<Answer>(&frame);
+    answer.is_ok_and(|answer| matches!(answer.told, Some(Told::Reached(it)) if it.reached))
+}
+
+/// Has others look whether they reach a suspect.
+async fn confirm(service: Arc<Service>, suspect: NodeId) {
+    let helpers = service.control.observations().detector().helpers(suspect);
+    let asks = helpers.into_iter().map(|helper| ask_whether(&service, helper, suspect, HELP_PATIENCE));
+    let is_reached = join_all(asks).await.contains(&true);
+    let turn = service.control.observations().told(suspect, is_reached);
+    turn.into_iter().for_each(|turn| record(&service.events, turn));
 }
 
 fn group_zero(service: &Service) -> Option<GroupHandle> {
@@ -104,7 +165,7 @@ fn led_groups(service: &Service) -> Vec<GroupReport> {
     service.replicas.all().iter().filter(|group| group.is_leader()).map(report).collect()
 }
 
-/// Decides, while this node leads group 0.
+/// Watches other nodes; and decides, while this node leads group 0.
 pub async fn control(
     env: Env,
     service: Arc<Service>,
@@ -112,31 +173,39 @@ pub async fn control(
     lost_after: Duration,
     mut stop: watch::Receiver<bool>,
 ) {
-    let rules = Rules { own: service.node, down_after: DOWN_AFTER, lost_after };
+    let rules = Rules { own: service.node, lost_after };
     let mut lead = Lead::default();
     let closer = Arc::new(Closer::default());
-    let mut expected = env.now() + CONTROL_INTERVAL;
     loop {
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
-            () = env.clock.sleep_until(expected) => {}
+            () = env.sleep(CONTROL_INTERVAL) => {}
         }
         let now = env.now();
-        let was_paused = now.since(expected) > OWN_PAUSE_MIN;
-        expected = now + CONTROL_INTERVAL;
+        look(&env, &service, &client, now);
         let Some(group) = group_zero(&service).filter(|group| group.is_leader()) else {
             lead = Lead::default();
             continue;
         };
-        if !std::mem::replace(&mut lead.leads, true) || was_paused {
-            service.control.observations().forgive(now);
+        if !std::mem::replace(&mut lead.leads, true) {
+            service.control.observations().lead(now);
         }
         closer.close_due(&env, &service, &client);
         if !lead.proposing.load(Ordering::Acquire) {
             let commands = lead.decide(&service, now, &rules);
-            propose(&env, group, commands, &lead.proposing);
+            propose(&env, group, commands, &lead.proposing, &service.events);
         }
+    }
+}
+
+fn look(env: &Env, service: &Arc<Service>, client: &Client, now: MonoTime) {
+    let map = service.map.borrow().clone();
+    let voters = watchers(service, client);
+    let (turns, suspects) = service.control.observations().look(&map, service.node, &voters, now);
+    turns.into_iter().for_each(|turn| record(&service.events, turn));
+    for suspect in suspects {
+        env.spawn("confirm silence", confirm(service.clone(), suspect));
     }
 }
 
@@ -151,7 +220,8 @@ struct Lead {
 }
 
 impl Lead {
-    fn decide(&mut self, service: &Service, now: MonoTime, rules: &Rules) -> Vec<MapCommand> {
+    /// What is to change, and what the timeline says of it.
+    fn decide(&mut self, service: &Service, now: MonoTime, rules: &Rules) -> Vec<(MapCommand, String)> {
         let map = service.map.borrow().clone();
         let mut seen = service.control.observations();
         let commands = control::decide_nodes(&map, &mut seen, now, rules);
@@ -161,22 +231,35 @@ impl Lead {
             return commands;
         }
         self.placed = Some((map.version, now));
-        control::decide_placement(&map, &seen).into_iter().collect()
+        let described = |command: MapCommand| {
+            let what = describe(&command, &map);
+            (command, what)
+        };
+        control::decide_placement(&map, &seen).map(described).into_iter().collect()
     }
 }
 
-fn propose(env: &Env, group: GroupHandle, commands: Vec<MapCommand>, proposing: &Arc<AtomicBool>) {
+fn propose(
+    env: &Env,
+    group: GroupHandle,
+    commands: Vec<(MapCommand, String)>,
+    proposing: &Arc<AtomicBool>,
+    events: &Arc<EventLog>,
+) {
     if commands.is_empty() {
         return;
     }
     proposing.store(true, Ordering::Release);
-    let proposing = proposing.clone();
+    let (proposing, events) = (proposing.clone(), events.clone());
     env.spawn("control", async move {
-        for command in commands {
-            let what = describe(&command);
+        for (command, what) in commands {
+            let kinds = kinds_of(&command);
             let entry = MapEntry { slot: None, command: Some(command) };
             match group.propose(Command::Map(entry), Acknowledge::Majority).await {
-                Ok(Reply::Map(reply)) if reply.outcome() == MapOutcome::Done => tracing::info!("{what}"),
+                Ok(Reply::Map(reply)) if reply.outcome() == MapOutcome::Done => {
+                    tracing::info!("{what}");
+                    kinds.into_iter().for_each(|(kind, about)| events.record(kind, about, what.clone()));
+                }
                 Ok(Reply::Map(reply)) => tracing::info!("{what}: {:?}: {}", reply.outcome(), reply.detail),
                 Ok(Reply::Shard(_)) => tracing::error!("{what}: a shard's reply came from group 0"),
                 Err(error) => tracing::info!("{what}: {error:?}"),
@@ -186,16 +269,41 @@ fn propose(env: &Env, group: GroupHandle, commands: Vec<MapCommand>, proposing: 
     });
 }
 
-fn describe(command: &MapCommand) -> String {
+fn describe(command: &MapCommand, map: &ClusterMap) -> String {
     match command {
-        MapCommand::SetNodeState(change) => format!("node {} becomes {:?}", change.id, change.state()),
         MapCommand::SetPool(row) => format!("pool {} has {} copies in effect", row.id, row.copies_effective),
         MapCommand::SetPgs(rows) => {
-            let closed = rows.rows.iter().filter(|row| row.closed).count();
-            format!("{closed} placement groups begin to move, {} have moved", rows.rows.len() - closed)
+            let begin = rows.rows.iter().filter(|row| row.closed).count();
+            let ended = rows.rows.len() - begin;
+            let under_way = map.pgs.iter().filter(|row| row.closed).count() + begin - ended;
+            match (begin, ended) {
+                (0, _) => format!("{ended} placement groups have moved, {under_way} are under way"),
+                (_, 0) => format!("{begin} placement groups begin to move, {under_way} are under way"),
+                _ => format!("{ended} placement groups have moved, {begin} begin to, {under_way} are under way"),
+            }
         }
         other => format!("{other:?}"),
     }
+}
+
+/// What the timeline calls a change that was made.
+fn kinds_of(command: &MapCommand) -> Option<(EventKind, NodeId)> {
+    Some(match command {
+        MapCommand::SetNodeState(change) => {
+            let kind = match change.state() {
+                NodeState::Down => EventKind::Fenced,
+                NodeState::Lost => EventKind::Lost,
+                NodeState::Draining => EventKind::Draining,
+                NodeState::Removed => EventKind::Removed,
+                NodeState::Up | NodeState::Joining => EventKind::Up,
+            };
+            (kind, NodeId(change.id))
+        }
+        MapCommand::SetPool(_) => (EventKind::CopiesRaised, NodeId(0)),
+        MapCommand::SetPgs(rows) if rows.rows.iter().any(|row| row.closed) => (EventKind::Moving, NodeId(0)),
+        MapCommand::SetPgs(_) => (EventKind::Moved, NodeId(0)),
+        _ => return None,
+    })
 }
 
 /// Closes fenced sessions in every group, again and again until each has acknowledged.

@@ -1,7 +1,14 @@
 //! The disks of this node: each an engine of its own, the failure of one leaves the others serving.
 
+use base::Env;
+use base::env::MonoTime;
 use base::ids::DiskId;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 use store::{DiskState, DiskUsage, Engine};
 
 /// One disk as configured and opened.
@@ -11,6 +18,38 @@ pub struct NodeDisk {
     pub id: DiskId,
     /// The engine, or why there is none.
     pub engine: Result<Engine, String>,
+    pub meter: DiskMeter,
+}
+
+/// How a disk answers, as its node sees it.
+pub struct DiskMeter {
+    in_flight: AtomicU64,
+    /// When the disk was last idle, and when it last finished something, in monotonic nanoseconds.
+    busy_since: AtomicU64,
+    progressed: AtomicU64,
+    /// From a request to its answer: stores of chunks (durable), and reads.
+    pub store_seconds: Histogram,
+    pub read_seconds: Histogram,
+    /// Stores and reads that the disk failed.
+    pub errors: Counter,
+    /// Operations for users, so that background work can see them.
+    served: AtomicU64,
+    /// Scrub passes when last looked, and when the last of them had ended.
+    scrubbed: Mutex<(u64, Option<u64>)>,
+}
+
+/// Which latency an operation counts for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Operation {
+    Store,
+    Read,
+}
+
+/// An operation under way; counted when it ends, however it ends.
+pub struct UnderWay<'a> {
+    meter: &'a DiskMeter,
+    env: &'a Env,
+    since: MonoTime,
 }
 
 /// All disks, the one that holds metadata first.
@@ -25,10 +64,15 @@ impl Disks {
         Disks { all, by_id }
     }
 
+    /// The disk with this id, or a sentence.
+    pub fn disk(&self, id: DiskId) -> Result<&NodeDisk, String> {
+        let index = self.by_id.get(&id).ok_or_else(|| format!("this node has no disk {id}"))?;
+        Ok(&self.all[*index])
+    }
+
     /// The engine of a disk, or a sentence.
     pub fn engine(&self, id: DiskId) -> Result<&Engine, String> {
-        let Some(index) = self.by_id.get(&id) else { return Err(format!("this node has no disk {id}")) };
-        let disk = &self.all[*index];
+        let disk = self.disk(id)?;
         disk.engine.as_ref().map_err(|why| format!("disk {} is out of service: {why}", disk.label))
     }
 
@@ -50,6 +94,10 @@ impl Disks {
 }
 
 impl NodeDisk {
+    pub fn new(label: String, id: DiskId, engine: Result<Engine, String>) -> NodeDisk {
+        NodeDisk { label, id, engine, meter: DiskMeter::default() }
+    }
+
     /// As `status` shows it.
     pub fn state(&self) -> (&'static str, String) {
         match &self.engine {
@@ -65,5 +113,81 @@ impl NodeDisk {
 
     pub fn usage(&self) -> DiskUsage {
         self.engine.as_ref().map(Engine::usage).unwrap_or_default()
+    }
+}
+
+impl Default for DiskMeter {
+    fn default() -> DiskMeter {
+        // From 100 microseconds to 3.3 s.
+        let seconds = || Histogram::new(exponential_buckets(0.0001, 2.0, 16));
+        DiskMeter {
+            in_flight: AtomicU64::new(0),
+            busy_since: AtomicU64::new(0),
+            progressed: AtomicU64::new(0),
+            store_seconds: seconds(),
+            read_seconds: seconds(),
+            errors: Counter::default(),
+            served: AtomicU64::new(0),
+            scrubbed: Mutex::default(),
+        }
+    }
+}
+
+impl DiskMeter {
+    pub fn begin<'a>(&'a self, env: &'a Env) -> UnderWay<'a> {
+        let since = env.now();
+        if self.in_flight.fetch_add(1, Ordering::AcqRel) == 0 {
+            self.busy_since.store(since.0, Ordering::Release);
+        }
+        UnderWay { meter: self, env, since }
+    }
+
+    /// An operation for a user begins.
+    pub fn serve(&self) {
+        self.served.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn served(&self) -> u64 {
+        self.served.load(Ordering::Relaxed)
+    }
+
+    /// When the disk was last verified as a whole, in wall-clock milliseconds; at first, when that was first asked for.
+    pub fn last_scrub_ms(&self, passes: u64, env: &Env) -> u64 {
+        let now_ms = env.clock.wall().0;
+        let mut scrubbed = self.scrubbed.lock().unwrap_or_else(PoisonError::into_inner);
+        if passes > scrubbed.0 {
+            *scrubbed = (passes, Some(now_ms));
+        }
+        *scrubbed.1.get_or_insert(now_ms)
+    }
+
+    /// For how long operations have been under way and none has ended.
+    pub fn stalled_for(&self, now: MonoTime) -> Duration {
+        if self.in_flight.load(Ordering::Acquire) == 0 {
+            return Duration::ZERO;
+        }
+        let last = self.busy_since.load(Ordering::Acquire).max(self.progressed.load(Ordering::Acquire));
+        now.since(MonoTime(last))
+    }
+}
+
+impl UnderWay<'_> {
+    /// The disk has answered.
+    pub fn answered(self, operation: Operation, is_failure: bool) {
+        let seconds = self.env.now().since(self.since).as_secs_f64();
+        match operation {
+            Operation::Store => self.meter.store_seconds.observe(seconds),
+            Operation::Read => self.meter.read_seconds.observe(seconds),
+        }
+        if is_failure {
+            self.meter.errors.inc();
+        }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.meter.progressed.store(self.env.now().0, Ordering::Release);
+        self.meter.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -16,7 +16,9 @@ use store::kv::{Kv, LsmKv};
 use store::{Engine, RaftLog, RaftWrite, StoreError};
 use tokio::sync::{Mutex, watch};
 
+use crate::events::EventLog;
 use crate::group::{self as driver, GroupHandle, decode_hard_state};
+use crate::heartbeats::Heartbeats;
 use crate::machine::{KvView, Machine, change_out};
 use crate::transport::{self, PeerGone, RaftBatch, RaftItem};
 
@@ -36,6 +38,8 @@ pub struct Replicas {
     generation_min: AtomicU32,
     /// See [`driver::Parts::tail_entries`].
     tail_entries: u64,
+    heartbeats: Arc<Heartbeats>,
+    events: Arc<EventLog>,
 }
 
 /// Why a replica on the disk is not started.
@@ -83,9 +87,18 @@ pub async fn erase_all(kv: &LsmKv, ranges: Vec<(Bytes, Bytes)>) -> Result<(), St
 }
 
 impl Replicas {
-    pub fn new(env: Env, node: NodeId, engine: Engine, kv: Arc<LsmKv>, tail_entries: u64) -> Replicas {
+    pub fn new(
+        env: Env,
+        node: NodeId,
+        engine: Engine,
+        kv: Arc<LsmKv>,
+        tail_entries: u64,
+        events: Arc<EventLog>,
+    ) -> Replicas {
         let map = watch::Sender::new(Arc::new(ClusterMap::default()));
         Replicas {
+            heartbeats: Arc::new(Heartbeats::new(env.clone())),
+            events,
             env,
             node,
             engine,
@@ -363,6 +376,8 @@ impl Replicas {
             map: self.map.subscribe(),
             generation_min: self.generation(),
             tail_entries: self.tail_entries,
+            heartbeats: self.heartbeats.clone(),
+            events: self.events.clone(),
         });
         self.groups.write().unwrap_or_else(PoisonError::into_inner).insert(id, handle);
         Ok(())

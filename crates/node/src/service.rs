@@ -16,8 +16,9 @@ use store::kv::Kv;
 use store::{Engine, NewChunk, StoreError};
 use tokio::sync::watch;
 
-use crate::controller::Control;
-use crate::disks::Disks;
+use crate::controller::{self, Control};
+use crate::disks::{Disks, NodeDisk, Operation};
+use crate::events::{EventLog, Events};
 use crate::group::install::Offered;
 use crate::group::{Acknowledge, GroupError, GroupHandle};
 use crate::machine::{Command, KvView, Reply};
@@ -25,6 +26,7 @@ use crate::metrics::Counters;
 use crate::repair::{self, Progress};
 use crate::replicas::Replicas;
 use crate::sweep;
+use crate::traffic::Traffic;
 use crate::transport::{self, RaftBatch};
 
 /// Chunks named in one delete request.
@@ -45,7 +47,10 @@ pub struct Service {
     /// What opening the key-value store found: whole sentences.
     pub metadata_damage: Vec<String>,
     pub control: Arc<Control>,
+    /// What happened, for people.
+    pub events: Arc<EventLog>,
     pub repair: Arc<Progress>,
+    pub traffic: Arc<Traffic>,
     /// The map decoded for look-ups, as of the version it carries.
     pub view: RwLock<Arc<MapView>>,
 }
@@ -77,7 +82,7 @@ impl Handler for Front {
                 return Frame::default();
             }
             let (mut answer, bulk) = match wire::head::<Request>(&request) {
-                Ok(head) => service.answer(head, request.bulk).await,
+                Ok(head) => service.answer(from, head, request.bulk).await,
                 Err(why) => (Answer::failed(Failure::Invalid, why), Vec::new()),
             };
             answer.map_version = service.map.borrow().version;
@@ -89,9 +94,17 @@ impl Handler for Front {
 type Answered = (Answer, Vec<Bytes>);
 
 impl Service {
-    async fn answer(&self, request: Request, bulk: Vec<Bytes>) -> Answered {
+    /// `from`: who sent it, as the network has verified.
+    async fn answer(&self, from: NodeId, request: Request, bulk: Vec<Bytes>) -> Answered {
         // The map is for everybody: from it a node learns that it was voted out. Raft has terms.
-        let is_open = matches!(request.ask, Some(Ask::GetMap(_) | Ask::SnapshotPage(_) | Ask::GetStatus(_)));
+        let is_open = matches!(
+            request.ask,
+            Some(Ask::GetMap(_) | Ask::SnapshotPage(_) | Ask::GetStatus(_) | Ask::GetEvents(_) | Ask::Reach(_))
+        );
+        if request.node != from.0 && !is_open {
+            let why = format!("node {from} calls itself node {}", request.node);
+            return (Answer::failed(Failure::Invalid, why), Vec::new());
+        }
         if let Err(failed) =
             self.check_generation(&request).or_else(|failed| if is_open { Ok(()) } else { Err(failed) })
         {
@@ -126,7 +139,15 @@ impl Service {
                 let status = prost::Message::encode_to_vec(&crate::status::local(self)).into();
                 (Answer::of(Told::Status(wire::EncodedStatus { status })), Vec::new())
             }
-            Ask::NodeReport(report) => (self.hear(NodeId(request.node), report), Vec::new()),
+            Ask::GetEvents(_) => {
+                let events = prost::Message::encode_to_vec(&Events { events: self.events.all() }).into();
+                (Answer::of(Told::Events(wire::EncodedEvents { events })), Vec::new())
+            }
+            Ask::Reach(ask) => {
+                let reached = controller::reaches(self, NodeId(ask.node)).await;
+                (Answer::of(Told::Reached(wire::Reached { reached })), Vec::new())
+            }
+            Ask::NodeReport(report) => (self.hear(from, report), Vec::new()),
             Ask::Inventory(ask) => (repair::inventory(&self.map.borrow(), &self.disks, &ask), Vec::new()),
             Ask::PgDigests(ask) => (repair::digests(&self.map.borrow(), &self.disks, &ask), Vec::new()),
             Ask::Named(ask) => (self.named(GroupId(ask.group), &ask.ids).await, Vec::new()),
@@ -134,7 +155,7 @@ impl Service {
     }
 
     fn hear(&self, from: NodeId, report: wire::NodeReport) -> Answer {
-        self.control.hear(&self.env, from, report);
+        self.control.hear(&self.env, &self.events, from, report);
         Answer::of(Told::Chunk(ChunkDone::default()))
     }
 
@@ -190,6 +211,7 @@ impl Service {
         };
         let generation = slot.map_or(request.generation, |slot| slot.generation.min(request.generation));
         if generation < floor && !plant::is(Plant::StaleGeneration) {
+            self.counters.stale_generations.inc();
             let why = format!("generation {} of node {} is below its floor {floor}", generation, request.node);
             return Err(Failed::new(Failure::StaleGeneration, why));
         }
@@ -232,8 +254,8 @@ impl Service {
             Err(failed) => return failed.into(),
         };
         let is_listing = matches!(query.read, Some(ShardRead::ListObjects(_)));
-        let is_unasked = (is_listing && plant::is(Plant::ListStale))
-            || (group.is_leader() && plant::is(Plant::ReadWithoutIndex));
+        let is_unasked =
+            (is_listing && plant::is(Plant::ListStale)) || (group.is_leader() && plant::is(Plant::ReadWithoutIndex));
         if !is_unasked && let Err(error) = group.barrier().await {
             return group_failure(error);
         }
@@ -261,8 +283,8 @@ impl Service {
     }
 
     async fn put_chunk(&self, put: wire::PutChunk, bulk: Vec<Bytes>) -> Answer {
-        let (engine, id) = match (self.engine(&put.disk), chunk_id(&put.id)) {
-            (Ok(engine), Some(id)) => (engine, id),
+        let (disk, engine, id) = match (self.disk(&put.disk), chunk_id(&put.id)) {
+            (Ok((disk, engine)), Some(id)) => (disk, engine, id),
             (Err(failed), _) => return failed.into(),
             (_, None) => return Answer::failed(Failure::Invalid, "a chunk id has 16 bytes"),
         };
@@ -277,7 +299,11 @@ impl Service {
         }
         let chunk =
             NewChunk { id, owner: OwnerId(put.owner), epoch: PgEpoch(put.epoch), crc64: put.crc64, payload: bulk };
-        if let Err(error) = engine.put(chunk).await {
+        disk.meter.serve();
+        let under_way = disk.meter.begin(&self.env);
+        let stored = engine.put(chunk).await;
+        under_way.answered(Operation::Store, stored.as_ref().is_err_and(is_disk_failure));
+        if let Err(error) = stored {
             return store_failure(id, &error);
         }
         // The group may have been closed meanwhile, and its inventory taken: then this copy does not count.
@@ -290,12 +316,19 @@ impl Service {
     }
 
     async fn get_chunk(&self, get: wire::GetChunk) -> Answered {
-        let (engine, id) = match (self.engine(&get.disk), chunk_id(&get.id)) {
-            (Ok(engine), Some(id)) => (engine, id),
+        let (disk, engine, id) = match (self.disk(&get.disk), chunk_id(&get.id)) {
+            (Ok((disk, engine)), Some(id)) => (disk, engine, id),
             (Err(failed), _) => return (failed.into(), Vec::new()),
             (_, None) => return (Answer::failed(Failure::Invalid, "a chunk id has 16 bytes"), Vec::new()),
         };
-        match engine.get(id, get.start..get.end).await {
+        if get.end != u32::MAX {
+            // Repair asks for whole chunks, whatever their length.
+            disk.meter.serve();
+        }
+        let under_way = disk.meter.begin(&self.env);
+        let read = engine.get(id, get.start..get.end).await;
+        under_way.answered(Operation::Read, read.as_ref().is_err_and(is_disk_failure));
+        match read {
             Ok(data) => {
                 (Answer::of(Told::Chunk(ChunkDone { epoch: data.stat.epoch.0, owner: data.owner.0 })), data.pieces)
             }
@@ -304,8 +337,8 @@ impl Service {
     }
 
     async fn delete_chunks(&self, delete: wire::DeleteChunks) -> Answer {
-        let engine = match self.engine(&delete.disk) {
-            Ok(engine) => engine,
+        let engine = match self.disk(&delete.disk) {
+            Ok((_, engine)) => engine,
             Err(failed) => return failed.into(),
         };
         if !delete.ids.len().is_multiple_of(ChunkId::LEN) || delete.ids.len() > DELETES_MAX * ChunkId::LEN {
@@ -318,10 +351,12 @@ impl Service {
         }
     }
 
-    fn engine(&self, raw: &[u8]) -> Result<&Engine, Failed> {
+    fn disk(&self, raw: &[u8]) -> Result<(&NodeDisk, &Engine), Failed> {
         let id = raw.try_into().map(|raw| DiskId(u128::from_be_bytes(raw)));
         let id = id.map_err(|_| Failed::new(Failure::Invalid, "a disk id has 16 bytes"))?;
-        self.disks.engine(id).map_err(|why| Failed::new(Failure::NoDisk, why))
+        let missing = |why| Failed::new(Failure::NoDisk, why);
+        let engine = self.disks.engine(id).map_err(missing)?;
+        Ok((self.disks.disk(id).map_err(missing)?, engine))
     }
 
     fn placement_epoch(&self, id: ChunkId) -> Option<PgEpoch> {
@@ -356,6 +391,11 @@ fn group_failure(error: GroupError) -> Answer {
         GroupError::Unknown(why) => Answer::failed(Failure::Unknown, why),
         GroupError::Failed(why) => Answer::failed(Failure::Damaged, why),
     }
+}
+
+/// What says something about the disk, not about the request.
+fn is_disk_failure(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io(_) | StoreError::Damaged(_) | StoreError::Broken(_))
 }
 
 fn store_failure(id: ChunkId, error: &StoreError) -> Answer {

@@ -4,6 +4,7 @@ use base::Env;
 use base::env::Disk;
 use base::ids::{ClusterId, DiskId, GROUP_ZERO, Generation, GroupId, NodeId, Session, Term};
 use client::{Client, ClientConfig, MapView};
+use prometheus_client::registry::Registry;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use store::kv::{KvError, KvOptions, LsmKv};
@@ -13,6 +14,7 @@ use tokio::sync::watch;
 use crate::announce::Announcer;
 use crate::controller;
 use crate::disks::{Disks, NodeDisk};
+use crate::events::{Event, EventKind, EventLog};
 use crate::group::GroupHandle;
 use crate::group::install::Offered;
 use crate::home::{self, GenerationClock, HomeError, NodeIdentity};
@@ -22,6 +24,7 @@ use crate::replicas::Replicas;
 use crate::service::{Front, Service, Standing};
 use crate::status::{self, Status};
 use crate::sweep;
+use crate::traffic::{Metered, Traffic};
 use crate::workers;
 
 /// How long a start waits for the cluster to take the node in: of a cluster of one, and of several.
@@ -143,6 +146,9 @@ impl Node {
 
     pub async fn start_tuned(config: Config, tuning: Tuning) -> Result<Node, StartError> {
         assert!(!config.disks.is_empty(), "a node has at least one disk");
+        let traffic = Arc::new(Traffic::default());
+        let mut config = config;
+        config.env.net = Metered::over(config.env.net, &traffic);
         let env = config.env.clone();
         let home_lock = lock_home(&config)?;
         let identity = identify(&config).await?;
@@ -157,8 +163,12 @@ impl Node {
         let tuning = with_tombstone_rule(tuning, &repair);
         let disks = Arc::new(open_disks(&config, &tuning, &identity, alone).await?);
         let (kv, metadata_damage) = open_key_value(&config, &tuning, &identity, &disks, contacts.len()).await?;
+        let events = Arc::new(EventLog::open(env.clone(), identity.node, &*config.data).await);
+        let started = format!("node {} starts under generation {}", identity.node, session.generation);
+        events.record(EventKind::Started, identity.node, started);
         let metadata = disks.metadata().clone();
-        let replicas = Replicas::new(env.clone(), identity.node, metadata, kv.clone(), tuning.tail_entries);
+        let replicas =
+            Replicas::new(env.clone(), identity.node, metadata, kv.clone(), tuning.tail_entries, events.clone());
         open_groups(&replicas, &identity, alone).await?;
 
         let service = Arc::new(Service {
@@ -173,6 +183,8 @@ impl Node {
             counters: Arc::new(Counters::default()),
             metadata_damage,
             control: Arc::default(),
+            events: events.clone(),
+            traffic,
             repair,
             view: RwLock::new(Arc::new(MapView::default())),
         });
@@ -185,6 +197,7 @@ impl Node {
             region: config.region.clone(),
         });
         let stop = watch::Sender::new(false);
+        env.spawn("keep events", events.keep(config.data.clone(), stop.subscribe()));
         let announcer = Announcer::new(&config, identity, clock.clone(), &service, &client);
         env.spawn("announce", announcer.keep(stop.subscribe()));
         start_workers(&env, &tuning, &service, &client, &stop, clock, config.data.clone());
@@ -267,9 +280,19 @@ impl Node {
         status::of_the_cluster(&self.service, &self.client).await
     }
 
+    /// What happened, as the nodes that answer saw it: oldest first.
+    pub async fn cluster_events(&self) -> Vec<Event> {
+        status::events_of_the_cluster(&self.service, &self.client).await
+    }
+
     /// In Prometheus' text format.
     pub fn metrics_text(&self) -> String {
-        metrics::text(&self.service, &self.status())
+        self.metrics_text_with(&|_| {})
+    }
+
+    /// As `metrics_text`, with the metrics that `more` registers.
+    pub fn metrics_text_with(&self, more: &dyn Fn(&mut Registry)) -> String {
+        metrics::text(&self.service, &self.status(), more)
     }
 
     /// Stops workers, flushes the key-value store (so that the next start replays little), closes the disks.
@@ -348,7 +371,7 @@ async fn open_disk(
         Ok(found) => found,
         Err(error) if metadata || !matches!(error, StoreError::Io(_)) => return Err(refuse(error.to_string())),
         // The disk itself is out of order: the others go on.
-        Err(error) => return Ok(NodeDisk { label, id: DiskId(0), engine: Err(error.to_string()) }),
+        Err(error) => return Ok(NodeDisk::new(label, DiskId(0), Err(error.to_string()))),
     };
     let id = match found {
         Some(found) if found.cluster != identity.cluster => {
@@ -378,12 +401,12 @@ async fn open_disk(
             for damage in &report.damaged {
                 tracing::error!("disk {label}: damage found at start: {damage:?}");
             }
-            Ok(NodeDisk { label, id, engine: Ok(engine) })
+            Ok(NodeDisk::new(label, id, Ok(engine)))
         }
         Err(error) if metadata || matches!(error, StoreError::InUse | StoreError::NewerFormat { .. }) => {
             Err(refuse(error.to_string()))
         }
-        Err(error) => Ok(NodeDisk { label, id, engine: Err(error.to_string()) }),
+        Err(error) => Ok(NodeDisk::new(label, id, Err(error.to_string()))),
     }
 }
 

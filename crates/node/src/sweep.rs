@@ -6,9 +6,9 @@
 
 use base::Env;
 use base::ids::{ChunkId, Generation, GroupId, NodeId, PoolId, SLOT_BITS, Session};
+use base::plant::{self, Plant};
 use client::wire::{Answer, Failure, NamedIds, Told};
 use client::{Client, Error, NAMED_IDS_MAX};
-use base::plant::{self, Plant};
 use meta::map::command::ClusterMap;
 use meta::view::View;
 use std::collections::{BTreeMap, BTreeSet};

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
+use crate::events::EventKind;
 use crate::group::GroupHandle;
 use crate::home::GenerationClock;
 use crate::machine::KvView;
@@ -188,12 +189,16 @@ pub async fn announce_failures(env: Env, service: Arc<Service>, client: Client, 
         for disk in service.disks.all.iter().filter(|disk| disk.state().0 == "failed") {
             let id = Bytes::copy_from_slice(&disk.id.0.to_be_bytes());
             let map = client.map();
-            let row = map.map.disks.iter().find(|row| row.id == id && row.state() == DiskState::Up);
+            let row = map.map.disks.iter().find(|row| row.id == id && row.state().serves());
             let Some(row) = row.filter(|_| !announced.contains(&disk.id)) else { continue };
             tracing::error!("disk {} has failed: {}", disk.label, disk.state().1);
             let failed = DiskRow { state: DiskState::Failed as i32, ..row.clone() };
             match client.change_map_checked(MapCommand::SetDisk(failed)).await {
-                Ok(_) => drop(announced.insert(disk.id)),
+                Ok(_) => {
+                    announced.insert(disk.id);
+                    let what = format!("disk {} of node {} has failed: {}", disk.label, service.node, disk.state().1);
+                    service.events.record(EventKind::DiskFailed, service.node, what);
+                }
                 Err(error) => tracing::warn!("the failure of disk {} is not in the map yet: {error}", disk.label),
             }
         }

@@ -3,6 +3,7 @@
 //! Knows: Raft (behind a narrow surface), the voters of groups, placement and its changes. Never knows: I/O, async, what a command means.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod detector;
 pub mod membership;
 pub mod placement;
 pub mod raft;

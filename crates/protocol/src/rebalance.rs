@@ -15,7 +15,7 @@ use base::ids::{DiskId, NodeId, PgEpoch, PgId, PoolId};
 use base::plant::{self, Plant};
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::placement::{self, Candidate};
+use crate::placement::{self, Candidate, Held, Locality};
 
 /// Most groups that one step changes: bounds the command that carries it.
 pub const CHANGES_MAX: usize = 1024;
@@ -42,6 +42,8 @@ pub struct DiskView {
     pub capacity_bytes: u64,
     /// Neither failed nor removed.
     pub usable: bool,
+    /// Serves, and is to be emptied.
+    pub drains: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,6 +69,8 @@ pub struct GroupView {
 #[derive(Clone, Debug, Default)]
 pub struct Cluster {
     pub nodes: BTreeMap<NodeId, NodeState>,
+    /// Where nodes stand; one that is not named stands nowhere in particular.
+    pub localities: BTreeMap<NodeId, Locality>,
     pub disks: BTreeMap<DiskId, DiskView>,
     pub pools: Vec<PoolView>,
     pub groups: Vec<GroupView>,
@@ -100,9 +104,9 @@ pub fn next(cluster: &Cluster) -> Option<Step> {
     if let Some(raise) = cluster.pools.iter().find_map(|pool| cluster.raise(pool)) {
         return Some(raise);
     }
-    let candidates = cluster.candidates();
+    let wanted = cluster.wanted();
     let mut changes = cluster.openings();
-    changes.extend(cluster.closings(&candidates, changes.len()));
+    changes.extend(cluster.closings(&wanted, changes.len()));
     changes.truncate(CHANGES_MAX);
     changes.sort_by_key(|change| (change.pg.pool, change.pg.prefix));
     (!changes.is_empty()).then_some(Step::Change(changes))
@@ -110,10 +114,26 @@ pub fn next(cluster: &Cluster) -> Option<Step> {
 
 /// Whether every group is where it belongs: open, on the disks that would be chosen today.
 pub fn is_settled(cluster: &Cluster) -> bool {
-    let candidates = cluster.candidates();
-    let settled = |group: &GroupView| !group.closed && cluster.new_members(group, &candidates).is_none();
+    let wanted = cluster.wanted();
+    let settled = |group: &GroupView| !group.closed && cluster.new_members(group, &wanted).is_none();
     cluster.groups.iter().all(settled)
 }
+
+/// Copies that are still to be made where they belong: of the groups that move, and of those that will.
+pub fn copies_to_move(cluster: &Cluster) -> usize {
+    let wanted = cluster.wanted();
+    let new = |group: &GroupView| {
+        let (from, to) = match group.closed {
+            true => (&group.members_before, Some(group.members.clone())),
+            false => (&group.members, cluster.new_members(group, &wanted)),
+        };
+        to.map_or(0, |to| to.iter().filter(|disk| !from.contains(disk)).count())
+    };
+    cluster.groups.iter().map(new).sum()
+}
+
+/// Where each group belongs.
+type Wanted = BTreeMap<PgId, Vec<DiskId>>;
 
 impl Cluster {
     fn node(&self, disk: DiskId) -> Option<(NodeId, NodeState)> {
@@ -139,15 +159,32 @@ impl Cluster {
         self.node(disk).is_some_and(|(_, state)| matches!(state, NodeState::Down | NodeState::Joining))
     }
 
-    /// Disks that data may be placed on. A node that is down keeps its disks' places.
+    /// Disks that data may be placed on. A node that is down keeps its disks' places, and gets no others.
     fn candidates(&self) -> Vec<Candidate> {
         let candidate = |(id, disk): (&DiskId, &DiskView)| {
             let state = *self.nodes.get(&disk.node)?;
-            let takes_data = disk.usable && matches!(state, NodeState::Up | NodeState::Down);
-            let capacity_bytes = rounded(disk.capacity_bytes);
-            takes_data.then_some(Candidate { disk: *id, node: disk.node, capacity_bytes })
+            let takes_data = disk.usable && !disk.drains && matches!(state, NodeState::Up | NodeState::Down);
+            takes_data.then(|| Candidate {
+                disk: *id,
+                node: disk.node,
+                capacity_bytes: rounded(disk.capacity_bytes),
+                locality: self.localities.get(&disk.node).cloned().unwrap_or_default(),
+                may_gain: state == NodeState::Up,
+            })
         };
         self.disks.iter().filter_map(candidate).collect()
+    }
+
+    /// Where all groups belong, the least movement away from where they are.
+    fn wanted(&self) -> Wanted {
+        let candidates = self.candidates();
+        let of_pool = |pool: &PoolView| {
+            let groups = self.groups.iter().filter(|group| group.pg.pool == pool.pool);
+            let held: Vec<Held> = groups.map(|group| (group.pg, group.members.clone())).collect();
+            let wanted = placement::plan(&held, pool.copies_effective, &candidates);
+            held.into_iter().map(|(pg, _)| pg).zip(wanted).collect::<Vec<_>>()
+        };
+        self.pools.iter().flat_map(of_pool).collect()
     }
 
     /// As many copies as there are nodes in service and voters for.
@@ -182,39 +219,47 @@ impl Cluster {
     }
 
     /// Groups to close: those that belong elsewhere, and those that were moving to a disk that is gone since.
-    fn closings(&self, candidates: &[Candidate], opened: usize) -> Vec<Change> {
+    fn closings(&self, wanted: &Wanted, opened: usize) -> Vec<Change> {
         let closed = self.groups.iter().filter(|group| group.closed).count() - opened;
         let room = (self.groups.len() / 2).max(1).saturating_sub(closed);
         let mut again = Vec::new();
-        let mut moves: Vec<(usize, &GroupView, Vec<DiskId>)> = Vec::new();
+        let mut moves: Vec<(usize, usize, &GroupView, Vec<DiskId>)> = Vec::new();
         for group in self.groups.iter().filter(|group| !self.opens(group) && self.has_source(group)) {
-            let Some(members) = self.new_members(group, candidates) else { continue };
+            let Some(members) = self.new_members(group, wanted) else { continue };
             if group.closed {
                 let goes_nowhere = group.members.iter().any(|member| self.is_gone(*member));
                 again.extend(close(group, members).filter(|_| goes_nowhere));
             } else if !group.members.iter().any(|member| self.is_waited_for(*member)) {
-                let copies = group.members.iter().filter(|member| !self.is_gone(**member)).count();
-                moves.push((copies, group, members));
+                let living: Vec<DiskId> = group.members.iter().copied().filter(|disk| !self.is_gone(*disk)).collect();
+                moves.push((living.len(), self.zones(&living), group, members));
             }
         }
-        moves.sort_by_key(|(copies, group, _)| (*copies, group.pg.pool, group.pg.prefix));
-        again.into_iter().chain(moves.into_iter().filter_map(|(_, group, to)| close(group, to)).take(room)).collect()
+        // The last copies first; then those that one accident would take together.
+        moves.sort_by_key(|(copies, zones, group, _)| (*copies, *zones, group.pg.pool, group.pg.prefix));
+        again.into_iter().chain(moves.into_iter().filter_map(|(_, _, group, to)| close(group, to)).take(room)).collect()
+    }
+
+    /// In how many different places these disks are, above the node.
+    fn zones(&self, disks: &[DiskId]) -> usize {
+        let places = disks.iter().filter_map(|disk| self.localities.get(&self.node(*disk)?.0));
+        places.collect::<BTreeSet<&Locality>>().len()
     }
 
     /// The disks that should hold the group, if they are others than now. Where there are too few, old members stay, even
-    /// lost ones: they mark how many copies are owed. A disk that cannot take part now is chosen only where it is a member.
-    fn new_members(&self, group: &GroupView, candidates: &[Candidate]) -> Option<Vec<DiskId>> {
+    /// lost ones: they mark how many copies are owed.
+    fn new_members(&self, group: &GroupView, wanted: &Wanted) -> Option<Vec<DiskId>> {
         let pool = self.pools.iter().find(|pool| pool.pool == group.pg.pool)?;
         let copies = pool.copies_effective;
-        let may_stay =
-            |disk: &DiskId| !self.is_gone(*disk) && self.node(*disk).is_some_and(|(_, s)| s != NodeState::Draining);
+        let drains = |disk: &DiskId| {
+            let node_drains = self.node(*disk).is_none_or(|(_, state)| state == NodeState::Draining);
+            node_drains || self.disks.get(disk).is_some_and(|disk| disk.drains)
+        };
+        let may_stay = |disk: &DiskId| !self.is_gone(*disk) && !drains(disk);
         if self.copies_due(pool) > copies && group.members.len() >= copies && group.members.iter().all(may_stay) {
             // More copies come as soon as there are voters for them; to move the few that exist would be for nothing.
             return None;
         }
-        let can_take_part = |disk: &&Candidate| group.members.contains(&disk.disk) || !self.is_waited_for(disk.disk);
-        let candidates: Vec<Candidate> = candidates.iter().filter(can_take_part).cloned().collect();
-        let mut members = placement::members(group.pg, copies, &candidates);
+        let mut members = wanted.get(&group.pg).cloned().unwrap_or_default();
         let mut nodes: BTreeSet<NodeId> = members.iter().filter_map(|id| Some(self.node(*id)?.0)).collect();
         let mut stay: Vec<DiskId> = group.members.iter().copied().filter(|id| !members.contains(id)).collect();
         stay.sort_by_key(|member| self.is_gone(*member));
@@ -237,9 +282,10 @@ fn close(group: &GroupView, members: Vec<DiskId>) -> Option<Change> {
     (before.len() <= MEMBERS_BEFORE_MAX).then_some(Change { pg, epoch, closed: true, members, members_before: before })
 }
 
-/// A capacity to three binary digits: a file system that grows or shrinks by a little must not move data.
+/// A capacity to six binary digits, below what the planner tolerates: a file system that grows or shrinks by a little must
+/// not move data.
 fn rounded(bytes: u64) -> u64 {
-    let drop = (u64::BITS - bytes.leading_zeros()).saturating_sub(3);
+    let drop = (u64::BITS - bytes.leading_zeros()).saturating_sub(6);
     bytes >> drop << drop
 }
 
@@ -277,7 +323,9 @@ mod tests {
 
     fn join(cluster: &mut Cluster, node: u32) {
         cluster.nodes.insert(NodeId(node), NodeState::Up);
-        cluster.disks.insert(disk(node), DiskView { node: NodeId(node), capacity_bytes: 1 << 40, usable: true });
+        cluster
+            .disks
+            .insert(disk(node), DiskView { node: NodeId(node), capacity_bytes: 1 << 40, usable: true, drains: false });
     }
 
     fn set(cluster: &mut Cluster, node: u32, state: NodeState) {
@@ -359,10 +407,10 @@ mod tests {
     #[test]
     fn a_group_without_a_source_waits_for_one() {
         let mut cluster = one_node();
-        let spare = DiskView { node: NodeId(1), capacity_bytes: 1 << 40, usable: true };
+        let spare = DiskView { node: NodeId(1), capacity_bytes: 1 << 40, usable: true, drains: false };
         cluster.disks.insert(DiskId(99), spare);
-        let candidates = cluster.candidates();
-        cluster.groups.iter_mut().for_each(|group| group.members = placement::members(group.pg, 1, &candidates));
+        let wanted = cluster.wanted();
+        cluster.groups.iter_mut().for_each(|group| group.members = wanted[&group.pg].clone());
         assert_eq!(next(&cluster), None);
         cluster.disks.get_mut(&disk(1)).unwrap().usable = false;
         assert_eq!(next(&cluster), None, "what only the failed disk holds cannot be copied");
@@ -485,10 +533,41 @@ mod tests {
     }
 
     #[test]
+    fn a_draining_disk_is_emptied_onto_its_neighbour() {
+        let mut cluster = three_nodes();
+        let spare = DiskId(77);
+        let view = DiskView { node: NodeId(2), capacity_bytes: 1 << 40, usable: true, drains: false };
+        cluster.disks.insert(spare, view);
+        cluster.disks.get_mut(&disk(2)).unwrap().drains = true;
+        assert_eq!(copies_to_move(&cluster), 16);
+        settle(&mut cluster);
+        assert_eq!(members_of(&cluster), BTreeSet::from([disk(1), disk(3), spare]));
+        assert_eq!(copies_to_move(&cluster), 0);
+    }
+
+    #[test]
+    fn zones_that_are_told_later_part_the_copies() {
+        let mut cluster = three_nodes();
+        for node in 4..=6 {
+            join(&mut cluster, node);
+        }
+        settle(&mut cluster);
+        let zone = |node: u32| format!("zone={}", ["a", "a", "b", "b", "c", "c"][node as usize - 1]);
+        cluster.localities = (1..=6).map(|node| (NodeId(node), Locality::parse(&zone(node)))).collect();
+        settle(&mut cluster);
+        for group in &cluster.groups {
+            let zones: BTreeSet<&Locality> =
+                group.members.iter().map(|disk| &cluster.localities[&cluster.disks[disk].node]).collect();
+            assert_eq!(zones.len(), 3, "{group:?}");
+        }
+        assert!(is_settled(&cluster));
+    }
+
+    #[test]
     fn a_failed_disk_is_replaced_by_another_of_its_node() {
         let mut cluster = three_nodes();
         let spare = DiskId(77);
-        cluster.disks.insert(spare, DiskView { node: NodeId(2), capacity_bytes: 1 << 40, usable: true });
+        cluster.disks.insert(spare, DiskView { node: NodeId(2), capacity_bytes: 1 << 40, usable: true, drains: false });
         cluster.disks.get_mut(&disk(2)).unwrap().usable = false;
         settle(&mut cluster);
         assert_eq!(members_of(&cluster), BTreeSet::from([disk(1), disk(3), spare]));

@@ -2,8 +2,8 @@
 //! chunk that metadata names is on the members of its placement group, and nowhere else.
 
 use base::Env;
-use base::env::{Disk, RandomExt};
 use base::checksum::Crc64;
+use base::env::{Disk, RandomExt};
 use base::ids::{ChunkId, DiskId, GROUP_ZERO, Generation, GroupId, NodeId, PoolId};
 use base::sim::NetModel;
 use client::MapView;
@@ -213,12 +213,7 @@ fn floor(map: &MapView, node: NodeId) -> Generation {
 }
 
 /// `undisturbed`: nothing stood in the way of anything, so that what was given up is gone.
-fn compare(
-    holdings: &BTreeMap<NodeId, Holding>,
-    replicas: &[NodeId],
-    map: &MapView,
-    undisturbed: bool,
-) -> Vec<String> {
+fn compare(holdings: &BTreeMap<NodeId, Holding>, replicas: &[NodeId], map: &MapView, undisturbed: bool) -> Vec<String> {
     let mut problems: Vec<String> = Vec::new();
     for (node, holding) in holdings {
         problems.extend(holding.problems.iter().map(|problem| format!("node {node}: {problem}")));

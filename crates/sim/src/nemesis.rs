@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crate::cluster::{Cluster, FOUNDER, StartFailure};
 use crate::plan::{Plan, Profile};
-use crate::recorder::Recorder;
 use crate::ration::Ration;
+use crate::recorder::Recorder;
 use crate::worker::{Excuses, Worker};
 use node::Verdict;
 

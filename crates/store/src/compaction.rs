@@ -254,9 +254,7 @@ async fn move_journal(
     let (mut idle, needed, marks) = {
         let shared = inner.shared();
         let rule = &inner.options.may_drop_tombstone;
-        let is_idle = |id: &ChunkId| {
-            shared.state.tombstone_is_idle(*id, number) || plant::is(Plant::DropTombstone)
-        };
+        let is_idle = |id: &ChunkId| shared.state.tombstone_is_idle(*id, number) || plant::is(Plant::DropTombstone);
         let (idle, needed): (Vec<_>, Vec<_>) = tombstones.into_iter().partition(|id| is_idle(id) && rule(*id));
         let (idle_marks, marks): (Vec<_>, Vec<_>) = evicted.into_iter().partition(is_idle);
         ([idle, idle_marks].concat(), needed, marks)

@@ -283,3 +283,58 @@ fn tokens_and_nodes_by_the_operators_words() {
         assert_eq!(client.remove_node(NodeId(2), true).await, Ok(client::Removal::Removed));
     });
 }
+
+/// A majority is gone: whoever asks is told within seconds, with the reason, and nothing is said to have failed that may
+/// yet be carried out.
+#[test]
+fn without_a_leader_a_write_is_refused_within_seconds() {
+    let fake = Fake::new(31);
+    let bucket = fake.bucket(All);
+    fake.state().leader = 0;
+    let before = millis(&fake);
+    let refused = fake.put(&bucket, "k", body());
+    let took = millis(&fake) - before;
+    assert!(matches!(&refused, Err(Error::Unavailable(why)) if why.contains("majority")), "{refused:?}");
+    assert!((4000..5500).contains(&took), "{took} ms: neither during an election nor after half a minute");
+    let found = fake.get(&bucket, "k");
+    assert!(matches!(found, Err(Error::Unavailable(_))), "{found:?}");
+}
+
+#[test]
+fn a_silent_member_that_nobody_can_vote_down_is_not_waited_for_long() {
+    let fake = Fake::new(32);
+    let bucket = fake.bucket(All);
+    fake.state().leader = 0;
+    fake.sim().hang(GATEWAY, NodeId(3));
+    let before = millis(&fake);
+    let refused = fake.put(&bucket, "k", body());
+    let took = millis(&fake) - before;
+    assert!(matches!(&refused, Err(Error::Unavailable(why)) if why.contains("node 3")), "{refused:?}");
+    assert!((4000..8000).contains(&took), "{took} ms");
+}
+
+/// The leader that took the command is never heard of again: it may have been carried out.
+#[test]
+fn what_may_have_been_done_is_not_called_failed() {
+    let fake = Fake::new(33);
+    let bucket = fake.bucket(All);
+    fake.sim().cut(NodeId(1), GATEWAY);
+    fake.later(1000, |state| state.leader = 0);
+    let unknown = fake.put(&bucket, "k", Bytes::from_static(b"inline"));
+    assert!(matches!(unknown, Err(Error::OutcomeUnknown(_))), "{unknown:?}");
+}
+
+/// This node was voted out and does not come back (its disk is broken): its clients are sent elsewhere soon.
+#[test]
+fn a_node_that_stays_out_says_so_within_seconds() {
+    let fake = Fake::new(34);
+    let bucket = fake.bucket(All);
+    fake.put(&bucket, "k", body()).unwrap();
+    for node in 1..=3 {
+        fake.state().refuses.insert(node, Failure::StaleGeneration);
+    }
+    let before = millis(&fake);
+    let refused = fake.put(&bucket, "other", body());
+    assert!(matches!(&refused, Err(Error::Unavailable(why)) if why.contains("voted out")), "{refused:?}");
+    assert!(millis(&fake) - before < 1000, "no store of this life will ever be taken");
+}

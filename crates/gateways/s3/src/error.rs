@@ -189,8 +189,9 @@ impl From<client::Error> for S3Error {
             Error::Unavailable(why) => {
                 S3Error::new(Code::ServiceUnavailable, format!("Please try again: {why}. Nothing was changed."))
             }
+            // Retried by clients like an InternalError; the message is what differs.
             Error::OutcomeUnknown(why) => S3Error::new(
-                Code::InternalError,
+                Code::ServiceUnavailable,
                 format!("It is not known whether the request was carried out ({why}). Read back before trying again."),
             ),
             Error::Damaged(what) => S3Error::new(
@@ -246,7 +247,7 @@ mod tests {
     fn worth_a_retry_is_5xx_and_an_answer_is_4xx() {
         let status = |error: client::Error| S3Error::from(error).status().as_u16();
         assert_eq!(status(client::Error::Unavailable("x".into())), 503);
-        assert_eq!(status(client::Error::OutcomeUnknown("x".into())), 500);
+        assert_eq!(status(client::Error::OutcomeUnknown("x".into())), 503);
         assert_eq!(status(client::Error::Damaged("x".into())), 500);
         assert_eq!(status(client::Error::Full), 503);
         assert_eq!(status(client::Error::PreconditionFailed), 412);

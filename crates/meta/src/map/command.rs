@@ -73,6 +73,15 @@ pub enum DiskState {
     Up = 0,
     Failed = 1,
     Removed = 2,
+    /// Serves as when up, and is given nothing new: its data moves away.
+    Draining = 3,
+}
+
+impl DiskState {
+    /// Reads and stores may be sent to it.
+    pub fn serves(self) -> bool {
+        matches!(self, DiskState::Up | DiskState::Draining)
+    }
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

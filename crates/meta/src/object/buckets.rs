@@ -84,7 +84,9 @@ impl Step<'_> {
         let row = read_row::<BucketRow>(self.view, &key)?;
         match &row {
             Some(row) if row.dropped => return Ok(done()),
-            Some(row) if !row.frozen && !plant::is(Plant::SkipFreeze) => return refuse(Reason::Invalid, "the bucket is not frozen"),
+            Some(row) if !row.frozen && !plant::is(Plant::SkipFreeze) => {
+                return refuse(Reason::Invalid, "the bucket is not frozen");
+            }
             _ => {}
         }
         if !self.is_without_versions(bucket)? {

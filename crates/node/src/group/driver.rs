@@ -22,7 +22,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::acknowledge::{Answer, Voter, Waiting};
 use super::install::{self, Installed};
 use super::reads::Reads;
-use super::{Acknowledge, GroupError, GroupHandle, Parts, Request, Shared, TICK, encode_hard_state};
+use super::{Acknowledge, GroupError, GroupHandle, Parts, Request, Shared, encode_hard_state};
+use crate::events::{EventKind, EventLog};
+use crate::heartbeats::{self, Heartbeats};
 use crate::machine::{Machine, Reply};
 use crate::transport::{self, PeerGone, RaftItem};
 
@@ -58,6 +60,8 @@ pub struct Driver {
     generation_min: u32,
     tail_entries: u64,
     shared: Arc<Shared>,
+    heartbeats: Arc<Heartbeats>,
+    events: Arc<EventLog>,
     mailbox: mpsc::WeakSender<Request>,
     unwritten: Unwritten,
     writing: Option<Writing>,
@@ -129,6 +133,8 @@ impl Driver {
             generation_min: parts.generation_min,
             tail_entries: parts.tail_entries,
             shared: handle.shared.clone(),
+            heartbeats: parts.heartbeats,
+            events: parts.events,
             mailbox: handle.mailbox.downgrade(),
             unwritten: Unwritten::default(),
             writing: None,
@@ -150,7 +156,7 @@ impl Driver {
     }
 
     pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
-        let mut next_tick = self.env.now() + TICK;
+        let mut next_tick = heartbeats::next_tick(self.node, self.env.now());
         loop {
             self.advance();
             let tick = self.env.clock.sleep_until(next_tick);
@@ -168,7 +174,7 @@ impl Driver {
                     }
                 },
                 () = tick => {
-                    next_tick = self.env.now() + TICK;
+                    next_tick = heartbeats::next_tick(self.node, self.env.now());
                     self.tick();
                 }
             }
@@ -216,11 +222,13 @@ impl Driver {
         }
         let voters = self.voters();
         self.waiting.observe(&voters, self.applied);
-        if now >= self.membership_due {
+        let is_due = now >= self.membership_due;
+        if is_due {
             self.membership_due = now + MEMBERSHIP_INTERVAL;
             self.plan_membership();
         }
-        if now >= self.leadership_due {
+        // Clients do not ask a node that is voted out, even if it leads.
+        if now >= self.leadership_due || (is_due && !is_up(&self.map.borrow(), self.node)) {
             self.leadership_due = now + LEADERSHIP_INTERVAL;
             self.plan_leadership();
         }
@@ -356,6 +364,7 @@ impl Driver {
             reset: unwritten.reset,
         };
         let (sender, done) = oneshot::channel();
+        self.shared.writing_since.store(self.env.now().0, Ordering::Relaxed);
         let (engine, env, given_up) = (self.engine.clone(), self.env.clone(), self.given_up.clone());
         self.env.spawn("raft write", async move {
             let result = loop {
@@ -372,6 +381,7 @@ impl Driver {
 
     fn written(&mut self, result: Result<(), StoreError>) {
         let Some(writing) = self.writing.take() else { return };
+        self.shared.writing_since.store(0, Ordering::Relaxed);
         match result {
             Ok(()) => {
                 if writing.number > 0 {
@@ -487,6 +497,10 @@ impl Driver {
             }
             self.waiting.forget();
             self.gone.clear();
+            if let Some(term) = leads {
+                let what = format!("node {} leads group {} in term {}", self.node, self.id, term.0);
+                self.events.record(EventKind::Elected, self.node, what);
+            }
         }
         self.led = leads;
     }
@@ -556,7 +570,12 @@ impl Driver {
             // Only a peer that never acknowledged anything may begin with an empty log.
             let matched = progress.iter().find(|progress| progress.peer == to).map(|progress| progress.matched);
             let fresh = self.configuration.learners.contains(&to) && matched == Some(LogIndex(0));
-            by_node.entry(node).or_default().push(RaftItem { group: self.id.0, message: message.encode(), fresh });
+            let item = RaftItem { group: self.id.0, message: message.encode(), fresh };
+            if heartbeats::may_wait(&message) {
+                self.heartbeats.add(node, self.generation(), item);
+            } else {
+                by_node.entry(node).or_default().push(item);
+            }
         }
         for (node, items) in by_node {
             transport::send(&self.env, node, self.generation(), items);
@@ -586,14 +605,15 @@ impl Driver {
 
     fn plan_leadership(&mut self) {
         let map = self.map.borrow().clone();
-        let up: Vec<NodeId> = map.nodes.iter().map(|row| NodeId(row.id)).filter(|node| is_up(&map, *node)).collect();
+        let able = self.raft.progress().into_iter().filter(|peer| peer.active && peer.matched >= self.applied);
+        let able: Vec<PeerId> = able.map(|progress| progress.peer).collect();
+        // One that is voted out gives leadership to anybody who can take it at once.
+        let anybody = !is_up(&map, self.node);
+        let is_able = |node| self.configuration.peer_of(node).is_some_and(|peer| able.contains(&peer));
+        let may_lead = |node: &NodeId| is_up(&map, *node) && (!anybody || is_able(*node));
+        let up: Vec<NodeId> = map.nodes.iter().map(|row| NodeId(row.id)).filter(may_lead).collect();
         let Some(preferred) = membership::preferred_leader(self.id, &self.configuration, &up) else { return };
-        let caught_up = self
-            .raft
-            .progress()
-            .iter()
-            .any(|progress| progress.peer == preferred && progress.active && progress.matched >= self.applied);
-        if preferred != self.peer && caught_up {
+        if preferred != self.peer && able.contains(&preferred) {
             self.raft.transfer_leadership(preferred);
         }
     }

@@ -21,6 +21,8 @@ use store::Engine;
 use store::kv::LsmKv;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::events::EventLog;
+use crate::heartbeats::Heartbeats;
 use crate::machine::{Command, Machine, Reply};
 use install::Installed;
 
@@ -104,6 +106,8 @@ struct Shared {
     /// The replica is to be stopped and opened from disk again.
     reopen: AtomicBool,
     log_bytes: AtomicU64,
+    /// When the write to the log that is under way began, in monotonic nanoseconds; 0: none is.
+    writing_since: AtomicU64,
     /// When a leader was last heard, in monotonic nanoseconds.
     leader_heard: AtomicU64,
     configuration: Mutex<Arc<Configuration>>,
@@ -129,6 +133,8 @@ pub struct Parts {
     pub generation_min: u32,
     /// Entries kept behind the applied index for followers that lag a little: else each of them needed a snapshot.
     pub tail_entries: u64,
+    pub heartbeats: Arc<Heartbeats>,
+    pub events: Arc<EventLog>,
 }
 
 /// Starts the driver of a group.
@@ -142,6 +148,7 @@ pub fn start(parts: Parts) -> GroupHandle {
         ready: AtomicBool::new(!parts.stateless),
         reopen: AtomicBool::new(false),
         log_bytes: AtomicU64::new(0),
+        writing_since: AtomicU64::new(0),
         leader_heard: AtomicU64::new(parts.env.now().0),
         configuration: Mutex::new(Arc::new(parts.configuration.clone())),
         failed: Mutex::new(None),
@@ -232,6 +239,14 @@ impl GroupHandle {
     /// When the replica last heard from a leader, or else when it began.
     pub fn leader_heard(&self) -> MonoTime {
         MonoTime(self.shared.leader_heard.load(Ordering::Relaxed))
+    }
+
+    /// For how long its disk has owed an answer to the write that is under way.
+    pub fn writing_for(&self, now: MonoTime) -> Duration {
+        match self.shared.writing_since.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            since => now.since(MonoTime(since)),
+        }
     }
 
     /// Bytes of entries that the log still needs.

@@ -37,6 +37,8 @@ pub fn inventory(map: &ClusterMap, disks: &Disks, ask: &wire::Inventory) -> Answ
         own,
         others: Vec::new(),
         degraded: false,
+        sources: 0,
+        wanted: 0,
         lives: Vec::new(),
     };
     match disks.engine(own) {

@@ -46,6 +46,10 @@ pub struct NodeHealth {
     pub degraded: u64,
     /// Of these: closed, because they move.
     pub moving: u64,
+    /// Of these: one copy in service, of several that there should be.
+    pub last_copy: u64,
+    /// What is owed, by urgency: see [`Urgency`].
+    pub queue: [Owed; 3],
     /// What this node lacks and others have: copies that the groups that move, and those that differ, still owe.
     pub missing_chunks: u64,
     pub missing_bytes: u64,
@@ -56,6 +60,42 @@ pub struct NodeHealth {
     /// Chunks of which no member that answered has a good copy; the first few by name.
     pub hopeless_chunks: u64,
     pub hopeless: Vec<ChunkId>,
+}
+
+/// How much depends on a copy that is to be made: the first is made first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Urgency {
+    /// One copy is left.
+    LastCopy,
+    /// Fewer copies than there should be.
+    Degraded,
+    /// The copies are there; they move, or differ.
+    Whole,
+}
+
+impl Urgency {
+    pub const ALL: [Urgency; 3] = [Urgency::LastCopy, Urgency::Degraded, Urgency::Whole];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Urgency::LastCopy => "last_copy",
+            Urgency::Degraded => "degraded",
+            Urgency::Whole => "whole",
+        }
+    }
+}
+
+/// Chunks that a disk seems to lack: another member has so much more.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Owed {
+    pub chunks: u64,
+    pub bytes: u64,
+}
+
+impl Owed {
+    pub fn and(self, other: Owed) -> Owed {
+        Owed { chunks: self.chunks + other.chunks, bytes: self.bytes + other.bytes }
+    }
 }
 
 /// How far repair has come: shared with reports, status and the rule for tombstones.
@@ -128,6 +168,7 @@ impl Progress {
             groups: groups.len() as u64,
             healthy: groups.iter().filter(is_healthy).count() as u64,
             degraded: groups.iter().filter(|group| group.degraded).count() as u64,
+            last_copy: groups.iter().filter(|group| group.urgency() == Urgency::LastCopy).count() as u64,
             moving: groups.iter().filter(|group| group.closed).count() as u64,
             ..state.health.clone()
         }

@@ -7,6 +7,7 @@ use meta::map::command::{ClusterMap, DiskState, NodeState, PgRow};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::Urgency;
 use super::exchange::State;
 
 /// A placement group that one of this node's disks is a member of.
@@ -20,6 +21,9 @@ pub struct Group {
     pub others: Vec<Member>,
     /// Fewer copies than the pool has in effect, or a member that is out of service.
     pub degraded: bool,
+    /// Disks in service that hold it, and how many there should be.
+    pub sources: usize,
+    pub wanted: usize,
     /// The generations of the other members' nodes: whoever was away, or started anew, must be compared with again.
     pub lives: Vec<u32>,
 }
@@ -47,6 +51,14 @@ pub enum Reach {
 impl Group {
     pub fn key(&self) -> (PoolId, u32) {
         (self.pg.pool, self.pg.prefix)
+    }
+
+    pub fn urgency(&self) -> Urgency {
+        match self.sources {
+            0 | 1 if self.wanted > 1 => Urgency::LastCopy,
+            _ if self.sources < self.wanted => Urgency::Degraded,
+            _ => Urgency::Whole,
+        }
     }
 
     /// Whoever can be asked.
@@ -121,6 +133,8 @@ impl Places {
         let serving = |disk: &&DiskId| **disk == own || self.member(**disk).reach == Reach::Serving;
         let copies = members.iter().filter(serving).count();
         let wanted = self.copies.get(&row.pool).copied().unwrap_or(1).max(members.len());
+        let holders = if row.closed { disks(&row.members_before) } else { members };
+        let sources = holders.iter().filter(serving).count();
         let life = |other: &Member| self.nodes.get(&other.node.0).map_or(0, |(_, generation)| *generation);
         let lives = others.iter().map(life).collect();
         Some(Group {
@@ -131,15 +145,17 @@ impl Places {
             own,
             others,
             degraded: copies < wanted,
+            sources,
+            wanted,
         })
     }
 
     fn member(&self, disk: DiskId) -> Member {
         let (node, state) = self.disks.get(&disk).copied().unwrap_or((NodeId(0), DiskState::Removed));
         let reach = match self.nodes.get(&node.0).map(|(state, _)| *state) {
-            Some(NodeState::Up | NodeState::Draining) if state == DiskState::Up => Reach::Serving,
+            Some(NodeState::Up | NodeState::Draining) if state.serves() => Reach::Serving,
             Some(NodeState::Up | NodeState::Draining) if state == DiskState::Failed => Reach::Failed,
-            Some(NodeState::Down | NodeState::Joining) if state == DiskState::Up => Reach::Awaited,
+            Some(NodeState::Down | NodeState::Joining) if state.serves() => Reach::Awaited,
             _ => Reach::Gone,
         };
         Member { disk, node, reach, required: matches!(reach, Reach::Serving | Reach::Awaited) }

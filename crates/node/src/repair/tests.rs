@@ -103,7 +103,7 @@ impl Bench {
                 Engine::open(&env, on_node, options()).await.unwrap().0
             });
             let label = format!("d{node}");
-            let all = vec![NodeDisk { label, id: disk_id(node), engine: Ok(engine) }];
+            let all = vec![NodeDisk::new(label, disk_id(node), Ok(engine))];
             disks.insert(NodeId(node), Arc::new(Disks::new(all)));
             media.insert(node, disk);
         }

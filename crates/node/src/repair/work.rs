@@ -18,7 +18,7 @@ use tokio::sync::{Mutex, watch};
 use super::answer::DIGESTS_MAX;
 use super::exchange::{Peers, State, Walk};
 use super::plan::{Group, Member, Reach, Suspects, Verdict, Want, groups_of, judge, left_by};
-use super::{Key, Mark, NodeHealth, Progress};
+use super::{Key, Mark, NodeHealth, Owed, Progress, Urgency};
 use crate::disks::Disks;
 use crate::start::Healing;
 
@@ -29,6 +29,8 @@ const EXCHANGES_MAX: usize = 128;
 /// Looks at digests that differ, before inventories are walked.
 const LOOKS_MAX: usize = 3;
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
+/// While users are served, repair rests after some chunks for as long as they took, at most this.
+const YIELD_MAX: Duration = Duration::from_secs(1);
 /// Chunks that leave in one request.
 const EVICTIONS_MAX: usize = 4096;
 /// Pause before a move that could not be finished is tried again.
@@ -65,19 +67,6 @@ struct Watched {
     wants: Wants,
 }
 
-/// What this disk seems to lack: another member has so much more.
-#[derive(Clone, Copy, Default)]
-struct Owed {
-    chunks: u64,
-    bytes: u64,
-}
-
-impl Owed {
-    fn and(self, other: Owed) -> Owed {
-        Owed { chunks: self.chunks + other.chunks, bytes: self.bytes + other.bytes }
-    }
-}
-
 /// What an exchange left undone.
 #[derive(Clone, Default)]
 struct Wants {
@@ -108,8 +97,10 @@ impl Repairer {
 
     /// Whether all groups that move are done.
     async fn unite_all(&self, now: &ClusterMap, newest: &watch::Receiver<Arc<ClusterMap>>) -> bool {
-        let groups = groups_of(now, self.node);
+        let mut groups = groups_of(now, self.node);
         self.progress.keep(now, &groups);
+        // The last copies before everything else.
+        groups.sort_by_key(|group| (group.sources, group.key()));
         let mut finished = true;
         for group in groups.iter().filter(|group| group.closed && !self.progress.is_done(group)) {
             if newest.borrow().version != now.version {
@@ -165,6 +156,7 @@ impl Repairer {
     async fn pull_all(&self, engine: &Engine, group: &Group, walk: &Walk<'_>, wants: Vec<Want>) -> Result<(), String> {
         let mut result = Ok(());
         for some in wants.chunks(PULLS_MAX) {
+            let (began, served) = (self.env.now(), self.served(group.own));
             let pulls = some.iter().map(|want| {
                 let sources: Vec<Member> = want.sources.iter().filter_map(|number| walk.member(*number)).collect();
                 self.pull(engine, group, want, sources)
@@ -172,8 +164,17 @@ impl Repairer {
             for pulled in join_all(pulls).await {
                 result = result.and(pulled);
             }
+            // Users go first, unless one more failure would lose something.
+            if group.urgency() != Urgency::LastCopy && self.served(group.own) != served {
+                self.env.sleep(self.env.now().since(began).min(YIELD_MAX)).await;
+            }
         }
         result
+    }
+
+    /// Operations of users on this disk so far.
+    fn served(&self, disk: DiskId) -> u64 {
+        self.disks.disk(disk).map_or(0, |disk| disk.meter.served())
     }
 
     /// From whichever source gives bytes that verify. A chunk that is deleted meanwhile is no failure.
@@ -346,7 +347,7 @@ impl Comparer {
         let keys: BTreeSet<Key> = open.iter().map(|group| group.key()).collect();
         self.watched.retain(|key, _| keys.contains(key));
         let closed: Vec<&Group> = groups.iter().filter(|group| group.closed).collect();
-        let owed_by_moves = self.repairer.owed_by_all(&closed).await;
+        let mut queue = self.repairer.owed_by_all(&closed).await;
         let agreements = self.repairer.agreements(&open).await;
         let now = self.repairer.env.now();
         let mut differing = Vec::new();
@@ -365,17 +366,24 @@ impl Comparer {
                     *watched = Watched { mark, healthy, exchanged, ..Watched::default() };
                 }
                 Agreement::Differs { damaged } if watched.is_due(now, damaged, &self.repairer.healing) => {
-                    differing.push((watched.exchanged, *group));
+                    differing.push((group.sources, watched.exchanged, *group));
                 }
                 Agreement::Differs { .. } => {}
                 Agreement::Unknown => watched.healthy = false,
             }
         }
-        differing.sort_by_key(|(exchanged, group)| (*exchanged, group.key()));
-        for (_, group) in differing.into_iter().take(EXCHANGES_MAX) {
+        differing.sort_by_key(|(sources, exchanged, group)| (*sources, *exchanged, group.key()));
+        for (_, _, group) in differing.into_iter().take(EXCHANGES_MAX) {
             self.exchange(group).await;
         }
-        self.tell(&groups, owed_by_moves);
+        for group in &open {
+            let watched = self.watched.get(&group.key());
+            if let Some(watched) = watched.filter(|watched| !watched.healthy) {
+                let held = &mut queue[group.urgency() as usize];
+                *held = held.and(watched.owed);
+            }
+        }
+        self.tell(&groups, queue);
     }
 
     /// Walks the inventories of a group whose digests differ, and repairs this disk's part.
@@ -400,20 +408,16 @@ impl Comparer {
         }
     }
 
-    fn tell(&mut self, groups: &[Group], owed_by_moves: Owed) {
+    fn tell(&mut self, groups: &[Group], queue: [Owed; 3]) {
         let pulled_bytes_per_s = self.rate();
-        let mut health = NodeHealth { checked: true, pulled_bytes_per_s, ..NodeHealth::default() };
-        let mut owed = owed_by_moves;
+        let mut health = NodeHealth { checked: true, pulled_bytes_per_s, queue, ..NodeHealth::default() };
+        // What a healthy group seems to owe is under way, and not in the queue.
+        let owed = queue.into_iter().fold(Owed::default(), Owed::and);
         let mut marks = BTreeMap::new();
         for group in groups {
             let watched = self.watched.get(&group.key());
-            match watched {
-                Some(watched) if watched.healthy || plant::is(Plant::ClaimHealth) => {
-                    drop(marks.insert(group.key(), Mark::of(group)));
-                }
-                // What a healthy group seems to owe is under way.
-                Some(watched) => owed = owed.and(watched.owed),
-                None => {}
+            if watched.is_some_and(|watched| watched.healthy || plant::is(Plant::ClaimHealth)) {
+                marks.insert(group.key(), Mark::of(group));
             }
             if let Some(hopeless) = watched.map(|watched| &watched.wants.hopeless) {
                 health.hopeless_chunks += hopeless.len() as u64;
@@ -507,10 +511,15 @@ impl Repairer {
         join_all(answers).await.into_iter().flatten().collect()
     }
 
-    /// What groups that move still owe to this node's disks.
-    async fn owed_by_all(&self, groups: &[&Group]) -> Owed {
+    /// What groups that move still owe to this node's disks, by urgency.
+    async fn owed_by_all(&self, groups: &[&Group]) -> [Owed; 3] {
         let lines = self.ask_digests(groups).await;
-        groups.iter().map(|group| self.owed(group, &lines)).fold(Owed::default(), Owed::and)
+        let mut queue = [Owed::default(); 3];
+        for group in groups {
+            let held = &mut queue[group.urgency() as usize];
+            *held = held.and(self.owed(group, &lines));
+        }
+        queue
     }
 
     fn owed(&self, group: &Group, lines: &Lines) -> Owed {

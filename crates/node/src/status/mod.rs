@@ -6,10 +6,14 @@
 mod local;
 mod whole;
 
+use base::env::Channel;
 use base::ids::NodeId;
+use client::wire::{self, Answer, Ask, GetEvents, GetStatus, Told};
 use futures_util::future::join_all;
+use meta::map::command::NodeState;
 use std::time::Duration;
 
+use crate::events::{self, Event, Events};
 use crate::service::Service;
 pub use local::LocalStatus;
 
@@ -132,6 +136,18 @@ impl Findings {
     }
 }
 
+/// A state of a node as users see it.
+pub fn state_name(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Up => "up",
+        NodeState::Down => "down",
+        NodeState::Lost => "lost",
+        NodeState::Draining => "draining",
+        NodeState::Removed => "removed",
+        NodeState::Joining => "joining",
+    }
+}
+
 /// What this node sees without asking anybody: what others would say of themselves is missing.
 pub fn of_this_node(service: &Service) -> Status {
     let map = service.map.borrow().clone();
@@ -153,14 +169,30 @@ pub async fn of_the_cluster(service: &Service, client: &client::Client) -> Statu
     whole::combine(&map, service.node, &answers)
 }
 
+/// The timeline of the whole cluster, oldest first; of the nodes that answer.
+pub async fn events_of_the_cluster(service: &Service, client: &client::Client) -> Vec<Event> {
+    let map = service.map.borrow().clone();
+    let others = map.nodes.iter().map(|row| NodeId(row.id)).filter(|id| *id != service.node);
+    let asks = others.map(|node| told(service, client, node, Ask::GetEvents(GetEvents {})));
+    let mut lists = vec![service.events.all()];
+    for answer in join_all(asks).await {
+        if let Some(Told::Events(list)) = answer {
+            lists.push(<Events as prost::Message>::decode(list.events).unwrap_or_default().events);
+        }
+    }
+    events::merge(lists)
+}
+
 async fn ask(service: &Service, client: &client::Client, node: NodeId) -> Option<LocalStatus> {
-    use base::env::Channel;
-    use client::wire::{self, Answer, Ask, GetStatus, Told};
-    let request = client.request(Ask::GetStatus(GetStatus {}));
-    let deadline = service.env.now() + ANSWER_MAX;
-    let call = service.env.net.call(node, Channel::Control, wire::frame(&request, Vec::new()), deadline);
-    match wire::head::<Answer>(&call.await.ok()?).ok()?.told {
-        Some(Told::Status(status)) => <LocalStatus as prost::Message>::decode(status.status).ok(),
+    match told(service, client, node, Ask::GetStatus(GetStatus {})).await? {
+        Told::Status(status) => <LocalStatus as prost::Message>::decode(status.status).ok(),
         _ => None,
     }
+}
+
+async fn told(service: &Service, client: &client::Client, node: NodeId, ask: Ask) -> Option<Told> {
+    let request = client.request(ask);
+    let deadline = service.env.now() + ANSWER_MAX;
+    let call = service.env.net.call(node, Channel::Control, wire::frame(&request, Vec::new()), deadline);
+    wire::head::<Answer>(&call.await.ok()?).ok()?.told
 }

@@ -1,7 +1,7 @@
 //! The map and the answers of all nodes, put together: pure.
 
 use base::ids::NodeId;
-use meta::map::command::{ClusterMap, DiskState, NodeRow, NodeState, PgRow};
+use meta::map::command::{ClusterMap, NodeRow, NodeState, PgRow};
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::local::LocalGroup;
@@ -185,7 +185,7 @@ fn placement(map: &ClusterMap, answers: &Answers, findings: &mut Findings) -> Ch
     let usable: BTreeSet<&[u8]> = map
         .disks
         .iter()
-        .filter(|row| row.state() == DiskState::Up && up.contains(&row.node))
+        .filter(|row| row.state().serves() && up.contains(&row.node))
         .map(|row| row.id.as_ref())
         .collect();
     let effective = map.pools.iter().map(|pool| pool.copies_effective as usize).max().unwrap_or(1).max(1);
@@ -242,7 +242,7 @@ fn holders(row: &PgRow, usable: &BTreeSet<&[u8]>, node_of: &BTreeMap<&[u8], u32>
 mod tests {
     use super::*;
     use bytes::Bytes;
-    use meta::map::command::{DiskRow, PoolRow, ShardRow};
+    use meta::map::command::{DiskRow, DiskState, PoolRow, ShardRow};
 
     fn disk(node: u32) -> Bytes {
         Bytes::copy_from_slice(&u128::from(node).to_be_bytes())

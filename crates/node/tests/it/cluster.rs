@@ -261,3 +261,88 @@ fn data_of_one_node_reaches_three_copies_and_outlives_it() {
     verify(&cluster);
     cluster.wait_for_voters(&[2, 3, 4]);
 }
+
+/// Objects of three chunks or inside the commit, through one node; how long the slowest took.
+fn slowest_put(cluster: &Cluster, via: NodeId, bucket: &'static str, count: u32) -> Duration {
+    let (client, env) = (cluster.client(via), cluster.sim.env(via));
+    cluster.on(via, async move {
+        let bucket = match client.bucket(bucket).await {
+            Ok(bucket) => bucket,
+            Err(_) => client.create_bucket(bucket, "root").await.expect("the name is free"),
+        };
+        let mut slowest = Duration::ZERO;
+        for i in 0..count {
+            let began = env.now();
+            let size = if i % 2 == 0 { 100 } else { 9000 };
+            put(&client, &bucket, &format!("key-{i}"), bytes_of(size, i as u8)).await.expect("stored");
+            slowest = slowest.max(env.now().since(began));
+        }
+        slowest
+    })
+}
+
+fn three(seed: u64) -> Cluster {
+    let mut cluster = Cluster::found(seed);
+    cluster.join();
+    cluster.join();
+    cluster.wait_for_voters(&[1, 2, 3]);
+    cluster.wait_for_safety(NodeId(1));
+    cluster
+}
+
+fn state_of(cluster: &Cluster, asked: NodeId, node: NodeId) -> NodeState {
+    let map = cluster.client(asked).map();
+    map.node(node).map_or(NodeState::Removed, NodeRow::state)
+}
+
+/// Two nodes do not hear each other, and both hear the third: one of the two goes, the others serve, and the one is back when
+/// the link is.
+#[test]
+fn a_broken_link_between_two_nodes_stalls_nobody() {
+    for (seed, one_way) in [(21, false), (22, true), (23, false)] {
+        let cluster = three(seed);
+        let leader = cluster.nodes[&NodeId(1)].status().groups[0].leader as u32;
+        let others: Vec<NodeId> = (1..=3).filter(|id| *id != leader).map(NodeId).collect();
+        cluster.sim.cut(others[0], others[1]);
+        if !one_way {
+            cluster.sim.cut(others[1], others[0]);
+        }
+        let took = slowest_put(&cluster, NodeId(leader), "photos", 20);
+        assert!(took < Duration::from_secs(3), "seed {seed}: {took:?}");
+        cluster.sim.run_for(Duration::from_secs(5));
+        let states: Vec<NodeState> = others.iter().map(|id| state_of(&cluster, NodeId(leader), *id)).collect();
+        assert_eq!(states.iter().filter(|state| **state == NodeState::Down).count(), 1, "{states:?}");
+        let took = slowest_put(&cluster, NodeId(leader), "photos", 20);
+        assert!(took < Duration::from_millis(500), "it stays away while the link is broken: {took:?}");
+        cluster.sim.heal();
+        cluster.wait_for_safety(NodeId(leader));
+        assert!(others.iter().all(|id| state_of(&cluster, NodeId(leader), *id) == NodeState::Up));
+    }
+}
+
+/// Two of three are gone: the third refuses within seconds and says why; nothing hangs for half a minute.
+#[test]
+fn without_a_majority_writes_are_refused_within_seconds() {
+    let mut cluster = three(24);
+    let client = cluster.client(NodeId(1));
+    cluster.on(NodeId(1), async move { client.create_bucket("photos", "root").await }).expect("the name is free");
+    for id in [2, 3] {
+        cluster.sim.crash(NodeId(id));
+        cluster.nodes.remove(&NodeId(id));
+    }
+    let (client, env) = (cluster.client(NodeId(1)), cluster.sim.env(NodeId(1)));
+    for size in [100, 9000] {
+        let (client, env) = (client.clone(), env.clone());
+        let (refused, took) = cluster.on(NodeId(1), async move {
+            let began = env.now();
+            let bucket = client.bucket("photos").await;
+            let refused = match bucket {
+                Ok(bucket) => put(&client, &bucket, "key", bytes_of(size, 1)).await.map(|_| ()),
+                Err(error) => Err(error),
+            };
+            (refused, env.now().since(began))
+        });
+        let is_honest = matches!(refused, Err(client::Error::Unavailable(_) | client::Error::OutcomeUnknown(_)));
+        assert!(is_honest && took < Duration::from_secs(8), "{size} bytes: {refused:?} after {took:?}");
+    }
+}

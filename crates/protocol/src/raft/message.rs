@@ -63,6 +63,11 @@ impl Message {
         }
     }
 
+    /// Of a heartbeat and its answer: it confirms a read.
+    pub fn has_context(&self) -> bool {
+        !self.0.context.is_empty()
+    }
+
     /// Of a snapshot message: the index and term that the snapshot must reach, and the configuration there.
     pub fn snapshot(&self) -> Option<(LogIndex, Term, Configuration)> {
         if self.kind() != MessageKind::Snapshot {

@@ -270,7 +270,8 @@ impl RaftPeer {
             (message.commit, message.commit_term) = (0, 0);
             // A genuine new replica has no vote; one that lost its log must not give it again.
             let asks_for_vote = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
-            if self.is_blank() && (asks_for_vote || kind == MessageType::MsgAppend) && !plant::is(Plant::VoteAfterLoss) {
+            if self.is_blank() && (asks_for_vote || kind == MessageType::MsgAppend) && !plant::is(Plant::VoteAfterLoss)
+            {
                 return Ok(());
             }
         }

@@ -33,7 +33,10 @@ pub const FIXED: [(Profile, std::ops::Range<u64>); 10] = [
 ];
 
 #[derive(Parser)]
-#[command(name = "cargo xtask sim", about = "Runs nodes of real code under simulated faults; one seed is one replayable story.")]
+#[command(
+    name = "cargo xtask sim",
+    about = "Runs nodes of real code under simulated faults; one seed is one replayable story."
+)]
 struct Arguments {
     /// One seed: tells its story and its trace hash.
     #[arg(long)]
@@ -109,7 +112,10 @@ impl Arguments {
 
     fn plants(&self) -> Result<Vec<Plant>, String> {
         let Some(names) = &self.plant else { return Ok(Vec::new()) };
-        names.split(',').map(|name| Plant::from_name(name).ok_or_else(|| format!("no defect is called {name}"))).collect()
+        names
+            .split(',')
+            .map(|name| Plant::from_name(name).ok_or_else(|| format!("no defect is called {name}")))
+            .collect()
     }
 
     fn jobs(&self) -> usize {
@@ -177,12 +183,9 @@ fn tell(seed: u64, wanted: Wanted, arguments: &Arguments) -> ExitCode {
 fn say_where_runs_part(seed: u64, wanted: &Wanted) {
     let (one, other) = (events(seed, wanted), events(seed, wanted));
     match one.iter().zip(&other).position(|(one, other)| one != other) {
-        Some(at) => println!(
-            "  after {:#?}\n  one: {:?}\n  other: {:?}",
-            &one[at.saturating_sub(3)..at],
-            one[at],
-            other[at]
-        ),
+        Some(at) => {
+            println!("  after {:#?}\n  one: {:?}\n  other: {:?}", &one[at.saturating_sub(3)..at], one[at], other[at])
+        }
         None => println!("  two further runs had {} and {} events and did not differ", one.len(), other.len()),
     }
 }

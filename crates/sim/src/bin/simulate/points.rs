@@ -17,8 +17,9 @@ pub fn print(reached: &BTreeSet<Point>) {
         look_through(&root, &Path::new("crates").join(name).join("src"), &mut points);
     }
     points.sort();
-    let is_reached =
-        |point: &&(String, u32, String)| reached.iter().any(|(file, line)| file.ends_with(&point.0) && *line == point.1);
+    let is_reached = |point: &&(String, u32, String)| {
+        reached.iter().any(|(file, line)| file.ends_with(&point.0) && *line == point.1)
+    };
     let missed: Vec<_> = points.iter().filter(|point| !is_reached(point)).collect();
     println!("points: {} of {} that log something were reached; not:", points.len() - missed.len(), points.len());
     for (file, line, text) in missed {
@@ -36,7 +37,8 @@ fn look_through(root: &Path, folder: &Path, points: &mut Vec<(String, u32, Strin
             && let Ok(text) = std::fs::read_to_string(root.join(&path))
         {
             let lines: Vec<&str> = text.lines().take_while(|line| !line.starts_with("#[cfg(test)]")).collect();
-            for (number, line) in lines.iter().enumerate().filter(|(_, line)| MACROS.iter().any(|it| line.contains(it))) {
+            for (number, line) in lines.iter().enumerate().filter(|(_, line)| MACROS.iter().any(|it| line.contains(it)))
+            {
                 let next = lines.get(number + 1).copied().unwrap_or_default();
                 let shown = if line.trim_end().ends_with('(') { next } else { line };
                 points.push((path.to_string_lossy().into_owned(), number as u32 + 1, shown.trim().to_string()));
