@@ -15,6 +15,8 @@ class S3:
         stamp, day = now.strftime("%Y%m%dT%H%M%SZ"), now.strftime("%Y%m%d")
         digest = hashlib.sha256(body).hexdigest()
         head = {"host": self.host, "x-amz-content-sha256": digest, "x-amz-date": stamp}
+        # What begins with x-amz- changes what a request means, and must be signed.
+        head.update({k.lower(): v for k, v in (extra or {}).items() if k.lower().startswith("x-amz-")})
         names = ";".join(sorted(head))
         path = urllib.parse.quote(path)
         canonical = "\n".join([method, path, query] + [f"{k}:{head[k]}" for k in sorted(head)] + ["", names, digest])
@@ -28,4 +30,5 @@ class S3:
                                  f"SignedHeaders={names}, Signature={sign}")
         self.connection.request(method, path + ("?" + query if query else ""), body, {**head, **(extra or {})})
         response = self.connection.getresponse()
+        self.headers = {name.lower(): value for name, value in response.getheaders()}
         return response.status, response.read()

@@ -612,11 +612,15 @@ fn refusal(refused: &Refused) -> Error {
         Reason::InvalidPart => Error::InvalidPart { detail },
         Reason::InvalidPartOrder => Error::InvalidPartOrder,
         Reason::EntityTooSmall => Error::EntityTooSmall { detail },
+        Reason::EntityTooLarge => Error::EntityTooLarge { detail },
         Reason::BucketNotEmpty => Error::BucketNotEmpty,
         Reason::DeleteMarker => Error::DeleteMarker { version: detail },
         Reason::WrongRange => Error::Unavailable(format!("the key's range has moved: {detail}")),
         Reason::SessionClosed | Reason::StaleSequence => Error::OutcomeUnknown(detail),
         Reason::Damaged => Error::Damaged(detail),
+        Reason::ObjectLocked => Error::ObjectLocked(detail),
+        Reason::NotLockable => Error::NotLockable,
+        Reason::QuotaExceeded => Error::QuotaExceeded { limit: detail },
         Reason::Invalid | Reason::Unspecified => Error::Invalid(detail),
     }
 }

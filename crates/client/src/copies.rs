@@ -20,7 +20,8 @@ use meta::chunks::ChunkRef;
 use meta::map::COPIES_MAX;
 use meta::map::command::Acknowledgement;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -28,7 +29,7 @@ use crate::buckets::BucketInfo;
 use crate::call::{Backoff, Client, LEADERLESS_MAX, Life};
 use crate::error::Error;
 use crate::map::{MapView, Member, Placement};
-use crate::wire::{Ask, Failure, PutChunk, Told};
+use crate::wire::{Ask, ChunkDone, CloneChunk, Failure, PutChunk, Told};
 
 /// How long one attempt at a store may take. An attempt at a node that is voted out ends with that.
 const STORE_ATTEMPT_MAX: Duration = Duration::from_secs(5);
@@ -41,7 +42,7 @@ const GROUPS_MAX: usize = 64;
 const SILENCE_MAX: Duration = Duration::from_secs(2);
 
 /// Why a chunk is not stored where it was to go.
-enum Halt {
+pub(crate) enum Halt {
     /// It goes elsewhere under a new id.
     Elsewhere(Failure, String),
     /// Nowhere would do.
@@ -49,11 +50,52 @@ enum Halt {
 }
 
 /// A chunk on its way to all its members.
-struct NewCopy {
-    id: ChunkId,
-    owner: u64,
-    crc64: u64,
-    payload: Vec<Bytes>,
+pub(crate) struct NewCopy {
+    pub id: ChunkId,
+    pub owner: u64,
+    pub content: Content,
+}
+
+/// Where the bytes of a new chunk come from.
+pub(crate) enum Content {
+    /// They travel.
+    Bytes { payload: Vec<Bytes>, crc64: u64 },
+    /// Each member has them already, in this chunk. `crc64` is known for a whole chunk; else the first member says it.
+    Clone { from: ChunkId, range: Range<u32>, crc64: OnceLock<u64> },
+}
+
+impl NewCopy {
+    /// Over the bytes; `None` while no member has said it.
+    pub fn crc64(&self) -> Option<u64> {
+        match &self.content {
+            Content::Bytes { crc64, .. } => Some(*crc64),
+            Content::Clone { crc64, .. } => crc64.get().copied(),
+        }
+    }
+
+    /// What `member` is asked to do, with the bytes for it.
+    fn ask(&self, member: &Member, epoch: u32) -> (Ask, Vec<Bytes>) {
+        let disk = Bytes::copy_from_slice(&member.disk.0.to_be_bytes());
+        let (id, owner) = (Bytes::copy_from_slice(&self.id.to_bytes()), self.owner);
+        match &self.content {
+            Content::Bytes { payload, crc64 } => {
+                (Ask::PutChunk(PutChunk { disk, id, owner, epoch, crc64: *crc64 }), payload.clone())
+            }
+            Content::Clone { from, range, .. } => {
+                let from = Bytes::copy_from_slice(&from.to_bytes());
+                let (start, end) = (range.start, range.end);
+                (Ask::CloneChunk(CloneChunk { disk, from, start, end, id, owner, epoch }), Vec::new())
+            }
+        }
+    }
+
+    /// Whether what a member made has the checksum that it must have.
+    fn is_same(&self, done: &ChunkDone) -> bool {
+        match &self.content {
+            Content::Bytes { .. } => true,
+            Content::Clone { crc64, .. } => *crc64.get_or_init(|| done.crc64) == done.crc64,
+        }
+    }
 }
 
 /// What is known of one member's copy.
@@ -151,7 +193,8 @@ impl Client {
                 continue;
             };
             homeless = None;
-            let copy = Arc::new(NewCopy { id, owner: bucket.id, crc64, payload: payload.clone() });
+            let content = Content::Bytes { payload: payload.clone(), crc64 };
+            let copy = Arc::new(NewCopy { id, owner: bucket.id, content });
             match self.store_copies(bucket, &placement, copy, backoff.deadline()).await {
                 Ok(()) => return Ok(ChunkRef { id, len: len as u32, crc64 }),
                 Err(Halt::Nowhere(detail)) => {
@@ -198,7 +241,7 @@ impl Client {
     }
 
     /// Stores on all members in parallel and waits until that is enough.
-    async fn store_copies(
+    pub(crate) async fn store_copies(
         &self,
         bucket: &BucketInfo,
         placement: &Placement,
@@ -291,14 +334,12 @@ impl Client {
         }
         let mut backoff = Backoff::new(deadline);
         loop {
-            let ask = Ask::PutChunk(PutChunk {
-                disk: Bytes::copy_from_slice(&member.disk.0.to_be_bytes()),
-                id: Bytes::copy_from_slice(&copy.id.to_bytes()),
-                owner: copy.owner,
-                epoch,
-                crc64: copy.crc64,
-            });
-            match self.ask_node(member.node, ask, copy.payload.clone(), STORE_ATTEMPT_MAX).await {
+            let (ask, bytes) = copy.ask(member, epoch);
+            match self.ask_node(member.node, ask, bytes, STORE_ATTEMPT_MAX).await {
+                Ok((Told::Chunk(done), _)) if done.epoch == epoch && !copy.is_same(&done) => {
+                    let why = format!("the copies of the source of chunk {} differ", copy.id);
+                    return CopyState::Refused(Failure::Damaged, why);
+                }
                 Ok((Told::Chunk(done), _)) if done.epoch == epoch => return CopyState::Stored,
                 Ok(_) => {
                     let why = format!("node {} counts under another epoch", member.node);

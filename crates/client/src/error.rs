@@ -27,6 +27,17 @@ pub enum Error {
     InvalidPartOrder,
     #[error("part {detail} is smaller than the minimum of 5 MiB")]
     EntityTooSmall { detail: String },
+    #[error("the object has {detail} bytes, more than 5 TiB")]
+    EntityTooLarge { detail: String },
+    /// Object lock forbids it, as the text says.
+    #[error("{0}")]
+    ObjectLocked(String),
+    /// The bucket has no object lock.
+    #[error("the bucket has no object lock")]
+    NotLockable,
+    /// Nothing was written: the bucket may hold no more than `limit`.
+    #[error("the quota of the bucket is {limit}")]
+    QuotaExceeded { limit: String },
     #[error("{0}")]
     Invalid(String),
     #[error("the access key exists already")]

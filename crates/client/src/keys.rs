@@ -1,7 +1,7 @@
 //! Access keys.
 
 use base::env::RandomExt;
-use meta::map::command::{KeyName, KeyRow, MapCommand, MapOutcome};
+use meta::map::command::{KeyName, KeyRow, MapCommand, MapOutcome, SetKeyPolicy};
 
 use crate::call::Client;
 use crate::error::Error;
@@ -26,16 +26,28 @@ impl Client {
         Ok(self.refresh_map_sometimes().await?.key(access_key).cloned())
     }
 
-    /// Makes an access key with random credentials.
-    pub async fn create_access_key(&self, name: &str) -> Result<KeyRow, Error> {
+    /// Makes an access key with random credentials. `policy`: as in [`Client::set_key_policy`].
+    pub async fn create_access_key(&self, name: &str, policy: &str) -> Result<KeyRow, Error> {
         let row = KeyRow {
             access_key: format!("HENGE{}", self.random_text(ACCESS_ALPHABET, 15)),
             secret_key: self.random_text(SECRET_ALPHABET, 40),
             name: name.to_string(),
             created_ms: self.wall_ms(),
+            policy: policy.to_string(),
             root: false,
         };
         self.insert_access_key(row).await
+    }
+
+    /// Replaces the policy of a key (JSON; empty: none), by access key or name. The caller has read it and found it good.
+    pub async fn set_key_policy(&self, name: &str, policy: &str) -> Result<(), Error> {
+        let set = SetKeyPolicy { name: name.to_string(), policy: policy.to_string() };
+        let reply = self.change_map(MapCommand::SetKeyPolicy(set)).await?;
+        match reply.outcome() {
+            MapOutcome::Done => Ok(()),
+            MapOutcome::NotFound => Err(Error::NoSuchAccessKey),
+            _ => Err(Error::Invalid(reply.detail)),
+        }
     }
 
     /// Adds a key with given credentials.

@@ -9,6 +9,7 @@
 
 mod buckets;
 mod call;
+mod clone;
 mod copies;
 mod error;
 mod keys;
@@ -23,18 +24,23 @@ mod tombstones;
 pub mod wire;
 mod write;
 
-pub use buckets::BucketInfo;
+pub use buckets::{BucketInfo, Configuration};
 pub use call::{Client, ClientConfig};
 pub use error::Error;
 pub use map::{MapView, Member, Placement, disk_id};
 /// The words of the object shard that gateways need.
-pub use meta::map::command::KeyRow;
+pub use meta::map::command::{ConfigurationKind, KeyRow};
 pub use meta::object::command::{
     Attributes, Body, Checksum, CreateUpload, Deleted, Header, NamedPart, ObjectPage, ObjectVersion, Part, PartPage,
-    PartSize, Precondition, Upload, UploadPage, Versioning, Written,
+    PartSize, Precondition, Retention, Upload, UploadPage, Versioning, Written,
 };
-pub use nodes::{NodeInfo, Removal};
-pub use objects::{CompleteRequest, DeleteRequest, ListObjectsRequest, ListUploadsRequest, ListVersionsRequest};
+pub use meta::object::lifecycle::{FilterForm, LifecycleRule, LifecycleRules};
+pub use meta::object::lock::{BucketLock, ObjectLock, RetentionMode};
+pub use meta::object::usage::{Quota, Usage};
+pub use nodes::{DiskInfo, NodeInfo, Removal};
+pub use objects::{
+    ChangeRequest, CompleteRequest, DeleteRequest, ListObjectsRequest, ListUploadsRequest, ListVersionsRequest,
+};
 pub use peers::NAMED_IDS_MAX;
 pub use read::ObjectReader;
 pub use write::{FinishPart, FinishPut, ObjectWriter};

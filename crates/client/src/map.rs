@@ -2,8 +2,11 @@
 
 use base::ids::{BucketId, ChunkId, DiskId, GroupId, MapVersion, NodeId, PgEpoch, PgId, PoolId, Session, Slot};
 use bytes::Bytes;
-use meta::map::command::{Acknowledgement, BucketEntry, BucketState, ClusterMap, KeyRow, NodeRow, PgRow, ShardRow};
+use meta::map::command::{
+    Acknowledgement, BucketConfigurationRow, BucketEntry, BucketState, ClusterMap, KeyRow, NodeRow, PgRow, ShardRow,
+};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// One version of the map.
 #[derive(Debug, Default)]
@@ -15,6 +18,7 @@ pub struct MapView {
     pg_bits: BTreeMap<PoolId, u8>,
     buckets: BTreeMap<String, usize>,
     bucket_ids: BTreeMap<BucketId, usize>,
+    configurations: BTreeMap<BucketId, Arc<[BucketConfigurationRow]>>,
     keys: BTreeMap<String, usize>,
 }
 
@@ -59,7 +63,8 @@ impl MapView {
         let buckets = map.buckets.iter().enumerate().map(|(i, row)| (row.name.clone(), i)).collect();
         let bucket_ids = map.buckets.iter().enumerate().map(|(i, row)| (BucketId(row.id), i)).collect();
         let keys = map.keys.iter().enumerate().map(|(i, row)| (row.access_key.clone(), i)).collect();
-        MapView { nodes, disks, pgs, pg_bits, buckets, bucket_ids, keys, map }
+        let configurations = configurations_by_bucket(&map.configurations);
+        MapView { nodes, disks, pgs, pg_bits, buckets, bucket_ids, configurations, keys, map }
     }
 
     pub fn version(&self) -> MapVersion {
@@ -77,6 +82,11 @@ impl MapView {
     /// Buckets that exist for clients.
     pub fn active_bucket(&self, name: &str) -> Option<&BucketEntry> {
         self.bucket(name).filter(|entry| entry.state() == BucketState::Active)
+    }
+
+    /// The configurations of a bucket, by kind.
+    pub fn configurations(&self, bucket: BucketId) -> Arc<[BucketConfigurationRow]> {
+        self.configurations.get(&bucket).cloned().unwrap_or_default()
     }
 
     pub fn key(&self, access_key: &str) -> Option<&KeyRow> {
@@ -196,6 +206,11 @@ impl Placement {
     pub fn majority(&self) -> usize {
         self.members.len() / 2 + 1
     }
+}
+
+/// `rows` are sorted by bucket.
+fn configurations_by_bucket(rows: &[BucketConfigurationRow]) -> BTreeMap<BucketId, Arc<[BucketConfigurationRow]>> {
+    rows.chunk_by(|a, b| a.bucket == b.bucket).map(|rows| (BucketId(rows[0].bucket), rows.into())).collect()
 }
 
 /// The bits of a slot below the prefix of its group.

@@ -3,19 +3,28 @@
 use base::ids::NodeId;
 use bytes::Bytes;
 use meta::map::command::{
-    DiskRow, MapCommand, MapOutcome, MapReply, NodeRow, NodeState, PgRow, RedeemToken, SetNodeState, TokenRow,
+    DiskRow, DiskState, MapCommand, MapOutcome, MapReply, NodeRow, NodeState, PgRow, RedeemToken, SetNodeState,
+    TokenRow,
 };
 use std::time::Duration;
 
 use crate::call::Client;
 use crate::error::Error;
-use crate::map::{MapView, Member};
+use crate::map::{MapView, Member, disk_id};
 
 /// A node with what it holds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeInfo {
     pub row: NodeRow,
     pub disks: Vec<DiskRow>,
+    /// Placement groups that have a member on it, or had one before a move that has not ended.
+    pub placement_groups: usize,
+}
+
+/// A disk with what it holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DiskInfo {
+    pub row: DiskRow,
     /// Placement groups that have a member on it, or had one before a move that has not ended.
     pub placement_groups: usize,
 }
@@ -88,14 +97,113 @@ impl Client {
             Removal::Removed => NodeState::Removed,
         };
         let raise_floor = removal == Removal::Removed;
-        let change = SetNodeState { id: node.0, state: state as i32, raise_floor, generation: row.generation };
+        let generation = row.generation;
+        let change = SetNodeState { id: node.0, state: state as i32, raise_floor, generation, stays: false };
+        self.set_node_state(change).await.map(|()| removal)
+    }
+
+    /// Moves all data off a node that stays in the cluster, or lets it take data again.
+    pub async fn drain_node(&self, node: NodeId, drains: bool) -> Result<(), Error> {
+        let map = self.refresh_map().await?;
+        let row = map.node(node).ok_or_else(|| Error::Invalid(format!("there is no node {node}")))?;
+        let state = if drains { NodeState::Draining } else { NodeState::Up };
+        match row.state() {
+            NodeState::Up if drains => check_drain(&map, row).map_err(Error::Invalid)?,
+            NodeState::Draining if !row.leaving => {}
+            NodeState::Draining => {
+                return Err(Error::Invalid(format!("node {node} is being removed; it is gone when it is empty")));
+            }
+            NodeState::Up => return Ok(()),
+            _ => return Err(Error::Invalid(format!("node {node} is not up"))),
+        }
+        let (id, generation) = (node.0, row.generation);
+        let change = SetNodeState { id, state: state as i32, raise_floor: false, generation, stays: true };
+        self.set_node_state(change).await
+    }
+
+    async fn set_node_state(&self, change: SetNodeState) -> Result<(), Error> {
+        let node = change.id;
         let reply = self.change_map(MapCommand::SetNodeState(change)).await?;
         match reply.outcome() {
-            MapOutcome::Done => Ok(removal),
+            MapOutcome::Done => Ok(()),
             MapOutcome::Stale => Err(Error::Invalid(format!("node {node} came up meanwhile; nothing was changed"))),
             _ => Err(Error::Invalid(reply.detail)),
         }
     }
+
+    /// By id.
+    pub async fn disks(&self) -> Result<Vec<DiskInfo>, Error> {
+        let map = self.refresh_map().await?;
+        Ok(map.map.disks.iter().map(|row| disk_info(&map, row)).collect())
+    }
+
+    /// Moves all data off a disk, named by its id or the beginning of it; or lets it take data again.
+    pub async fn drain_disk(&self, name: &str, drains: bool) -> Result<DiskInfo, Error> {
+        let map = self.refresh_map().await?;
+        let row = find_disk(&map, name).map_err(Error::Invalid)?;
+        match row.state() {
+            DiskState::Up | DiskState::Draining if drains => check_disk_drain(&map, row).map_err(Error::Invalid)?,
+            DiskState::Up | DiskState::Draining => {}
+            _ => return Err(Error::Invalid("the disk does not serve: its copies are made again from others".into())),
+        }
+        let state = if drains { DiskState::Draining } else { DiskState::Up };
+        self.set_disk_state(row, state).await
+    }
+
+    /// Forgets a disk that holds nothing any more.
+    pub async fn remove_disk(&self, name: &str) -> Result<DiskInfo, Error> {
+        let map = self.refresh_map().await?;
+        let row = find_disk(&map, name).map_err(Error::Invalid)?;
+        let held = disk_info(&map, row).placement_groups;
+        match row.state() {
+            DiskState::Up => Err(Error::Invalid("the disk is in service: drain it first".into())),
+            _ if held > 0 => Err(Error::Invalid(format!(
+                "{held} placement groups still count on the disk: wait until their copies are elsewhere"
+            ))),
+            _ => self.set_disk_state(row, DiskState::Removed).await,
+        }
+    }
+
+    async fn set_disk_state(&self, row: &DiskRow, state: DiskState) -> Result<DiskInfo, Error> {
+        let after = DiskRow { state: state as i32, ..row.clone() };
+        self.change_map_checked(MapCommand::SetDisk(after.clone())).await?;
+        Ok(disk_info(&self.map(), &after))
+    }
+}
+
+fn disk_info(map: &MapView, row: &DiskRow) -> DiskInfo {
+    let holds = |pg: &&PgRow| pg.members.iter().chain(&pg.members_before).any(|disk| *disk == row.id);
+    DiskInfo { row: row.clone(), placement_groups: map.map.pgs.iter().filter(holds).count() }
+}
+
+/// The one disk whose id begins so.
+fn find_disk<'a>(map: &'a MapView, name: &str) -> Result<&'a DiskRow, String> {
+    let plain = |text: &str| text.replace('-', "").to_ascii_lowercase();
+    let id = |row: &DiskRow| disk_id(&row.id).map_or_else(String::new, |id| plain(&id.to_string()));
+    let mut found = map.map.disks.iter().filter(|row| id(row).starts_with(&plain(name)));
+    match (found.next(), found.next()) {
+        (Some(row), None) => Ok(row),
+        (None, _) => Err(format!("no disk has an id that begins with {name}")),
+        _ => Err(format!("several disks have ids that begin with {name}: give more of it")),
+    }
+}
+
+/// What a draining disk holds needs another place: on its node, or on a node that has no copy yet.
+fn check_disk_drain(map: &MapView, row: &DiskRow) -> Result<(), String> {
+    let serves = |disk: &&DiskRow| {
+        disk.id != row.id
+            && disk.state() == DiskState::Up
+            && map.node(NodeId(disk.node)).is_some_and(|node| node.state() == NodeState::Up)
+    };
+    let nodes: std::collections::BTreeSet<u32> = map.map.disks.iter().filter(serves).map(|disk| disk.node).collect();
+    let copies = map.map.pools.iter().map(|pool| pool.copies_effective as usize).max().unwrap_or(1).max(1);
+    if nodes.len() < copies {
+        return Err(format!(
+            "without this disk there are {} nodes with disks for {copies} copies of the data: add a disk or a node first",
+            nodes.len()
+        ));
+    }
+    Ok(())
 }
 
 fn redeemed(reply: MapReply) -> Result<NodeId, Error> {
@@ -248,6 +356,19 @@ mod tests {
         // The new members are still empty.
         assert!(lost("DUU", &[(&[2, 3], &[1])]).is_err());
         assert!(lost("DUU", &[(&[1, 3], &[1, 2])]).is_ok());
+    }
+
+    #[test]
+    fn a_disk_drains_only_where_its_copies_have_a_place() {
+        let three = map("UUU", 3, &[(&[1, 2, 3], &[])]);
+        assert!(check_disk_drain(&three, &three.map.disks[0]).unwrap_err().contains("2 nodes with disks for 3 copies"));
+        let four = map("UUUU", 3, &[(&[1, 2, 3], &[])]);
+        assert_eq!(check_disk_drain(&four, &four.map.disks[0]), Ok(()));
+        assert_eq!(disk_info(&four, &four.map.disks[0]).placement_groups, 1);
+        let id = disk_id(&four.map.disks[2].id).unwrap().to_string();
+        assert_eq!(find_disk(&four, &id), Ok(&four.map.disks[2]));
+        assert!(find_disk(&four, "0").unwrap_err().contains("several"));
+        assert!(find_disk(&four, "f").unwrap_err().contains("no disk"));
     }
 
     #[test]

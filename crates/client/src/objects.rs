@@ -5,9 +5,9 @@ use base::ids::{BucketId, GroupId};
 use bytes::Bytes;
 use meta::map::command::Acknowledgement;
 use meta::object::command::{
-    AbortUpload, Checksum, CompleteUpload, CreateUpload, DeleteObject, Deleted, GetObject, GetUpload, ListObjects,
-    ListParts, ListUploads, ListVersions, NamedPart, ObjectPage, ObjectVersion, PartPage, Precondition, ShardCommand,
-    ShardFound, ShardOutcome, ShardRead, Upload, UploadPage, Written,
+    AbortUpload, ChangeVersion, Checksum, CompleteUpload, CreateUpload, DeleteObject, Deleted, GetObject, GetUpload,
+    Header, ListObjects, ListParts, ListUploads, ListVersions, NamedPart, ObjectPage, ObjectVersion, PartPage,
+    Precondition, Retention, ShardCommand, ShardFound, ShardOutcome, ShardRead, Tags, Upload, UploadPage, Written,
 };
 
 use crate::buckets::BucketInfo;
@@ -19,6 +19,21 @@ pub struct DeleteRequest {
     /// 16 bytes or `null`; absent for a plain DELETE.
     pub version: Option<Bytes>,
     pub precondition: Option<Precondition>,
+    /// The caller may bypass a governance retention, and asks to.
+    pub bypass_governance: bool,
+}
+
+/// What is `None` stays as it is.
+#[derive(Clone, Debug, Default)]
+pub struct ChangeRequest {
+    /// 16 bytes or `null`; absent for the newest version.
+    pub version: Option<Bytes>,
+    pub tags: Option<Vec<Header>>,
+    pub acl: Option<String>,
+    pub retention: Option<Retention>,
+    pub legal_hold: Option<bool>,
+    /// As in [`DeleteRequest`].
+    pub bypass_governance: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -77,9 +92,34 @@ impl Client {
             precondition: request.precondition,
             modified_ms: self.wall_ms(),
             marker_id: self.random_id(),
+            bypass_governance: request.bypass_governance,
         };
         match self.change_key(bucket, key, ShardCommand::DeleteObject(command)).await? {
             ShardOutcome::Deleted(deleted) => Ok(deleted),
+            _ => Err(mixed_up()),
+        }
+    }
+
+    /// Changes what a version says of itself. Answers what was changed; its version is empty in a bucket without versions.
+    pub async fn change_version(
+        &self,
+        bucket: &BucketInfo,
+        key: &Bytes,
+        request: ChangeRequest,
+    ) -> Result<Written, Error> {
+        let command = ChangeVersion {
+            bucket: bucket.id,
+            key: key.clone(),
+            version: request.version,
+            tags: request.tags.map(|tags| Tags { tags }),
+            acl: request.acl,
+            retention: request.retention,
+            legal_hold: request.legal_hold,
+            bypass_governance: request.bypass_governance,
+            now_ms: self.wall_ms(),
+        };
+        match self.change_key(bucket, key, ShardCommand::ChangeVersion(command)).await? {
+            ShardOutcome::Written(written) => Ok(written),
             _ => Err(mixed_up()),
         }
     }

@@ -178,7 +178,12 @@ struct Round {
 
 impl Client {
     /// A range of a chunk from the first copy that has it and verifies.
-    async fn read_chunk(&self, chunk: &ChunkRef, range: Range<u32>, key: &Bytes) -> Result<Vec<Bytes>, Error> {
+    pub(crate) async fn read_chunk(
+        &self,
+        chunk: &ChunkRef,
+        range: Range<u32>,
+        key: &Bytes,
+    ) -> Result<Vec<Bytes>, Error> {
         let mut backoff = Backoff::for_operation(&self.shared.env);
         let mut patience = FIRST_TRY_MAX;
         loop {

@@ -23,7 +23,7 @@ pub struct Request {
     /// Of the cluster as the sender knows it: raised when the cluster is recovered from one node.
     #[prost(uint32, tag = "4")]
     pub cluster_generation: u32,
-    #[prost(oneof = "Ask", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22, 23, 24, 25")]
+    #[prost(oneof = "Ask", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22, 23, 24, 25, 26")]
     pub ask: Option<Ask>,
 }
 
@@ -61,6 +61,8 @@ pub enum Ask {
     Reach(Reach),
     #[prost(message, tag = "25")]
     GetEvents(GetEvents),
+    #[prost(message, tag = "26")]
+    CloneChunk(CloneChunk),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -117,6 +119,28 @@ pub struct GetChunk {
     pub start: u32,
     #[prost(uint32, tag = "4")]
     pub end: u32,
+}
+
+/// Stores bytes `start..end` of a chunk that the disk holds under a new id. Nothing travels; the answer has the
+/// checksum of what was stored.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct CloneChunk {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub disk: Bytes,
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub from: Bytes,
+    #[prost(uint32, tag = "3")]
+    pub start: u32,
+    #[prost(uint32, tag = "4")]
+    pub end: u32,
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub id: Bytes,
+    #[prost(uint64, tag = "6")]
+    pub owner: u64,
+    #[prost(uint32, tag = "7")]
+    pub epoch: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -375,6 +399,9 @@ pub struct ChunkDone {
     /// Of a read: the chunk's owner domain.
     #[prost(uint64, tag = "2")]
     pub owner: u64,
+    /// Of a clone: over the bytes that were stored.
+    #[prost(fixed64, tag = "3")]
+    pub crc64: u64,
 }
 
 /// The node did not carry out the request.

@@ -11,6 +11,7 @@ use meta::object::command::{
     Attributes, Body, Checksum, Part, Precondition, PutObject, PutPart, ShardCommand, ShardOutcome, Written,
 };
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
@@ -133,6 +134,24 @@ impl ObjectWriter {
         Ok(())
     }
 
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Appends `range` of a chunk that is stored already; waits when too many are under way.
+    pub(crate) async fn push_clone(&mut self, key: Bytes, chunk: ChunkRef, range: Range<u32>) -> Result<(), Error> {
+        if self.filling.len() > 0 {
+            self.dispatch().await?;
+        }
+        if self.in_flight.len() == STORES_IN_FLIGHT_MAX {
+            self.collect_one().await?;
+        }
+        self.size += range.len() as u64;
+        let (client, life, bucket) = (self.client.clone(), self.life.clone(), self.bucket.clone());
+        self.spawn_store("clone chunk", async move { client.clone_chunk(&life, &bucket, &key, chunk, range).await });
+        Ok(())
+    }
+
     /// Bytes taken so far.
     pub fn size(&self) -> u64 {
         self.size
@@ -186,18 +205,26 @@ impl ObjectWriter {
             self.collect_one().await?;
         }
         let payload = std::mem::replace(&mut self.filling, Filling::empty()).into_payload();
+        let (client, life, bucket) = (self.client.clone(), self.life.clone(), self.bucket.clone());
+        self.spawn_store("store chunk", async move { client.store_chunk(&life, &bucket, payload).await });
+        Ok(())
+    }
+
+    /// Makes a chunk durable in a task of its own.
+    fn spawn_store(
+        &mut self,
+        name: &'static str,
+        store: impl Future<Output = Result<ChunkRef, Error>> + Send + 'static,
+    ) {
         let (sender, receiver) = oneshot::channel();
-        let (client, life) = (self.client.clone(), self.life.clone());
-        let bucket = self.bucket.clone();
-        self.client.shared.env.spawn("store chunk", async move {
-            let result = client.store_chunk(&life, &bucket, payload).await;
-            if let Err(Ok(chunk)) = sender.send(result) {
+        let client = self.client.clone();
+        self.client.shared.env.spawn(name, async move {
+            if let Err(Ok(chunk)) = sender.send(store.await) {
                 // The writer is gone; so nobody will ever commit this chunk.
                 client.delete_chunks(vec![chunk.id]).await;
             }
         });
         self.in_flight.push_back(receiver);
-        Ok(())
     }
 
     async fn collect_one(&mut self) -> Result<(), Error> {

@@ -4,7 +4,7 @@
 use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, patch, post};
+use axum::routing::{delete, get, patch, post, put};
 use axum::{Json, Router};
 use base::env::BoxFuture;
 use base::ids::NodeId;
@@ -16,7 +16,8 @@ use std::time::Duration;
 use crate::admission::Gate;
 use crate::basic_auth;
 use crate::credentials::{Credentials, equal_in_constant_time};
-use crate::nodes::NodeView;
+use crate::events::EventView;
+use crate::nodes::{DiskView, NodeView};
 use crate::report::Report;
 
 /// What requests of the admin port may carry.
@@ -43,6 +44,8 @@ pub trait AdminNode: Send + Sync {
     fn metrics_text(&self) -> String;
     /// Asks all nodes of the cluster.
     fn report(&self) -> BoxFuture<Report>;
+    /// Asks all nodes of the cluster.
+    fn events(&self) -> BoxFuture<Vec<EventView>>;
     fn client(&self) -> client::Client;
     /// Who lets new nodes in, and under which cluster address this node is reached.
     fn gate(&self) -> (&Gate, &str);
@@ -55,6 +58,38 @@ pub struct KeyView {
     pub access_key: String,
     pub created_ms: u64,
     pub root: bool,
+    /// JSON; empty: none.
+    pub policy: String,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct KeyWish {
+    pub name: String,
+    #[serde(default)]
+    pub policy: String,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct KeyPolicy {
+    pub policy: String,
+}
+
+/// What a bucket may hold at most; absent: any amount.
+#[derive(Serialize, Deserialize, Default)]
+pub struct QuotaWish {
+    pub bytes_max: Option<u64>,
+    pub objects_max: Option<u64>,
+}
+
+/// A quota with what the bucket holds; nothing is counted in a bucket without one.
+#[derive(Serialize, Deserialize)]
+pub struct QuotaView {
+    pub bytes_max: Option<u64>,
+    pub objects_max: Option<u64>,
+    pub bytes: Option<u64>,
+    pub objects: Option<u64>,
+    /// What was there before the quota is still being counted.
+    pub counting: bool,
 }
 
 /// A fresh access key: the only answer that carries a secret.
@@ -107,6 +142,11 @@ pub struct RemoveNode {
     pub lost: bool,
 }
 
+#[derive(Serialize, Deserialize)]
+pub struct Drain {
+    pub undo: bool,
+}
+
 /// The body of every answer that is no success.
 #[derive(Serialize, Deserialize)]
 pub struct Refusal {
@@ -131,13 +171,20 @@ impl Admin {
             .route("/health/ready", get(health_ready))
             .route("/metrics", get(metrics))
             .route("/status", get(status))
+            .route("/events", get(events))
             .route("/v1/keys", get(list_keys).post(create_key))
             .route("/v1/keys/{name}", delete(delete_key))
             .route("/v1/buckets", get(list_buckets).post(create_bucket))
             .route("/v1/buckets/{name}", patch(change_bucket))
+            .route("/v1/buckets/{name}/quota", get(show_quota).put(set_quota))
+            .route("/v1/keys/{name}/policy", put(set_key_policy))
             .route("/v1/tokens", post(create_token))
             .route("/v1/nodes", get(list_nodes))
             .route("/v1/nodes/{id}/remove", post(remove_node))
+            .route("/v1/nodes/{id}/drain", post(drain_node))
+            .route("/v1/disks", get(list_disks))
+            .route("/v1/disks/{id}/drain", post(drain_disk))
+            .route("/v1/disks/{id}/remove", post(remove_disk))
             .fallback(async || refuse(StatusCode::NOT_FOUND, "there is nothing here"))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .with_state(self)
@@ -231,6 +278,10 @@ async fn status(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<R
     Ok(Json(admin.for_monitoring(&headers)?.report().await))
 }
 
+async fn events(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Vec<EventView>>, Refused> {
+    Ok(Json(admin.for_monitoring(&headers)?.events().await))
+}
+
 async fn list_keys(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Vec<KeyView>>, Refused> {
     let rows = admin.for_root(&headers)?.client().list_access_keys().await.map_err(refuse_error)?;
     let view = |row: client::KeyRow| KeyView {
@@ -238,6 +289,7 @@ async fn list_keys(State(admin): State<Admin>, headers: HeaderMap) -> Result<Jso
         access_key: row.access_key,
         created_ms: row.created_ms,
         root: row.root,
+        policy: row.policy,
     };
     Ok(Json(rows.into_iter().map(view).collect()))
 }
@@ -245,17 +297,83 @@ async fn list_keys(State(admin): State<Admin>, headers: HeaderMap) -> Result<Jso
 async fn create_key(
     State(admin): State<Admin>,
     headers: HeaderMap,
-    Json(request): Json<Named>,
+    Json(request): Json<KeyWish>,
 ) -> Result<Json<NewKeyView>, Refused> {
     let node = admin.for_root(&headers)?;
     check_key_name(&request.name)?;
-    let row = node.client().create_access_key(&request.name).await.map_err(refuse_error)?;
+    check_policy(&request.policy)?;
+    let row = node.client().create_access_key(&request.name, &request.policy).await.map_err(refuse_error)?;
     tracing::info!(target: "audit", name = row.name, access_key = row.access_key, "access key created");
     Ok(Json(NewKeyView {
         name: row.name,
         access_key: row.access_key,
         secret_key: row.secret_key,
         created_ms: row.created_ms,
+    }))
+}
+
+async fn set_key_policy(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+    Json(wish): Json<KeyPolicy>,
+) -> Result<Json<Named>, Refused> {
+    let node = admin.for_root(&headers)?;
+    check_policy(&wish.policy)?;
+    let keys = node.client().list_access_keys().await.map_err(refuse_error)?;
+    if keys.iter().any(|key| key.root && (key.name == name || key.access_key == name)) {
+        return Err(refuse(StatusCode::BAD_REQUEST, "the root key takes no policy: it may do everything"));
+    }
+    node.client().set_key_policy(&name, &wish.policy).await.map_err(refuse_error)?;
+    tracing::info!(target: "audit", name, policy = !wish.policy.is_empty(), "policy of an access key changed");
+    Ok(Json(Named { name }))
+}
+
+fn check_policy(policy: &str) -> Result<(), Refused> {
+    if policy.is_empty() {
+        return Ok(());
+    }
+    let read = access::Policy::of_key(policy);
+    read.map(drop).map_err(|why| refuse(StatusCode::BAD_REQUEST, &format!("the policy is malformed: {why}")))
+}
+
+async fn show_quota(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+) -> Result<Json<QuotaView>, Refused> {
+    let client = admin.for_root(&headers)?.client();
+    let bucket = client.bucket(&name).await.map_err(refuse_error)?;
+    quota_view(&client, &bucket).await
+}
+
+async fn set_quota(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+    Json(wish): Json<QuotaWish>,
+) -> Result<Json<QuotaView>, Refused> {
+    let client = admin.for_root(&headers)?.client();
+    let bucket = client.bucket(&name).await.map_err(refuse_error)?;
+    let is_some = wish.bytes_max.is_some() || wish.objects_max.is_some();
+    let quota = is_some.then_some(client::Quota { bytes_max: wish.bytes_max, objects_max: wish.objects_max });
+    client.set_quota(&bucket, quota).await.map_err(refuse_error)?;
+    tracing::info!(target: "audit", name, ?quota, "quota of a bucket changed");
+    let bucket = client.bucket(&name).await.map_err(refuse_error)?;
+    quota_view(&client, &bucket).await
+}
+
+async fn quota_view(client: &client::Client, bucket: &client::BucketInfo) -> Result<Json<QuotaView>, Refused> {
+    let kept = bucket.configuration(client::ConfigurationKind::Quota);
+    let quota: Option<client::Quota> = kept.and_then(|kept| kept.decode());
+    let used = client.usage(bucket).await.map_err(refuse_error)?;
+    let counted = |number: u64| quota.is_some().then_some(number);
+    Ok(Json(QuotaView {
+        bytes_max: quota.and_then(|quota| quota.bytes_max),
+        objects_max: quota.and_then(|quota| quota.objects_max),
+        bytes: counted(used.bytes),
+        objects: counted(used.objects),
+        counting: quota.is_some() && !used.complete,
     }))
 }
 
@@ -274,8 +392,10 @@ async fn delete_key(
 }
 
 async fn list_buckets(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Vec<BucketView>>, Refused> {
-    let buckets = admin.for_root(&headers)?.client().list_buckets().await.map_err(refuse_error)?;
-    Ok(Json(buckets.into_iter().map(bucket_view).collect()))
+    let client = admin.for_root(&headers)?.client();
+    let buckets = client.list_buckets().await.map_err(refuse_error)?;
+    let region = client.region();
+    Ok(Json(buckets.into_iter().map(|bucket| bucket_view(bucket, region.clone())).collect()))
 }
 
 async fn create_bucket(
@@ -288,7 +408,7 @@ async fn create_bucket(
     let owner = &admin.shared.root.access_key;
     let bucket = node.client().create_bucket(&request.name, owner).await.map_err(refuse_error)?;
     tracing::info!(target: "audit", name = bucket.name, "bucket created");
-    Ok(Json(bucket_view(bucket)))
+    Ok(Json(bucket_view(bucket, node.client().region())))
 }
 
 async fn change_bucket(
@@ -305,7 +425,7 @@ async fn change_bucket(
     };
     client.set_versioning(&name, versioning).await.map_err(refuse_error)?;
     tracing::info!(target: "audit", name, versioning = change.versioning, "bucket changed");
-    Ok(Json(bucket_view(client.bucket(&name).await.map_err(refuse_error)?)))
+    Ok(Json(bucket_view(client.bucket(&name).await.map_err(refuse_error)?, client.region())))
 }
 
 async fn create_token(
@@ -354,7 +474,50 @@ async fn remove_node(
     Ok(Json(node))
 }
 
-fn bucket_view(bucket: client::BucketInfo) -> BucketView {
+async fn drain_node(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    Path(id): Path<u32>,
+    Json(wish): Json<Drain>,
+) -> Result<Json<NodeView>, Refused> {
+    let client = admin.for_root(&headers)?.client();
+    client.drain_node(NodeId(id), !wish.undo).await.map_err(refuse_error)?;
+    let nodes = client.nodes().await.map_err(refuse_error)?;
+    let gone = || refuse(StatusCode::NOT_FOUND, "the node is gone from the map");
+    let node = nodes.into_iter().map(NodeView::from).find(|node| node.id == id).ok_or_else(gone)?;
+    tracing::info!(target: "audit", id, undo = wish.undo, state = node.state, "node drain");
+    Ok(Json(node))
+}
+
+async fn list_disks(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Vec<DiskView>>, Refused> {
+    let disks = admin.for_root(&headers)?.client().disks().await.map_err(refuse_error)?;
+    Ok(Json(disks.into_iter().map(DiskView::from).collect()))
+}
+
+async fn drain_disk(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+    Json(wish): Json<Drain>,
+) -> Result<Json<DiskView>, Refused> {
+    let client = admin.for_root(&headers)?.client();
+    let disk = client.drain_disk(&id, !wish.undo).await.map_err(refuse_error)?;
+    tracing::info!(target: "audit", id, undo = wish.undo, "disk drain");
+    Ok(Json(disk.into()))
+}
+
+async fn remove_disk(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    Path(id): Path<String>,
+) -> Result<Json<DiskView>, Refused> {
+    let client = admin.for_root(&headers)?.client();
+    let disk = client.remove_disk(&id).await.map_err(refuse_error)?;
+    tracing::info!(target: "audit", id, "disk removed");
+    Ok(Json(disk.into()))
+}
+
+fn bucket_view(bucket: client::BucketInfo, region: String) -> BucketView {
     let versioning = match bucket.versioning {
         client::Versioning::Off => "off",
         client::Versioning::Enabled => "enabled",
@@ -364,7 +527,7 @@ fn bucket_view(bucket: client::BucketInfo) -> BucketView {
         name: bucket.name,
         owner: bucket.owner,
         created_ms: bucket.created_ms,
-        region: bucket.region,
+        region,
         versioning: versioning.into(),
     }
 }
@@ -416,6 +579,8 @@ mod tests {
                 version: 1,
                 verdict: crate::report::Verdict::AtRisk,
                 reasons: vec![],
+                doing: vec![],
+                todo: vec![],
                 epoch: 1,
                 nodes: vec![],
                 groups: vec![],
@@ -423,6 +588,9 @@ mod tests {
                 repair: Default::default(),
             };
             Box::pin(std::future::ready(report))
+        }
+        fn events(&self) -> BoxFuture<Vec<EventView>> {
+            Box::pin(std::future::ready(vec![]))
         }
         fn client(&self) -> client::Client {
             unreachable!("no test of authorization gets this far")
@@ -442,7 +610,8 @@ mod tests {
         for value in authorization {
             request = request.header("authorization", *value);
         }
-        let body = Body::from(r#"{"name":"!","versioning":"maybe","expires_s":0,"lost":true}"#);
+        let body = r#"{"name":"!","policy":"{}","versioning":"maybe","expires_s":0,"lost":true,"undo":false}"#;
+        let body = Body::from(body);
         admin.clone().router().oneshot(request.body(body).unwrap()).await.unwrap().status()
     }
 
@@ -460,7 +629,7 @@ mod tests {
     async fn looking_needs_rights_where_others_can_connect() {
         let root =
             basic_auth::header_value(&Credentials { access_key: "root".into(), secret_key: "0123456789".into() });
-        for path in ["/metrics", "/status"] {
+        for path in ["/metrics", "/status", "/events"] {
             let far = admin(false);
             far.attach(Arc::new(Fake));
             assert_eq!(ask(&far, "GET", path, &[]).await, StatusCode::UNAUTHORIZED);
@@ -485,6 +654,9 @@ mod tests {
         for (method, path) in [
             ("GET", "/v1/keys"),
             ("POST", "/v1/keys"),
+            ("PUT", "/v1/keys/k/policy"),
+            ("GET", "/v1/buckets/b/quota"),
+            ("PUT", "/v1/buckets/b/quota"),
             ("DELETE", "/v1/keys/root"),
             ("GET", "/v1/buckets"),
             ("POST", "/v1/buckets"),
@@ -492,6 +664,10 @@ mod tests {
             ("POST", "/v1/tokens"),
             ("GET", "/v1/nodes"),
             ("POST", "/v1/nodes/1/remove"),
+            ("POST", "/v1/nodes/1/drain"),
+            ("GET", "/v1/disks"),
+            ("POST", "/v1/disks/ab/drain"),
+            ("POST", "/v1/disks/ab/remove"),
         ] {
             for headers in [&[][..], &["Bearer a-token-to-look"], &["Basic "], &[&wrong], &[&root, &root]] {
                 assert_eq!(ask(&admin, method, path, headers).await, StatusCode::UNAUTHORIZED, "{method} {path}");

@@ -8,9 +8,11 @@ use serde::de::DeserializeOwned;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::admin::{BucketChange, BucketView, KeyView, Named, NewKeyView, Refusal};
+use crate::admin::{
+    BucketChange, BucketView, KeyPolicy, KeyView, KeyWish, Named, NewKeyView, QuotaView, QuotaWish, Refusal,
+};
 use crate::basic_auth;
-use crate::cli::{BucketAction, KeyAction, StatusArgs, TargetArgs, VersioningArg};
+use crate::cli::{BucketAction, BucketQuotaArgs, KeyAction, KeyPolicyArgs, StatusArgs, TargetArgs, VersioningArg};
 use crate::failure::{Context, Failure};
 use crate::http_client::{Answer, HttpClient, HttpError};
 use crate::report::{self, Report};
@@ -36,7 +38,8 @@ pub async fn status(args: StatusArgs) -> Result<ExitCode, Failure> {
 pub async fn key(action: KeyAction) -> Result<ExitCode, Failure> {
     match action {
         KeyAction::Create(args) => {
-            let request = Named { name: args.name };
+            let policy = args.policy.as_deref().map(read_policy).transpose()?.unwrap_or_default();
+            let request = KeyWish { name: args.name, policy };
             let key: NewKeyView = ask_as_root(&args.target, Method::POST, "/v1/keys", Some(&request)).await?;
             if args.json {
                 print_json(&key)?;
@@ -59,6 +62,7 @@ pub async fn key(action: KeyAction) -> Result<ExitCode, Failure> {
                 }
             }
         }
+        KeyAction::Policy(args) => key_policy(args).await?,
         KeyAction::Delete(args) => {
             let path = format!("/v1/keys/{}", path_segment(&args.name)?);
             let gone: Named = ask_as_root(&args.target, Method::DELETE, &path, None::<&()>).await?;
@@ -66,6 +70,47 @@ pub async fn key(action: KeyAction) -> Result<ExitCode, Failure> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Without a change, prints the policy as it was set (nothing: the key has none).
+async fn key_policy(args: KeyPolicyArgs) -> Result<(), Failure> {
+    let name = path_segment(&args.name)?;
+    if args.set.is_none() && !args.clear {
+        let keys: Vec<KeyView> = ask_as_root(&args.target, Method::GET, "/v1/keys", None::<&()>).await?;
+        let key = keys.into_iter().find(|key| key.name == name || key.access_key == name);
+        println!("{}", key.ok_or_else(|| Failure(format!("there is no key {name}")))?.policy);
+        return Ok(());
+    }
+    let policy = args.set.as_deref().map(read_policy).transpose()?.unwrap_or_default();
+    let path = format!("/v1/keys/{name}/policy");
+    let _: Named = ask_as_root(&args.target, Method::PUT, &path, Some(&KeyPolicy { policy })).await?;
+    println!("the policy of {name} is {}", if args.clear { "gone" } else { "set" });
+    Ok(())
+}
+
+fn read_policy(path: &std::path::Path) -> Result<String, Failure> {
+    std::fs::read_to_string(path).context(|| format!("the policy {} cannot be read", path.display()))
+}
+
+async fn bucket_quota(args: BucketQuotaArgs) -> Result<(), Failure> {
+    let path = format!("/v1/buckets/{}/quota", path_segment(&args.name)?);
+    let wish = QuotaWish { bytes_max: args.bytes, objects_max: args.objects };
+    let changes = args.none || wish.bytes_max.is_some() || wish.objects_max.is_some();
+    let view: QuotaView = if changes {
+        ask_as_root(&args.target, Method::PUT, &path, Some(&wish)).await?
+    } else {
+        ask_as_root(&args.target, Method::GET, &path, None::<&()>).await?
+    };
+    if args.json {
+        return print_json(&view);
+    }
+    let limit = |max: Option<u64>| max.map_or("any number".to_owned(), |max| format!("at most {max}"));
+    println!("bucket {}: {} bytes, {} objects", args.name, limit(view.bytes_max), limit(view.objects_max));
+    if let (Some(bytes), Some(objects)) = (view.bytes, view.objects) {
+        let rest = if view.counting { " so far; counting goes on" } else { "" };
+        println!("it holds {bytes} bytes in {objects} objects{rest}");
+    }
+    Ok(())
 }
 
 pub async fn bucket(action: BucketAction) -> Result<ExitCode, Failure> {
@@ -87,6 +132,7 @@ pub async fn bucket(action: BucketAction) -> Result<ExitCode, Failure> {
                 buckets.iter().for_each(|bucket| println!("{}  versioning {}", bucket.name, bucket.versioning));
             }
         }
+        BucketAction::Quota(args) => bucket_quota(args).await?,
         BucketAction::Set(args) => {
             let versioning = match args.versioning {
                 VersioningArg::Enabled => "enabled",

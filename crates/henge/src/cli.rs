@@ -27,14 +27,18 @@ pub enum Command {
     Demo(DemoArgs),
     /// Say whether the data is safe, and what to do if not (exit: 0 safe, 2 at risk, 3 worse, 1 error)
     Status(StatusArgs),
+    /// Show what happened in the cluster, as a timeline: suspected, fenced, elected, repaired, moved
+    Events(EventsArgs),
     /// Make, list and delete access keys
     Key(KeyArgs),
     /// Make, list and change buckets
     Bucket(BucketArgs),
     /// Make a token with which a new node may join the cluster
     Token(TokenArgs),
-    /// List the cluster's nodes, and remove one
+    /// List the cluster's nodes, drain one, remove one
     Node(NodeArgs),
+    /// List the cluster's disks, drain one, remove one
+    Disk(DiskArgs),
     /// Measure the disk or a running server, and check what it acknowledged
     Bench(BenchArgs),
     /// Check the directories of stopped nodes: is everything there that metadata names (exit: 0 clean, 2 damage)
@@ -85,6 +89,9 @@ pub struct ServerArgs {
     /// Private key (PEM) of the certificate
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
+    /// For tests: lifecycle rules take so many seconds for a day, and look every second
+    #[arg(long, value_name = "SECONDS", env = "HENGE_DEBUG_LIFECYCLE_DAY_S", hide = true)]
+    pub lifecycle_day_seconds: Option<u32>,
 }
 
 const SERVER_HELP: &str = "\
@@ -173,6 +180,18 @@ pub struct StatusArgs {
 }
 
 #[derive(Args, Debug)]
+pub struct EventsArgs {
+    /// Only what happened in this time before the newest event (for example 10m)
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub since: Option<std::time::Duration>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Args, Debug)]
 pub struct KeyArgs {
     #[command(subcommand)]
     pub action: KeyAction,
@@ -181,11 +200,59 @@ pub struct KeyArgs {
 #[derive(Subcommand, Debug)]
 pub enum KeyAction {
     /// Make an access key; its secret is shown now and never again
-    Create(NamedArgs),
+    Create(KeyCreateArgs),
     /// List access keys
     List(ListArgs),
+    /// Show or change the policy of an access key
+    Policy(KeyPolicyArgs),
     /// Delete an access key by its name or key id
     Delete(NamedArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct KeyCreateArgs {
+    pub name: String,
+    /// What the key may do, as a policy in JSON; without one it may do everything with the buckets that it makes
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct KeyPolicyArgs {
+    /// Name or key id
+    pub name: String,
+    /// Replace the policy by the one in FILE
+    #[arg(long, value_name = "FILE", conflicts_with = "clear")]
+    pub set: Option<PathBuf>,
+    /// Take the policy away: the key may do everything with the buckets that it makes
+    #[arg(long)]
+    pub clear: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct BucketQuotaArgs {
+    pub name: String,
+    /// At most so many bytes, for example 500GiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, conflicts_with = "none")]
+    pub bytes: Option<u64>,
+    /// At most so many objects (versions included)
+    #[arg(long, value_name = "N", conflicts_with = "none")]
+    pub objects: Option<u64>,
+    /// Take the quota away
+    #[arg(long)]
+    pub none: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
 }
 
 #[derive(Args, Debug)]
@@ -202,6 +269,8 @@ pub enum BucketAction {
     List(ListArgs),
     /// Change a bucket's settings
     Set(BucketSetArgs),
+    /// Show or change how much a bucket may hold
+    Quota(BucketQuotaArgs),
 }
 
 #[derive(Args, Debug)]
@@ -238,8 +307,52 @@ pub struct NodeArgs {
 pub enum NodeAction {
     /// List the cluster's nodes
     List(NodeListArgs),
+    /// Move all data off a node, which stays in the cluster; it takes data again when it is started anew, or with --undo
+    Drain(DrainArgs),
     /// Remove a node: its data moves to others first, then it is gone for good
     Remove(NodeRemoveArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct DrainArgs {
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Take data again
+    #[arg(long)]
+    pub undo: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct DiskArgs {
+    #[command(subcommand)]
+    pub action: DiskAction,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum DiskAction {
+    /// List the cluster's disks
+    List(NodeListArgs),
+    /// Move all data off a disk; ID is the beginning of its id. To replace a disk: drain it, wait, remove it, start the node
+    /// without it
+    Drain(DrainArgs),
+    /// Forget a disk that holds nothing any more, or that has failed
+    Remove(DiskRemoveArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct DiskRemoveArgs {
+    #[arg(value_name = "ID")]
+    pub id: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
 }
 
 #[derive(Args, Debug)]
@@ -370,6 +483,13 @@ pub struct BenchLoadArgs {
     /// Leave the objects in place
     #[arg(long)]
     pub keep: bool,
+    /// How long an answer may take before its outcome counts as unknown, for example 5s
+    #[arg(long, value_name = "TIME", default_value = "1m", value_parser = parse_duration)]
+    pub timeout: std::time::Duration,
+    /// `mixed`: after an unknown outcome go on with the same key through another node. Right only where the cluster has
+    /// voted out whoever does not answer within the timeout
+    #[arg(long)]
+    pub expect_fenced: bool,
     #[command(flatten)]
     pub target: S3TargetArgs,
 }

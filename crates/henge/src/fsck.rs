@@ -195,8 +195,8 @@ fn check_placement(holders: &Holders, held: &Held, findings: &mut Findings) {
         let disks = disks.join(", ");
         findings.notes.push(format!("not given, or not readable, so that copies there were not checked: disk {disks}"));
     }
-    for (group, node) in holders.crowded() {
-        let detail = format!("two of its copies are on node {node}: one failure takes both");
+    for (group, place) in holders.crowded() {
+        let detail = format!("two of its copies are {place}: one failure takes both");
         findings.add("placement", format!("placement group {group}"), detail);
     }
 }

@@ -18,11 +18,14 @@ const ANSWER_BYTES_MAX: usize = 1 << 30;
 const IDLE_MAX: usize = 4096;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longer than any node works on a request.
+pub const ANSWER_PATIENCE: Duration = Duration::from_secs(60);
 
 pub struct HttpClient {
     /// HOST:PORT.
     address: String,
+    /// How long an answer may take.
+    patience: Duration,
     idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
 }
 
@@ -51,7 +54,11 @@ impl fmt::Display for HttpError {
 
 impl HttpClient {
     pub fn new(address: &str) -> HttpClient {
-        HttpClient { address: address.to_owned(), idle: Mutex::new(Vec::new()) }
+        HttpClient::with_patience(address, ANSWER_PATIENCE)
+    }
+
+    pub fn with_patience(address: &str, patience: Duration) -> HttpClient {
+        HttpClient { address: address.to_owned(), patience, idle: Mutex::new(Vec::new()) }
     }
 
     pub fn address(&self) -> &str {
@@ -68,9 +75,9 @@ impl HttpClient {
                 Limited::new(body, ANSWER_BYTES_MAX).collect().await.map_err(|e| HttpError::Unknown(e.to_string()))?;
             Ok(Answer { status: head.status, headers: head.headers, body: body.to_bytes() })
         };
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, exchange)
+        let answer = tokio::time::timeout(self.patience, exchange)
             .await
-            .unwrap_or_else(|_| Err(HttpError::Unknown(format!("nothing for {} s", ANSWER_TIMEOUT.as_secs()))))?;
+            .unwrap_or_else(|_| Err(HttpError::Unknown(format!("nothing for {} s", self.patience.as_secs_f64()))))?;
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < IDLE_MAX {
             idle.push(connection);

@@ -267,6 +267,13 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_text_makes_parsing_panic(text: String, digits in "henge1-[0-9a-f]{0,200}") {
+            let _ = (Token::parse(&text), Token::parse(&digits), Token::parse(&format!("{TOKEN_PREFIX}{text}")));
+        }
+    }
+
     #[test]
     fn itself_is_known_under_any_name() {
         let address = |text: &str| text.parse::<SocketAddr>().unwrap();

@@ -1,6 +1,7 @@
 //! Accepts HTTP/1.1 connections, plain or over TLS, for any service: bounded in number, in headers and in how long a
 //! client may take to send them; and lets them finish when the node stops.
 
+use gateway_s3::Peer;
 use hyper::body::{Body, Incoming};
 use hyper::service::Service;
 use hyper::{Request, Response};
@@ -16,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::failure::{Context, Failure};
+use crate::paced::Paced;
 use crate::predecessor;
 
 /// Connections served at once; more wait in the kernel's queue.
@@ -114,8 +116,10 @@ where
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, _peer)) => {
-                tokio::spawn(connection(stream, tls.clone(), service.clone(), stop.clone(), permit));
+            Ok((stream, address)) => {
+                let peer = Peer { address: Some(address.ip()), secure: tls.is_some() };
+                let service = Introduced { service: service.clone(), peer };
+                tokio::spawn(connection(stream, tls.clone(), service, stop.clone(), permit));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -127,6 +131,24 @@ where
     let all = u32::try_from(CONNECTIONS_MAX).expect("CONNECTIONS_MAX is small");
     if tokio::time::timeout(DRAIN_TIMEOUT, permits.acquire_many(all)).await.is_err() {
         tracing::warn!("some requests did not end in time and are cut off");
+    }
+}
+
+/// A service whose requests know from which connection they come.
+#[derive(Clone)]
+struct Introduced<S> {
+    service: S,
+    peer: Peer,
+}
+
+impl<S: Service<Request<Incoming>>> Service<Request<Incoming>> for Introduced<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn call(&self, mut request: Request<Incoming>) -> S::Future {
+        request.extensions_mut().insert(self.peer);
+        self.service.call(request)
     }
 }
 
@@ -173,7 +195,7 @@ async fn requests<S, B>(
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(BUFFER_BYTES_MAX)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(Paced::new(stream)), service);
     tokio::pin!(connection);
     let outcome = tokio::select! {
         biased;

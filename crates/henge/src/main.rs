@@ -19,6 +19,7 @@ mod credentials;
 mod demo;
 mod dev;
 mod env;
+mod events;
 mod failure;
 mod fsck;
 mod http_client;
@@ -28,6 +29,7 @@ mod local_cluster;
 mod membership;
 mod node_commands;
 mod nodes;
+mod paced;
 mod predecessor;
 mod private_file;
 mod processes;
@@ -61,10 +63,12 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             on_runtime(server::run(args))
         }
         Command::Status(args) => on_runtime(admin_commands::status(args)),
+        Command::Events(args) => on_runtime(events::run(args)),
         Command::Key(args) => on_runtime(admin_commands::key(args.action)),
         Command::Bucket(args) => on_runtime(admin_commands::bucket(args.action)),
         Command::Token(args) => on_runtime(node_commands::token(args.action)),
         Command::Node(args) => on_runtime(node_commands::node(args.action)),
+        Command::Disk(args) => on_runtime(node_commands::disk(args.action)),
         Command::Dev(args) => on_runtime(dev::run(args)),
         Command::Demo(args) => on_runtime(demo::run(args)),
         Command::Bench(args) => on_runtime(bench::run(args)),

@@ -3,12 +3,12 @@
 use http::Method;
 use std::process::ExitCode;
 
-use crate::admin::{NewTokenView, RemoveNode, TokenWish};
+use crate::admin::{Drain, NewTokenView, RemoveNode, TokenWish};
 use crate::admin_commands::{ask_as_root, print_json};
-use crate::cli::{NodeAction, TokenAction};
+use crate::cli::{DiskAction, NodeAction, TokenAction};
 use crate::failure::Failure;
-use crate::nodes::NodeView;
-use crate::units::show_seconds;
+use crate::nodes::{DiskView, NodeView};
+use crate::units::{show_bytes, show_seconds};
 
 pub async fn token(action: TokenAction) -> Result<ExitCode, Failure> {
     let TokenAction::Create(args) = action;
@@ -40,6 +40,19 @@ pub async fn node(action: NodeAction) -> Result<ExitCode, Failure> {
                 nodes.iter().for_each(|node| println!("{}", line_of(node)));
             }
         }
+        NodeAction::Drain(args) => {
+            let path = format!("/v1/nodes/{}/drain", path_id(&args.id)?);
+            let node: NodeView =
+                ask_as_root(&args.target, Method::POST, &path, Some(&Drain { undo: args.undo })).await?;
+            match args.undo {
+                _ if args.json => print_json(&node)?,
+                true => println!("node {} is {} and takes data again", node.id, node.state),
+                false => println!(
+                    "node {} is {}: {} placement groups are to leave it; `henge node list` shows how many are left",
+                    node.id, node.state, node.placement_groups
+                ),
+            }
+        }
         NodeAction::Remove(args) => {
             let path = format!("/v1/nodes/{}/remove", args.id);
             let wish = RemoveNode { lost: args.lost };
@@ -58,10 +71,64 @@ pub async fn node(action: NodeAction) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+pub async fn disk(action: DiskAction) -> Result<ExitCode, Failure> {
+    match action {
+        DiskAction::List(args) => {
+            let disks: Vec<DiskView> = ask_as_root(&args.target, Method::GET, "/v1/disks", None::<&()>).await?;
+            if args.json {
+                print_json(&disks)?;
+            } else {
+                disks.iter().for_each(|disk| println!("{}", disk_line(disk)));
+            }
+        }
+        DiskAction::Drain(args) => {
+            let path = format!("/v1/disks/{}/drain", path_id(&args.id)?);
+            let disk: DiskView =
+                ask_as_root(&args.target, Method::POST, &path, Some(&Drain { undo: args.undo })).await?;
+            match args.undo {
+                _ if args.json => print_json(&disk)?,
+                true => println!("disk {} of node {} takes data again", disk.id, disk.node),
+                false => println!(
+                    "disk {} of node {} is draining: {} placement groups are to leave it; `henge disk list` shows how many are \
+                     left, then `henge disk remove` it",
+                    disk.id, disk.node, disk.placement_groups
+                ),
+            }
+        }
+        DiskAction::Remove(args) => {
+            let path = format!("/v1/disks/{}/remove", path_id(&args.id)?);
+            let disk: DiskView = ask_as_root(&args.target, Method::POST, &path, None::<&()>).await?;
+            if args.json {
+                print_json(&disk)?;
+            } else {
+                println!("disk {} of node {} is removed; start the node without it", disk.id, disk.node);
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Ids are digits, letters and dashes: nothing that means something in a path.
+fn path_id(id: &str) -> Result<&str, Failure> {
+    let is_id = !id.is_empty() && id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    if is_id { Ok(id) } else { Err(Failure(format!("{id:?} is no id: `list` shows them"))) }
+}
+
+fn disk_line(disk: &DiskView) -> String {
+    format!(
+        "disk {}  node {}  {}  {}  {} placement groups",
+        disk.id,
+        disk.node,
+        disk.state,
+        show_bytes(disk.capacity_bytes),
+        disk.placement_groups
+    )
+}
+
 fn line_of(node: &NodeView) -> String {
     let place = if node.locality.is_empty() { String::new() } else { format!("  {}", node.locality) };
     format!(
-        "node {}  {}  {}  {} disk(s)  generation {}{place}",
-        node.id, node.state, node.address, node.disks, node.generation
+        "node {}  {}  {}  {} disk(s)  {} placement groups  generation {}{place}",
+        node.id, node.state, node.address, node.disks, node.placement_groups, node.generation
     )
 }

@@ -1,7 +1,7 @@
 //! The cluster's nodes as the admin port shows them.
 
-use client::NodeInfo;
-use meta::map::command::NodeState;
+use client::{DiskInfo, NodeInfo};
+use meta::map::command::{DiskState, NodeState};
 use serde::{Deserialize, Serialize};
 
 /// A node as scripts see it.
@@ -18,6 +18,36 @@ pub struct NodeView {
     pub disks: u64,
     /// Placement groups that have a member on it, or had one before a move that has not ended.
     pub placement_groups: u64,
+}
+
+/// A disk as scripts see it.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct DiskView {
+    pub id: String,
+    pub node: u32,
+    /// `up`, `failed`, `draining` or `removed`.
+    pub state: String,
+    pub capacity_bytes: u64,
+    /// Placement groups that have a member on it, or had one before a move that has not ended.
+    pub placement_groups: u64,
+}
+
+impl From<DiskInfo> for DiskView {
+    fn from(disk: DiskInfo) -> DiskView {
+        let state = match disk.row.state() {
+            DiskState::Up => "up",
+            DiskState::Failed => "failed",
+            DiskState::Removed => "removed",
+            DiskState::Draining => "draining",
+        };
+        DiskView {
+            id: client::disk_id(&disk.row.id).map_or_else(String::new, |id| id.to_string()),
+            node: disk.row.node,
+            state: state.into(),
+            capacity_bytes: disk.row.capacity_bytes,
+            placement_groups: disk.placement_groups as u64,
+        }
+    }
 }
 
 impl From<NodeInfo> for NodeView {

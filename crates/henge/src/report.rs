@@ -9,8 +9,14 @@ use crate::units::{show_bytes, show_seconds};
 pub struct Report {
     pub version: u32,
     pub verdict: Verdict,
-    /// Whole sentences: why the verdict is not `safe`, and what to do.
+    /// Whole sentences: why the verdict is not `safe`.
     pub reasons: Vec<String>,
+    /// What the cluster does about it by itself.
+    #[serde(default)]
+    pub doing: Vec<String>,
+    /// What people should do.
+    #[serde(default)]
+    pub todo: Vec<String>,
     /// Version of the cluster map.
     pub epoch: u64,
     pub nodes: Vec<NodeReport>,
@@ -76,6 +82,9 @@ pub struct RepairReport {
     pub queued_bytes: u64,
     /// `null` while it cannot be told.
     pub eta_s: Option<u64>,
+    /// Copies to be made of what has one copy left: they are made first.
+    #[serde(default)]
+    pub last_copies: u64,
 }
 
 /// The version of the report's shape.
@@ -104,8 +113,17 @@ impl Report {
     /// The report for people: the verdict first, then why, then what there is.
     pub fn for_people(&self) -> String {
         let mut out = format!("{}\n", self.verdict.headline());
-        for reason in &self.reasons {
-            let _ = writeln!(out, "  - {reason}");
+        for (title, lines) in [
+            ("What is wrong:", &self.reasons),
+            ("What henge does about it:", &self.doing),
+            ("What you should do:", &self.todo),
+        ] {
+            if !lines.is_empty() {
+                let _ = writeln!(out, "{title}");
+                for line in lines {
+                    let _ = writeln!(out, "  - {line}");
+                }
+            }
         }
         out.push('\n');
         for node in &self.nodes {
@@ -146,7 +164,11 @@ impl Report {
             bytes => {
                 let eta =
                     self.repair.eta_s.map_or("done in unknown time".into(), |s| format!("done in {}", show_seconds(s)));
-                writeln!(out, "repair: {} to go, {eta}", show_bytes(bytes))
+                let last = match self.repair.last_copies {
+                    0 => String::new(),
+                    last => format!(", {last} chunks with one copy left first"),
+                };
+                writeln!(out, "repair: {} to go, {eta}{last}", show_bytes(bytes))
             }
         };
         out
@@ -167,6 +189,8 @@ impl From<node::Status> for Report {
             version: VERSION,
             verdict,
             reasons: status.reasons,
+            doing: status.doing,
+            todo: status.todo,
             epoch: status.epoch,
             nodes: status.nodes.into_iter().map(NodeReport::from).collect(),
             groups: status.groups.into_iter().map(GroupReport::from).collect(),
@@ -180,6 +204,7 @@ impl From<node::Status> for Report {
             repair: RepairReport {
                 queued_bytes: repair.queued_bytes,
                 eta_s: if repair.queued_bytes == 0 { Some(0) } else { repair.eta_s },
+                last_copies: repair.last_copies,
             },
         }
     }
@@ -229,18 +254,24 @@ mod tests {
             version: VERSION,
             verdict: Verdict::AtRisk,
             reasons: vec!["one copy".into()],
+            doing: vec![],
+            todo: vec!["add nodes".into()],
             epoch: 7,
             nodes: vec![node],
             groups: vec![group],
             chunks: ChunkReport::default(),
-            repair: RepairReport { queued_bytes: 0, eta_s: Some(0) },
+            repair: RepairReport { queued_bytes: 0, eta_s: Some(0), last_copies: 0 },
         };
         assert_eq!(
             serde_json::to_string(&report).unwrap(),
-            r#"{"version":1,"verdict":"at_risk","reasons":["one copy"],"epoch":7,"nodes":[{"id":1,"generation":3,"state":"up","locality":"","disks":[{"id":"d","path":"/d","state":"up","total_bytes":10,"used_bytes":5}]}],"groups":[{"id":0,"kind":"map","leader":1,"term":2,"voters":[1]}],"chunks":{"total":0,"degraded":0,"last_copy":0,"corrupt":0,"lost":0},"repair":{"queued_bytes":0,"eta_s":0}}"#
+            r#"{"version":1,"verdict":"at_risk","reasons":["one copy"],"doing":[],"todo":["add nodes"],"epoch":7,"nodes":[{"id":1,"generation":3,"state":"up","locality":"","disks":[{"id":"d","path":"/d","state":"up","total_bytes":10,"used_bytes":5}]}],"groups":[{"id":0,"kind":"map","leader":1,"term":2,"voters":[1]}],"chunks":{"total":0,"degraded":0,"last_copy":0,"corrupt":0,"lost":0},"repair":{"queued_bytes":0,"eta_s":0,"last_copies":0}}"#
         );
         let shown = report.for_people();
         assert!(shown.starts_with("AT RISK") && shown.contains("(50 %)"), "{shown}");
+        assert!(
+            shown.contains("What you should do:\n  - add nodes\n") && !shown.contains("What henge does"),
+            "{shown}"
+        );
         assert_eq!(Verdict::Lost.exit_status(), 3);
     }
 }

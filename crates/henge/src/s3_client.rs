@@ -9,7 +9,7 @@ use http_body_util::Full;
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::credentials::Credentials;
 use crate::http_client::{Answer, HttpClient, HttpError};
@@ -72,6 +72,12 @@ impl S3Client {
             region: region.to_owned(),
             signing_key: Mutex::new(None),
         }
+    }
+
+    /// A client of the same nodes that gives up on an answer after `patience`.
+    pub fn with_patience(self, patience: Duration) -> S3Client {
+        let again = |endpoint: &HttpClient| HttpClient::with_patience(endpoint.address(), patience);
+        S3Client { endpoints: Arc::new(self.endpoints.iter().map(again).collect()), ..self }
     }
 
     /// The same client with another node preferred: `index` counts round all of them.

@@ -4,6 +4,7 @@
 //! `cluster.json` is replaced before anybody is told `ready`; S3 is served last and stopped first.
 
 use base::env::Disk;
+use gateway_s3::S3Meter;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,6 +19,7 @@ use crate::cluster_file::{self, ClusterFile, ClusterNode};
 use crate::credentials::{self, Credentials, Origin};
 use crate::env::net::hello::Club;
 use crate::env::{RealDisk, real_env, system_random};
+use crate::events::EventView;
 use crate::failure::{Context, Failure};
 use crate::listener;
 use crate::membership::{self, Applicant, Standing};
@@ -63,11 +65,12 @@ pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     let plan = Plan { args: &args, data: &data, disks: &disks, addresses, advertise, root: &root };
     let (env, started) = plan.start(standing, data_disk, opened, ports.cluster).await?;
     let node = Arc::clone(&started.node);
-    let region = started.region.clone();
+    let (region, meter) = (started.region.clone(), started.s3_meter.clone());
     let https = tls.is_some();
     plan.cluster_file(&region, &node).write(&data)?;
     admin.attach(Arc::new(started));
-    let s3_task = tokio::spawn(listener::serve(ports.s3, tls, s3_service(&args, &region, &env, &node), stopping));
+    let s3_task =
+        tokio::spawn(listener::serve(ports.s3, tls, s3_service(&args, &region, &env, &node, meter), stopping));
     announce(addresses, https, origin, &root, &data, &region);
 
     let mut signals = Signals::new()?;
@@ -130,14 +133,24 @@ impl Plan<'_> {
             root: (self.root.access_key.clone(), self.root.secret_key.clone()),
             authority: Some((authority.certificate_pem.clone(), authority.key_pem.clone())),
         };
-        let node = node::Node::start(config).await.map_err(|error| Failure(error.to_string()))?;
+        let node = node::Node::start_tuned(config, self.tuning()).await.map_err(|error| Failure(error.to_string()))?;
         let node = Arc::new(node);
         enter(Club { cluster: node.cluster(), generation: 0 })?;
         let (client, cluster) = (node.client(), node.cluster());
         let gate = Gate { env: env.clone(), client: client.clone(), cluster, authority, root: self.root.clone() };
         net.admit_by(Arc::new(gate.clone()));
         env.spawn("membership", membership::follow(net, env.clone(), standing, client, self.data.to_owned()));
-        Ok((env, Running { node, gate, advertise: self.advertise.clone(), region }))
+        let s3_meter = S3Meter::default();
+        Ok((env, Running { node, s3_meter, gate, advertise: self.advertise.clone(), region }))
+    }
+
+    fn tuning(&self) -> node::Tuning {
+        let mut tuning = node::Tuning::default();
+        if let Some(seconds) = self.args.lifecycle_day_seconds {
+            let day_ms = 1000 * u64::from(seconds.max(1));
+            tuning.lifecycle = node::LifecyclePace { interval: std::time::Duration::from_secs(1), day_ms };
+        }
+        tuning
     }
 
     fn cluster_file(&self, region: &str, node: &node::Node) -> ClusterFile {
@@ -187,7 +200,13 @@ impl Ports {
 }
 
 /// The S3 gateway over the node's client.
-fn s3_service(args: &ServerArgs, region: &str, env: &base::Env, node: &Arc<node::Node>) -> gateway_s3::S3Service {
+fn s3_service(
+    args: &ServerArgs,
+    region: &str,
+    env: &base::Env,
+    node: &Arc<node::Node>,
+    meter: S3Meter,
+) -> gateway_s3::S3Service {
     let asked = Arc::clone(node);
     let options = gateway_s3::S3Options {
         domain: args.s3_domain.clone(),
@@ -195,6 +214,7 @@ fn s3_service(args: &ServerArgs, region: &str, env: &base::Env, node: &Arc<node:
         clock: Arc::clone(&env.clock),
         random: Arc::clone(&env.random),
         ready: Arc::new(move || asked.ready()),
+        meter,
     };
     gateway_s3::service(node.client(), options)
 }
@@ -202,6 +222,7 @@ fn s3_service(args: &ServerArgs, region: &str, env: &base::Env, node: &Arc<node:
 /// A node as its admin port shows it.
 struct Running {
     node: Arc<node::Node>,
+    s3_meter: S3Meter,
     gate: Gate,
     advertise: String,
     region: String,
@@ -212,11 +233,15 @@ impl AdminNode for Running {
         self.node.ready()
     }
     fn metrics_text(&self) -> String {
-        self.node.metrics_text()
+        self.node.metrics_text_with(&|registry| self.s3_meter.register(registry))
     }
     fn report(&self) -> base::env::BoxFuture<Report> {
         let node = Arc::clone(&self.node);
         Box::pin(async move { node.cluster_status().await.into() })
+    }
+    fn events(&self) -> base::env::BoxFuture<Vec<EventView>> {
+        let node = Arc::clone(&self.node);
+        Box::pin(async move { node.cluster_events().await.into_iter().map(EventView::from).collect() })
     }
     fn client(&self) -> client::Client {
         self.node.client()

@@ -6,6 +6,8 @@
 //! 01  group u64  sub u8 ...            rows of one group, whatever its kind
 //! 01  group      00                    GroupState      applied index, term, Raft configuration, level, range (one row)
 //! 01  group      10  bucket u64        Bucket          the shard's copy of a bucket's settings
+//! 01  group      11  bucket u64        BucketRules     its lifecycle rules, apart because only the worker reads them
+//! 01  group      12  bucket u64        BucketUsage     what a bucket with a quota holds
 //! 01  group      20  node u32          SessionFloor    sessions of the node below this generation are closed
 //! 01  group      21  node u32  generation u32  slot u16    Slot    last sequence and its reply
 //! 01  group      30  sequence u64      Garbage         chunks that no key names any more
@@ -26,6 +28,7 @@
 //! 02  18  name (rest)                  AccessKeyName   -> access key
 //! 02  19                               Authority       the cluster's certificate authority
 //! 02  1a  id (rest)                    Token           the right to join once
+//! 02  1b  bucket u64  kind u8          BucketConfiguration   one setting of a bucket, by kind
 //!
 //! 03                                   reserved: rows that belong to a disk, not to a group
 //!
@@ -57,6 +60,14 @@ pub enum Key {
         group: GroupId,
     },
     Bucket {
+        group: GroupId,
+        bucket: BucketId,
+    },
+    BucketRules {
+        group: GroupId,
+        bucket: BucketId,
+    },
+    BucketUsage {
         group: GroupId,
         bucket: BucketId,
     },
@@ -107,6 +118,10 @@ pub enum Key {
     Token {
         id: Bytes,
     },
+    BucketConfiguration {
+        bucket: BucketId,
+        kind: u8,
+    },
 
     Version {
         bucket: BucketId,
@@ -142,6 +157,8 @@ mod tag {
 
     pub const GROUP_STATE: u8 = 0x00;
     pub const BUCKET: u8 = 0x10;
+    pub const BUCKET_RULES: u8 = 0x11;
+    pub const BUCKET_USAGE: u8 = 0x12;
     pub const SESSION_FLOOR: u8 = 0x20;
     pub const SLOT: u8 = 0x21;
     pub const GARBAGE: u8 = 0x30;
@@ -158,6 +175,7 @@ mod tag {
     pub const ACCESS_KEY_NAME: u8 = 0x18;
     pub const AUTHORITY: u8 = 0x19;
     pub const TOKEN: u8 = 0x1a;
+    pub const BUCKET_CONFIGURATION: u8 = 0x1b;
 }
 
 impl Key {
@@ -168,6 +186,14 @@ impl Key {
             Key::GroupState { group } => put_group(&mut out, *group, tag::GROUP_STATE),
             Key::Bucket { group, bucket } => {
                 put_group(&mut out, *group, tag::BUCKET);
+                out.put_u64_be(bucket.0);
+            }
+            Key::BucketRules { group, bucket } => {
+                put_group(&mut out, *group, tag::BUCKET_RULES);
+                out.put_u64_be(bucket.0);
+            }
+            Key::BucketUsage { group, bucket } => {
+                put_group(&mut out, *group, tag::BUCKET_USAGE);
                 out.put_u64_be(bucket.0);
             }
             Key::SessionFloor { group, node } => {
@@ -279,6 +305,11 @@ fn put_map(out: &mut Vec<u8>, key: &Key) {
         Key::AccessKeyName { name } => put_name(out, tag::ACCESS_KEY_NAME, name),
         Key::Authority => out.put_u8(tag::AUTHORITY),
         Key::Token { id } => put_name(out, tag::TOKEN, id),
+        Key::BucketConfiguration { bucket, kind } => {
+            out.put_u8(tag::BUCKET_CONFIGURATION);
+            out.put_u64_be(bucket.0);
+            out.put_u8(*kind);
+        }
         _ => unreachable!("every other key is written by encode"),
     }
 }
@@ -293,6 +324,8 @@ fn decode_group(reader: &mut Reader<'_>) -> Result<Key, DecodeError> {
     Ok(match reader.u8("group row")? {
         tag::GROUP_STATE => Key::GroupState { group },
         tag::BUCKET => Key::Bucket { group, bucket: BucketId(reader.u64_be("bucket")?) },
+        tag::BUCKET_RULES => Key::BucketRules { group, bucket: BucketId(reader.u64_be("bucket")?) },
+        tag::BUCKET_USAGE => Key::BucketUsage { group, bucket: BucketId(reader.u64_be("bucket")?) },
         tag::SESSION_FLOOR => Key::SessionFloor { group, node: NodeId(reader.u32_be("node")?) },
         tag::SLOT => {
             let node = NodeId(reader.u32_be("node")?);
@@ -318,6 +351,10 @@ fn decode_map(reader: &mut Reader<'_>) -> Result<Key, DecodeError> {
         tag::ACCESS_KEY_NAME => Key::AccessKeyName { name: take_rest(reader)? },
         tag::AUTHORITY => Key::Authority,
         tag::TOKEN => Key::Token { id: take_rest(reader)? },
+        tag::BUCKET_CONFIGURATION => Key::BucketConfiguration {
+            bucket: BucketId(reader.u64_be("bucket")?),
+            kind: reader.u8("kind of configuration")?,
+        },
         _ => return Err(reader.error("map row unknown")),
     })
 }
@@ -445,6 +482,23 @@ pub fn group_rows(group: GroupId) -> (Bytes, Bytes) {
     (Bytes::from(from), to)
 }
 
+/// The lifecycle rules of all buckets in `group`.
+pub fn rules_rows(group: GroupId) -> (Bytes, Bytes) {
+    rows_of_sub(group, tag::BUCKET_RULES)
+}
+
+/// The usage of all buckets in `group` that are counted.
+pub fn usage_rows(group: GroupId) -> (Bytes, Bytes) {
+    rows_of_sub(group, tag::BUCKET_USAGE)
+}
+
+fn rows_of_sub(group: GroupId, sub: u8) -> (Bytes, Bytes) {
+    let mut from = Vec::new();
+    put_group(&mut from, group, sub);
+    let to = prefix_end(&from);
+    (Bytes::from(from), to)
+}
+
 /// All rows of the cluster map.
 pub fn map_rows() -> (Bytes, Bytes) {
     (Bytes::from_static(&[tag::MAP]), Bytes::from_static(&[tag::MAP + 1]))
@@ -458,6 +512,14 @@ pub fn node_rows() -> (Bytes, Bytes) {
 /// All tokens' rows of the cluster map.
 pub fn token_rows() -> (Bytes, Bytes) {
     (Bytes::from_static(&[tag::MAP, tag::TOKEN]), Bytes::from_static(&[tag::MAP, tag::TOKEN + 1]))
+}
+
+/// All configurations of a bucket in the cluster map.
+pub fn configuration_rows(bucket: BucketId) -> (Bytes, Bytes) {
+    let mut prefix = vec![tag::MAP, tag::BUCKET_CONFIGURATION];
+    prefix.put_u64_be(bucket.0);
+    let to = prefix_end(&prefix);
+    (Bytes::from(prefix), to)
 }
 
 /// All garbage rows of `group` with a sequence above `after`.
@@ -510,7 +572,7 @@ mod tests {
 
     fn any_key() -> impl Strategy<Value = Key> {
         let numbers = (any::<u64>(), any::<u64>(), any::<u32>(), any::<u32>(), any::<u16>());
-        (0usize..21, numbers, object_key(), any::<u128>()).prop_map(|(kind, (a, b, c, d, e), key, upload)| {
+        (0usize..24, numbers, object_key(), any::<u128>()).prop_map(|(kind, (a, b, c, d, e), key, upload)| {
             let group = GroupId(a);
             let bucket = BucketId(b);
             match kind {
@@ -534,6 +596,9 @@ mod tests {
                 17 => Key::Completed { bucket, key, upload },
                 18 => Key::Authority,
                 19 => Key::Token { id: key },
+                20 => Key::BucketConfiguration { bucket, kind: e as u8 },
+                21 => Key::BucketRules { group, bucket },
+                22 => Key::BucketUsage { group, bucket },
                 _ => Key::Part { bucket, key, upload, number: e.max(1) },
             }
         })

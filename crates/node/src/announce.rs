@@ -392,7 +392,14 @@ async fn announce_root(root: &(String, String), client: &Client) -> Result<(), A
     if known.is_some_and(|row| row.secret_key == secret_key && row.root) {
         return Ok(());
     }
-    let row = KeyRow { access_key, secret_key, name: "root".into(), created_ms: client.wall_ms(), root: true };
+    let row = KeyRow {
+        access_key,
+        secret_key,
+        name: "root".into(),
+        created_ms: client.wall_ms(),
+        root: true,
+        ..KeyRow::default()
+    };
     match client.insert_access_key(row).await {
         Ok(_) => Ok(()),
         Err(client::Error::KeyExists) => {

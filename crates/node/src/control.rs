@@ -51,6 +51,8 @@ pub struct Rules {
 #[derive(Clone, Debug)]
 pub struct Observations {
     detector: Detector,
+    /// The version of the map, and the voters of group 0, that the observed nodes were told from.
+    observed_for: Option<(u64, Vec<NodeId>)>,
     /// Since when this node leads group 0.
     led_since: MonoTime,
     nodes: BTreeMap<NodeId, Heard>,
@@ -66,6 +68,7 @@ impl Default for Observations {
     fn default() -> Observations {
         Observations {
             detector: Detector::new(DETECTION),
+            observed_for: None,
             led_since: MonoTime(0),
             nodes: BTreeMap::new(),
             groups: BTreeMap::new(),
@@ -124,8 +127,11 @@ impl Observations {
         voters: &[NodeId],
         now: MonoTime,
     ) -> (Vec<Turn>, Vec<NodeId>) {
-        let observed = observed_by(own, map, voters);
-        self.detector.observe(&observed, now);
+        // Of many nodes it takes a while to tell who observes whom, and it rarely changes.
+        if self.observed_for.as_ref().is_none_or(|(version, known)| *version != map.version || known != voters) {
+            self.detector.observe(&observed_by(own, map, voters), now);
+            self.observed_for = Some((map.version, voters.to_vec()));
+        }
         self.nodes.retain(|node, _| map.version == 0 || map.nodes.iter().any(|row| row.id == node.0));
         let looked = self.detector.look(now);
         self.note_troubles(map, own, now);
@@ -189,28 +195,31 @@ impl Observations {
         self.nodes.iter().map(|(node, heard)| (*node, heard.clock_offset_ms)).collect()
     }
 
-    /// Why a node that serves should not, if so.
-    fn why_down(&self, node: NodeId, now: MonoTime) -> Option<Why> {
-        let for_long = |since: Option<&MonoTime>, patience| since.is_some_and(|since| now.since(*since) > patience);
-        let is_settled = now.since(self.led_since) > LEADER_PATIENCE;
-        if self.detector.opinion(node) == Opinion::Silent {
-            Some(Why::Silent)
-        } else if is_settled && for_long(self.unfit_since.get(&node), UNFIT_PATIENCE) {
-            Some(Why::Unfit)
-        } else {
-            None
+    /// Nodes that serve and should not. All that are silent; those that are unfit, and one end of each broken link, only as
+    /// long as a majority of the cluster stays: they are heard, and better than nothing.
+    fn out(&self, map: &ClusterMap, own: NodeId, now: MonoTime) -> BTreeMap<NodeId, Why> {
+        let is_old = |since: &MonoTime, patience| now.since(*since) > patience;
+        let serves = |row: &&NodeRow| row.state().serves();
+        let serving: BTreeSet<NodeId> = map.nodes.iter().filter(serves).map(|row| NodeId(row.id)).collect();
+        let others = serving.iter().copied().filter(|node| *node != own);
+        let silent = others.filter(|node| self.detector.opinion(*node) == Opinion::Silent);
+        let mut out: BTreeMap<NodeId, Why> = silent.map(|node| (node, Why::Silent)).collect();
+        let members = map.nodes.iter().filter(|row| is_observed(row)).count();
+        let spare = serving.len().saturating_sub(out.len() + members / 2 + 1);
+        // A new leader may not have been heard by everybody yet.
+        let is_settled = is_old(&self.led_since, LEADER_PATIENCE);
+        let unfit = self.unfit_since.iter().filter(|(_, since)| is_settled && is_old(since, UNFIT_PATIENCE));
+        let links = self.cut_since.iter().filter(|(_, since)| is_old(since, CUT_PATIENCE)).map(|(link, _)| *link);
+        let cut = detector::without_cuts(&links.collect(), own).into_iter().map(|node| (node, Why::Cut));
+        let rest = unfit.map(|(node, _)| (*node, Why::Unfit)).chain(cut);
+        let rest: Vec<(NodeId, Why)> =
+            rest.filter(|(node, _)| *node != own && serving.contains(node) && !out.contains_key(node)).collect();
+        for (node, why) in rest {
+            if out.len() < spare + out.values().filter(|why| **why == Why::Silent).count() {
+                out.entry(node).or_insert(why);
+            }
         }
-    }
-
-    /// Nodes that have to go because links are broken, as long as a majority of the cluster stays.
-    fn cut_off(&self, map: &ClusterMap, own: NodeId, now: MonoTime) -> Vec<NodeId> {
-        let is_old = |since: &MonoTime| now.since(*since) > CUT_PATIENCE;
-        let links = self.cut_since.iter().filter(|(_, since)| is_old(since)).map(|(link, _)| *link).collect();
-        let state = |row: &&NodeRow| matches!(row.state(), NodeState::Up | NodeState::Draining | NodeState::Down);
-        let members = map.nodes.iter().filter(state).count();
-        let serving = map.nodes.iter().filter(|row| row.state().serves()).count();
-        let spare = serving.saturating_sub(members / 2 + 1);
-        detector::without_cuts(&links, own).into_iter().take(spare).collect()
+        out
     }
 
     /// Voters of each group that the map knows; `None` while one has not reported.
@@ -225,6 +234,18 @@ impl Observations {
 enum Why {
     Silent,
     Unfit,
+    /// The link between it and another node that serves is broken.
+    Cut,
+}
+
+impl Why {
+    fn as_str(self) -> &'static str {
+        match self {
+            Why::Silent => "is silent, and nobody reaches it",
+            Why::Unfit => "says that it hears no leader of group 0, or that a disk does not answer",
+            Why::Cut => "does not reach another node that serves",
+        }
+    }
 }
 
 /// Keeps what is still true, since when; and what is true from now on.
@@ -274,26 +295,21 @@ pub fn decide_nodes(
     let down: BTreeSet<NodeId> =
         map.nodes.iter().filter(|row| row.state() == NodeState::Down).map(|row| NodeId(row.id)).collect();
     note(&mut seen.down_since, &down, now);
-    let cut_off = seen.cut_off(map, rules.own, now);
-    map.nodes.iter().filter_map(|row| decide_node(map, seen, &cut_off, now, rules, row)).collect()
+    let out = seen.out(map, rules.own, now);
+    map.nodes.iter().filter_map(|row| decide_node(map, seen, &out, now, rules, row)).collect()
 }
 
 fn decide_node(
     map: &ClusterMap,
     seen: &Observations,
-    cut_off: &[NodeId],
+    out: &BTreeMap<NodeId, Why>,
     now: MonoTime,
     rules: &Rules,
     row: &NodeRow,
 ) -> Option<(MapCommand, String)> {
     let id = NodeId(row.id);
-    let is_other = row.state().serves() && id != rules.own;
-    let (state, why) = match (row.state(), seen.why_down(id, now)) {
-        (_, Some(Why::Silent)) if is_other => (NodeState::Down, "is silent, and nobody reaches it"),
-        (_, Some(Why::Unfit)) if is_other => {
-            (NodeState::Down, "says that it hears no leader of group 0, or that a disk does not answer")
-        }
-        _ if is_other && cut_off.contains(&id) => (NodeState::Down, "does not reach another node that serves"),
+    let (state, why) = match (row.state(), out.get(&id)) {
+        (_, Some(why)) => (NodeState::Down, why.as_str()),
         (NodeState::Down, _) if seen.down_since.get(&id).is_some_and(|since| now.since(*since) > rules.lost_after) => {
             (NodeState::Lost, "has been down for too long")
         }
@@ -302,7 +318,8 @@ fn decide_node(
         }
         _ => return None,
     };
-    let change = SetNodeState { id: row.id, state: state as i32, raise_floor: true, generation: row.generation };
+    let change =
+        SetNodeState { id: row.id, state: state as i32, raise_floor: true, generation: row.generation, stays: false };
     let then = match state {
         NodeState::Down => format!("generation {} is fenced, writes go on without it", row.generation),
         NodeState::Lost => "its copies are made again on other nodes".into(),
@@ -537,6 +554,7 @@ mod tests {
         assert!((500..700).contains(&when), "{when}");
         assert_eq!(decided, vec![(3, NodeState::Down)]);
         map.nodes[2].state = NodeState::Down as i32;
+        map.version += 1;
         assert_eq!(first_decision(&map, &mut seen, (2000, 9000), &[two, three.clone()], false), None);
         // The third one is told so, and stays away until the link works.
         assert_eq!(seen.cut_off_from(&map, NodeId(3)), vec![NodeId(2)]);
@@ -548,6 +566,7 @@ mod tests {
     fn broken_links_never_cost_the_majority() {
         let (mut map, mut seen) = (map(3), heard(3, at(0)));
         map.nodes[2].state = NodeState::Down as i32;
+        map.version += 1;
         let two = (2, NodeReport { cut: vec![1], ..report(&[]) });
         assert_eq!(first_decision(&map, &mut seen, (0, 9000), &[two], false), None);
     }
@@ -560,6 +579,18 @@ mod tests {
         let (when, decided) = first_decision(&map, &mut seen, (0, 3000), &unfit, false).unwrap();
         assert!((750..=800).contains(&when), "{when}: it may not have heard the new leader yet");
         assert_eq!(decided, vec![(2, NodeState::Down)]);
+    }
+
+    /// Three nodes on one disk that hangs: to vote two of them down would make it worse.
+    #[test]
+    fn the_unfit_never_cost_the_majority() {
+        let (mut map, mut seen) = (map(3), heard(3, at(0)));
+        let unfit = |node| (node, NodeReport { unfit: true, ..report(&[]) });
+        let (_, decided) = first_decision(&map, &mut seen, (0, 3000), &[unfit(2), unfit(3)], false).unwrap();
+        assert_eq!(decided, vec![(2, NodeState::Down)]);
+        map.nodes[1].state = NodeState::Down as i32;
+        map.version += 1;
+        assert_eq!(first_decision(&map, &mut seen, (3000, 6000), &[unfit(2), unfit(3)], false), None);
     }
 
     #[test]
@@ -575,9 +606,11 @@ mod tests {
     fn who_has_just_come_up_is_given_time_to_be_heard() {
         let (mut map, mut seen) = (map(3), heard(3, at(0)));
         map.nodes[2].state = NodeState::Joining as i32;
+        map.version += 1;
         let two = [(2, report(&[]))];
         assert_eq!(first_decision(&map, &mut seen, (0, 5000), &two, false), None);
         map.nodes[2].state = NodeState::Up as i32;
+        map.version += 1;
         let (when, decided) = first_decision(&map, &mut seen, (5000, 9000), &two, false).unwrap();
         assert!((5450..5800).contains(&when), "{when}");
         assert_eq!(decided, vec![(3, NodeState::Down)]);
@@ -587,13 +620,16 @@ mod tests {
     fn down_for_ten_minutes_is_lost_counted_by_whoever_leads() {
         let (mut map, mut seen) = (map(3), heard(3, at(0)));
         map.nodes[2].state = NodeState::Down as i32;
+        map.version += 1;
         assert_eq!(decide_nodes(&map, &mut seen, at(0), &RULES), vec![]);
         assert_eq!(decide_nodes(&map, &mut seen, at(600_000), &RULES), vec![]);
         assert_eq!(states(&decide_nodes(&map, &mut seen, at(600_001), &RULES)), [(3, NodeState::Lost)]);
         // Back, and down again: the count starts anew.
         map.nodes[2].state = NodeState::Up as i32;
+        map.version += 1;
         decide_nodes(&map, &mut seen, at(600_002), &RULES);
         map.nodes[2].state = NodeState::Down as i32;
+        map.version += 1;
         assert_eq!(decide_nodes(&map, &mut seen, at(700_000), &RULES), vec![]);
     }
 
@@ -601,6 +637,7 @@ mod tests {
     fn a_drained_node_goes_when_nothing_names_it() {
         let (mut map, mut seen) = (map(4), heard(4, at(0)));
         map.nodes[3].state = NodeState::Draining as i32;
+        map.version += 1;
         map.nodes[3].leaving = true;
         map.pgs[2].members_before = vec![raw(4)];
         assert_eq!(decide_nodes(&map, &mut seen, at(0), &RULES), vec![], "a move may still need its disk");

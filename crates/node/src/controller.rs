@@ -25,7 +25,7 @@ const CONTROL_INTERVAL: Duration = Duration::from_millis(50);
 /// Without a word from group 0's leader for so long, a node says that it is unfit: it missed six heartbeats.
 const DEAF_AFTER: Duration = Duration::from_millis(500);
 /// A disk that has owed an answer for so long holds up whoever waits for all copies.
-const DISK_PATIENCE: Duration = Duration::from_secs(2);
+const DISK_PATIENCE: Duration = Duration::from_secs(4);
 pub const LOST_AFTER: Duration = Duration::from_secs(600);
 /// How long a node that is asked whether it reaches another waits for it, and how long the asker waits.
 pub const REACH_PATIENCE: Duration = Duration::from_millis(150);
@@ -217,6 +217,8 @@ struct Lead {
     proposing: Arc<AtomicBool>,
     /// Map version and time of the last look at the placement.
     placed: Option<(u64, MonoTime)>,
+    /// Something moves, or is to.
+    moves: bool,
 }
 
 impl Lead {
@@ -231,11 +233,22 @@ impl Lead {
             return commands;
         }
         self.placed = Some((map.version, now));
+        let decided = control::decide_placement(&map, &seen);
+        drop(seen);
+        match &decided {
+            Some(_) => self.moves = true,
+            None if self.moves && control::is_settled(&map) => {
+                self.moves = false;
+                let what = "every placement group is open and where it belongs";
+                service.events.record(EventKind::Settled, NodeId(0), what);
+            }
+            None => {}
+        }
         let described = |command: MapCommand| {
             let what = describe(&command, &map);
             (command, what)
         };
-        control::decide_placement(&map, &seen).map(described).into_iter().collect()
+        decided.map(described).into_iter().collect()
     }
 }
 

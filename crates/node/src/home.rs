@@ -104,7 +104,7 @@ pub async fn load_contacts(disk: &dyn Disk) -> Result<Vec<(NodeId, String)>, Hom
     decode_contacts(&raw).map_err(damaged)
 }
 
-fn decode_contacts(raw: &[u8]) -> Result<Vec<(NodeId, String)>, DecodeError> {
+pub(crate) fn decode_contacts(raw: &[u8]) -> Result<Vec<(NodeId, String)>, DecodeError> {
     let mut reader = Reader::new(checked(raw)?);
     if reader.take(8, "magic")? != CONTACTS_MAGIC {
         return Err(reader.error("magic"));
@@ -223,7 +223,7 @@ async fn store_generations(disk: &dyn Disk, node: NodeId, generations: Generatio
     replace_file(disk, GENERATION_FILE, sealed(out)).await
 }
 
-fn sealed(mut body: Vec<u8>) -> bytes::Bytes {
+pub(crate) fn sealed(mut body: Vec<u8>) -> bytes::Bytes {
     let crc = crc32c(&[], &body);
     body.put_u32(crc);
     body.into()

@@ -9,9 +9,12 @@ mod control;
 mod controller;
 mod disks;
 mod events;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod group;
 mod heartbeats;
 mod home;
+mod lifecycle;
 mod machine;
 mod metrics;
 pub mod offline;
@@ -27,5 +30,6 @@ mod workers;
 
 pub use events::{Event, EventKind};
 pub use home::join as join_identity;
+pub use lifecycle::LifecyclePace;
 pub use start::{Config, DiskSpec, Healing, Node, StartError, Tuning};
 pub use status::{ChunkCounts, DiskStatus, GroupStatus, NodeStatus, RepairStatus, Status, Verdict};

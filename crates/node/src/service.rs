@@ -1,6 +1,7 @@
 //! What a node answers to clients and other nodes: decodes a request, hands it to the group or disk it is for.
 
 use base::Env;
+use base::checksum::Crc64;
 use base::env::{BoxFuture, Channel, Frame, Handler};
 use base::ids::{ChunkId, DiskId, GROUP_ZERO, GroupId, NodeId, OwnerId, PgEpoch};
 use base::plant::{self, Plant};
@@ -130,6 +131,7 @@ impl Service {
             }
             Ask::PutChunk(put) => (self.put_chunk(put, bulk).await, Vec::new()),
             Ask::GetChunk(get) => self.get_chunk(get).await,
+            Ask::CloneChunk(clone) => (self.clone_chunk(clone).await, Vec::new()),
             Ask::DeleteChunks(delete) => (self.delete_chunks(delete).await, Vec::new()),
             Ask::SnapshotPage(ask) => match self.offered.page(&self.env, &*self.kv, &ask) {
                 Ok(rows) => (Answer::of(Told::SnapshotRows(rows)), Vec::new()),
@@ -312,7 +314,7 @@ impl Service {
             let why = format!("the placement of chunk {id} changed while it was stored");
             return Answer::failed(Failure::StalePlacement, why);
         }
-        Answer::of(Told::Chunk(ChunkDone { epoch: put.epoch, owner: put.owner }))
+        Answer::of(Told::Chunk(ChunkDone { epoch: put.epoch, owner: put.owner, crc64: put.crc64 }))
     }
 
     async fn get_chunk(&self, get: wire::GetChunk) -> Answered {
@@ -330,10 +332,23 @@ impl Service {
         under_way.answered(Operation::Read, read.as_ref().is_err_and(is_disk_failure));
         match read {
             Ok(data) => {
-                (Answer::of(Told::Chunk(ChunkDone { epoch: data.stat.epoch.0, owner: data.owner.0 })), data.pieces)
+                let done = ChunkDone { epoch: data.stat.epoch.0, owner: data.owner.0, crc64: 0 };
+                (Answer::of(Told::Chunk(done)), data.pieces)
             }
             Err(error) => (store_failure(id, &error), Vec::new()),
         }
+    }
+
+    /// What is read was verified by the store; what is stored is that, under another id.
+    async fn clone_chunk(&self, clone: wire::CloneChunk) -> Answer {
+        let wire::CloneChunk { disk, from, start, end, id, owner, epoch } = clone;
+        let (answer, source) = self.get_chunk(wire::GetChunk { disk: disk.clone(), id: from, start, end }).await;
+        if !matches!(answer.told, Some(Told::Chunk(_))) {
+            return answer;
+        }
+        let mut crc = Crc64::new();
+        source.iter().for_each(|piece| crc.update(piece));
+        self.put_chunk(wire::PutChunk { disk, id, owner, epoch, crc64: crc.finish() }, source).await
     }
 
     async fn delete_chunks(&self, delete: wire::DeleteChunks) -> Answer {

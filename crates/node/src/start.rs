@@ -18,6 +18,7 @@ use crate::events::{Event, EventKind, EventLog};
 use crate::group::GroupHandle;
 use crate::group::install::Offered;
 use crate::home::{self, GenerationClock, HomeError, NodeIdentity};
+use crate::lifecycle::{self, LifecyclePace};
 use crate::metrics::{self, Counters};
 use crate::repair::{Others, Progress, Repairer};
 use crate::replicas::Replicas;
@@ -72,6 +73,7 @@ pub struct Tuning {
     /// Entries that a log keeps for followers that lag a little; those that lag more are sent a snapshot.
     pub tail_entries: u64,
     pub healing: Healing,
+    pub lifecycle: LifecyclePace,
 }
 
 /// Times of detection and repair.
@@ -107,6 +109,7 @@ impl Default for Tuning {
             garbage_grace: workers::GARBAGE_GRACE,
             tail_entries: crate::group::TAIL_ENTRIES,
             healing: Healing::default(),
+            lifecycle: LifecyclePace::default(),
         }
     }
 }
@@ -455,6 +458,7 @@ fn start_repair(env: &Env, tuning: &Tuning, service: &Arc<Service>, client: &Cli
         peers: Arc::new(Others(client.clone())),
         progress: service.repair.clone(),
         healing: tuning.healing.clone(),
+        events: Some(service.events.clone()),
         moving: tokio::sync::Mutex::default(),
     });
     // Before, the map here may be older than what this node had adopted.
@@ -500,6 +504,9 @@ fn start_workers(
     let collect =
         workers::collect_garbage(env.clone(), service.clone(), client.clone(), tuning.garbage_grace, stop.subscribe());
     env.spawn("collect garbage", collect);
+    let expire =
+        lifecycle::run(env.clone(), service.clone(), client.clone(), tuning.lifecycle.clone(), stop.subscribe());
+    env.spawn("lifecycle", expire);
     let (sweeper, finisher) = (client.clone(), client.clone());
     let renew = workers::renew_session(env.clone(), client.clone(), clock.clone(), stop.subscribe());
     env.spawn("renew session", renew);

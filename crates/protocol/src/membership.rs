@@ -5,6 +5,7 @@
 
 use base::ids::{GroupId, LogIndex, NodeId, PeerId};
 
+use crate::placement::Locality;
 use crate::raft::{Configuration, ConfigurationChange, PeerProgress};
 
 /// Entries that a learner may lack to be made a voter: the new majority may need it at once.
@@ -160,6 +161,31 @@ impl Plan<'_> {
     }
 }
 
+/// The order in which nodes are to be chosen so that voters are spread over regions, then zones, then racks: first those in
+/// whose domains the group has the fewest.
+pub fn spread(
+    mut nodes: Vec<NodeView>,
+    configuration: &Configuration,
+    locality: impl Fn(NodeId) -> Locality,
+) -> Vec<NodeView> {
+    let votes: Vec<(NodeId, Locality)> = configuration
+        .voters
+        .iter()
+        .filter_map(|peer| configuration.node_of(*peer))
+        .map(|node| (node, locality(node)))
+        .collect();
+    let crowd = |node: NodeId| {
+        let own = locality(node);
+        let others = || votes.iter().filter(|(other, _)| *other != node).map(|(_, other)| other);
+        let region = others().filter(|other| other.region == own.region).count();
+        let zone = others().filter(|other| (&other.region, &other.zone) == (&own.region, &own.zone)).count();
+        let rack = others().filter(|other| **other == own).count();
+        (region, zone, rack)
+    };
+    nodes.sort_by_cached_key(|view| (crowd(view.node), view.node));
+    nodes
+}
+
 /// The voter that should lead, so that leaders are spread over nodes: groups take turns through the voters' nodes,
 /// and the next one that is up stands in. `None` when no voter's node is up.
 pub fn preferred_leader(group: GroupId, configuration: &Configuration, up: &[NodeId]) -> Option<PeerId> {
@@ -291,6 +317,21 @@ mod tests {
         now.voters_outgoing = vec![PeerId(1)];
         assert_eq!(next_change(&now, &nodes("UUU"), &[], &progress(&[]), 3, true), None);
         assert_eq!(next_change(&Configuration::default(), &nodes("UUU"), &[], &progress(&[]), 3, true), None);
+    }
+
+    #[test]
+    fn voters_are_spread_over_zones() {
+        // Nodes 1 and 2 in zone a, 3 and 4 in b, 5 in c.
+        let zone = |node: NodeId| Locality::parse(&format!("zone={}", ["a", "a", "b", "b", "c"][node.0 as usize - 1]));
+        let order = |voters: &[u64]| {
+            let spread = spread(nodes("UUUUU"), &configuration(voters, &[]), zone);
+            spread.iter().map(|view| view.node.0).collect::<Vec<_>>()
+        };
+        assert_eq!(order(&[1]), [1, 3, 4, 5, 2]);
+        assert_eq!(order(&[1, 3]), [1, 3, 5, 2, 4]);
+        let now = configuration(&[1, 3], &[2, 4, 5]);
+        let next = next_change(&now, &spread(nodes("UUUUU"), &now, zone), &[], &progress(&[]), 3, true);
+        assert_eq!(next, promote(&[5], &[]));
     }
 
     #[test]

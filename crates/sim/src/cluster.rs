@@ -242,6 +242,7 @@ impl Cluster {
                 state: NodeState::Removed as i32,
                 raise_floor: true,
                 generation: row.generation,
+                stays: false,
             };
             client.change_map_checked(MapCommand::SetNodeState(change)).await
         };

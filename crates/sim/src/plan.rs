@@ -4,7 +4,7 @@ use base::env::{Random, RandomExt};
 use base::plant::Plant;
 use base::{KIB, MIB};
 use bytes::Bytes;
-use node::{Healing, Tuning};
+use node::{Healing, LifecyclePace, Tuning};
 use std::time::Duration;
 use store::EngineOptions;
 use store::kv::KvOptions;
@@ -282,6 +282,7 @@ impl Plan {
             flush_bytes: 4 * KIB,
             garbage_grace: Duration::from_millis(300),
             tail_entries: 8,
+            lifecycle: LifecyclePace { interval: Duration::from_secs(2), ..LifecyclePace::default() },
             healing: Healing {
                 lost_after: self.lost_after,
                 compare_interval: Duration::from_millis(400),

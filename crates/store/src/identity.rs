@@ -75,7 +75,7 @@ pub(crate) struct FoundIdentity {
     pub copy_damaged: bool,
 }
 
-fn decode_file(contents: &[u8]) -> Result<FoundIdentity, StoreError> {
+pub(crate) fn decode_file(contents: &[u8]) -> Result<FoundIdentity, StoreError> {
     let copy = |number: usize| {
         let block = contents.get(number * BLOCK..(number + 1) * BLOCK).unwrap_or_default();
         DiskIdentity::decode(block)

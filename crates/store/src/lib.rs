@@ -11,6 +11,8 @@ mod compaction;
 mod engine;
 mod errors;
 pub mod format;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod identity;
 mod index;
 mod inner;

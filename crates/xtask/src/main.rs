@@ -2,6 +2,9 @@
 //!
 //! Knows: which checks exist. Never knows: how the product works; it starts cargo and counts.
 
+mod chaos;
+mod conformance;
+mod fuzz;
 mod graph;
 mod run;
 
@@ -11,10 +14,15 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  test    all tests, then the fixed list of simulated seeds; needs only Rust and a C compiler
+  test    all tests, then the fixed list of simulated seeds, then the short half of chaos; needs only Rust and a C
+          compiler
   check   test, and: format, clippy with warnings denied, documentation, the crate graph,
           cargo deny where it is installed
   lint    only the fast half of check: format, clippy, the crate graph
+  conformance s3 | clients
+          suites and clients of others against a cluster: `cargo xtask conformance` says more
+  fuzz    fuzz SECONDS [TARGET...]: each decoder for so long; needs cargo-fuzz
+  chaos   real servers under real faults; `cargo xtask chaos --help` has its options
   sim     the simulator: --seed N, --minutes M, --shrink, --plants, --fixed, --points; `sim --help` says more
 
 The last line is `henge: N passed, N failed, N skipped`.";
@@ -24,6 +32,9 @@ const SIMULATE: [&str; 7] = ["run", "--quiet", "--package", "sim", "--bin", "sim
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(("chaos", options)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return chaos::run(options).into();
+    }
     let mut counts = Counts::default();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["sim", rest @ ..] => return run::instead("cargo", &[&SIMULATE[..], rest].concat()),
@@ -34,6 +45,10 @@ fn main() -> ExitCode {
             test(&mut counts);
             documentation(&mut counts);
             deny(&mut counts);
+        }
+        ["conformance", rest @ ..] => return conformance::run(rest),
+        ["fuzz", seconds, only @ ..] if seconds.parse::<u64>().is_ok() => {
+            fuzz::run(&mut counts, seconds.parse().unwrap_or_default(), only);
         }
         [] | ["help" | "-h" | "--help"] => {
             println!("{USAGE}");
@@ -51,6 +66,11 @@ fn main() -> ExitCode {
 fn test(counts: &mut Counts) {
     run::tests(counts);
     step(counts, "simulation", "cargo", &[&SIMULATE[..], &["--fixed"]].concat());
+    match chaos::run(&["--gate".to_owned()]) {
+        chaos::HOLDS => counts.passed += 1,
+        chaos::SKIPPED => counts.skipped += 1,
+        _ => counts.failed += 1,
+    }
 }
 
 fn lint(counts: &mut Counts) {

@@ -11,6 +11,7 @@ use meta::map::command::*;
 use meta::object::command::*;
 use meta::view::commit;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 type Rows = BTreeMap<Bytes, Bytes>;
@@ -30,6 +31,8 @@ pub struct State {
     pub refuses: BTreeMap<u32, Failure>,
     /// The last shard command asked for everyone.
     pub everyone: bool,
+    /// Chunks that were made from others on their nodes.
+    pub clones: usize,
 }
 
 impl State {
@@ -59,7 +62,13 @@ impl State {
 
     pub fn vote_down(&mut self, node: u32) {
         let state = NodeState::Down as i32;
-        self.change(MapCommand::SetNodeState(SetNodeState { id: node, state, raise_floor: true, generation: 1 }));
+        self.change(MapCommand::SetNodeState(SetNodeState {
+            id: node,
+            state,
+            raise_floor: true,
+            generation: 1,
+            stays: false,
+        }));
     }
 
     /// Moves every group one step: closes open ones, opens closed ones.
@@ -88,7 +97,9 @@ impl State {
             Ask::QueryShard(query) if leads => {
                 Told::ShardAnswer(meta::object::query(&self.shard_rows, GROUP, query.query.unwrap()).unwrap())
             }
-            Ask::PutChunk(_) | Ask::GetChunk(_) | Ask::DeleteChunks(_) if self.refuses.contains_key(&node) => {
+            Ask::PutChunk(_) | Ask::GetChunk(_) | Ask::CloneChunk(_) | Ask::DeleteChunks(_)
+                if self.refuses.contains_key(&node) =>
+            {
                 return failed(self.refuses[&node]);
             }
             Ask::PutChunk(put) => {
@@ -105,6 +116,16 @@ impl State {
                 let Some(chunk) = self.chunks.get(&(node, id)) else { return failed(Failure::NotFound) };
                 let piece = chunk.slice(get.start as usize..get.end as usize);
                 return (Told::Chunk(ChunkDone { epoch: 1, ..ChunkDone::default() }), vec![piece]);
+            }
+            Ask::CloneChunk(clone) => {
+                let [from, id] = [&clone.from, &clone.id].map(|id| ChunkId::from_bytes(id[..].try_into().unwrap()));
+                let Some(source) = self.chunks.get(&(node, from)) else { return failed(Failure::NotFound) };
+                let bytes = source.slice(clone.start as usize..clone.end as usize);
+                let mut crc = base::checksum::Crc64::new();
+                crc.update(&bytes);
+                self.chunks.insert((node, id), bytes);
+                self.clones += 1;
+                Told::Chunk(ChunkDone { epoch: clone.epoch, crc64: crc.finish(), ..ChunkDone::default() })
             }
             Ask::DeleteChunks(delete) => {
                 for id in delete.ids.chunks_exact(ChunkId::LEN) {
@@ -213,6 +234,23 @@ impl Fake {
                 out.extend_from_slice(&piece?);
             }
             Ok(out)
+        })
+    }
+
+    /// A server-side copy.
+    pub fn copy(
+        &self,
+        bucket: &BucketInfo,
+        from: &'static str,
+        to: &'static str,
+        range: Range<u64>,
+    ) -> Result<(), Error> {
+        let (client, bucket) = (self.client.clone(), bucket.clone());
+        self.run(async move {
+            let source = client.head(&bucket, &Bytes::from_static(from.as_bytes()), None).await?;
+            let mut writer = client.write(&bucket, Bytes::from_static(to.as_bytes()), None);
+            writer.copy_from(&bucket, &source, range).await?;
+            writer.finish(FinishPut::default()).await.map(|_| ())
         })
     }
 

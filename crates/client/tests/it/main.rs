@@ -95,6 +95,57 @@ fn a_majority_does_not_wait_for_the_last() {
     assert_eq!(fake.holders(), [1, 2, 3]);
 }
 
+/// Bytes that tell where they stood, in several chunks.
+fn long_body() -> Bytes {
+    (0..5u32 << 18).flat_map(|word| word.to_le_bytes()).collect()
+}
+
+#[test]
+fn a_copy_is_made_by_the_nodes_and_moves_no_byte() {
+    let fake = Fake::new(20);
+    let bucket = fake.bucket(All);
+    let body = long_body();
+    fake.put(&bucket, "from", body.clone()).unwrap();
+    fake.copy(&bucket, "from", "whole", 0..body.len() as u64).unwrap();
+    assert_eq!(fake.state().clones, 6, "two chunks on three nodes");
+    assert_eq!(fake.get(&bucket, "whole").unwrap(), body);
+    let range = 1000..(4 << 20) + 10;
+    fake.copy(&bucket, "from", "part", range.clone()).unwrap();
+    assert_eq!(fake.state().clones, 12);
+    assert_eq!(fake.get(&bucket, "part").unwrap(), body[range.start as usize..range.end as usize]);
+    fake.put(&bucket, "small", Bytes::from_static(b"rides in the row")).unwrap();
+    fake.copy(&bucket, "small", "small copy", 6..8).unwrap();
+    assert_eq!(fake.get(&bucket, "small copy").unwrap(), b"in");
+    // The source may go: nothing is shared.
+    let sources: Vec<_> = fake.state().chunks.keys().copied().collect();
+    assert_eq!(sources.len(), 3 * 2 + 6 + 6);
+}
+
+#[test]
+fn a_copy_that_the_nodes_cannot_make_is_read_and_stored() {
+    let fake = Fake::new(21);
+    let bucket = fake.bucket(All);
+    let body = long_body();
+    fake.put(&bucket, "from", body.clone()).unwrap();
+    // One member has lost what it held.
+    fake.state().chunks.retain(|(node, _), _| *node != 2);
+    fake.copy(&bucket, "from", "to", 0..body.len() as u64).unwrap();
+    assert_eq!(fake.get(&bucket, "to").unwrap(), body);
+    // A copy of other bytes on one member must not become a copy of the object.
+    let fake = Fake::new(22);
+    let bucket = fake.bucket(All);
+    fake.put(&bucket, "from", body.clone()).unwrap();
+    let damaged = fake.state().chunks.iter_mut().find(|((node, _), _)| *node == 3).map(|(id, bytes)| {
+        *bytes = vec![9; bytes.len()].into();
+        *id
+    });
+    assert!(damaged.is_some());
+    match fake.copy(&bucket, "from", "to", 0..body.len() as u64) {
+        Ok(()) => assert_eq!(fake.get(&bucket, "to").unwrap(), body),
+        Err(error) => assert!(matches!(error, Error::Damaged(_)), "{error}"),
+    }
+}
+
 #[test]
 fn less_than_a_majority_is_never_enough() {
     for rule in [All, Majority] {

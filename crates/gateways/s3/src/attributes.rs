@@ -1,10 +1,9 @@
 //! What is kept of a request's headers beside the content, and how it comes back.
 
 use crate::checksum::{Algorithm, ChecksumType};
-use crate::encoding::percent_decode;
 use crate::error::{Code, Result, S3Error, not_implemented};
 use crate::names;
-use client::{Attributes, Checksum, Header};
+use client::{Checksum, Header};
 use http::HeaderMap;
 use http::header::{
     CACHE_CONTROL, CONTENT_DISPOSITION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_TYPE, EXPIRES, HeaderName,
@@ -13,11 +12,6 @@ use http::header::{
 
 /// The most bytes of user metadata: names without their prefix, and values.
 const METADATA_MAX: usize = 2048;
-
-/// The most tags of an object, and the longest key and value in characters.
-const TAGS_MAX: usize = 10;
-const TAG_KEY_MAX: usize = 128;
-const TAG_VALUE_MAX: usize = 256;
 
 /// User metadata carries this prefix.
 const METADATA_PREFIX: &str = "x-amz-meta-";
@@ -36,10 +30,9 @@ const KEPT: [(HeaderName, &str); 6] = [
 const DEFAULT_TYPE: &str = "binary/octet-stream";
 
 /// Headers that ask for what is not built. Taking such a request would promise what is not kept.
-const NOT_BUILT: [(&str, &str); 5] = [
+const NOT_BUILT: [(&str, &str); 4] = [
     ("x-amz-server-side-encryption", "Server-side encryption"),
     ("x-amz-copy-source-server-side-encryption", "Server-side encryption"),
-    ("x-amz-object-lock-", "Object lock"),
     ("x-amz-website-redirect-location", "Website redirection"),
     ("x-amz-write-offset-bytes", "Appending"),
 ];
@@ -51,27 +44,10 @@ pub fn refuse_unbuilt(headers: &HeaderMap) -> Result<()> {
             return Err(not_implemented(&format!("{what} ({name})")));
         }
     }
-    if headers
-        .get("x-amz-bucket-object-lock-enabled")
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"true"))
-    {
-        return Err(not_implemented("Object lock (x-amz-bucket-object-lock-enabled)"));
-    }
-    let owner_only = |value: &HeaderValue| matches!(value.as_bytes(), b"private" | b"bucket-owner-full-control" | b"");
-    let grants = headers.keys().any(|name| name.as_str().starts_with("x-amz-grant-"));
-    if grants || !headers.get(names::ACL).is_none_or(owner_only) {
-        let message = "The bucket does not allow ACLs: access belongs to the owner. Omit the ACL or use \"private\".";
-        return Err(S3Error::new(Code::AccessControlListNotSupported, message));
-    }
     match headers.get(names::STORAGE_CLASS).map(HeaderValue::as_bytes) {
         None | Some(b"STANDARD" | b"") => Ok(()),
         Some(_) => Err(S3Error::new(Code::InvalidStorageClass, "The only storage class is STANDARD.")),
     }
-}
-
-/// Content headers, user metadata and tags of a write; ETag and checksums come later.
-pub fn of_write(headers: &HeaderMap) -> Result<Attributes> {
-    Ok(Attributes { headers: kept_headers(headers)?, tags: tags(headers)?, ..Attributes::default() })
 }
 
 /// Content headers and user metadata.
@@ -121,29 +97,6 @@ fn without_aws_chunked(encodings: &str) -> String {
         .filter(|encoding| !encoding.is_empty() && *encoding != "aws-chunked")
         .collect();
     kept.join(", ")
-}
-
-/// `x-amz-tagging: key=value&key=value`.
-pub fn tags(headers: &HeaderMap) -> Result<Vec<Header>> {
-    let Some(value) = headers.get(names::TAGGING) else { return Ok(Vec::new()) };
-    let invalid = |why: &str| S3Error::new(Code::InvalidTag, format!("The x-amz-tagging header is invalid: {why}."));
-    let text = value.to_str().map_err(|_| invalid("it is not ASCII"))?;
-    let decode = |text: &str| percent_decode(text, true).and_then(|bytes| String::from_utf8(bytes).ok());
-    let mut tags: Vec<Header> = Vec::new();
-    for pair in text.split('&').filter(|pair| !pair.is_empty()) {
-        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let (Some(name), Some(value)) = (decode(key), decode(value)) else {
-            return Err(invalid("it cannot be decoded"));
-        };
-        if name.is_empty() || name.chars().count() > TAG_KEY_MAX || value.chars().count() > TAG_VALUE_MAX {
-            return Err(invalid("a key or value is too long or empty"));
-        }
-        if tags.iter().any(|tag| tag.name == name) {
-            return Err(invalid("a key is given twice"));
-        }
-        tags.push(Header { name, value });
-    }
-    if tags.len() > TAGS_MAX { Err(invalid("an object has at most 10 tags")) } else { Ok(tags) }
 }
 
 /// Content headers and user metadata as headers of an answer. `overrides`: the value of a query parameter.
@@ -236,33 +189,12 @@ mod tests {
         for (name, value, code) in [
             ("x-amz-server-side-encryption", "AES256", Code::NotImplemented),
             ("x-amz-server-side-encryption-customer-key", "k", Code::NotImplemented),
-            ("x-amz-object-lock-mode", "GOVERNANCE", Code::NotImplemented),
-            ("x-amz-bucket-object-lock-enabled", "true", Code::NotImplemented),
-            ("x-amz-acl", "public-read", Code::AccessControlListNotSupported),
-            ("x-amz-grant-read", "id=1", Code::AccessControlListNotSupported),
             ("x-amz-storage-class", "GLACIER", Code::InvalidStorageClass),
         ] {
             assert_eq!(refuse_unbuilt(&map(&[(name, value)])).unwrap_err().code, code, "{name}: {value}");
         }
-        for (name, value) in [("x-amz-acl", "private"), ("x-amz-storage-class", "STANDARD"), ("x-amz-meta-x", "y")] {
+        for (name, value) in [("x-amz-storage-class", "STANDARD"), ("x-amz-meta-x", "y")] {
             assert!(refuse_unbuilt(&map(&[(name, value)])).is_ok(), "{name}: {value}");
-        }
-    }
-
-    #[test]
-    fn tags_are_parsed_and_bounded() {
-        let of = |text: &str| tags(&map(&[("x-amz-tagging", text)])).map_err(|error| error.code);
-        let parsed = of("a=1&b%20c=d+e&f").unwrap();
-        let pairs: Vec<(&str, &str)> = parsed.iter().map(|tag| (tag.name.as_str(), tag.value.as_str())).collect();
-        assert_eq!(pairs, [("a", "1"), ("b c", "d e"), ("f", "")]);
-        for bad in [
-            "a=1&a=2",
-            "=1",
-            "a=%zz",
-            &"k".repeat(129),
-            &(0..11).map(|n| format!("k{n}=v")).collect::<Vec<_>>().join("&"),
-        ] {
-            assert_eq!(of(bad), Err(Code::InvalidTag), "{bad}");
         }
     }
 }

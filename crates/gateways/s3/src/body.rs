@@ -1,5 +1,6 @@
 //! The body of an answer: small and whole, or an object that streams.
 
+use crate::fair::Place;
 use bytes::Bytes;
 use client::ObjectReader;
 use futures_util::Stream;
@@ -10,6 +11,8 @@ use std::task::{Context, Poll};
 /// The body of an answer.
 pub struct ResponseBody {
     kind: Kind,
+    /// Held until the last byte is handed over.
+    place: Option<Place>,
 }
 
 enum Kind {
@@ -37,12 +40,19 @@ pub enum BodyError {
 }
 
 impl ResponseBody {
+    /// The place of the request, which goes on while an object streams.
+    pub fn hold(&mut self, place: Place) {
+        if matches!(self.kind, Kind::Object { .. }) {
+            self.place = Some(place);
+        }
+    }
+
     pub fn empty() -> ResponseBody {
         ResponseBody::whole(Bytes::new())
     }
 
     pub fn whole(bytes: impl Into<Bytes>) -> ResponseBody {
-        ResponseBody { kind: Kind::Whole(bytes.into()) }
+        ResponseBody { kind: Kind::Whole(bytes.into()), place: None }
     }
 
     /// `first` was read already, so that an object whose first bytes are lost gets a whole error instead of a broken
@@ -59,7 +69,7 @@ impl ResponseBody {
     }
 
     fn stream(pieces: Pieces, length: u64) -> ResponseBody {
-        ResponseBody { kind: Kind::Object { pieces, left: length } }
+        ResponseBody { kind: Kind::Object { pieces, left: length }, place: None }
     }
 }
 

@@ -27,9 +27,11 @@ macro_rules! codes {
 codes! {
     AccessControlListNotSupported = 400,
     AccessDenied = 403,
+    AccessForbidden = 403,
     AuthorizationHeaderMalformed = 400,
     AuthorizationQueryParametersError = 400,
     BadDigest = 400,
+    BadRequest = 400,
     BucketAlreadyExists = 409,
     BucketAlreadyOwnedByYou = 409,
     BucketNotEmpty = 409,
@@ -40,24 +42,32 @@ codes! {
     InternalError = 500,
     InvalidAccessKeyId = 403,
     InvalidArgument = 400,
+    InvalidBucketAclWithObjectOwnership = 400,
     InvalidBucketName = 400,
+    InvalidBucketState = 409,
     InvalidDigest = 400,
     InvalidLocationConstraint = 400,
     InvalidPart = 400,
     InvalidPartOrder = 400,
+    InvalidPolicyDocument = 400,
     InvalidRange = 416,
     InvalidRequest = 400,
+    InvalidRetentionPeriod = 400,
     InvalidStorageClass = 400,
     InvalidTag = 400,
     InvalidToken = 400,
     InvalidURI = 400,
     KeyTooLongError = 400,
+    MalformedPOSTRequest = 400,
     MalformedTrailerError = 400,
+    MalformedPolicy = 400,
     MalformedXML = 400,
     MaxMessageLengthExceeded = 400,
+    MaxPostPreDataLengthExceededError = 400,
     MetadataTooLarge = 400,
     MethodNotAllowed = 405,
     MissingContentLength = 411,
+    MissingSecurityHeader = 400,
     NoSuchBucket = 404,
     NoSuchBucketPolicy = 404,
     NoSuchCORSConfiguration = 404,
@@ -74,6 +84,7 @@ codes! {
     ObjectLockConfigurationNotFoundError = 404,
     OwnershipControlsNotFoundError = 404,
     PreconditionFailed = 412,
+    QuotaExceeded = 403,
     ReplicationConfigurationNotFoundError = 404,
     RequestHeaderSectionTooLarge = 400,
     RequestTimeTooSkewed = 403,
@@ -81,6 +92,9 @@ codes! {
     ServerSideEncryptionConfigurationNotFoundError = 404,
     ServiceUnavailable = 503,
     SignatureDoesNotMatch = 403,
+    SlowDown = 503,
+    UnexpectedContent = 400,
+    UnresolvableGrantByEmailAddress = 400,
     XAmzContentSHA256Mismatch = 400,
 }
 
@@ -179,15 +193,31 @@ impl From<client::Error> for S3Error {
             Error::InvalidPartOrder => {
                 S3Error::new(Code::InvalidPartOrder, "The list of parts must be in ascending order of part numbers.")
             }
+            Error::EntityTooLarge { detail } => S3Error::new(
+                Code::EntityTooLarge,
+                "Your proposed upload exceeds the maximum allowed object size of 5 TiB.",
+            )
+            .field("ProposedSize", detail)
+            .field("MaxSizeAllowed", (5u64 << 40).to_string()),
             Error::EntityTooSmall { detail } => S3Error::new(
                 Code::EntityTooSmall,
                 format!("Part {detail} is smaller than 5 MiB, which only the last part may be."),
             ),
+            Error::ObjectLocked(why) => S3Error::new(
+                Code::AccessDenied,
+                format!("Access Denied because object protected by object lock: {why}."),
+            ),
+            Error::NotLockable => S3Error::new(Code::InvalidRequest, "Bucket is missing Object Lock Configuration"),
+            Error::QuotaExceeded { limit } => S3Error::new(
+                Code::QuotaExceeded,
+                format!("The bucket may hold no more than {limit}. Delete something, or have its quota raised."),
+            ),
             Error::Invalid(message) => S3Error::new(Code::InvalidRequest, message),
             Error::NotImplemented(what) => not_implemented(&what),
-            Error::Full => S3Error::new(Code::ServiceUnavailable, format!("{error}.")),
+            Error::Full => later(S3Error::new(Code::ServiceUnavailable, format!("{error}."))),
             Error::Unavailable(why) => {
-                S3Error::new(Code::ServiceUnavailable, format!("Please try again: {why}. Nothing was changed."))
+                let message = format!("Please try again: {why}. Nothing was changed.");
+                later(S3Error::new(Code::ServiceUnavailable, message))
             }
             // Retried by clients like an InternalError; the message is what differs.
             Error::OutcomeUnknown(why) => S3Error::new(
@@ -201,6 +231,10 @@ impl From<client::Error> for S3Error {
             other => S3Error::new(Code::InternalError, format!("{other}.")),
         }
     }
+}
+
+fn later(error: S3Error) -> S3Error {
+    error.header(http::header::RETRY_AFTER, HeaderValue::from_static("1"))
 }
 
 /// `version` empty: the newest version is a delete marker and a plain GET met it; else the marker was named.

@@ -10,7 +10,9 @@ macro_rules! names {
 
 names! {
     ACL = "x-amz-acl";
+    BUCKET_OBJECT_LOCK_ENABLED = "x-amz-bucket-object-lock-enabled";
     BUCKET_REGION = "x-amz-bucket-region";
+    BYPASS_GOVERNANCE = "x-amz-bypass-governance-retention";
     CHECKSUM_ALGORITHM = "x-amz-checksum-algorithm";
     CHECKSUM_MODE = "x-amz-checksum-mode";
     CHECKSUM_TYPE = "x-amz-checksum-type";
@@ -27,6 +29,7 @@ names! {
     DECODED_CONTENT_LENGTH = "x-amz-decoded-content-length";
     DELETE_MARKER = "x-amz-delete-marker";
     EXPECTED_BUCKET_OWNER = "x-amz-expected-bucket-owner";
+    EXPIRATION = "x-amz-expiration";
     EXPECTED_SOURCE_BUCKET_OWNER = "x-amz-source-expected-bucket-owner";
     IF_MATCH_LAST_MODIFIED_TIME = "x-amz-if-match-last-modified-time";
     IF_MATCH_SIZE = "x-amz-if-match-size";
@@ -34,6 +37,10 @@ names! {
     MP_OBJECT_SIZE = "x-amz-mp-object-size";
     MP_PARTS_COUNT = "x-amz-mp-parts-count";
     OBJECT_ATTRIBUTES = "x-amz-object-attributes";
+    OBJECT_OWNERSHIP = "x-amz-object-ownership";
+    OBJECT_LOCK_LEGAL_HOLD = "x-amz-object-lock-legal-hold";
+    OBJECT_LOCK_MODE = "x-amz-object-lock-mode";
+    OBJECT_LOCK_RETAIN_UNTIL = "x-amz-object-lock-retain-until-date";
     OBJECT_SIZE = "x-amz-object-size";
     REQUEST_ID = "x-amz-request-id";
     SDK_CHECKSUM_ALGORITHM = "x-amz-sdk-checksum-algorithm";

@@ -17,19 +17,50 @@ pub enum Operation {
     GetBucketLocation,
     GetBucketVersioning,
     PutBucketVersioning,
-    GetAcl,
-    PutAcl,
+    GetBucketAcl,
+    PutBucketAcl,
+    GetObjectAcl,
+    PutObjectAcl,
+    GetBucketPolicy,
+    PutBucketPolicy,
+    DeleteBucketPolicy,
+    GetBucketPolicyStatus,
+    GetPublicAccessBlock,
+    PutPublicAccessBlock,
+    DeletePublicAccessBlock,
+    GetBucketLifecycle,
+    PutBucketLifecycle,
+    DeleteBucketLifecycle,
+    GetObjectLockConfiguration,
+    PutObjectLockConfiguration,
+    GetObjectRetention,
+    PutObjectRetention,
+    GetObjectLegalHold,
+    PutObjectLegalHold,
+    GetBucketCors,
+    PutBucketCors,
+    DeleteBucketCors,
+    GetBucketTagging,
+    PutBucketTagging,
+    DeleteBucketTagging,
+    GetBucketOwnershipControls,
+    PutBucketOwnershipControls,
+    DeleteBucketOwnershipControls,
     ListObjects,
     ListObjectsV2,
     ListObjectVersions,
     ListMultipartUploads,
     DeleteObjects,
     PutObject,
+    /// A browser's form.
+    PostObject,
     CopyObject,
     GetObject,
     HeadObject,
     DeleteObject,
     GetObjectTagging,
+    PutObjectTagging,
+    DeleteObjectTagging,
     GetObjectAttributes,
     CreateMultipartUpload,
     UploadPart,
@@ -136,7 +167,7 @@ impl Operation {
             return Operation::of_subresource(name, method);
         }
         refuse_unknown_parameters(method, query, of_object)?;
-        if of_object { of_object_plain(method, query, headers) } else { of_bucket_plain(method, query, headers) }
+        if of_object { of_object_plain(method, query, headers) } else { of_bucket_plain(method, query) }
     }
 
     fn of_subresource(name: &'static str, method: &Method) -> Result<Operation> {
@@ -147,50 +178,64 @@ impl Operation {
             "GetBucketLocation" => O::GetBucketLocation,
             "GetBucketVersioning" => O::GetBucketVersioning,
             "PutBucketVersioning" => O::PutBucketVersioning,
-            "GetBucketAcl" | "GetObjectAcl" => O::GetAcl,
-            "PutBucketAcl" | "PutObjectAcl" => O::PutAcl,
+            "GetBucketAcl" => O::GetBucketAcl,
+            "PutBucketAcl" => O::PutBucketAcl,
+            "GetObjectAcl" => O::GetObjectAcl,
+            "PutObjectAcl" => O::PutObjectAcl,
+            "GetBucketPolicy" => O::GetBucketPolicy,
+            "PutBucketPolicy" => O::PutBucketPolicy,
+            "DeleteBucketPolicy" => O::DeleteBucketPolicy,
+            "GetBucketPolicyStatus" => O::GetBucketPolicyStatus,
+            "GetPublicAccessBlock" => O::GetPublicAccessBlock,
+            "PutPublicAccessBlock" => O::PutPublicAccessBlock,
+            "DeletePublicAccessBlock" => O::DeletePublicAccessBlock,
+            "GetBucketLifecycleConfiguration" => O::GetBucketLifecycle,
+            "PutBucketLifecycleConfiguration" => O::PutBucketLifecycle,
+            "DeleteBucketLifecycle" => O::DeleteBucketLifecycle,
+            "GetObjectLockConfiguration" => O::GetObjectLockConfiguration,
+            "PutObjectLockConfiguration" => O::PutObjectLockConfiguration,
+            "GetObjectRetention" => O::GetObjectRetention,
+            "PutObjectRetention" => O::PutObjectRetention,
+            "GetObjectLegalHold" => O::GetObjectLegalHold,
+            "PutObjectLegalHold" => O::PutObjectLegalHold,
+            "GetBucketCors" => O::GetBucketCors,
+            "PutBucketCors" => O::PutBucketCors,
+            "DeleteBucketCors" => O::DeleteBucketCors,
+            "GetBucketTagging" => O::GetBucketTagging,
+            "PutBucketTagging" => O::PutBucketTagging,
+            "DeleteBucketTagging" => O::DeleteBucketTagging,
+            "GetBucketOwnershipControls" => O::GetBucketOwnershipControls,
+            "PutBucketOwnershipControls" => O::PutBucketOwnershipControls,
+            "DeleteBucketOwnershipControls" => O::DeleteBucketOwnershipControls,
             "ListMultipartUploads" => O::ListMultipartUploads,
             "ListObjectVersions" => O::ListObjectVersions,
             "GetObjectTagging" => O::GetObjectTagging,
+            // BitTorrent is gone from S3; clients take this as "there is no torrent".
+            "GetObjectTorrent" => O::AbsentSetting(Code::NoSuchKey),
+            "PutObjectTagging" => O::PutObjectTagging,
+            "DeleteObjectTagging" => O::DeleteObjectTagging,
             "GetObjectAttributes" => O::GetObjectAttributes,
             "CreateMultipartUpload" => O::CreateMultipartUpload,
             "GetBucketAccelerateConfiguration" => O::EmptySetting("AccelerateConfiguration"),
             "GetBucketLogging" => O::EmptySetting("BucketLoggingStatus"),
             "GetBucketNotificationConfiguration" => O::EmptySetting("NotificationConfiguration"),
             "GetBucketRequestPayment" => O::EmptySetting("RequestPaymentConfiguration"),
-            "GetBucketCors" => O::AbsentSetting(Code::NoSuchCORSConfiguration),
             "GetBucketEncryption" => O::AbsentSetting(Code::ServerSideEncryptionConfigurationNotFoundError),
-            "GetBucketLifecycleConfiguration" => O::AbsentSetting(Code::NoSuchLifecycleConfiguration),
-            "GetObjectLockConfiguration" => O::AbsentSetting(Code::ObjectLockConfigurationNotFoundError),
-            "GetBucketOwnershipControls" => O::AbsentSetting(Code::OwnershipControlsNotFoundError),
-            "GetBucketPolicy" | "GetBucketPolicyStatus" => O::AbsentSetting(Code::NoSuchBucketPolicy),
-            "GetPublicAccessBlock" => O::AbsentSetting(Code::NoSuchPublicAccessBlockConfiguration),
             "GetBucketReplication" => O::AbsentSetting(Code::ReplicationConfigurationNotFoundError),
-            "GetBucketTagging" => O::AbsentSetting(Code::NoSuchTagSet),
             "GetBucketWebsite" => O::AbsentSetting(Code::NoSuchWebsiteConfiguration),
-            "GetObjectLegalHold" | "GetObjectRetention" => O::AbsentSetting(Code::NoSuchObjectLockConfiguration),
-            "DeleteBucketCors"
-            | "DeleteBucketEncryption"
-            | "DeleteBucketLifecycle"
-            | "DeleteBucketOwnershipControls"
-            | "DeleteBucketPolicy"
-            | "DeletePublicAccessBlock"
-            | "DeleteBucketReplication"
-            | "DeleteBucketTagging"
-            | "DeleteBucketWebsite" => O::DeleteAbsentSetting,
+            "DeleteBucketEncryption" | "DeleteBucketReplication" | "DeleteBucketWebsite" => O::DeleteAbsentSetting,
             name => return Err(not_implemented(name)),
         })
     }
 }
 
-fn of_bucket_plain(method: &Method, query: &Query, headers: &HeaderMap) -> Result<Operation> {
+fn of_bucket_plain(method: &Method, query: &Query) -> Result<Operation> {
     Ok(match *method {
         Method::GET if query.get("list-type") == Some("2") => Operation::ListObjectsV2,
         Method::GET => Operation::ListObjects,
         Method::HEAD => Operation::HeadBucket,
         Method::PUT => Operation::CreateBucket,
         Method::DELETE => Operation::DeleteBucket,
-        Method::POST if is_form(headers) => return Err(not_implemented("PostObject")),
         _ => return Err(wrong_method(method)),
     })
 }
@@ -230,10 +275,6 @@ fn refuse_unknown_parameters(method: &Method, query: &Query, of_object: bool) ->
     }
 }
 
-fn is_form(headers: &HeaderMap) -> bool {
-    headers.get(http::header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"multipart/form-data"))
-}
-
 fn wrong_method(method: &Method) -> S3Error {
     let message = "The specified method is not allowed against this resource.";
     S3Error::new(Code::MethodNotAllowed, message).field("Method", method.as_str())
@@ -258,7 +299,7 @@ mod tests {
             ("GET", "/bucket", "unknown=1", O::ListObjects),
             ("GET", "/bucket", "versions", O::ListObjectVersions),
             ("POST", "/bucket", "delete=", O::DeleteObjects),
-            ("GET", "/bucket", "policy", O::AbsentSetting(Code::NoSuchBucketPolicy)),
+            ("GET", "/bucket", "policy", O::GetBucketPolicy),
             ("PUT", "/bucket/k", "x-id=PutObject", O::PutObject),
             ("PUT", "/bucket/k", "partNumber=1&uploadId=u", O::UploadPart),
             ("POST", "/bucket/k", "uploads", O::CreateMultipartUpload),
@@ -274,9 +315,8 @@ mod tests {
     #[test]
     fn what_is_not_built_is_named_and_never_taken_for_something_else() {
         for (method, path, query, named) in [
-            ("PUT", "/bucket", "lifecycle", "PutBucketLifecycleConfiguration"),
             ("PUT", "/bucket/k", "renameObject", "RenameObject"),
-            ("PUT", "/bucket/k", "tagging", "PutObjectTagging"),
+            ("PUT", "/bucket", "website", "PutBucketWebsite"),
             ("PUT", "/bucket/k", "futureThing", "futureThing"),
             ("DELETE", "/bucket", "metadataConfiguration", "DeleteBucketMetadataConfiguration"),
             ("DELETE", "/bucket", "futureThing", "futureThing"),

@@ -1,10 +1,11 @@
 //! A request that was admitted: its sender is proven, its words are decoded.
 
-use crate::auth::Authenticated;
+use crate::auth::Caller;
 use crate::body::ResponseBody;
 use crate::checksum::{Hashes, Promised};
 use crate::encoding::version_bytes;
 use crate::error::{Code, Result, S3Error};
+use crate::form::Success;
 use crate::operation::Operation;
 use crate::payload::Payload;
 use crate::query::Query;
@@ -17,12 +18,24 @@ use http::{HeaderMap, StatusCode};
 /// The longest XML body in bytes: 10,000 parts with a SHA-256 each fit.
 const XML_LENGTH_MAX: u64 = 4 << 20;
 
+/// The other end of a connection. The listener puts it among the extensions of each request.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Peer {
+    /// The address of the socket, never one that a header tells.
+    pub address: Option<std::net::IpAddr>,
+    /// Over TLS.
+    pub secure: bool,
+}
+
 pub struct Request {
     pub operation: Operation,
     pub target: Target,
     pub query: Query,
     pub headers: HeaderMap,
-    pub caller: Authenticated,
+    pub caller: Caller,
+    pub peer: Peer,
+    /// What the sender of a form wants to be told.
+    pub success: Option<Success>,
     /// Names of the trailers that will follow the body, in lower case.
     pub announced: Vec<String>,
 }

@@ -1,22 +1,30 @@
 //! The HTTP service: limits, health, admission, and errors as S3 writes them.
 
 use crate::attributes::refuse_unbuilt;
-use crate::auth::{self, BodyProof, KeySource, Signed};
+use crate::auth::{self, BodyProof, Caller, KeySource, Signed};
+use crate::authorize::Policies;
 use crate::body::ResponseBody;
+use crate::cors;
 use crate::encoding::hex;
-use crate::error::{Code, Result, S3Error, not_implemented};
+use crate::error::{Code, Result, S3Error};
+use crate::fair::{Places, Weight};
+use crate::form::{self, Form};
+use crate::meter::S3Meter;
 use crate::names;
 use crate::operation::Operation;
 use crate::ops::{self, Gateway};
 use crate::payload::{Length, Payload, RawBody};
 use crate::query::Query;
-use crate::request::{Reply, Request, empty, insert};
+use crate::request::{Peer, Reply, Request, empty, insert};
 use crate::target::Target;
 use base::env::{BoxFuture, Clock, Random, RandomExt};
 use bytes::Bytes;
 use client::Client;
-use http::header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue, TRANSFER_ENCODING};
-use http::{Method, StatusCode, request};
+use http::header::{
+    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderName,
+    HeaderValue, ORIGIN, TRANSFER_ENCODING,
+};
+use http::{HeaderMap, Method, StatusCode, request};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use std::convert::Infallible;
@@ -45,12 +53,13 @@ pub struct S3Options {
     pub random: Arc<dyn Random>,
     /// Whether the node serves writes; asked by `/health/ready`.
     pub ready: Arc<dyn Fn() -> bool + Send + Sync>,
+    pub meter: S3Meter,
 }
 
 /// Makes the service. It is cheap to clone, and serves any number of connections.
 pub fn service(client: Client, options: S3Options) -> S3Service {
-    let gateway = Gateway { client, region: options.region.clone() };
-    S3Service { inner: Arc::new(Inner { gateway, options }) }
+    let gateway = Gateway { client, region: options.region.clone(), policies: Policies::default() };
+    S3Service { inner: Arc::new(Inner { gateway, options, places: Places::default() }) }
 }
 
 #[derive(Clone)]
@@ -61,6 +70,7 @@ pub struct S3Service {
 struct Inner {
     gateway: Gateway,
     options: S3Options,
+    places: Places,
 }
 
 impl<B> hyper::service::Service<http::Request<B>> for S3Service
@@ -89,16 +99,54 @@ impl Inner {
         self.options.random.fill(&mut id);
         let id = hex(&id).to_ascii_uppercase();
         let (method, raw_path) = (parts.method.clone(), parts.uri.path().to_owned());
-        let admitted = admit(parts, body, &self.gateway.client, &self.options).await;
-        let outcome = match admitted {
-            Ok((request, payload)) => ops::run(&self.gateway, &request, payload).await,
-            Err(error) => Err(error),
+        let began = self.options.clock.now();
+        let across = Across::of(&parts, &self.options);
+        let mut operation = None;
+        let outcome = if method == Method::OPTIONS {
+            check_limits(&parts).and_then(|()| across.preflight(&self.gateway.client))
+        } else {
+            match admit(parts, body, &self.gateway.client, &self.options).await {
+                Ok((request, payload)) => {
+                    operation = Some(request.operation);
+                    self.serve(&request, payload).await
+                }
+                Err(error) => Err(error),
+            }
         };
         let mut reply = outcome.unwrap_or_else(|error| error_reply(&error, &method, &raw_path, &id));
+        across.decorate(&method, &self.gateway.client, &mut reply);
+        self.options.meter.record(operation, reply.status().as_u16(), self.options.clock.now().since(began));
         insert(&mut reply, names::REQUEST_ID, &id);
         reply.headers_mut().insert(http::header::SERVER, HeaderValue::from_static("henge"));
         reply
     }
+}
+
+impl Inner {
+    /// Runs a request when it is its turn.
+    async fn serve(&self, request: &Request, payload: Payload) -> Result<Reply> {
+        let (tenant, weight) = (tenant_of(request), weight_of(request, &payload));
+        let place = self.places.take(tenant, weight, &*self.options.clock).await?;
+        let mut reply = ops::run(&self.gateway, request, payload).await?;
+        reply.body_mut().hold(place);
+        Ok(reply)
+    }
+}
+
+fn tenant_of(request: &Request) -> String {
+    match (request.caller.access_key(), request.peer.address) {
+        ("", Some(address)) => format!("from {address}"),
+        (access_key, _) => access_key.to_owned(),
+    }
+}
+
+/// What may hold several chunks in memory at once is heavy.
+fn weight_of(request: &Request, payload: &Payload) -> Weight {
+    const LIGHT_MAX: u64 = 256 << 10;
+    let copies = matches!(request.operation, Operation::CopyObject | Operation::UploadPartCopy);
+    let is_short = payload.announced_length().is_some_and(|length| length <= LIGHT_MAX);
+    let reads = matches!(request.operation, Operation::GetObject | Operation::HeadObject);
+    if copies || !(is_short || reads) { Weight::Heavy } else { Weight::Light }
 }
 
 fn health(parts: &request::Parts, options: &S3Options) -> Option<Reply> {
@@ -121,11 +169,14 @@ pub(crate) async fn admit(
     check_limits(&parts)?;
     let host = parts.headers.get(HOST).and_then(|value| value.to_str().ok());
     let target = Target::read(parts.uri.path(), host, options.domain.as_deref())?;
-    refuse_form(&parts)?;
+    if let Some(boundary) = form::boundary(&parts).filter(|_| target.key.is_empty()) {
+        return admit_form(parts, body, target, &boundary, keys, options).await;
+    }
     let raw_query = parts.uri.query().unwrap_or_default();
     let signed = Signed { method: &parts.method, raw_path: parts.uri.path(), raw_query, headers: &parts.headers };
     let (caller, proof) = auth::authenticate(signed, keys, options.clock.wall().0, &options.region).await?;
     let query = Query::read(raw_query)?;
+    let peer = parts.extensions.get::<Peer>().copied().unwrap_or_default();
     let mut headers = parts.headers;
     headers_from_query(&query, &mut headers);
     let operation = Operation::resolve(&parts.method, &target, &query, &headers)?;
@@ -133,7 +184,41 @@ pub(crate) async fn admit(
     let announced = announced_trailers(&headers);
     let length = content_length(&body, &proof, &headers)?;
     let payload = Payload::new(body, proof, length, announced.clone(), options.clock.clone());
-    Ok((Request { operation, target, query, headers, caller, announced }, payload))
+    Ok((Request { operation, target, query, headers, caller, peer, success: None, announced }, payload))
+}
+
+/// Turns a browser's form into the PUT that it stands for: its fields are the headers, its file is the body.
+async fn admit_form(
+    parts: request::Parts,
+    body: RawBody,
+    target: Target,
+    boundary: &str,
+    keys: &impl KeySource,
+    options: &S3Options,
+) -> Result<(Request, Payload)> {
+    let peer = parts.extensions.get::<Peer>().copied().unwrap_or_default();
+    let length = content_length(&body, &BodyProof::None, &parts.headers)?;
+    let whole = Payload::new(body, BodyProof::None, length, Vec::new(), options.clock.clone());
+    let (form, file) = Form::read(whole, boundary).await?;
+    let signed = auth::authenticate_form(&form, keys, &options.region).await?;
+    let caller = signed.map_or(Caller::Anonymous, Caller::Signed);
+    let allowed = form.check_policy(&target.bucket, options.clock.wall().0)?;
+    let target = Target::new(target.bucket, &form.key()?)?;
+    let headers = form.headers()?;
+    refuse_unbuilt(&headers)?;
+    let length = Length::Between(*allowed.start(), CONTENT_LENGTH_MAX.min(*allowed.end()));
+    let payload = Payload::new(file, BodyProof::None, length, Vec::new(), options.clock.clone());
+    let request = Request {
+        operation: Operation::PostObject,
+        target,
+        query: Query::default(),
+        headers,
+        caller,
+        peer,
+        success: Some(form.success()),
+        announced: Vec::new(),
+    };
+    Ok((request, payload))
 }
 
 fn check_limits(parts: &request::Parts) -> Result<()> {
@@ -154,18 +239,40 @@ fn check_limits(parts: &request::Parts) -> Result<()> {
     Ok(())
 }
 
-/// A form upload carries its signature in the form. It is not built, and says so rather than "access denied".
-fn refuse_form(parts: &request::Parts) -> Result<()> {
-    let is_form =
-        parts.headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"multipart/form-data"));
-    if parts.method == Method::POST && is_form && !parts.headers.contains_key(AUTHORIZATION) {
-        return Err(not_implemented("PostObject"));
+/// What a request says to a browser's rules on other origins. It is asked before anything is known of its sender.
+struct Across {
+    headers: HeaderMap,
+    bucket: String,
+}
+
+impl Across {
+    fn of(parts: &request::Parts, options: &S3Options) -> Across {
+        if !parts.headers.contains_key(ORIGIN) {
+            return Across { headers: HeaderMap::new(), bucket: String::new() };
+        }
+        let host = parts.headers.get(HOST).and_then(|value| value.to_str().ok());
+        let target = Target::read(parts.uri.path(), host, options.domain.as_deref()).unwrap_or_default();
+        let kept = [ORIGIN, ACCESS_CONTROL_REQUEST_METHOD, ACCESS_CONTROL_REQUEST_HEADERS];
+        let copy = |name: HeaderName| parts.headers.get(&name).cloned().map(|value| (name, value));
+        Across { headers: kept.into_iter().filter_map(copy).collect(), bucket: target.bucket }
     }
-    Ok(())
+
+    fn preflight(&self, client: &Client) -> Result<Reply> {
+        cors::preflight(&self.headers, client.known_bucket(&self.bucket).as_ref())
+    }
+
+    fn decorate(&self, method: &Method, client: &Client, reply: &mut Reply) {
+        if self.headers.is_empty() || *method == Method::OPTIONS {
+            return;
+        }
+        if let Some(bucket) = client.known_bucket(&self.bucket) {
+            cors::decorate(method, &self.headers, &bucket, reply);
+        }
+    }
 }
 
 /// Presigning clients may put `x-amz-*` headers into the query, where the signature covers them.
-fn headers_from_query(query: &Query, headers: &mut http::HeaderMap) {
+fn headers_from_query(query: &Query, headers: &mut HeaderMap) {
     for (name, value) in query.pairs().filter(|(name, _)| name.starts_with("x-amz-")) {
         if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
             headers.entry(name).or_insert(value);
@@ -173,13 +280,13 @@ fn headers_from_query(query: &Query, headers: &mut http::HeaderMap) {
     }
 }
 
-fn announced_trailers(headers: &http::HeaderMap) -> Vec<String> {
+fn announced_trailers(headers: &HeaderMap) -> Vec<String> {
     let values = headers.get(names::TRAILER).and_then(|value| value.to_str().ok()).unwrap_or_default();
     values.split(',').map(|name| name.trim().to_ascii_lowercase()).filter(|name| !name.is_empty()).collect()
 }
 
 /// How much content will come: known from the request, or bounded where HTTP's own chunked coding marks the end.
-fn content_length(body: &RawBody, proof: &BodyProof, headers: &http::HeaderMap) -> Result<Length> {
+fn content_length(body: &RawBody, proof: &BodyProof, headers: &HeaderMap) -> Result<Length> {
     let framed = matches!(proof, BodyProof::ChunkedUnsigned | BodyProof::ChunkedSigned { .. });
     let announced = if framed { decoded_length(headers)? } else { body.size_hint().exact() };
     match announced {
@@ -198,7 +305,7 @@ fn content_length(body: &RawBody, proof: &BodyProof, headers: &http::HeaderMap) 
     }
 }
 
-fn decoded_length(headers: &http::HeaderMap) -> Result<Option<u64>> {
+fn decoded_length(headers: &HeaderMap) -> Result<Option<u64>> {
     let Some(value) = headers.get(names::DECODED_CONTENT_LENGTH) else { return Ok(None) };
     let length = value.to_str().ok().and_then(|text| text.parse().ok());
     let message = "The header x-amz-decoded-content-length is not a number.";

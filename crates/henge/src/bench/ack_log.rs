@@ -1,5 +1,6 @@
-//! The ack log: one JSON line for each answer of the server, handed to the operating system before the next request,
-//! so that the death of this process loses none. What it says is judged by `verify`.
+//! The ack log: one JSON line before each change that is asked for, and one for each answer of the server, handed to the
+//! operating system before anything else happens. So the death of this process loses none, and any prefix of the log
+//! says what was acknowledged by then and what was under way. What it says is judged by `verify`.
 
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
@@ -13,7 +14,7 @@ use crate::failure::{Context, Failure};
 /// Scripts depend on the names and shapes of all fields.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct AckLine {
-    /// Wall-clock time of the answer, milliseconds since 1970.
+    /// Wall-clock time of the line, milliseconds since 1970.
     pub t_ms: u64,
     pub op: Op,
     pub bucket: String,
@@ -38,6 +39,8 @@ pub enum Op {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
+    /// A put or delete that is about to be sent: until the next line of its key, nobody can tell.
+    Sent,
     /// Acknowledged; a get: what it must be.
     Ok,
     /// Certainly not done; a get: not what it must be.

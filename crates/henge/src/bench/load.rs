@@ -62,25 +62,37 @@ impl Tally {
         self.wrong += other.wrong;
     }
 
-    /// Counts an error and says what it means for the operation; `None`: it never left.
-    pub async fn error(&mut self, error: &S3Error) -> Option<Outcome> {
+    /// Counts a put or delete and says what became of it.
+    pub async fn change(&mut self, began: Instant, bytes: u64, answer: Result<(), S3Error>) -> Outcome {
+        match answer {
+            Ok(()) => {
+                self.latencies.record(began.elapsed());
+                self.bytes += bytes;
+                Outcome::Ok
+            }
+            Err(error) => self.error(&error).await,
+        }
+    }
+
+    /// Counts an error and says what it means for the operation.
+    pub async fn error(&mut self, error: &S3Error) -> Outcome {
         match error {
             S3Error::Refused { .. } => {
                 self.failed += 1;
                 if self.failed == 1 {
                     eprintln!("henge: the first refusal: {error}");
                 }
-                Some(Outcome::Fail)
+                Outcome::Fail
             }
             S3Error::NotSent(_) => {
                 self.not_sent += 1;
                 tokio::time::sleep(PAUSE_AFTER_ERROR).await;
-                None
+                Outcome::Fail
             }
             S3Error::Unknown(_) => {
                 self.unknown += 1;
                 tokio::time::sleep(PAUSE_AFTER_ERROR).await;
-                Some(Outcome::Unknown)
+                Outcome::Unknown
             }
         }
     }
@@ -108,7 +120,7 @@ struct Figures<'a> {
 impl Run {
     pub async fn prepare(args: BenchLoadArgs) -> Result<Run, Failure> {
         let target = Target::find_s3(&args.target)?;
-        let s3 = target.s3_client()?;
+        let s3 = target.s3_client()?.with_patience(args.timeout);
         let log = args.ack_log.as_deref().map(AckLog::open).transpose()?;
         s3.ensure_bucket(&args.bucket).await.map_err(|error| {
             Failure(format!("bucket {} cannot be used on the server at {}: {error}", args.bucket, s3.address()))
@@ -225,18 +237,11 @@ async fn put_worker(run: Arc<Run>, next: Arc<AtomicU64>, index: u32) -> Result<T
     while Instant::now() < run.deadline {
         let key = key_of(&run, next.fetch_add(1, Ordering::Relaxed));
         let body = if run.log.is_some() { payload(&key, 1, run.size()) } else { same.clone() };
+        run.log(|| put_line(&run, key.clone(), 1, &body, Outcome::Sent))?;
         let began = Instant::now();
-        let outcome = match s3.put(&run.args.bucket, &key, body.clone(), Payload::Unsigned).await {
-            Ok(()) => {
-                tally.latencies.record(began.elapsed());
-                tally.bytes += body.len() as u64;
-                Some(Outcome::Ok)
-            }
-            Err(error) => tally.error(&error).await,
-        };
-        if let Some(result) = outcome {
-            run.log(|| put_line(&run, key, 1, &body, result))?;
-        }
+        let answer = s3.put(&run.args.bucket, &key, body.clone(), Payload::Unsigned).await;
+        let result = tally.change(began, body.len() as u64, answer).await;
+        run.log(|| put_line(&run, key, 1, &body, result))?;
     }
     Ok(tally)
 }

@@ -1,5 +1,9 @@
 //! `henge bench mixed`: puts, overwrites, gets and deletes. Each key belongs to one worker, so that what must be there
 //! is known at any moment: the last acknowledged state, or one of unknown outcome after it.
+//!
+//! What has an unknown outcome may still be carried out at any later time, so its key is left alone from then on. Only
+//! with `--expect-fenced` the worker goes on with it, through another node: then a late write of the first one, which
+//! the cluster must have fenced meanwhile, shows as a wrong state.
 
 use base::env::{Random, RandomExt};
 use std::process::ExitCode;
@@ -26,7 +30,7 @@ pub async fn run(args: BenchLoadArgs) -> Result<ExitCode, Failure> {
 }
 
 /// What may be there: an object by its SHA-256, or nothing.
-type State = Option<String>;
+pub type State = Option<String>;
 
 struct Key {
     name: String,
@@ -39,7 +43,11 @@ struct Key {
 struct Worker {
     run: Arc<Run>,
     s3: S3Client,
+    /// The node that is asked first, counted round.
+    preferred: u32,
     keys: Vec<Key>,
+    /// Makes the names of keys that replace others.
+    replaced: u64,
     tally: Tally,
 }
 
@@ -47,7 +55,7 @@ impl Worker {
     fn new(run: Arc<Run>, index: u32) -> Worker {
         let name = |number| format!("{}/{index:04}-{number:02}", run.prefix);
         let keys = (0..KEYS_PER_WORKER).map(|n| Key { name: name(n), version: 0, possible: vec![None] }).collect();
-        Worker { s3: run.s3_of(index), run, keys, tally: Tally::new() }
+        Worker { s3: run.s3_of(index), run, preferred: index, keys, replaced: 0, tally: Tally::new() }
     }
 
     async fn work(mut self) -> Result<Tally, Failure> {
@@ -74,35 +82,48 @@ impl Worker {
         let run = Arc::clone(&self.run);
         let key = &mut self.keys[index];
         key.version += 1;
-        let body = payload(&key.name, key.version, run.size());
+        let (name, version) = (key.name.clone(), key.version);
+        let body = payload(&name, version, run.size());
+        let state = Some(sha256(&body));
+        settle(&mut key.possible, &state, Outcome::Sent);
+        run.log(|| put_line(&run, name.clone(), version, &body, Outcome::Sent))?;
         let began = Instant::now();
-        let outcome = match self.s3.put(&run.args.bucket, &key.name, body.clone(), Payload::Unsigned).await {
-            Ok(()) => {
-                self.tally.latencies.record(began.elapsed());
-                self.tally.bytes += body.len() as u64;
-                Some(Outcome::Ok)
-            }
-            Err(error) => self.tally.error(&error).await,
-        };
-        let Some(result) = outcome else { return Ok(()) };
-        settle(&mut key.possible, Some(sha256(&body)), result);
-        run.log(|| put_line(&run, key.name.clone(), key.version, &body, result))
+        let answer = self.s3.put(&run.args.bucket, &name, body.clone(), Payload::Unsigned).await;
+        let result = self.tally.change(began, body.len() as u64, answer).await;
+        settle(&mut key.possible, &state, result);
+        run.log(|| put_line(&run, name, version, &body, result))?;
+        if result == Outcome::Unknown {
+            self.move_on(index);
+        }
+        Ok(())
     }
 
     async fn delete(&mut self, index: usize) -> Result<(), Failure> {
         let run = Arc::clone(&self.run);
         let key = &mut self.keys[index];
+        settle(&mut key.possible, &None, Outcome::Sent);
+        run.log(|| line(&run, Op::Delete, key, 0, String::new(), Outcome::Sent))?;
         let began = Instant::now();
-        let outcome = match self.s3.delete(&run.args.bucket, &key.name).await {
-            Ok(()) => {
-                self.tally.latencies.record(began.elapsed());
-                Some(Outcome::Ok)
-            }
-            Err(error) => self.tally.error(&error).await,
-        };
-        let Some(result) = outcome else { return Ok(()) };
-        settle(&mut key.possible, None, result);
-        run.log(|| line(&run, Op::Delete, key, 0, String::new(), result))
+        let answer = self.s3.delete(&run.args.bucket, &key.name).await;
+        let result = self.tally.change(began, 0, answer).await;
+        settle(&mut key.possible, &None, result);
+        run.log(|| line(&run, Op::Delete, key, 0, String::new(), result))?;
+        if result == Outcome::Unknown {
+            self.move_on(index);
+        }
+        Ok(())
+    }
+
+    /// Goes on after an unknown outcome.
+    fn move_on(&mut self, index: usize) {
+        if self.run.args.expect_fenced {
+            self.preferred = self.preferred.wrapping_add(1);
+            self.s3 = self.run.s3_of(self.preferred);
+            return;
+        }
+        self.replaced += 1;
+        let name = format!("{}-{}", self.keys[index].name, self.replaced);
+        self.keys[index] = Key { name, version: 0, possible: vec![None] };
     }
 
     async fn get(&mut self, index: usize) -> Result<(), Failure> {
@@ -144,11 +165,15 @@ fn draw(random: &impl Random, key: &Key) -> Op {
     }
 }
 
-/// What may be there after an operation that makes it `state`.
-pub fn settle(possible: &mut Vec<State>, state: State, result: Outcome) {
+/// What may be there after a step of an operation that makes it `state`: sent, then its result.
+pub fn settle(possible: &mut Vec<State>, state: &State, result: Outcome) {
     match result {
-        Outcome::Ok => *possible = vec![state],
-        Outcome::Unknown => possible.push(state),
+        Outcome::Sent => possible.push(state.clone()),
+        Outcome::Ok => *possible = vec![state.clone()],
+        Outcome::Unknown if possible.contains(state) => {}
+        Outcome::Unknown => possible.push(state.clone()),
+        // It was the last that was sent. The first state is the acknowledged one.
+        Outcome::Fail if possible.len() > 1 && possible.last() == Some(state) => drop(possible.pop()),
         Outcome::Fail => {}
     }
 }

@@ -13,8 +13,8 @@ use tokio::sync::Semaphore;
 
 use super::ack_log::{AckLine, Op, Outcome};
 use super::load::PAUSE_AFTER_ERROR;
-use super::mixed::settle;
-use super::payload::{payload, sha256};
+use super::mixed::{State, settle};
+use super::payload::sha256;
 use crate::admin_commands::print_json;
 use crate::cli::BenchVerifyArgs;
 use crate::failure::{Context, Failure};
@@ -27,17 +27,8 @@ const READ_PATIENCE: Duration = Duration::from_secs(30);
 /// Problems shown one by one.
 const SHOWN_MAX: usize = 20;
 
-/// All that the log says of one key.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct History {
-    /// As in `mixed`: the last acknowledged state, then those of unknown outcome since.
-    possible: Vec<Option<String>>,
-    /// The last put that the log names: its version and its bytes.
-    version: u64,
-    bytes: u64,
-}
-
-type Histories = BTreeMap<(String, String), History>;
+/// What may be at each key: the last acknowledged state, then those of unknown outcome since.
+type Histories = BTreeMap<(String, String), Vec<State>>;
 
 #[derive(Serialize, Default, Debug, PartialEq, Eq)]
 struct Judgement {
@@ -49,8 +40,6 @@ struct Judgement {
     good: u64,
     /// A state of unknown outcome after it.
     unknown_done: u64,
-    /// The state of a put that was sent when the benchmark died, before it could be logged.
-    unlogged: u64,
     /// Acknowledged and gone.
     lost: u64,
     /// Something else than what may be there.
@@ -66,13 +55,13 @@ pub async fn run(args: BenchVerifyArgs) -> Result<ExitCode, Failure> {
     let histories = read_log(&args.file, &mut judgement)?;
     let permits = Arc::new(Semaphore::new(args.concurrency as usize));
     let mut reads = Vec::new();
-    for (index, ((bucket, key), history)) in histories.into_iter().enumerate() {
+    for (index, ((bucket, key), possible)) in histories.into_iter().enumerate() {
         let permit = Arc::clone(&permits).acquire_owned().await.expect("the semaphore is never closed");
         let s3 = s3.preferring(index);
         reads.push(tokio::spawn(async move {
             let found = read_patiently(&s3, &bucket, &key).await;
             drop(permit);
-            (format!("{bucket}/{key}"), judge(&history, &key, found))
+            (format!("{bucket}/{key}"), judge(&possible, found))
         }));
     }
     let mut shown = 0;
@@ -106,22 +95,14 @@ fn read_log(path: &Path, judgement: &mut Judgement) -> Result<Histories, Failure
             judgement.wrong_reads += u64::from(line.result == Outcome::Fail);
             continue;
         }
-        let history = histories.entry((line.bucket, line.key)).or_insert_with(|| History {
-            possible: vec![None],
-            version: 0,
-            bytes: line.bytes,
-        });
-        let state = (line.op == Op::Put).then_some(line.sha256);
-        settle(&mut history.possible, state, line.result);
-        if line.op == Op::Put {
-            (history.version, history.bytes) = (line.version, line.bytes);
-        }
+        let possible = histories.entry((line.bucket, line.key)).or_insert_with(|| vec![None]);
+        settle(possible, &(line.op == Op::Put).then_some(line.sha256), line.result);
     }
     Ok(histories)
 }
 
 /// What a key holds, by its SHA-256; waits for a server that is starting.
-async fn read_patiently(s3: &S3Client, bucket: &str, key: &str) -> Result<Option<String>, String> {
+async fn read_patiently(s3: &S3Client, bucket: &str, key: &str) -> Result<State, String> {
     let deadline = Instant::now() + READ_PATIENCE;
     loop {
         match s3.get(bucket, key).await {
@@ -139,33 +120,30 @@ async fn read_patiently(s3: &S3Client, bucket: &str, key: &str) -> Result<Option
 enum Verdict {
     Good,
     UnknownDone,
-    Unlogged,
     Lost,
     Wrong(String),
     Unreadable(String),
 }
 
-fn judge(history: &History, key: &str, found: Result<Option<String>, String>) -> Verdict {
+fn judge(possible: &[State], found: Result<State, String>) -> Verdict {
     let found = match found {
         Ok(found) => found,
         Err(why) => return Verdict::Unreadable(why),
     };
-    let (acknowledged, unknown) = history.possible.split_first().expect("a history begins with a state");
+    let (acknowledged, unknown) = possible.split_first().expect("a history begins with a state");
     if found == *acknowledged {
         return Verdict::Good;
     }
     if unknown.contains(&found) {
         return Verdict::UnknownDone;
     }
-    let Some(found) = found else { return Verdict::Lost };
-    let next = payload(key, history.version + 1, history.bytes as usize);
-    if found == sha256(&next) { Verdict::Unlogged } else { Verdict::Wrong(found) }
+    found.map_or(Verdict::Lost, Verdict::Wrong)
 }
 
 impl Verdict {
     fn problem(&self) -> Option<String> {
         match self {
-            Verdict::Good | Verdict::UnknownDone | Verdict::Unlogged => None,
+            Verdict::Good | Verdict::UnknownDone => None,
             Verdict::Lost => Some("LOST: it was acknowledged and is not there".into()),
             Verdict::Wrong(found) => Some(format!("WRONG: it holds {found}, which is none of the states it may have")),
             Verdict::Unreadable(why) => Some(format!("cannot be read: {why}")),
@@ -179,7 +157,6 @@ impl Judgement {
         *match verdict {
             Verdict::Good => &mut self.good,
             Verdict::UnknownDone => &mut self.unknown_done,
-            Verdict::Unlogged => &mut self.unlogged,
             Verdict::Lost => &mut self.lost,
             Verdict::Wrong(_) => &mut self.wrong,
             Verdict::Unreadable(_) => &mut self.unreadable,
@@ -192,8 +169,8 @@ impl Judgement {
 
     fn print(&self) {
         println!(
-            "{} answers for {} keys: {} as last acknowledged, {} as an operation of unknown outcome left them, {} unlogged",
-            self.lines, self.keys, self.good, self.unknown_done, self.unlogged
+            "{} lines on {} keys: {} as last acknowledged, {} as an operation of unknown outcome left them",
+            self.lines, self.keys, self.good, self.unknown_done
         );
         println!("wrong when read: {}, unreadable: {}", self.wrong_reads, self.unreadable);
         println!("lost {}, wrong {}", self.lost, self.wrong);
@@ -204,39 +181,53 @@ impl Judgement {
 mod tests {
     use super::*;
 
-    fn history(lines: &[(Op, &str, Outcome)]) -> History {
-        let mut history = History { possible: vec![None], version: 0, bytes: 4 };
+    use Op::{Delete, Put};
+    use Outcome::{Fail, Ok as Acked, Sent, Unknown};
+
+    /// Each operation is sent, and ends as it says.
+    fn history(lines: &[(Op, &str, Outcome)]) -> Vec<State> {
+        let mut possible = vec![None];
         for (op, sha256, result) in lines {
-            settle(&mut history.possible, (*op == Op::Put).then(|| (*sha256).to_owned()), *result);
-            history.version += u64::from(*op == Op::Put);
+            let state = (*op == Put).then(|| (*sha256).to_owned());
+            settle(&mut possible, &state, Sent);
+            if *result != Sent {
+                settle(&mut possible, &state, *result);
+            }
         }
-        history
+        possible
     }
 
-    fn found(sha256: &str) -> Result<Option<String>, String> {
+    fn found(sha256: &str) -> Result<State, String> {
         Ok(Some(sha256.to_owned()))
     }
 
     #[test]
     fn the_last_acknowledged_state_or_an_unknown_one_after_it() {
-        use Op::{Delete, Put};
-        use Outcome::{Fail, Ok as Acked, Unknown};
         let acked = history(&[(Put, "old", Unknown), (Put, "a", Acked), (Put, "b", Fail)]);
-        assert_eq!(judge(&acked, "k", found("a")), Verdict::Good);
-        assert_eq!(judge(&acked, "k", Ok(None)), Verdict::Lost);
-        assert_eq!(judge(&acked, "k", found("b")), Verdict::Wrong("b".into()));
-        assert_eq!(judge(&acked, "k", found("old")), Verdict::Wrong("old".into()), "superseded by the acknowledged");
-        assert_eq!(judge(&acked, "k", Err("503".into())), Verdict::Unreadable("503".into()));
+        assert_eq!(judge(&acked, found("a")), Verdict::Good);
+        assert_eq!(judge(&acked, Ok(None)), Verdict::Lost);
+        assert_eq!(judge(&acked, found("b")), Verdict::Wrong("b".into()));
+        assert_eq!(judge(&acked, found("old")), Verdict::Wrong("old".into()), "superseded by the acknowledged");
+        assert_eq!(judge(&acked, Err("503".into())), Verdict::Unreadable("503".into()));
 
-        let unknown = history(&[(Put, "a", Acked), (Put, "b", Unknown), (Delete, "", Unknown)]);
-        assert_eq!(judge(&unknown, "k", found("a")), Verdict::Good);
-        assert_eq!(judge(&unknown, "k", found("b")), Verdict::UnknownDone);
-        assert_eq!(judge(&unknown, "k", Ok(None)), Verdict::UnknownDone);
+        let unknown = history(&[(Put, "a", Acked), (Put, "b", Unknown), (Delete, "", Unknown), (Delete, "", Fail)]);
+        assert_eq!(judge(&unknown, found("a")), Verdict::Good);
+        assert_eq!(judge(&unknown, found("b")), Verdict::UnknownDone);
+        assert_eq!(judge(&unknown, Ok(None)), Verdict::UnknownDone);
 
         let deleted = history(&[(Put, "a", Acked), (Delete, "", Acked)]);
-        assert_eq!(judge(&deleted, "k", Ok(None)), Verdict::Good);
-        assert_eq!(judge(&deleted, "k", found("a")), Verdict::Wrong("a".into()), "resurrected");
-        let unlogged = sha256(&payload("k", 2, 4));
-        assert_eq!(judge(&deleted, "k", found(&unlogged)), Verdict::Unlogged);
+        assert_eq!(judge(&deleted, Ok(None)), Verdict::Good);
+        assert_eq!(judge(&deleted, found("a")), Verdict::Wrong("a".into()), "resurrected");
+    }
+
+    #[test]
+    fn what_was_under_way_when_the_log_ends_may_have_been_done() {
+        let put = history(&[(Put, "a", Acked), (Put, "b", Sent)]);
+        assert_eq!(judge(&put, found("a")), Verdict::Good);
+        assert_eq!(judge(&put, found("b")), Verdict::UnknownDone);
+        assert_eq!(judge(&put, Ok(None)), Verdict::Lost);
+        let deleted = history(&[(Put, "a", Acked), (Delete, "", Sent)]);
+        assert_eq!(judge(&deleted, Ok(None)), Verdict::UnknownDone);
+        assert_eq!(judge(&deleted, found("a")), Verdict::Good);
     }
 }

@@ -6,6 +6,7 @@ mod clock;
 #[cfg(test)]
 mod conformance;
 mod disk;
+mod job_queue;
 pub mod net;
 mod random;
 mod recycle;

@@ -2,7 +2,8 @@
 
 use base::ids::{ChunkId, DiskId, PgId, PoolId};
 use meta::chunks::ChunkRef;
-use meta::map::command::ClusterMap;
+use meta::map::command::{ClusterMap, DiskState, NodeState};
+use protocol::placement::Locality;
 use std::collections::{BTreeMap, BTreeSet};
 use store::ChunkStat;
 
@@ -22,6 +23,8 @@ pub struct Holders {
     pg_bits: BTreeMap<u8, u8>,
     groups: BTreeMap<PgId, Group>,
     nodes: BTreeMap<DiskId, u32>,
+    /// Where each disk stands that may hold data: region, zone, rack, each with those around it.
+    domains: BTreeMap<DiskId, [String; 3]>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +50,16 @@ impl Holders {
             let group = Group { members: disks(&row.members), before };
             holders.groups.insert(PgId { pool: PoolId(pool), bits: *bits, prefix: row.prefix }, group);
         }
+        for row in map.disks.iter().filter(|row| row.state() == DiskState::Up) {
+            let node = map.nodes.iter().find(|node| node.id == row.node);
+            let node = node.filter(|node| matches!(node.state(), NodeState::Up | NodeState::Down));
+            if let (Some(node), Some(disk)) = (node, disks(std::slice::from_ref(&row.id)).first()) {
+                let Locality { region, zone, rack } = Locality::parse(&node.locality);
+                let zone = format!("{region},zone={zone}");
+                let rack = format!("{zone},rack={rack}");
+                holders.domains.insert(*disk, [region, zone, rack].map(|name| format!("region={name}")));
+            }
+        }
         for row in &map.disks {
             holders.nodes.extend(disks(std::slice::from_ref(&row.id)).first().map(|disk| (*disk, row.node)));
         }
@@ -68,13 +81,21 @@ impl Holders {
         self.groups.values().flat_map(|group| group.members.iter().chain(&group.before)).copied().collect()
     }
 
-    /// Placement groups with two members on one node: one failure takes two copies.
-    pub fn crowded(&self) -> Vec<(PgId, u32)> {
+    /// Placement groups with two members on one node, or in one domain although there are enough: one failure takes two
+    /// copies.
+    pub fn crowded(&self) -> Vec<(PgId, String)> {
         let mut crowded = Vec::new();
+        let there_are: [usize; 3] =
+            [0, 1, 2].map(|level| self.domains.values().map(|names| &names[level]).collect::<BTreeSet<_>>().len());
         for (id, group) in &self.groups {
             let mut seen = BTreeSet::new();
             let nodes = group.members.iter().filter_map(|disk| self.node_of(*disk));
-            crowded.extend(nodes.filter(|node| !seen.insert(*node)).map(|node| (*id, node)));
+            crowded.extend(nodes.filter(|node| !seen.insert(*node)).map(|node| (*id, format!("on node {node}"))));
+            for level in (0..3).filter(|level| there_are[*level] >= group.members.len()) {
+                let mut seen = BTreeSet::new();
+                let names = group.members.iter().filter_map(|disk| Some(&self.domains.get(disk)?[level]));
+                crowded.extend(names.filter(|name| !seen.insert(*name)).map(|name| (*id, format!("in {name}"))));
+            }
         }
         crowded
     }
@@ -166,7 +187,7 @@ mod tests {
     use super::*;
     use base::ids::PgEpoch;
     use bytes::Bytes;
-    use meta::map::command::{DiskRow, PgRow, PoolRow};
+    use meta::map::command::{DiskRow, NodeRow, PgRow, PoolRow};
 
     fn chunk() -> ChunkRef {
         ChunkRef { id: ChunkId::from_u128(1 << 120), len: 100, crc64: 7 }
@@ -273,8 +294,20 @@ mod tests {
             ..ClusterMap::default()
         };
         let holders = Holders::of(&map);
-        let crowded: Vec<_> = holders.crowded().into_iter().map(|(id, node)| (id.prefix, node)).collect();
-        assert_eq!(crowded, [(0, 2)], "members of before do not count");
+        let crowded = |holders: &Holders| -> Vec<(u32, String)> {
+            holders.crowded().into_iter().map(|(id, what)| (id.prefix, what)).collect()
+        };
+        assert_eq!(crowded(&holders), [(0, "on node 2".into())], "members of before do not count");
+        // Disks 1 and 2 share a zone, and there is another one.
+        let zone = |id: u32, zone: &str| NodeRow { id, locality: format!("zone={zone}"), ..NodeRow::default() };
+        let apart = ClusterMap {
+            nodes: vec![zone(1, "a"), zone(2, "a"), zone(3, "b")],
+            disks: vec![disk(1, 1), disk(2, 2), disk(3, 3)],
+            ..map.clone()
+        };
+        assert_eq!(crowded(&Holders::of(&apart)), [(1, "in region=,zone=a".into())]);
+        let together = ClusterMap { nodes: vec![zone(1, "a"), zone(2, "a"), zone(3, "a")], ..apart };
+        assert_eq!(crowded(&Holders::of(&together)), [], "there is nowhere else");
         assert_eq!(holders.of_chunk(chunk().id), Some(&group(&[2, 3], &[])));
         assert_eq!(holders.of_chunk(ChunkId::from_u128(2 << 120)), None);
         assert_eq!(holders.all().len(), 3);

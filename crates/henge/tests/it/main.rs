@@ -8,4 +8,5 @@ mod fsck;
 mod harness;
 mod join;
 mod s3;
+mod seeing;
 mod server;

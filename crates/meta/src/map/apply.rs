@@ -1,17 +1,17 @@
 //! One entry of group 0's log.
 
-use base::ids::{BucketId, GROUP_ZERO, Generation, GroupId, LogIndex, NodeId};
+use base::ids::{GROUP_ZERO, Generation, GroupId, LogIndex, NodeId};
 use bytes::Bytes;
 use prost::Message;
 
 use super::command::{
-    Acknowledgement, BucketEntry, BucketId as BucketIdMessage, BucketState, ClusterMap, DiskRow, DiskState,
-    InitCluster, KeyName, KeyRow, MapCommand, MapEntry, MapOutcome, MapReply, NodeRow, NodeState, PoolRow, ShardRow,
+    ClusterMap, DiskRow, DiskState, InitCluster, KeyName, KeyRow, MapCommand, MapEntry, MapOutcome, MapReply, NodeRow,
+    NodeState, PoolRow, SetKeyPolicy, ShardRow,
 };
-use super::{ACCESS_KEYS_MAX, BUCKETS_MAX, COPIES_MAX, DISKS_MAX, NODES_MAX, PG_BITS_MAX, SHARDS_MAX, TEXT_LEN_MAX};
+use super::{ACCESS_KEYS_MAX, COPIES_MAX, DISKS_MAX, NODES_MAX, PG_BITS_MAX, POLICY_LEN_MAX, SHARDS_MAX, TEXT_LEN_MAX};
 use crate::group::{decode_row, read_row};
 use crate::keys::{self, Key};
-use crate::object::command::{CloseSession, SlotRef, Versioning};
+use crate::object::command::{CloseSession, SlotRef};
 use crate::slots::{self, Standing};
 use crate::view::{Changes, View, ViewError};
 
@@ -48,6 +48,9 @@ pub(super) struct MapState {
     pub tokens: u64,
     #[prost(uint32, tag = "14")]
     pub cluster_generation: u32,
+    /// Bytes of all configurations of buckets.
+    #[prost(uint64, tag = "15")]
+    pub configuration_bytes: u64,
 }
 
 impl MapState {
@@ -129,7 +132,8 @@ pub(super) fn require(condition: bool, detail: &str) -> Result<(), Halt> {
     if condition { Ok(()) } else { refuse(MapOutcome::Invalid, detail) }
 }
 
-/// One command on its way: what it changes so far. Nodes and tokens are in `nodes.rs`, placement in `placement.rs`.
+/// One command on its way: what it changes so far. Buckets are in `buckets.rs`, nodes and
+/// tokens in `nodes.rs`, placement in `placement.rs`.
 pub(super) struct Step<'v> {
     pub view: &'v dyn View,
     pub state: MapState,
@@ -158,6 +162,7 @@ impl Step<'_> {
             MapCommand::RemoveBucket(id) => self.remove_bucket(id),
             MapCommand::CreateKey(row) => self.create_key(row),
             MapCommand::DeleteKey(name) => self.delete_key(name),
+            MapCommand::SetKeyPolicy(set) => self.set_key_policy(set),
             MapCommand::CloseSession(close) => self.close_session(close),
             MapCommand::SetFeatureLevel(level) => self.set_feature_level(level.level),
             MapCommand::CreateToken(row) => self.create_token(row),
@@ -165,6 +170,7 @@ impl Step<'_> {
             MapCommand::SetAuthority(authority) => self.set_authority(authority),
             MapCommand::SetClusterGeneration(raise) => self.set_cluster_generation(raise.generation),
             MapCommand::SetNodeState(change) => self.set_node_state(&change),
+            MapCommand::SetBucketConfiguration(set) => self.set_bucket_configuration(set),
         }
     }
 
@@ -260,69 +266,11 @@ impl Step<'_> {
         Ok(MapReply::default())
     }
 
-    fn create_bucket(&mut self, mut entry: BucketEntry) -> Result<MapReply, Halt> {
-        check_bucket(&entry)?;
-        require(!entry.name.is_empty(), "a bucket has a name")?;
-        check_text(&entry.owner)?;
-        check_text(&entry.region)?;
-        let name_key = bucket_name_key(&entry);
-        if let Some(taken) = self.read::<BucketIdMessage>(&name_key)? {
-            let bucket = self.read(&Key::BucketEntry { id: BucketId(taken.id) })?;
-            let outcome = MapOutcome::BucketExists as i32;
-            return Err(Halt::Refused(Box::new(MapReply { outcome, bucket, ..MapReply::default() })));
-        }
-        count_up(&mut self.state.buckets, BUCKETS_MAX, "buckets")?;
-        self.state.bucket_id_last += 1;
-        entry.id = self.state.bucket_id_last;
-        entry.settings_version = 1;
-        self.put(&Key::BucketEntry { id: BucketId(entry.id) }, &entry, None);
-        self.put(&name_key, &BucketIdMessage { id: entry.id }, None);
-        Ok(MapReply { id: entry.id, bucket: Some(entry), ..MapReply::default() })
-    }
-
-    fn set_bucket(&mut self, entry: BucketEntry) -> Result<MapReply, Halt> {
-        check_bucket(&entry)?;
-        let key = Key::BucketEntry { id: BucketId(entry.id) };
-        let Some(before) = self.read::<BucketEntry>(&key)? else {
-            return refuse(MapOutcome::NotFound, format!("bucket {}", entry.id));
-        };
-        if entry.settings_version != 0 && entry.settings_version != before.settings_version {
-            let detail = format!("the bucket's settings are at version {}", before.settings_version);
-            return refuse(MapOutcome::Stale, detail);
-        }
-        require(entry.name.is_empty() || entry.name == before.name, "a bucket keeps its name")?;
-        let switched_off = entry.versioning == Versioning::Off as i32 && before.versioning != Versioning::Off as i32;
-        require(!switched_off, "versioning can be suspended, not switched off")?;
-        let mut after = BucketEntry {
-            versioning: entry.versioning,
-            pool: entry.pool,
-            acknowledgement: entry.acknowledgement,
-            state: entry.state,
-            ..before.clone()
-        };
-        if after != before {
-            after.settings_version += 1;
-        }
-        self.put(&key, &after, Some(&before));
-        Ok(MapReply { id: after.id, bucket: Some(after), ..MapReply::default() })
-    }
-
-    fn remove_bucket(&mut self, id: BucketIdMessage) -> Result<MapReply, Halt> {
-        let key = Key::BucketEntry { id: BucketId(id.id) };
-        let Some(entry) = self.read::<BucketEntry>(&key)? else {
-            return refuse(MapOutcome::NotFound, format!("bucket {}", id.id));
-        };
-        self.changes.delete(key.encode());
-        self.changes.delete(bucket_name_key(&entry).encode());
-        self.state.buckets -= 1;
-        self.is_effective = true;
-        Ok(MapReply { id: id.id, ..MapReply::default() })
-    }
-
     fn create_key(&mut self, row: KeyRow) -> Result<MapReply, Halt> {
         check_text(&row.access_key)?;
         check_text(&row.secret_key)?;
         check_text(&row.name)?;
+        check_policy(&row.policy)?;
         require(!row.access_key.is_empty() && !row.secret_key.is_empty(), "an access key has an id and a secret")?;
         let key = access_key(&row.access_key);
         let name_key = access_key_name(&row.name);
@@ -366,6 +314,15 @@ impl Step<'_> {
         }
         self.state.access_keys -= 1;
         self.is_effective = true;
+        Ok(MapReply::default())
+    }
+
+    fn set_key_policy(&mut self, set: SetKeyPolicy) -> Result<MapReply, Halt> {
+        check_policy(&set.policy)?;
+        let by_name = self.read::<KeyName>(&access_key_name(&set.name))?;
+        let key = access_key(&by_name.map_or(set.name.clone(), |found| found.name));
+        let Some(before) = self.read::<KeyRow>(&key)? else { return refuse(MapOutcome::NotFound, set.name) };
+        self.put(&key, &KeyRow { policy: set.policy, ..before.clone() }, Some(&before));
         Ok(MapReply::default())
     }
 
@@ -420,12 +377,8 @@ pub(super) fn check_text(text: &str) -> Result<(), Halt> {
     require(text.len() <= TEXT_LEN_MAX, "a name or address is too long")
 }
 
-fn check_bucket(entry: &BucketEntry) -> Result<(), Halt> {
-    let is_known = Versioning::try_from(entry.versioning).is_ok()
-        && Acknowledgement::try_from(entry.acknowledgement).is_ok()
-        && BucketState::try_from(entry.state).is_ok();
-    require(is_known, "a setting of the bucket is not known")?;
-    check_text(&entry.name)
+fn check_policy(policy: &str) -> Result<(), Halt> {
+    require(policy.len() <= POLICY_LEN_MAX, "a policy is longer than 20 KiB")
 }
 
 pub(super) fn id_u128(raw: &[u8]) -> Result<u128, Halt> {
@@ -433,10 +386,6 @@ pub(super) fn id_u128(raw: &[u8]) -> Result<u128, Halt> {
         Ok(id) => Ok(u128::from_be_bytes(id)),
         Err(_) => refuse(MapOutcome::Invalid, "a disk id has 16 bytes"),
     }
-}
-
-fn bucket_name_key(entry: &BucketEntry) -> Key {
-    Key::BucketName { name: Bytes::copy_from_slice(entry.name.as_bytes()) }
 }
 
 fn access_key(access_key: &str) -> Key {

@@ -160,6 +160,54 @@ pub struct BucketEntry {
     pub region: String,
 }
 
+/// One setting of a bucket. The map holds the rows, so that every gateway decides with them without asking anybody;
+/// what a shard must obey is copied into its [`crate::object::command::BucketRow`] besides.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct BucketConfigurationRow {
+    #[prost(uint64, tag = "1")]
+    pub bucket: u64,
+    #[prost(enumeration = "ConfigurationKind", tag = "2")]
+    pub kind: i32,
+    /// The bucket's settings version at which the value was set.
+    #[prost(uint64, tag = "3")]
+    pub version: u64,
+    /// In the encoding of whoever owns the kind; the map only bounds its length.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub value: Bytes,
+}
+
+/// What a configuration of a bucket is about. A bucket has at most one of each kind.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, prost::Enumeration)]
+#[repr(i32)]
+pub enum ConfigurationKind {
+    Unspecified = 0,
+    Acl = 1,
+    Cors = 2,
+    Tagging = 3,
+    Policy = 4,
+    Lifecycle = 5,
+    Ownership = 6,
+    PublicAccessBlock = 7,
+    ObjectLock = 8,
+    Quota = 9,
+    // 10 encryption, 11 notification, 12 website, 13 logging: reserved for later.
+}
+
+/// Sets or removes one configuration of an active bucket.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct SetBucketConfiguration {
+    #[prost(uint64, tag = "1")]
+    pub bucket: u64,
+    #[prost(enumeration = "ConfigurationKind", tag = "2")]
+    pub kind: i32,
+    /// Absent: the bucket shall have none of this kind.
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub value: Option<Bytes>,
+    /// The settings version of the bucket that the change was made from; another one is `Stale`. 0: any.
+    #[prost(uint64, tag = "4")]
+    pub settings_version: u64,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug, prost::Enumeration)]
 #[repr(i32)]
 pub enum Acknowledgement {
@@ -192,6 +240,9 @@ pub struct KeyRow {
     pub created_ms: u64,
     #[prost(bool, tag = "5")]
     pub root: bool,
+    /// JSON; empty: none, the key may do everything with the buckets that it owns. The map only bounds its length.
+    #[prost(string, tag = "6")]
+    pub policy: String,
 }
 
 impl std::fmt::Debug for KeyRow {
@@ -261,7 +312,10 @@ impl std::fmt::Debug for Authority {
 pub struct MapEntry {
     #[prost(message, optional, tag = "1")]
     pub slot: Option<SlotRef>,
-    #[prost(oneof = "MapCommand", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27")]
+    #[prost(
+        oneof = "MapCommand",
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 40"
+    )]
     pub command: Option<MapCommand>,
 }
 
@@ -325,6 +379,13 @@ pub enum MapCommand {
     /// generation meanwhile. A node that never was up can only be removed.
     #[prost(message, tag = "27")]
     SetNodeState(SetNodeState),
+    /// Raises the bucket's settings version when something changed, and answers its row. `TooMany` when the map holds
+    /// as many bytes of configurations as it may.
+    #[prost(message, tag = "28")]
+    SetBucketConfiguration(SetBucketConfiguration),
+    /// Replaces the policy of an access key.
+    #[prost(message, tag = "40")]
+    SetKeyPolicy(SetKeyPolicy),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -370,6 +431,9 @@ pub struct SetNodeState {
     /// The generation in the row that the decision was made from.
     #[prost(uint32, tag = "4")]
     pub generation: u32,
+    /// Of a node that drains: it is not to leave the cluster when it is empty.
+    #[prost(bool, tag = "5")]
+    pub stays: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -400,6 +464,16 @@ pub struct KeyName {
     /// Access key or operator's name.
     #[prost(string, tag = "1")]
     pub name: String,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct SetKeyPolicy {
+    /// Access key or operator's name.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// As [`KeyRow::policy`].
+    #[prost(string, tag = "2")]
+    pub policy: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -475,4 +549,7 @@ pub struct ClusterMap {
     /// How often the cluster was recovered from fewer than a majority of its metadata.
     #[prost(uint32, tag = "14")]
     pub cluster_generation: u32,
+    /// By bucket, then by kind.
+    #[prost(message, repeated, tag = "15")]
+    pub configurations: Vec<BucketConfigurationRow>,
 }

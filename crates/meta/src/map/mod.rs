@@ -4,6 +4,7 @@
 //! [`command::ClusterMap`], whole once ([`load`]) and then change by change ([`absorb`]).
 
 mod apply;
+mod buckets;
 pub mod command;
 mod nodes;
 mod placement;
@@ -28,5 +29,11 @@ pub const MEMBERS_BEFORE_MAX: usize = 4 * COPIES_MAX;
 pub const PG_BITS_MAX: u32 = 16;
 /// Bytes of names, addresses and localities.
 pub const TEXT_LEN_MAX: usize = 1024;
+/// Bytes of the policy of a key.
+pub const POLICY_LEN_MAX: usize = 20 << 10;
+/// Bytes of one configuration of a bucket.
+pub const CONFIGURATION_LEN_MAX: usize = 128 << 10;
+/// Bytes of all configurations together: the map travels as a whole, and a message between nodes has at most 16 MiB.
+pub const CONFIGURATIONS_LEN_MAX: u64 = 8 << 20;
 /// Bytes of a certificate or key in PEM.
 pub const PEM_LEN_MAX: usize = 16 << 10;

@@ -70,7 +70,7 @@ impl Step<'_> {
             return refuse(MapOutcome::Stale, format!("generation {} is fenced", before.generation));
         }
         let leaving = match state {
-            NodeState::Draining => true,
+            NodeState::Draining => !change.stays,
             NodeState::Up => false,
             _ => before.leaving,
         };

@@ -12,7 +12,7 @@ use crate::view::{Change, View, ViewError};
 const LOAD_BATCH: usize = 1024;
 
 /// The whole map, its rows sorted: nodes, disks, pools and buckets by id, placement groups by pool and prefix, shards
-/// by group, keys by access key, tokens by id. For the start of a node; then [`absorb`] what each command changes.
+/// by group, keys by access key, tokens by id, configurations by bucket and kind. For the start of a node; then [`absorb`] what each command changes.
 pub fn load(view: &dyn View) -> Result<ClusterMap, ViewError> {
     let mut map = ClusterMap::default();
     let (mut from, to) = keys::map_rows();
@@ -49,6 +49,10 @@ pub fn absorb(map: &mut ClusterMap, change: &Change) -> Result<(), ViewError> {
             replace(&mut map.keys, decode(raw, value)?, |row| row.access_key.as_bytes().cmp(&access_key));
         }
         Key::Authority => map.authority = decode(raw, value)?,
+        Key::BucketConfiguration { bucket, kind } => {
+            let at = (bucket.0, i32::from(kind));
+            replace(&mut map.configurations, decode(raw, value)?, |row| (row.bucket, row.kind).cmp(&at));
+        }
         Key::Token { id } => replace(&mut map.tokens, decode(raw, value)?, |row| row.id.as_bytes().cmp(&id)),
         _ => {}
     }

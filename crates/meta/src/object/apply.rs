@@ -10,6 +10,7 @@ use super::command::{
     ShardOutcome, ShardReply,
 };
 use super::garbage::Dropped;
+use super::usage::Account;
 use super::{ATTRIBUTES_LEN_MAX, CHUNKS_MAX, ETAG_LEN_MAX, INLINE_BYTES_MAX, RETIRE_MAX};
 use crate::chunks::{self, ChunkRef};
 use crate::group::{self, FEATURE_LEVEL, GroupState};
@@ -38,7 +39,15 @@ pub fn apply(
     if entry.range_epoch != 0 && entry.range_epoch != state.range_epoch {
         return Ok(unrecorded(Reason::WrongRange, "the range has another epoch"));
     }
-    let mut step = Step { view, group, index, state, changes: Changes::default(), dropped: Dropped::default() };
+    let mut step = Step {
+        view,
+        group,
+        index,
+        state,
+        changes: Changes::default(),
+        dropped: Dropped::default(),
+        account: Account::default(),
+    };
     let result = step.execute(entry.command);
     let (mut changes, outcome) = match result {
         Ok(outcome) => (step.finish(), outcome),
@@ -90,6 +99,7 @@ pub(super) struct Step<'v> {
     pub state: GroupState,
     pub changes: Changes,
     pub dropped: Dropped,
+    pub account: Account,
 }
 
 impl Step<'_> {
@@ -120,6 +130,9 @@ impl Step<'_> {
             ShardCommand::RetireGarbage(retire) => self.retire_garbage(retire),
             ShardCommand::CloseSession(close) => self.close_session(close),
             ShardCommand::SetFeatureLevel(set) => self.set_feature_level(set.level),
+            ShardCommand::ChangeVersion(change) => self.change_version(change),
+            ShardCommand::Expire(expire) => self.expire(expire),
+            ShardCommand::CountUsage(count) => self.count_usage(count),
         }
     }
 
@@ -262,6 +275,7 @@ fn level_of(command: &ShardCommand) -> FeatureLevel {
         | ShardCommand::RetireGarbage(_)
         | ShardCommand::CloseSession(_)
         | ShardCommand::SetFeatureLevel(_) => FeatureLevel(1),
+        ShardCommand::ChangeVersion(_) | ShardCommand::Expire(_) | ShardCommand::CountUsage(_) => FeatureLevel(2),
     }
 }
 

@@ -5,10 +5,12 @@ use base::plant::{self, Plant};
 use bytes::Bytes;
 use prost::Message;
 
+use super::BUCKET_ROW_LEN_MAX;
 use super::apply::{Halt, Step, done, refuse};
 use super::command::{BucketRow, Done, Reason, ShardOutcome, Versioning};
 use crate::group::read_row;
 use crate::keys::{Key, Space};
+use crate::map::command::{BucketConfigurationRow, ConfigurationKind};
 use crate::view::{View, ViewError};
 
 /// Uploads aborted by one `DropBucket`.
@@ -35,12 +37,17 @@ impl Step<'_> {
 
     /// The versioning of a bucket that takes writes.
     pub fn writable_bucket(&self, bucket: BucketId) -> Result<Versioning, Halt> {
+        Ok(self.open_bucket(bucket)?.1)
+    }
+
+    /// The row and the versioning of a bucket that takes writes.
+    pub fn open_bucket(&self, bucket: BucketId) -> Result<(BucketRow, Versioning), Halt> {
         let row = self.existing_bucket(bucket)?;
         if row.frozen {
             return refuse(Reason::BucketFrozen, bucket.to_string());
         }
         match Versioning::try_from(row.versioning) {
-            Ok(versioning) => Ok(versioning),
+            Ok(versioning) => Ok((row, versioning)),
             Err(_) => refuse(Reason::Invalid, format!("versioning {} is not known", row.versioning)),
         }
     }
@@ -50,6 +57,10 @@ impl Step<'_> {
         let Ok(versioning) = Versioning::try_from(row.versioning) else {
             return refuse(Reason::Invalid, format!("versioning {} is not known", row.versioning));
         };
+        let rules = self.split_rules(&mut row);
+        if row.encoded_len() > BUCKET_ROW_LEN_MAX {
+            return refuse(Reason::Invalid, format!("the bucket's row is longer than {BUCKET_ROW_LEN_MAX} bytes"));
+        }
         let key = self.bucket_key(BucketId(row.bucket));
         if let Some(before) = read_row::<BucketRow>(self.view, &key)? {
             if before.dropped {
@@ -65,8 +76,25 @@ impl Step<'_> {
                 return refuse(Reason::Invalid, "versioning can be suspended, not switched off");
             }
         }
+        self.follow_quota(&row)?;
+        match rules {
+            Some(rules) => self.changes.put(self.rules_key(&row).encode(), rules),
+            None => self.changes.delete(self.rules_key(&row).encode()),
+        }
         self.changes.put(key.encode(), Bytes::from(row.encode_to_vec()));
         Ok(done())
+    }
+
+    fn rules_key(&self, row: &BucketRow) -> Key {
+        Key::BucketRules { group: self.group, bucket: BucketId(row.bucket) }
+    }
+
+    /// Takes the lifecycle rules out of a bucket's row: they have a row of their own, because every write reads this.
+    fn split_rules(&self, row: &mut BucketRow) -> Option<Bytes> {
+        let is_rules = |found: &BucketConfigurationRow| found.kind == ConfigurationKind::Lifecycle as i32;
+        let rules = row.configurations.iter().find(|found| is_rules(found)).map(|found| found.value.clone());
+        row.configurations.retain(|found| !is_rules(found));
+        rules
     }
 
     pub fn freeze_bucket(&mut self, bucket: BucketId) -> Result<ShardOutcome, Halt> {
@@ -96,6 +124,8 @@ impl Step<'_> {
             return Ok(ShardOutcome::Done(Done { more: true }));
         }
         let row = BucketRow { bucket: bucket.0, frozen: true, dropped: true, ..row.unwrap_or_default() };
+        self.changes.delete(self.rules_key(&row).encode());
+        self.follow_quota(&row)?;
         self.changes.put(key.encode(), Bytes::from(row.encode_to_vec()));
         Ok(done())
     }

@@ -3,6 +3,11 @@
 
 use bytes::Bytes;
 
+use super::expire::Expire;
+use super::lock::{ObjectLock, RetentionMode};
+use super::usage::{CountUsage, Usage};
+use crate::map::command::BucketConfigurationRow;
+
 /// Where a command stands in the slot table of its shard (as in NFSv4.1, RFC 8881 section 2.10.6): makes a retry
 /// return the first answer instead of executing again.
 #[derive(Clone, PartialEq, Eq, Copy, prost::Message)]
@@ -27,7 +32,7 @@ pub struct ShardEntry {
     /// The range epoch that the sender believes in; checked in apply. 0: not checked (internal commands).
     #[prost(uint64, tag = "2")]
     pub range_epoch: u64,
-    #[prost(oneof = "ShardCommand", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22")]
+    #[prost(oneof = "ShardCommand", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 31, 32")]
     pub command: Option<ShardCommand>,
 }
 
@@ -68,6 +73,15 @@ pub enum ShardCommand {
     /// Raises the level of behaviour that apply follows. Never falls.
     #[prost(message, tag = "22")]
     SetFeatureLevel(SetFeatureLevel),
+    /// Changes what a version says of itself, not its bytes. Answers `Written`.
+    #[prost(message, tag = "23")]
+    ChangeVersion(ChangeVersion),
+    /// What a bucket's lifecycle rules say. While the answer is `Done { more: true }`, send it again.
+    #[prost(message, tag = "31")]
+    Expire(Expire),
+    /// Counts what a bucket with a quota holds, a bounded number of rows in one step, as `Expire`.
+    #[prost(message, tag = "32")]
+    CountUsage(CountUsage),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -118,7 +132,10 @@ pub struct BucketRow {
     /// a dropped bucket writable again. Never set by senders.
     #[prost(bool, tag = "8")]
     pub dropped: bool,
-    // 5 object lock default, 6 fence policy, 7 quota: reserved for later.
+    /// The configurations that apply must obey. Every write reads this row, so they are few and short.
+    #[prost(message, repeated, tag = "5")]
+    pub configurations: Vec<BucketConfigurationRow>,
+    // 6 fence policy: reserved for later.
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -214,7 +231,12 @@ pub struct Attributes {
     pub checksums: Vec<Checksum>,
     #[prost(message, repeated, tag = "4")]
     pub tags: Vec<Header>,
-    // 5 object lock, 6 encryption: reserved for later.
+    /// Who owns the object and what others may do with it, as the gateway writes it; empty: all to the bucket's owner.
+    #[prost(string, tag = "7")]
+    pub acl: String,
+    #[prost(message, optional, tag = "5")]
+    pub lock: Option<ObjectLock>,
+    // 6 encryption: reserved for later.
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -254,6 +276,50 @@ pub struct DeleteObject {
     /// 16 random bytes for the delete marker's version id (made as `PutObject::version_id`).
     #[prost(bytes = "bytes", tag = "6")]
     pub marker_id: Bytes,
+    /// The caller may bypass a governance retention, and asks to.
+    #[prost(bool, tag = "7")]
+    pub bypass_governance: bool,
+}
+
+/// What is absent stays as it is. The date of the version stays, too: its content does not change.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ChangeVersion {
+    #[prost(uint64, tag = "1")]
+    pub bucket: u64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub key: Bytes,
+    /// 16 bytes, or `null`. Absent: the newest version.
+    #[prost(bytes = "bytes", optional, tag = "3")]
+    pub version: Option<Bytes>,
+    #[prost(message, optional, tag = "4")]
+    pub tags: Option<Tags>,
+    #[prost(string, optional, tag = "5")]
+    pub acl: Option<String>,
+    #[prost(message, optional, tag = "6")]
+    pub retention: Option<Retention>,
+    #[prost(bool, optional, tag = "7")]
+    pub legal_hold: Option<bool>,
+    /// As in [`DeleteObject`].
+    #[prost(bool, tag = "8")]
+    pub bypass_governance: bool,
+    /// The gateway's wall clock: whether the retention that is there still lasts.
+    #[prost(uint64, tag = "9")]
+    pub now_ms: u64,
+}
+
+/// A retention to set; without a mode: to remove.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Retention {
+    #[prost(enumeration = "RetentionMode", tag = "1")]
+    pub mode: i32,
+    #[prost(uint64, tag = "2")]
+    pub until_ms: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Tags {
+    #[prost(message, repeated, tag = "1")]
+    pub tags: Vec<Header>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -451,6 +517,14 @@ pub enum Reason {
     DeleteMarker = 15,
     /// A row needed for the answer is damaged on this replica.
     Damaged = 16,
+    /// The parts are more than the largest object has (`detail`: their bytes).
+    EntityTooLarge = 17,
+    /// Object lock forbids it (`detail` says what).
+    ObjectLocked = 30,
+    /// The bucket has no object lock, so nothing in it can be locked.
+    NotLockable = 31,
+    /// The bucket would hold more than its quota (`detail`).
+    QuotaExceeded = 32,
 }
 
 /// What may be read from a shard.
@@ -458,7 +532,7 @@ pub enum Reason {
 pub struct ShardQuery {
     #[prost(uint64, tag = "1")]
     pub range_epoch: u64,
-    #[prost(oneof = "ShardRead", tags = "10, 11, 12, 13, 14, 15, 16")]
+    #[prost(oneof = "ShardRead", tags = "10, 11, 12, 13, 14, 15, 16, 30")]
     pub read: Option<ShardRead>,
 }
 
@@ -479,6 +553,9 @@ pub enum ShardRead {
     /// The oldest garbage rows.
     #[prost(message, tag = "16")]
     ListGarbage(ListGarbage),
+    /// What a bucket with a quota holds.
+    #[prost(message, tag = "30")]
+    GetUsage(BucketRef),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -585,7 +662,7 @@ pub struct ListGarbage {
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ShardAnswer {
-    #[prost(oneof = "ShardFound", tags = "1, 2, 3, 4, 5, 6, 7, 8")]
+    #[prost(oneof = "ShardFound", tags = "1, 2, 3, 4, 5, 6, 7, 8, 30")]
     pub found: Option<ShardFound>,
 }
 
@@ -607,6 +684,8 @@ pub enum ShardFound {
     Parts(PartPage),
     #[prost(message, tag = "8")]
     Garbage(GarbagePage),
+    #[prost(message, tag = "30")]
+    Usage(Usage),
 }
 
 /// A version row with its key. Also the value that is stored (then `key` is empty: it is in the row's key).

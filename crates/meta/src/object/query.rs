@@ -47,6 +47,11 @@ fn read(view: &dyn View, group: GroupId, state: &GroupState, read: Option<ShardR
         ShardRead::ListParts(list) => ShardFound::Parts(list_parts(view, group, state, list)?),
         ShardRead::ListUploads(list) => ShardFound::Uploads(list_uploads(view, group, state, &list)?),
         ShardRead::ListGarbage(list) => ShardFound::Garbage(list_garbage(view, group, list)?),
+        ShardRead::GetUsage(bucket) => {
+            let bucket = base::ids::BucketId(bucket.bucket);
+            check_bucket(view, group, bucket)?;
+            ShardFound::Usage(super::usage::usage(view, group, bucket)?.unwrap_or_default())
+        }
     })
 }
 
@@ -80,7 +85,7 @@ fn get_object(view: &dyn View, group: GroupId, state: &GroupState, get: GetObjec
 }
 
 /// A version id for people: `null`, or hex.
-fn version_text(id: &[u8]) -> String {
+pub(super) fn version_text(id: &[u8]) -> String {
     if id == NULL_VERSION {
         return "null".to_owned();
     }

@@ -11,7 +11,8 @@ use super::command::{
     AbortUpload, Body, Checksum, CompleteUpload, CreateUpload, NamedPart, ObjectVersion, Part, PartSize, PutPart,
     Reason, ShardOutcome, Upload, Written,
 };
-use super::{ATTRIBUTES_LEN_MAX, PART_NUMBER_MAX, PART_SIZE_MIN};
+use super::versions::lock_of_new;
+use super::{ATTRIBUTES_LEN_MAX, OBJECT_SIZE_MAX, PART_NUMBER_MAX, PART_SIZE_MIN};
 use crate::group::{decode_row, read_row};
 use crate::keys::{self, Key};
 use crate::view::ViewError;
@@ -30,9 +31,10 @@ impl Step<'_> {
     pub fn create_upload(&mut self, create: CreateUpload) -> Result<ShardOutcome, Halt> {
         let bucket = BucketId(create.bucket);
         self.check_key(bucket, &create.key)?;
-        self.writable_bucket(bucket)?;
+        let (settings, _) = self.open_bucket(bucket)?;
         let upload = random_id(&create.upload)?;
         let attributes = create.attributes.unwrap_or_default();
+        lock_of_new(&settings, attributes.lock, create.created_ms)?;
         check_attributes(&attributes)?;
         if create.checksum_algorithm.len() + create.checksum_type.len() + create.owner.len() > ATTRIBUTES_LEN_MAX {
             return refuse(Reason::Invalid, "the upload's attributes are too long");
@@ -86,7 +88,7 @@ impl Step<'_> {
     pub fn complete_upload(&mut self, complete: CompleteUpload) -> Result<ShardOutcome, Halt> {
         let bucket = BucketId(complete.bucket);
         self.check_key(bucket, &complete.key)?;
-        let versioning = self.writable_bucket(bucket)?;
+        let (settings, versioning) = self.open_bucket(bucket)?;
         let upload = random_id(&complete.upload)?;
         if let Some(written) = self.completed_before(bucket, &complete, upload)? {
             return Ok(ShardOutcome::Written(written));
@@ -99,6 +101,7 @@ impl Step<'_> {
         let mut attributes = created.attributes.unwrap_or_default();
         attributes.etag = complete.etag.clone();
         attributes.checksums = complete.checksums;
+        attributes.lock = lock_of_new(&settings, attributes.lock, complete.modified_ms)?;
         check_attributes(&attributes)?;
 
         let row = ObjectVersion {
@@ -114,6 +117,7 @@ impl Step<'_> {
         }
         let completed = Key::Completed { bucket, key: complete.key, upload }.encode();
         self.changes.put(completed, Bytes::from(CompletedRow { order }.encode_to_vec()));
+        self.settle_usage(bucket, &settings)?;
         Ok(ShardOutcome::Written(Written { version, etag: complete.etag, modified_ms: complete.modified_ms, size }))
     }
 
@@ -296,6 +300,7 @@ fn total_size(parts: &[PartSize], expected: Option<u64>) -> Result<u64, Halt> {
         Some(expected) if expected != size => {
             refuse(Reason::Invalid, format!("the parts have {size} bytes, not the {expected} expected"))
         }
+        _ if size > OBJECT_SIZE_MAX => refuse(Reason::EntityTooLarge, size.to_string()),
         _ => Ok(size),
     }
 }

@@ -16,10 +16,12 @@ use prost::Message;
 use super::CONDITION_ETAGS_MAX;
 use super::apply::{Halt, Step, check_attributes, random_id, refuse};
 use super::command::{
-    DeleteObject, Deleted, ObjectVersion, Precondition, PutObject, Reason, ShardOutcome, Versioning, Written,
+    BucketRow, DeleteObject, Deleted, ObjectVersion, Precondition, PutObject, Reason, ShardOutcome, Versioning, Written,
 };
+use super::lock::{BucketLock, ObjectLock, RetentionMode};
 use crate::group::read_row;
 use crate::keys::{Key, Space};
+use crate::map::command::ConfigurationKind;
 use crate::view::{View, ViewError};
 
 /// The id of the version that is not versioned.
@@ -106,9 +108,10 @@ impl Step<'_> {
     pub fn put_object(&mut self, put: PutObject) -> Result<ShardOutcome, Halt> {
         let bucket = BucketId(put.bucket);
         self.check_key(bucket, &put.key)?;
-        let versioning = self.writable_bucket(bucket)?;
+        let (settings, versioning) = self.open_bucket(bucket)?;
         let body = self.check_body(put.body)?;
-        let attributes = put.attributes.unwrap_or_default();
+        let mut attributes = put.attributes.unwrap_or_default();
+        attributes.lock = lock_of_new(&settings, attributes.lock, put.modified_ms)?;
         check_attributes(&attributes)?;
         self.check_write_condition(bucket, &put.key, versioning, put.precondition.as_ref())?;
         let (size, etag) = (body.size, attributes.etag.clone());
@@ -119,13 +122,14 @@ impl Step<'_> {
             ..ObjectVersion::default()
         };
         let (_, version) = self.write_version(bucket, &put.key, versioning, row, &put.version_id)?;
+        self.settle_usage(bucket, &settings)?;
         Ok(ShardOutcome::Written(Written { version, etag, modified_ms: put.modified_ms, size }))
     }
 
     pub fn delete_object(&mut self, delete: DeleteObject) -> Result<ShardOutcome, Halt> {
         let bucket = BucketId(delete.bucket);
         self.check_key(bucket, &delete.key)?;
-        let versioning = self.writable_bucket(bucket)?;
+        let (settings, versioning) = self.open_bucket(bucket)?;
         let target = match &delete.version {
             Some(id) => {
                 check_version_id(id)?;
@@ -140,6 +144,10 @@ impl Step<'_> {
             };
             check_condition(condition, &target.row)?;
         }
+        if let Some(target) = target.as_ref().filter(|_| delete.version.is_some()) {
+            let allowed = lock_of(&target.row).check_removal(delete.modified_ms, delete.bypass_governance);
+            allowed.or_else(|forbidden| refuse(Reason::ObjectLocked, forbidden.to_string()))?;
+        }
         let deleted = match delete.version {
             Some(id) => self.delete_version(bucket, &delete.key, versioning, target, id),
             None => self.delete_newest(bucket, versioning, target, &delete)?,
@@ -147,6 +155,7 @@ impl Step<'_> {
         if let Some(removed) = deleted.1 {
             self.drop_content(bucket, &delete.key, &removed.row)?;
         }
+        self.settle_usage(bucket, &settings)?;
         Ok(ShardOutcome::Deleted(deleted.0))
     }
 
@@ -169,7 +178,7 @@ impl Step<'_> {
 
     /// The plain DELETE: removes the object of a bucket that was never versioned, else writes a delete marker (which,
     /// while suspended, takes the place of the null version).
-    fn delete_newest(
+    pub fn delete_newest(
         &mut self,
         bucket: BucketId,
         versioning: Versioning,
@@ -209,8 +218,10 @@ impl Step<'_> {
             if replaced.order != 0 {
                 self.changes.delete(Key::Version { bucket, key: key.clone(), order: replaced.order }.encode());
             }
+            self.account.take(bucket, key, replaced.order, &replaced.row);
             self.drop_content(bucket, key, &replaced.row)?;
         }
+        self.account.add(bucket, key, order, &row);
         if versioning == Versioning::Suspended {
             let pointer = ObjectVersion { null_order: order, ..ObjectVersion::default() };
             self.put_row(bucket, key, 0, &pointer);
@@ -220,21 +231,22 @@ impl Step<'_> {
         Ok((order, answered))
     }
 
-    fn put_row(&mut self, bucket: BucketId, key: &Bytes, order: u64, row: &ObjectVersion) {
+    pub(super) fn put_row(&mut self, bucket: BucketId, key: &Bytes, order: u64, row: &ObjectVersion) {
         let value = Bytes::from(row.encode_to_vec());
         self.changes.put(Key::Version { bucket, key: key.clone(), order }.encode(), value);
     }
 
     /// Removes a version's row, and what points at it.
-    fn remove_row(&mut self, bucket: BucketId, key: &Bytes, found: &Found) {
+    pub fn remove_row(&mut self, bucket: BucketId, key: &Bytes, found: &Found) {
         self.changes.delete(Key::Version { bucket, key: key.clone(), order: found.order }.encode());
+        self.account.take(bucket, key, found.order, &found.row);
         if found.is_null() && found.order != 0 {
             self.changes.delete(Key::Version { bucket, key: key.clone(), order: 0 }.encode());
         }
     }
 
     /// Drops the chunks of a version whose row goes.
-    fn drop_content(&mut self, bucket: BucketId, key: &Bytes, row: &ObjectVersion) -> Result<(), Halt> {
+    pub fn drop_content(&mut self, bucket: BucketId, key: &Bytes, row: &ObjectVersion) -> Result<(), Halt> {
         self.dropped.body(bucket, row.body.as_ref());
         if let Some(upload) = row.body.as_ref().map(|body| &body.upload).filter(|upload| !upload.is_empty()) {
             self.drop_parts(bucket, key, random_id(upload)?)?;
@@ -264,6 +276,37 @@ impl Step<'_> {
     }
 }
 
+/// The lock of a version that stands.
+pub(super) fn lock_of(row: &ObjectVersion) -> ObjectLock {
+    row.attributes.as_ref().and_then(|attributes| attributes.lock).unwrap_or_default()
+}
+
+/// The object lock of a bucket, if it has one. What cannot be read is of a newer version: nothing is written under it.
+pub(super) fn lock_of_bucket(row: &BucketRow) -> Result<Option<BucketLock>, Halt> {
+    let kind = ConfigurationKind::ObjectLock as i32;
+    let Some(found) = row.configurations.iter().find(|found| found.kind == kind) else { return Ok(None) };
+    match BucketLock::decode(found.value.clone()) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(_) => refuse(Reason::Invalid, "the bucket's object lock cannot be read"),
+    }
+}
+
+/// The lock of a version that is written now: what its writer asks for, else the bucket's default.
+pub(super) fn lock_of_new(
+    settings: &BucketRow,
+    asked: Option<ObjectLock>,
+    now_ms: u64,
+) -> Result<Option<ObjectLock>, Halt> {
+    let asked = asked.unwrap_or_default();
+    let lock = match lock_of_bucket(settings)? {
+        None if !asked.is_empty() => return refuse(Reason::NotLockable, "the bucket has no object lock"),
+        None => asked,
+        Some(_) if asked.mode != RetentionMode::None as i32 => asked,
+        Some(of_bucket) => ObjectLock { legal_hold: asked.legal_hold, ..of_bucket.default_at(now_ms) },
+    };
+    Ok(Some(lock).filter(|lock| !lock.is_empty()))
+}
+
 fn needs_an_object(condition: &Precondition) -> bool {
     condition.must_exist
         || !condition.etag_is.is_empty()
@@ -288,7 +331,7 @@ fn check_condition(condition: &Precondition, current: &ObjectVersion) -> Result<
     if holds { Ok(()) } else { refuse(Reason::PreconditionFailed, etag) }
 }
 
-fn check_version_id(id: &[u8]) -> Result<(), Halt> {
+pub(super) fn check_version_id(id: &[u8]) -> Result<(), Halt> {
     if id == NULL_VERSION || id.len() == 16 {
         return Ok(());
     }

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod cost;
+mod lifecycle;
+mod locks;
 mod map;
 mod membership;
 mod model;
@@ -11,3 +13,4 @@ mod semantics;
 mod sessions;
 mod shard;
 mod uploads;
+mod usage;

@@ -73,6 +73,11 @@ fn bucket(name: &str) -> BucketEntry {
     BucketEntry { name: name.into(), owner: "o".into(), pool: 1, ..BucketEntry::default() }
 }
 
+fn configuration(bucket: u64, kind: ConfigurationKind, value: Option<&'static [u8]>) -> SetBucketConfiguration {
+    let value = value.map(Bytes::from_static);
+    SetBucketConfiguration { bucket, kind: kind as i32, value, settings_version: 0 }
+}
+
 fn pg(prefix: u32, epoch: u32) -> PgRow {
     PgRow { pool: 1, prefix, epoch, members: vec![random(5)], ..PgRow::default() }
 }
@@ -102,6 +107,7 @@ pub fn commands() -> Vec<MapCommand> {
         MapCommand::SetShard(ShardRow { group: 1, range_epoch: 1, nodes: vec![1], ..ShardRow::default() }),
         MapCommand::CreateBucket(bucket("b")),
         MapCommand::SetBucket(BucketEntry { id: 1, state: 1, ..bucket("b") }),
+        MapCommand::SetBucketConfiguration(configuration(1, ConfigurationKind::Cors, Some(b"value"))),
         MapCommand::RemoveBucket(BucketId { id: 1 }),
         MapCommand::CreateKey(key("AK", "n")),
         MapCommand::DeleteKey(KeyName { name: "n".into() }),
@@ -113,7 +119,7 @@ pub fn commands() -> Vec<MapCommand> {
         MapCommand::SetClusterGeneration(ClusterGeneration { generation: 1 }),
         MapCommand::SetPgs(PgRows { rows: vec![PgRow { closed: true, members_before: vec![random(5)], ..pg(0, 2) }] }),
         MapCommand::SetPgs(PgRows { rows: vec![pg(0, 3)] }),
-        MapCommand::SetNodeState(SetNodeState { id: 1, state: 1, raise_floor: true, generation: 1 }),
+        MapCommand::SetNodeState(SetNodeState { id: 1, state: 1, raise_floor: true, generation: 1, stays: false }),
     ]
 }
 
@@ -165,6 +171,65 @@ fn settings_versions_rise_and_stale_settings_are_refused() {
     let renamed = BucketEntry { settings_version: 0, name: "c".into(), ..same.bucket.unwrap() };
     map.expect(MapCommand::SetBucket(renamed), MapOutcome::Invalid);
     map.expect(MapCommand::SetBucket(BucketEntry { id: 77, ..created }), MapOutcome::NotFound);
+}
+
+#[test]
+fn a_bucket_has_one_configuration_of_each_kind_and_they_go_with_it() {
+    use ConfigurationKind::{Cors, Tagging};
+    let mut map = Map::initialised();
+    let set = |bucket, kind, value| MapCommand::SetBucketConfiguration(configuration(bucket, kind, value));
+    map.expect(set(1, Cors, Some(b"a")), MapOutcome::NotFound);
+    for name in ["b", "c"] {
+        map.expect(MapCommand::CreateBucket(bucket(name)), MapOutcome::Done);
+    }
+    map.expect(set(2, Cors, Some(b"other")), MapOutcome::Done);
+    let first = map.expect(set(1, Cors, Some(b"a")), MapOutcome::Done).bucket.unwrap();
+    assert_eq!(first.settings_version, 2);
+    let same = map.expect(set(1, Cors, Some(b"a")), MapOutcome::Done).bucket.unwrap();
+    assert_eq!(same.settings_version, 2, "what changes nothing raises nothing");
+    map.expect(set(1, Tagging, Some(b"t")), MapOutcome::Done);
+    let from = |settings_version| {
+        let changed = configuration(1, Cors, Some(b"b"));
+        MapCommand::SetBucketConfiguration(SetBucketConfiguration { settings_version, ..changed })
+    };
+    map.expect(from(2), MapOutcome::Stale);
+    map.expect(from(3), MapOutcome::Done);
+    let shown = |map: &Map| -> Vec<(u64, i32, u64, Bytes)> {
+        let rows = map.map().configurations.iter();
+        rows.map(|row| (row.bucket, row.kind, row.version, row.value.clone())).collect()
+    };
+    let other = (2, Cors as i32, 2, Bytes::from_static(b"other"));
+    let (cors, tagging) = ((1, 2, 4, Bytes::from_static(b"b")), (1, 3, 3, Bytes::from_static(b"t")));
+    assert_eq!(shown(&map), [cors, tagging.clone(), other.clone()]);
+    map.expect(set(1, Cors, None), MapOutcome::Done);
+    assert_eq!(shown(&map), [tagging, other.clone()]);
+    map.expect(MapCommand::RemoveBucket(BucketId { id: 1 }), MapOutcome::Done);
+    assert_eq!(shown(&map), [other]);
+    let unknown = SetBucketConfiguration { bucket: 2, kind: 99, ..SetBucketConfiguration::default() };
+    map.expect(MapCommand::SetBucketConfiguration(unknown), MapOutcome::Invalid);
+}
+
+#[test]
+fn configurations_are_bounded_each_and_together() {
+    use meta::map::{CONFIGURATION_LEN_MAX, CONFIGURATIONS_LEN_MAX};
+    let mut map = Map::initialised();
+    let set = |bucket, length| {
+        let value = Some(Bytes::from(vec![7; length]));
+        let kind = ConfigurationKind::Policy as i32;
+        MapCommand::SetBucketConfiguration(SetBucketConfiguration { bucket, kind, value, settings_version: 0 })
+    };
+    let fit = CONFIGURATIONS_LEN_MAX / CONFIGURATION_LEN_MAX as u64;
+    for number in 1..=fit {
+        map.expect(MapCommand::CreateBucket(bucket(&format!("b{number}"))), MapOutcome::Done);
+        map.expect(set(number, CONFIGURATION_LEN_MAX), MapOutcome::Done);
+    }
+    map.expect(MapCommand::CreateBucket(bucket("one-more")), MapOutcome::Done);
+    map.expect(set(fit + 1, 1), MapOutcome::TooMany);
+    map.expect(set(1, CONFIGURATION_LEN_MAX + 1), MapOutcome::Invalid);
+    map.expect(set(1, CONFIGURATION_LEN_MAX - 1), MapOutcome::Done);
+    map.expect(set(fit + 1, 1), MapOutcome::Done);
+    map.expect(MapCommand::RemoveBucket(BucketId { id: 2 }), MapOutcome::Done);
+    map.expect(set(fit + 1, CONFIGURATION_LEN_MAX), MapOutcome::Done);
 }
 
 #[test]

@@ -10,11 +10,17 @@ use crate::map::{Map, node, redeem, token};
 use crate::shard::random;
 
 fn state(id: u32, state: NodeState, generation: u32) -> MapCommand {
-    MapCommand::SetNodeState(SetNodeState { id, state: state as i32, raise_floor: false, generation })
+    MapCommand::SetNodeState(SetNodeState { id, state: state as i32, raise_floor: false, generation, stays: false })
 }
 
 fn vote_down(id: u32, generation: u32) -> MapCommand {
-    MapCommand::SetNodeState(SetNodeState { id, state: NodeState::Down as i32, raise_floor: true, generation })
+    MapCommand::SetNodeState(SetNodeState {
+        id,
+        state: NodeState::Down as i32,
+        raise_floor: true,
+        generation,
+        stays: false,
+    })
 }
 
 fn row(map: &Map, id: u32) -> NodeRow {
@@ -168,7 +174,7 @@ proptest! {
             let before = map.map().clone();
             let command = match kind {
                 0 | 1 => MapCommand::SetNode(NodeRow { state: raw_state, ..node(id, generation) }),
-                2 | 3 => MapCommand::SetNodeState(SetNodeState { id, state: raw_state, raise_floor: flag, generation }),
+                2 | 3 => MapCommand::SetNodeState(SetNodeState { id, state: raw_state, raise_floor: flag, generation, stays: false }),
                 4 => MapCommand::CreateToken(token(u64::from(id))),
                 _ => MapCommand::RedeemToken(RedeemToken { joiner: random(u128::from(generation)), ..redeem(u64::from(id), 1500) }),
             };

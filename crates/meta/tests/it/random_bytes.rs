@@ -49,6 +49,7 @@ fn entries(shard: &mut Shard) -> Vec<ShardEntry> {
             precondition: Some(condition),
             modified_ms: 1,
             marker_id: random(4),
+            bypass_governance: false,
         }),
         ShardCommand::PutPart(PutPart {
             bucket: BUCKET,
@@ -67,6 +68,13 @@ fn entries(shard: &mut Shard) -> Vec<ShardEntry> {
             key: text("n"),
             upload: random(8),
             ..Default::default()
+        }),
+        ShardCommand::ChangeVersion(ChangeVersion {
+            bucket: BUCKET,
+            key: text("a/b"),
+            tags: Some(Tags { tags: vec![Header { name: "t".into(), value: "v".into() }] }),
+            acl: Some("a".into()),
+            ..ChangeVersion::default()
         }),
         ShardCommand::FreezeBucket(BucketRef { bucket: BUCKET }),
         ShardCommand::DropBucket(BucketRef { bucket: BUCKET }),

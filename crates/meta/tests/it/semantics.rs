@@ -74,6 +74,66 @@ fn a_suspended_bucket_has_one_null_version_and_it_is_the_newest() {
     assert_eq!(shard.get("k", Some(&null)), Err(Reason::NoSuchVersion));
 }
 
+fn change(key: &str, version: Option<Bytes>, tag: &str) -> ShardCommand {
+    let tags = Some(Tags { tags: vec![Header { name: tag.to_owned(), value: "v".to_owned() }] });
+    ShardCommand::ChangeVersion(ChangeVersion {
+        bucket: BUCKET,
+        key: text(key),
+        version,
+        tags,
+        ..ChangeVersion::default()
+    })
+}
+
+fn object(shard: &Shard, version: Option<Bytes>) -> ObjectVersion {
+    match shard.read(ShardRead::GetObject(GetObject { bucket: BUCKET, key: text("k"), version })) {
+        ShardFound::Object(object) => object,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn tag_of(object: &ObjectVersion) -> String {
+    object.attributes.iter().flat_map(|attributes| &attributes.tags).map(|tag| tag.name.as_str()).collect()
+}
+
+#[test]
+fn tags_and_access_lists_change_one_version_and_nothing_else_of_it() {
+    let mut shard = Shard::new(Versioning::Off);
+    assert_refused(shard.run(change("k", None, "t")), Reason::NoSuchKey);
+    shard.put("k", "plain");
+    let before = object(&shard, None);
+    assert!(
+        matches!(shard.run(change("k", None, "t")), ShardOutcome::Written(w) if w.version.is_empty() && w.size == 10)
+    );
+    let after = object(&shard, None);
+    assert_eq!(tag_of(&after), "t");
+    let untagged = Attributes { tags: vec![], ..after.attributes.clone().unwrap() };
+    assert_eq!(ObjectVersion { attributes: Some(untagged), ..after }, before);
+    let acl = ChangeVersion { bucket: BUCKET, key: text("k"), acl: Some("a".into()), ..ChangeVersion::default() };
+    shard.run(ShardCommand::ChangeVersion(acl));
+    let attributes = object(&shard, None).attributes.unwrap();
+    assert_eq!((attributes.acl.as_str(), attributes.tags.len()), ("a", 1), "what is absent stays");
+
+    shard.set_versioning(Versioning::Enabled, 2);
+    let (null, first) = (Bytes::from_static(b"null"), shard.written("k", "first"));
+    assert!(matches!(shard.run(change("k", Some(null.clone()), "n")), ShardOutcome::Written(w) if w.version == null));
+    assert!(matches!(shard.run(change("k", None, "new")), ShardOutcome::Written(w) if w.version == first));
+    assert_eq!(
+        (tag_of(&object(&shard, Some(null.clone()))), tag_of(&object(&shard, None))),
+        ("n".into(), "new".into())
+    );
+    shard.set_versioning(Versioning::Suspended, 3);
+    shard.put("k", "null again");
+    shard.run(change("k", Some(null.clone()), "s"));
+    assert_eq!(tag_of(&object(&shard, Some(null))), "s");
+    let ShardOutcome::Deleted(marker) = shard.delete("k", None) else { panic!() };
+    assert_refused(shard.run(change("k", None, "t")), Reason::DeleteMarker);
+    assert_refused(shard.run(change("k", Some(marker.version), "t")), Reason::DeleteMarker);
+    assert_refused(shard.run(change("k", Some(random(77)), "t")), Reason::NoSuchVersion);
+    assert_eq!(tag_of(&object(&shard, Some(first))), "new");
+    assert_eq!(shard.garbage_chunks(), 2, "the two null versions that were replaced, and nothing else");
+}
+
 fn must_not_exist() -> Option<Precondition> {
     Some(Precondition { must_not_exist: true, ..Precondition::default() })
 }

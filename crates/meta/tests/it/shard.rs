@@ -22,7 +22,7 @@ impl Shard {
     /// A shard of everything, with one bucket.
     pub fn new(versioning: Versioning) -> Shard {
         let mut shard = Shard { rows: BTreeMap::new(), index: 0, chunk: 0 };
-        let init = InitShard { range_epoch: 1, feature_level: 1, ..InitShard::default() };
+        let init = InitShard { range_epoch: 1, feature_level: meta::group::FEATURE_LEVEL, ..InitShard::default() };
         assert_eq!(shard.run(ShardCommand::InitShard(init)), done());
         shard.set_versioning(versioning, 1);
         shard
@@ -95,6 +95,7 @@ impl Shard {
             precondition,
             modified_ms: 5000,
             marker_id: random(99),
+            bypass_governance: false,
         };
         self.run(ShardCommand::DeleteObject(delete))
     }

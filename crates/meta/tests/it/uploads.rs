@@ -175,6 +175,20 @@ fn what_cannot_be_completed_says_why() {
 }
 
 #[test]
+fn an_object_has_at_most_5_tib() {
+    let part = u64::from(u32::MAX);
+    let parts = meta::object::OBJECT_SIZE_MAX.div_ceil(part) as u32;
+    let mut shard = Shard::new(Versioning::Off);
+    shard.run(create("k", 1));
+    let named: Vec<NamedPart> = (1..=parts).map(|number| put_part(&mut shard, "k", 1, number, part)).collect();
+    assert!(u64::from(parts) * part > meta::object::OBJECT_SIZE_MAX);
+    assert_refused(shard.run(complete("k", 1, named.clone())), Reason::EntityTooLarge);
+    let fits = named[..named.len() - 1].to_vec();
+    let size = fits.len() as u64 * part;
+    assert!(matches!(shard.run(complete("k", 1, fits)), ShardOutcome::Written(written) if written.size == size));
+}
+
+#[test]
 fn part_numbers_and_upload_ids_are_checked() {
     let mut shard = Shard::new(Versioning::Off);
     upload(&mut shard, "k", 1, 1);

@@ -10,6 +10,7 @@ use base::plant::{self, Plant};
 use bytes::Bytes;
 use meta::map::command::{ClusterMap, NodeRow, NodeState};
 use protocol::membership::{self, NodeView};
+use protocol::placement::Locality;
 use protocol::raft::{Configuration, Entry, HardState, Message, MessageKind, NotTaken, RaftPeer, Ready, Role};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -588,7 +589,11 @@ impl Driver {
         if self.raft.pending_configuration() || map.cluster_generation < self.generation_min {
             return;
         }
-        let nodes = node_views(&map);
+        let locality = |node: NodeId| {
+            let row = map.nodes.iter().find(|row| row.id == node.0);
+            row.map(|row| Locality::parse(&row.locality)).unwrap_or_default()
+        };
+        let nodes = membership::spread(node_views(&map), &self.configuration, locality);
         let stay = [membership::NodeState::Up, membership::NodeState::Down];
         let members = nodes.iter().filter(|view| stay.contains(&view.state)).count();
         let wanted = if self.id == GROUP_ZERO && members >= VOTERS_OF_MAP { VOTERS_OF_MAP } else { VOTERS };

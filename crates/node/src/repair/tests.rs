@@ -54,7 +54,7 @@ impl Nodes {
                 note("chunk");
                 let id = ChunkId::from_bytes(get.id.as_ref().try_into().unwrap());
                 return match disks.metadata().get(id, get.start..get.end).await {
-                    Ok(data) => Ok((Told::Chunk(ChunkDone { epoch: 1, owner: data.owner.0 }), data.pieces)),
+                    Ok(data) => Ok((Told::Chunk(ChunkDone { epoch: 1, owner: data.owner.0, crc64: 0 }), data.pieces)),
                     Err(error) => Err((Failure::NotFound, error.to_string())),
                 };
             }
@@ -116,6 +116,7 @@ impl Bench {
             peers: Arc::new(Asker(nodes.clone())),
             progress: Arc::new(Progress::default()),
             healing: Healing::default(),
+            events: None,
             moving: tokio::sync::Mutex::default(),
         };
         let repairers = (1..=3).map(|node| (node, Arc::new(repairer(node)))).collect();

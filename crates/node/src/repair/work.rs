@@ -20,6 +20,7 @@ use super::exchange::{Peers, State, Walk};
 use super::plan::{Group, Member, Reach, Suspects, Verdict, Want, groups_of, judge, left_by};
 use super::{Key, Mark, NodeHealth, Owed, Progress, Urgency};
 use crate::disks::Disks;
+use crate::events::{EventKind, EventLog};
 use crate::start::Healing;
 
 /// Chunks pulled at once: bounds their memory to 16 MiB.
@@ -49,6 +50,8 @@ pub struct Repairer {
     pub peers: Arc<dyn Peers>,
     pub progress: Arc<Progress>,
     pub healing: Healing,
+    /// What happened, for people.
+    pub events: Option<Arc<EventLog>>,
     /// Held while chunks come or go because their group moves: what has just been pulled must not be let go of by a
     /// decision from an older map.
     pub moving: Mutex<()>,
@@ -333,11 +336,13 @@ pub struct Comparer {
     /// When bytes were last counted, and how many had been pulled by then.
     measured: Option<(MonoTime, u64)>,
     rate: u64,
+    /// The most that was lacking since nothing was.
+    lacked: Owed,
 }
 
 impl Comparer {
     pub fn new(repairer: Arc<Repairer>) -> Comparer {
-        Comparer { repairer, watched: BTreeMap::new(), measured: None, rate: 0 }
+        Comparer { repairer, watched: BTreeMap::new(), measured: None, rate: 0, lacked: Owed::default() }
     }
 
     /// One comparison of everything, and what follows from it.
@@ -428,8 +433,23 @@ impl Comparer {
                 health.corrupt_chunks += engine.digest(group.pg.pool, group.pg.slots()).damaged;
             }
         }
+        self.note(owed);
         (health.missing_chunks, health.missing_bytes) = (owed.chunks, owed.bytes);
         self.repairer.progress.tell(health, marks);
+    }
+
+    /// For the timeline: that this node lacked something, and lacks nothing any more.
+    fn note(&mut self, owed: Owed) {
+        if owed.chunks > self.lacked.chunks {
+            self.lacked = owed;
+        } else if owed.chunks == 0 && self.lacked.chunks > 0 {
+            let Owed { chunks, bytes } = std::mem::take(&mut self.lacked);
+            let node = self.repairer.node;
+            let what = format!("node {node} has all its copies again; it lacked {chunks} chunks ({bytes} bytes)");
+            if let Some(events) = &self.repairer.events {
+                events.record(EventKind::Repaired, node, what);
+            }
+        }
     }
 
     /// Bytes pulled in a second, lately.

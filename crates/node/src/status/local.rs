@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use store::DamagedWhat;
 
 use super::Verdict;
+use crate::repair::Urgency;
 use crate::service::{Service, Standing};
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -40,6 +41,9 @@ pub struct LocalStatus {
     /// How fast missing copies came lately.
     #[prost(uint64, tag = "14")]
     pub pulled_bytes_per_s: u64,
+    /// Of what is missing: chunks with one copy left.
+    #[prost(uint64, tag = "15")]
+    pub last_copies: u64,
     /// Empty while it serves; else what it waits for.
     #[prost(string, tag = "12")]
     pub standing: String,
@@ -100,6 +104,7 @@ pub fn collect(service: &Service) -> LocalStatus {
     status.missing_bytes = health.missing_bytes;
     status.pulled_bytes_per_s = health.pulled_bytes_per_s;
     status.hopeless_chunks = health.hopeless_chunks;
+    status.last_copies = health.queue[Urgency::LastCopy as usize].chunks;
     for chunk in &health.hopeless {
         let what = format!("chunk {chunk} has no good copy on any disk of its placement group");
         status.find(Verdict::Lost, format!("{what}; `henge fsck` names the object, restore it"));

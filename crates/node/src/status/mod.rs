@@ -58,8 +58,12 @@ impl Verdict {
 #[derive(Clone, Debug)]
 pub struct Status {
     pub verdict: Verdict,
-    /// Whole sentences: what is wrong, with what, and what to do.
+    /// Whole sentences: what is wrong, and with what.
     pub reasons: Vec<String>,
+    /// What the cluster does about it by itself.
+    pub doing: Vec<String>,
+    /// What people should do.
+    pub todo: Vec<String>,
     /// Version of the cluster map.
     pub epoch: u64,
     pub nodes: Vec<NodeStatus>,
@@ -113,17 +117,21 @@ pub struct ChunkCounts {
 pub struct RepairStatus {
     pub queued_bytes: u64,
     pub eta_s: Option<u64>,
+    /// Copies to be made of what has one copy left.
+    pub last_copies: u64,
 }
 
 /// What is wrong, the worst first in the verdict.
 pub(crate) struct Findings {
     verdict: Verdict,
     reasons: Vec<String>,
+    doing: Vec<String>,
+    todo: Vec<String>,
 }
 
 impl Default for Findings {
     fn default() -> Findings {
-        Findings { verdict: Verdict::Safe, reasons: Vec::new() }
+        Findings { verdict: Verdict::Safe, reasons: Vec::new(), doing: Vec::new(), todo: Vec::new() }
     }
 }
 
@@ -132,6 +140,18 @@ impl Findings {
         self.verdict = self.verdict.max(verdict);
         if self.reasons.len() < REASONS_MAX && !self.reasons.contains(&reason) {
             self.reasons.push(reason);
+        }
+    }
+
+    fn does(&mut self, what: String) {
+        if self.doing.len() < REASONS_MAX && !self.doing.contains(&what) {
+            self.doing.push(what);
+        }
+    }
+
+    fn asks_for(&mut self, what: String) {
+        if self.todo.len() < REASONS_MAX && !self.todo.contains(&what) {
+            self.todo.push(what);
         }
     }
 }

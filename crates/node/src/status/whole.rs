@@ -32,9 +32,91 @@ pub fn combine(map: &ClusterMap, asker: NodeId, answers: &Answers) -> Status {
         let only_copy = map.pools.iter().any(|pool| pool.copies_effective == 1);
         chunks.last_copy = if only_copy { chunks.total } else { chunks.last_copy };
     }
-    let repair = RepairStatus { queued_bytes: sum(answers, |status| status.missing_bytes), eta_s: eta_s(answers) };
-    let Findings { verdict, reasons } = findings;
-    Status { verdict, reasons, epoch: map.version, nodes, groups, chunks, repair }
+    let repair = RepairStatus {
+        queued_bytes: sum(answers, |status| status.missing_bytes),
+        eta_s: eta_s(answers),
+        last_copies: sum(answers, |status| status.last_copies),
+    };
+    repairs(map, answers, &mut findings);
+    advise(map, answers, &groups, &mut findings);
+    let Findings { verdict, reasons, doing, todo } = findings;
+    Status { verdict, reasons, doing, todo, epoch: map.version, nodes, groups, chunks, repair }
+}
+
+/// What the cluster is about.
+fn repairs(map: &ClusterMap, answers: &Answers, findings: &mut Findings) {
+    for (node, status) in answers.iter().filter_map(|(node, status)| Some((node, status.as_ref()?))) {
+        if status.missing_chunks > 0 {
+            let (chunks, mib) = (status.missing_chunks, status.missing_bytes.div_ceil(1 << 20));
+            let first = match status.last_copies {
+                0 => String::new(),
+                last => format!(", first {last} of which one copy is left"),
+            };
+            findings.does(format!("node {node} fetches {chunks} copies of chunks ({mib} MiB) that it lacks{first}"));
+        }
+    }
+    let (all, moving) = (map.pgs.len(), map.pgs.iter().filter(|row| row.closed).count());
+    let to_move = crate::control::to_move(map);
+    if moving > 0 || to_move > 0 {
+        findings.does(format!(
+            "{moving} of {all} placement groups are being copied to where they belong; {to_move} copies of groups to go"
+        ));
+    }
+    for row in map.nodes.iter().filter(|row| row.state() == NodeState::Down) {
+        findings.does(format!(
+            "writes go on without node {}; if it stays away, its copies are made again on other nodes",
+            row.id
+        ));
+    }
+}
+
+/// What people should do, the most urgent first.
+fn advise(map: &ClusterMap, answers: &Answers, groups: &[GroupStatus], findings: &mut Findings) {
+    let node = |row: &NodeRow| format!("node {} ({})", row.id, row.address);
+    let in_state = |state: NodeState| map.nodes.iter().filter(move |row| row.state() == state);
+    if findings.verdict == Verdict::Lost {
+        findings
+            .asks_for("run `henge fsck` on the stopped nodes: it names the objects to restore from a backup".into());
+    }
+    if groups.iter().any(|group| group.leader == 0) {
+        findings.asks_for(
+            "bring back nodes until a majority is up; only if they are gone for good, stop the one with the newest data and \
+             run `henge recover` there"
+                .into(),
+        );
+    }
+    for row in in_state(NodeState::Down) {
+        let id = row.id;
+        findings.asks_for(format!(
+            "start {} again; if it is gone for good, say so with `henge node remove {id} --lost`",
+            node(row)
+        ));
+    }
+    let up = in_state(NodeState::Up).count();
+    let wanted = map.pools.iter().map(|pool| pool.copies as usize).max().unwrap_or(1);
+    if up < wanted {
+        let missing = wanted - up;
+        findings.asks_for(format!(
+            "add {missing} node(s) for {wanted} copies of everything (`henge token create`, then `henge server --join`), and \
+             keep a backup until then"
+        ));
+    }
+    for (id, status) in answers.iter().filter_map(|(id, status)| Some((id, status.as_ref()?))) {
+        for disk in &status.disks {
+            match disk.state.as_str() {
+                "full" => findings.asks_for(format!(
+                    "delete something, or add disks or nodes: disk {} of node {id} is full",
+                    disk.path
+                )),
+                "up" | "closed" => {}
+                _ => findings
+                    .asks_for(format!("replace disk {} of node {id}, and start the node with the new one", disk.path)),
+            }
+        }
+    }
+    if findings.todo.is_empty() && findings.verdict != Verdict::Safe {
+        findings.asks_for("nothing: this heals by itself; look again in a while".into());
+    }
 }
 
 /// When the slowest node will have its copies, at the speed of late.
@@ -84,14 +166,8 @@ fn state(row: &NodeRow, silent: bool, findings: &mut Findings) -> &'static str {
             "draining"
         }
         NodeState::Down => {
-            findings.add(
-                Verdict::AtRisk,
-                format!(
-                    "node {id} ({}) is down: start it again, or tell the cluster that it is gone for good with \
-                     `henge node remove {id} --lost`",
-                    row.address
-                ),
-            );
+            findings
+                .add(Verdict::AtRisk, format!("node {id} ({}) is down: what it holds has a copy less", row.address));
             "down"
         }
         NodeState::Lost => {
@@ -155,8 +231,7 @@ fn copies(map: &ClusterMap, groups: &[GroupStatus], findings: &mut Findings) {
             findings.add(
                 Verdict::AtRisk,
                 format!(
-                    "each object has {effective} of {wanted} copies, because the cluster has {joined} of {wanted} \
-                     nodes: keep a backup, or add nodes (`henge token create`)"
+                    "each object has {effective} of {wanted} copies, because the cluster has {joined} of {wanted} nodes"
                 ),
             );
         } else if effective < wanted {
@@ -283,6 +358,19 @@ mod tests {
     fn safe_is_said_only_when_everybody_has_compared_everything() {
         let (map, answers) = (map(), answers());
         assert_eq!(verdict(&map, &answers), (Verdict::Safe, String::new()));
+        let safe = combine(&map, NodeId(1), &answers);
+        assert!(safe.doing.is_empty() && safe.todo.is_empty(), "{safe:?}");
+        let mut lacking = answers.clone();
+        let third = lacking[2].1.as_mut().unwrap();
+        (third.missing_chunks, third.missing_bytes, third.last_copies, third.pulled_bytes_per_s) =
+            (4, 8 << 20, 1, 1 << 20);
+        let status = combine(&map, NodeId(1), &lacking);
+        assert!(
+            status.doing[0].contains("4 copies of chunks (8 MiB)") && status.doing[0].contains("first 1"),
+            "{status:?}"
+        );
+        assert_eq!((status.repair.queued_bytes, status.repair.eta_s, status.repair.last_copies), (8 << 20, Some(9), 1));
+        assert!(status.todo[0].starts_with("nothing"), "{status:?}");
         assert_eq!(combine(&map, NodeId(1), &answers).chunks.total, 10, "thirty copies of ten chunks");
 
         let mut unequal = answers.clone();
@@ -303,7 +391,10 @@ mod tests {
         down.nodes[1].state = NodeState::Down as i32;
         let (verdict_of_down, why) = verdict(&down, &answers);
         assert_eq!(verdict_of_down, Verdict::AtRisk);
-        assert!(why.contains("henge node remove 2 --lost") && why.contains("2 of 2 placement groups"), "{why}");
+        assert!(why.contains("node 2") && why.contains("2 of 2 placement groups"), "{why}");
+        let status = combine(&down, NodeId(1), &answers);
+        assert!(status.todo[0].contains("henge node remove 2 --lost"), "{:?}", status.todo);
+        assert!(status.doing[0].contains("without node 2"), "{:?}", status.doing);
 
         let mut moving = map();
         moving.pgs[0].closed = true;

@@ -67,8 +67,13 @@ impl Cluster {
     fn set_state(&self, via: NodeId, id: NodeId, state: NodeState) {
         let client = self.client(via);
         let generation = client.map().map.nodes.iter().find(|row| row.id == id.0).map_or(0, |row| row.generation);
-        let change =
-            SetNodeState { id: id.0, state: state as i32, raise_floor: state != NodeState::Draining, generation };
+        let change = SetNodeState {
+            id: id.0,
+            state: state as i32,
+            raise_floor: state != NodeState::Draining,
+            generation,
+            stays: false,
+        };
         let changed = self.on(via, async move { client.change_map_checked(MapCommand::SetNodeState(change)).await });
         changed.expect("an operator may");
     }

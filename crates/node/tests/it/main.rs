@@ -2,6 +2,7 @@
 
 mod cluster;
 mod heal;
+mod rules;
 
 use base::Env;
 use base::env::Disk;

@@ -2,5 +2,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod cluster;
+mod detection;
 mod members;
 mod trouble;

@@ -109,7 +109,7 @@ pub(super) async fn read(disk: &dyn Disk, disk_seed: u128) -> Result<Found, KvEr
     })
 }
 
-enum Unreadable {
+pub(super) enum Unreadable {
     Damaged(String),
     /// Sound, but not for this store or this version.
     Foreign(String),
@@ -119,7 +119,7 @@ pub(super) fn damaged(detail: String) -> KvError {
     KvError::Damaged { first: Bytes::new(), last: Bytes::from_static(&[0xff; 16]), detail }
 }
 
-fn decode(contents: &[u8], disk_seed: u128) -> Result<Found, Unreadable> {
+pub(super) fn decode(contents: &[u8], disk_seed: u128) -> Result<Found, Unreadable> {
     let half = contents.len() / 2;
     let first = decode_copy(contents, disk_seed);
     let second = decode_copy(&contents[half..], disk_seed);
@@ -172,7 +172,7 @@ fn decode_copy(contents: &[u8], disk_seed: u128) -> Result<Manifest, Unreadable>
     decode_body(body, sequence).map_err(malformed)
 }
 
-fn decode_body(body: &[u8], sequence: u64) -> Result<Manifest, DecodeError> {
+pub(super) fn decode_body(body: &[u8], sequence: u64) -> Result<Manifest, DecodeError> {
     let mut reader = Reader::new(body);
     let next_run_id = reader.u64("next run id")?;
     let transactions = reader.u64("transactions")?;

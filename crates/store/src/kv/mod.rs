@@ -15,6 +15,8 @@ mod cursor;
 mod erase;
 mod filter;
 mod flush;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod lsm;
 mod manifest;
 mod memory;

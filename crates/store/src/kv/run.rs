@@ -181,7 +181,7 @@ pub(super) fn encode_directory(first: &[u8], parts: &[Part]) -> Vec<u8> {
     out
 }
 
-fn decode_directory(content: &[u8], parts: u32) -> Result<(Bytes, Vec<Part>), DecodeError> {
+pub(super) fn decode_directory(content: &[u8], parts: u32) -> Result<(Bytes, Vec<Part>), DecodeError> {
     let mut reader = Reader::new(content);
     let first = take_key(&mut reader)?;
     let mut out = Vec::new();
@@ -467,7 +467,7 @@ fn decode_footer(content: &[u8], meta: &RunMeta) -> Result<(Extent, u32), Decode
     Ok((directory, parts))
 }
 
-fn list_index(content: &Bytes) -> Result<Vec<(Bytes, Extent)>, DecodeError> {
+pub(super) fn list_index(content: &Bytes) -> Result<Vec<(Bytes, Extent)>, DecodeError> {
     let mut cursor = BlockCursor::new(content.clone())?;
     let mut out = Vec::new();
     cursor.first()?;

@@ -35,8 +35,21 @@ pub enum PayloadClaim {
     ChunkedSigned { trailers: bool },
 }
 
+/// What a request without a signature says about its body.
+pub(super) fn unsigned_payload(headers: &HeaderMap) -> Result<PayloadClaim> {
+    single(headers, &names::CONTENT_SHA256)?.map_or(Ok(PayloadClaim::Unsigned), payload_claim)
+}
+
+/// A parameter that only signed requests have: without its companions it is a broken signature, not none.
+fn names_signature(parameter: &str) -> bool {
+    ["X-Amz-Credential", "X-Amz-SignedHeaders", "X-Amz-Date", "X-Amz-Expires", "X-Amz-Security-Token"]
+        .iter()
+        .any(|name| parameter.eq_ignore_ascii_case(name))
+}
+
 impl Claim {
-    pub fn read(request: &Signed<'_>) -> Result<Claim> {
+    /// `None`: the request claims nothing.
+    pub fn read(request: &Signed<'_>) -> Result<Option<Claim>> {
         let query = signature_query(request.raw_query)?;
         let in_header = request.headers.contains_key(AUTHORIZATION);
         let is_v2 = query.iter().any(|(name, _)| name == "AWSAccessKeyId" || name == "Signature");
@@ -46,10 +59,13 @@ impl Claim {
                 Code::InvalidArgument,
                 "Only one authentication mechanism is allowed: a header or a presigned URL.",
             )),
-            (true, false) => Claim::from_header(request.headers),
-            (false, true) => Claim::from_query(&query, request.headers),
+            (true, false) => Claim::from_header(request.headers).map(Some),
+            (false, true) => Claim::from_query(&query, request.headers).map(Some),
             (false, false) if is_v2 => Err(version_2_refused()),
-            (false, false) => Err(S3Error::new(Code::AccessDenied, "Access denied: the request carries no signature.")),
+            (false, false) if query.iter().any(|(name, _)| names_signature(name)) => {
+                Err(query_malformed("X-Amz-Algorithm and X-Amz-Signature are missing"))
+            }
+            (false, false) => Ok(None),
         }
     }
 
@@ -116,10 +132,11 @@ impl Claim {
             .ok_or_else(|| query_malformed("X-Amz-Credential is invalid"))?;
         let expires = need("X-Amz-Expires")?;
         let expires_s = expires.parse::<u64>().ok().filter(|_| expires.bytes().all(|b| b.is_ascii_digit()));
-        let expires_s = expires_s.ok_or_else(|| query_malformed("X-Amz-Expires should be a number of seconds"))?;
-        if expires_s > PRESIGNED_MAX_S {
-            return Err(query_malformed("X-Amz-Expires must be less than a week (in seconds): 604800"));
-        }
+        let out_of_range = || {
+            let message = "The presigned URL is not valid; X-Amz-Expires must be 0 to 604800 seconds (a week).";
+            S3Error::new(Code::AccessDenied, message)
+        };
+        let expires_s = expires_s.filter(|seconds| *seconds <= PRESIGNED_MAX_S).ok_or_else(out_of_range)?;
         let signed_headers = header_list(need("X-Amz-SignedHeaders")?)
             .ok_or_else(|| query_malformed("X-Amz-SignedHeaders is invalid"))?;
         let signature =
@@ -225,7 +242,7 @@ fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a st
 }
 
 /// Access key and scope of `KEY/yyyymmdd/region/service/aws4_request`.
-fn credential_parts(credential: &str) -> Option<(String, Scope)> {
+pub(super) fn credential_parts(credential: &str) -> Option<(String, Scope)> {
     let mut parts = credential.rsplitn(5, '/');
     let (terminator, service, region) = (parts.next()?, parts.next()?, parts.next()?);
     let (date, access_key) = (parts.next()?, parts.next()?);

@@ -6,7 +6,8 @@
 //! Source: "Authenticating Requests (AWS Signature Version 4)", Amazon S3 API Reference.
 
 pub(crate) mod canonical;
-mod claim;
+pub(crate) mod claim;
+mod form;
 pub(crate) mod proof;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use proof::SigningKey;
 use sha2::{Digest, Sha256};
 use std::future::Future;
 
+pub use form::authenticate_form;
 pub use proof::Authenticated;
 
 /// How far a client's clock may be off, either way, in milliseconds.
@@ -42,6 +44,24 @@ impl Secret {
 impl std::fmt::Debug for Secret {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Secret(..)")
+    }
+}
+
+/// Who sent a request. What an anonymous sender may do is decided as for everybody, by policies and lists.
+#[derive(Clone, Debug)]
+pub enum Caller {
+    Signed(Authenticated),
+    /// The request carries no signature at all. (One that does not match is refused.)
+    Anonymous,
+}
+
+impl Caller {
+    /// Empty for an anonymous sender: no key and no owner is called so.
+    pub fn access_key(&self) -> &str {
+        match self {
+            Caller::Signed(signed) => signed.access_key(),
+            Caller::Anonymous => "",
+        }
     }
 }
 
@@ -138,17 +158,12 @@ pub async fn authenticate(
     keys: &impl KeySource,
     now_ms: u64,
     region: &str,
-) -> Result<(Authenticated, BodyProof)> {
-    let claim = Claim::read(&request)?;
+) -> Result<(Caller, BodyProof)> {
+    let Some(claim) = Claim::read(&request)? else { return anonymous(&request) };
     claim.check_scope(region)?;
     claim.check_time(now_ms)?;
     check_signed_headers(&claim, request.headers)?;
-    let Some(secret) = keys.secret(&claim.access_key).await? else {
-        return Err(S3Error::new(
-            Code::InvalidAccessKeyId,
-            "The access key you provided does not exist. Check it, or make one with `henge key create`.",
-        ));
-    };
+    let secret = keys.secret(&claim.access_key).await?.ok_or_else(unknown_key)?;
     let key = SigningKey::derive(&secret.0, &claim.scope);
     let canonical = CanonicalRequest {
         method: request.method.as_str(),
@@ -158,13 +173,7 @@ pub async fn authenticate(
         signed_headers: &claim.signed_headers,
         payload: &claim.payload_text,
     };
-    let Some(caller) = proof::compare(&key, &canonical, &claim) else {
-        return Err(S3Error::new(
-            Code::SignatureDoesNotMatch,
-            "The request signature we calculated does not match the signature you provided. Check your secret key and \
-             signing method.",
-        ));
-    };
+    let caller = proof::compare(&key, &canonical, &claim).ok_or_else(no_match)?;
     let body = match claim.payload {
         PayloadClaim::Unsigned => BodyProof::None,
         PayloadClaim::Sha256(hash) => BodyProof::Sha256(hash),
@@ -174,7 +183,46 @@ pub async fn authenticate(
             trailers,
         },
     };
-    Ok((caller, body))
+    Ok((Caller::Signed(caller), body))
+}
+
+/// A request without a signature: what it says about its body is still held against it.
+fn anonymous(request: &Signed<'_>) -> Result<(Caller, BodyProof)> {
+    refuse_repeated(request.headers)?;
+    let proof = match claim::unsigned_payload(request.headers)? {
+        PayloadClaim::Unsigned => BodyProof::None,
+        PayloadClaim::Sha256(hash) => BodyProof::Sha256(hash),
+        PayloadClaim::ChunkedUnsigned => BodyProof::ChunkedUnsigned,
+        PayloadClaim::ChunkedSigned { .. } => {
+            let message = "Access denied: the request announces signed chunks and carries no signature.";
+            return Err(S3Error::new(Code::AccessDenied, message));
+        }
+    };
+    Ok((Caller::Anonymous, proof))
+}
+
+fn refuse_repeated(headers: &HeaderMap) -> Result<()> {
+    for name in headers.keys() {
+        if headers.get_all(name).iter().nth(1).is_some() && (name.as_str().starts_with("x-amz-") || single(name)) {
+            return Err(S3Error::new(Code::InvalidRequest, format!("The header {name} is given more than once.")));
+        }
+    }
+    Ok(())
+}
+
+fn unknown_key() -> S3Error {
+    S3Error::new(
+        Code::InvalidAccessKeyId,
+        "The access key you provided does not exist. Check it, or make one with `henge key create`.",
+    )
+}
+
+fn no_match() -> S3Error {
+    S3Error::new(
+        Code::SignatureDoesNotMatch,
+        "The request signature we calculated does not match the signature you provided. Check your secret key and \
+         signing method.",
+    )
 }
 
 /// A header that changes the meaning of a request must be covered by the signature, and stand there once: else a
@@ -183,10 +231,8 @@ fn check_signed_headers(claim: &Claim, headers: &HeaderMap) -> Result<()> {
     if !claim.signed_headers.iter().any(|name| name == "host") {
         return Err(claim.malformed("The host header must be among the signed headers."));
     }
+    refuse_repeated(headers)?;
     for name in headers.keys() {
-        if headers.get_all(name).iter().nth(1).is_some() && (name.as_str().starts_with("x-amz-") || single(name)) {
-            return Err(S3Error::new(Code::InvalidRequest, format!("The header {name} is given more than once.")));
-        }
         let covered = claim.signed_headers.iter().any(|signed| signed == name.as_str());
         // The hash of the body is itself a part of the canonical request of header authentication. In a presigned
         // request it only promises a check more.

@@ -3,6 +3,7 @@
 use super::canonical::{CanonicalRequest, Scope};
 use super::claim::Claim;
 use hmac::{Hmac, KeyInit, Mac};
+use sha1::Sha1;
 use sha2::Sha256;
 use std::sync::Arc;
 
@@ -63,6 +64,30 @@ pub(super) fn compare(key: &SigningKey, request: &CanonicalRequest<'_>, claim: &
         key.verifies(&super::canonical::string_to_sign(&canonical, &claim.timestamp, &claim.scope), &claim.signature)
     });
     matches.then(|| Authenticated { proven: Arc::new(Identity { access_key: claim.access_key.clone() }) })
+}
+
+/// Compares the signature of a form's policy, Version 4.
+pub(super) fn compare_policy(
+    key: &SigningKey,
+    policy: &str,
+    signature: &[u8; 32],
+    access_key: &str,
+) -> Option<Authenticated> {
+    key.verifies(policy, signature)
+        .then(|| Authenticated { proven: Arc::new(Identity { access_key: access_key.to_owned() }) })
+}
+
+/// Compares the signature of a form's policy, Version 2, in constant time.
+pub(super) fn compare_policy_v2(
+    secret: &str,
+    policy: &str,
+    signature: &[u8; 20],
+    access_key: &str,
+) -> Option<Authenticated> {
+    let mut mac = Hmac::<Sha1>::new_from_slice(secret.as_bytes()).expect("HMAC takes keys of any length");
+    mac.update(policy.as_bytes());
+    let genuine = mac.verify_slice(signature).is_ok();
+    genuine.then(|| Authenticated { proven: Arc::new(Identity { access_key: access_key.to_owned() }) })
 }
 
 fn keyed(key: &[u8]) -> HmacSha256 {

@@ -1,5 +1,6 @@
 //! Buckets and their settings.
 
+use super::acl::AtCreation;
 use super::{Gateway, write_owner};
 use crate::date::iso8601;
 use crate::encoding::{continuation_key, continuation_token};
@@ -7,8 +8,9 @@ use crate::error::{Code, Result, S3Error, not_implemented};
 use crate::names;
 use crate::payload::Payload;
 use crate::request::{Reply, Request, empty, insert, malformed_xml, xml_reply};
-use crate::xml::{Element, Writer};
-use client::Versioning;
+use crate::xml::Writer;
+use access::Action;
+use client::{ConfigurationKind, Versioning};
 use http::StatusCode;
 
 /// The most buckets in one page.
@@ -25,7 +27,8 @@ pub async fn list(gateway: &Gateway, request: &Request) -> Result<Reply> {
         None => Vec::new(),
     };
     let mut buckets = gateway.client.list_buckets().await?;
-    if !gateway.is_root(request).await? {
+    gateway.authorize_service(request, Action::LIST_ALL_MY_BUCKETS, "").await?;
+    if !gateway.sees_all_buckets(request).await? {
         buckets.retain(|bucket| bucket.owner == request.caller.access_key());
     }
     buckets.retain(|bucket| bucket.name.starts_with(prefix) && bucket.name.as_bytes() > after.as_slice());
@@ -38,7 +41,7 @@ pub async fn list(gateway: &Gateway, request: &Request) -> Result<Reply> {
                 xml.element("Bucket", |xml| {
                     xml.text("Name", &bucket.name);
                     xml.text("CreationDate", &iso8601(bucket.created_ms));
-                    xml.text("BucketRegion", &bucket.region);
+                    xml.text("BucketRegion", &gateway.region);
                 });
             }
         });
@@ -52,6 +55,7 @@ pub async fn list(gateway: &Gateway, request: &Request) -> Result<Reply> {
 }
 
 pub async fn create(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
+    let mut constrained = String::new();
     if !payload.is_empty() {
         let configuration = request.xml_body(payload, "CreateBucketConfiguration", true).await?;
         let constraint = configuration.child_text("LocationConstraint").unwrap_or_default();
@@ -62,12 +66,26 @@ pub async fn create(gateway: &Gateway, request: &Request, payload: Payload) -> R
                 .field("LocationConstraint", constraint)
                 .field("Region", gateway.region.as_str()));
         }
+        constrained = constraint.to_owned();
     }
     let name = &request.target.bucket;
+    gateway.authorize_service(request, Action::CREATE_BUCKET, name).await?;
     let owner = request.caller.access_key();
-    match gateway.client.create_bucket(name, owner).await {
-        Ok(_) => {}
+    let asked = AtCreation::read(&request.headers, owner)?;
+    asked.check(gateway).await?;
+    match gateway.client.create_bucket_in(name, owner, &constrained).await {
+        Ok(bucket) => {
+            asked.keep(gateway, &bucket).await?;
+            super::lock::at_creation(gateway, request).await?;
+        }
         Err(client::Error::BucketExists { owner: present }) if present == owner => {
+            let bucket = gateway.client.bucket(name).await?;
+            if !asked.is_of(&bucket) {
+                let message = "You own this bucket already, with other settings than those that you ask for.";
+                return Err(S3Error::new(Code::BucketAlreadyExists, message).field("BucketName", name.as_str()));
+            }
+            // An earlier try may have got only so far.
+            super::lock::at_creation(gateway, request).await?;
             if gateway.region != CLASSIC_REGION {
                 let message = "Your previous request to create the named bucket succeeded and you already own it.";
                 return Err(S3Error::new(Code::BucketAlreadyOwnedByYou, message).field("BucketName", name.as_str()));
@@ -87,15 +105,20 @@ pub async fn delete(gateway: &Gateway, request: &Request) -> Result<Reply> {
 }
 
 pub async fn head(gateway: &Gateway, request: &Request) -> Result<Reply> {
-    let bucket = gateway.bucket(request).await?;
+    gateway.bucket(request).await?;
     let mut reply = empty(StatusCode::OK);
-    insert(&mut reply, names::BUCKET_REGION, &bucket.region);
+    insert(&mut reply, names::BUCKET_REGION, &gateway.region);
     Ok(reply)
 }
 
 pub async fn location(gateway: &Gateway, request: &Request) -> Result<Reply> {
     let bucket = gateway.bucket(request).await?;
-    let region = if bucket.region == CLASSIC_REGION { "" } else { bucket.region.as_str() };
+    // In the classic region the answer is empty, unless the bucket was asked for with the region's name.
+    let region = match bucket.region.as_str() {
+        "" if gateway.region == CLASSIC_REGION => "",
+        "" => &gateway.region,
+        named => named,
+    };
     Ok(xml_reply(Writer::answer("LocationConstraint", |xml| xml.raw(region))))
 }
 
@@ -109,7 +132,7 @@ pub async fn versioning(gateway: &Gateway, request: &Request) -> Result<Reply> {
 }
 
 pub async fn set_versioning(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
-    gateway.bucket(request).await?;
+    let bucket = gateway.bucket(request).await?;
     let configuration = request.xml_body(payload, "VersioningConfiguration", true).await?;
     if configuration.child_text("MfaDelete").is_some_and(|value| value != "Disabled") {
         return Err(not_implemented("PutBucketVersioning with MfaDelete"));
@@ -123,49 +146,13 @@ pub async fn set_versioning(gateway: &Gateway, request: &Request, payload: Paylo
             return Err(S3Error::new(Code::IllegalVersioningConfigurationException, message));
         }
     };
+    if versioning != Versioning::Enabled && bucket.configuration(ConfigurationKind::ObjectLock).is_some() {
+        let message =
+            "An Object Lock configuration is present on this bucket, so the versioning state cannot be changed.";
+        return Err(S3Error::new(Code::InvalidBucketState, message));
+    }
     gateway.client.set_versioning(&request.target.bucket, versioning).await?;
     Ok(empty(StatusCode::OK))
-}
-
-/// Buckets and objects belong to their bucket's owner, wholly.
-pub async fn acl(gateway: &Gateway, request: &Request) -> Result<Reply> {
-    let bucket = existing(gateway, request).await?;
-    Ok(xml_reply(Writer::answer("AccessControlPolicy", |xml| {
-        write_owner(xml, "Owner", &bucket.owner);
-        xml.element("AccessControlList", |xml| {
-            xml.element("Grant", |xml| {
-                xml.raw("<Grantee xmlns:xsi=\"http://www.w3.org/2001/XMLSchema-instance\" xsi:type=\"CanonicalUser\">");
-                xml.text("ID", &bucket.owner);
-                xml.text("DisplayName", &bucket.owner);
-                xml.raw("</Grantee>");
-                xml.text("Permission", "FULL_CONTROL");
-            });
-        });
-    })))
-}
-
-/// An ACL that says what is so anyway (all to the owner, nothing to others) changes nothing and is accepted; clients
-/// that copy an object write back the ACL that they read. [`crate::attributes::refuse_unbuilt`] has refused other
-/// canned ones.
-pub async fn set_acl(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
-    let bucket = existing(gateway, request).await?;
-    if !payload.is_empty() {
-        let policy = request.xml_body(payload, "AccessControlPolicy", true).await?;
-        if !grants_only_owner(&policy, &bucket.owner) {
-            let message = "The bucket does not allow ACLs: access belongs to the owner.";
-            return Err(S3Error::new(Code::AccessControlListNotSupported, message));
-        }
-    }
-    Ok(empty(StatusCode::OK))
-}
-
-fn grants_only_owner(policy: &Element, owner: &str) -> bool {
-    let Some(list) = policy.child("AccessControlList") else { return false };
-    let to_owner = |grant: &Element| {
-        let grantee = grant.child("Grantee").and_then(|grantee| grantee.child_text("ID"));
-        grantee == Some(owner) && grant.child_text("Permission") == Some("FULL_CONTROL")
-    };
-    !list.children.is_empty() && list.children.iter().all(to_owner)
 }
 
 /// No bucket can have this setting yet.
@@ -196,27 +183,4 @@ async fn existing(gateway: &Gateway, request: &Request) -> Result<client::Bucket
         super::object::find(gateway, &bucket, &request.target.key, request.version()?).await?;
     }
     Ok(bucket)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_an_acl_that_changes_nothing_is_accepted() {
-        let grant = |id: &str, permission: &str| {
-            format!(
-                "<Grant><Grantee xmlns:xsi=\"a\" xsi:type=\"CanonicalUser\"><ID>{id}</ID></Grantee><Permission>{permission}</Permission></Grant>"
-            )
-        };
-        let accepted = |grants: String| {
-            let document =
-                format!("<AccessControlPolicy><AccessControlList>{grants}</AccessControlList></AccessControlPolicy>");
-            grants_only_owner(&crate::xml::read(document.as_bytes()).unwrap(), "me")
-        };
-        assert!(accepted(grant("me", "FULL_CONTROL")));
-        assert!(!accepted(grant("me", "READ")));
-        assert!(!accepted(grant("me", "FULL_CONTROL") + &grant("you", "READ")));
-        assert!(!accepted(String::new()));
-    }
 }

@@ -1,21 +1,24 @@
-//! Copies: the source is read, verified and written anew, as a stream. No bytes are shared between keys.
+//! Copies. No bytes are shared between keys: the nodes clone the source's chunks under new ids. Only where a checksum is
+//! asked for that nobody knows yet is the source read, hashed and written anew.
 
-use super::object::{find, insert_written_version, size_of, write_checksum_elements};
-use super::{Gateway, check_owner, is_versioned};
-use crate::attributes::{kept_headers, tags};
+use super::object::{insert_written_version, of_write, size_of, write_checksum_elements};
+use super::{Gateway, is_versioned};
+use crate::authorize::check_owner;
 use crate::checksum::{Algorithm, Hashes, Sums};
 use crate::conditions::{ReadConditions, of_write as write_conditions};
 use crate::date::iso8601;
-use crate::encoding::{percent_decode, version_text};
+use crate::encoding::{percent_decode, unhex, version_text};
 use crate::error::{Code, Result, S3Error};
 use crate::names;
+use crate::operation::Operation;
 use crate::range::copy_range;
 use crate::request::{Reply, Request, insert, parse_version, quoted, xml_reply};
 use crate::service::CONTENT_LENGTH_MAX;
 use crate::target::Target;
 use crate::xml::Writer;
+use access::Action;
 use bytes::Bytes;
-use client::{Attributes, BucketInfo, FinishPart, FinishPut, ObjectVersion, ObjectWriter};
+use client::{Attributes, BucketInfo, Checksum, FinishPart, FinishPut, ObjectVersion, ObjectWriter};
 use http::HeaderName;
 use std::ops::Range;
 
@@ -59,10 +62,10 @@ async fn source(gateway: &Gateway, request: &Request) -> Result<Source> {
     let header = request.headers.get(names::COPY_SOURCE).map(|value| value.as_bytes()).unwrap_or_default();
     let wanted = CopySource::read(header)?;
     let bucket = gateway.client.bucket(&wanted.target.bucket).await?;
-    gateway.authorize(request, &bucket).await?;
     check_owner(&bucket, request.header(&names::EXPECTED_SOURCE_BUCKET_OWNER))?;
     let version_named = wanted.version.is_some();
-    let found = find(gateway, &bucket, &wanted.target.key, wanted.version).await;
+    let action = if version_named { Action::GET_OBJECT_VERSION } else { Action::GET_OBJECT };
+    let found = gateway.object(request, &bucket, &wanted.target.key, wanted.version, action).await;
     // A marker that is named as the source is a bad request, not a method that is not allowed.
     let object = found.map_err(|error| match error.code {
         Code::MethodNotAllowed => S3Error::new(
@@ -71,6 +74,13 @@ async fn source(gateway: &Gateway, request: &Request) -> Result<Source> {
         ),
         _ => error,
     })?;
+    if object.attributes.as_ref().is_some_and(|attributes| !attributes.tags.is_empty())
+        && !replaces(request, &names::TAGGING_DIRECTIVE)?
+        && request.operation == Operation::CopyObject
+    {
+        // The tags come along: whoever may not read them may not copy them.
+        gateway.authorize_object(request, &bucket, Action::GET_OBJECT_TAGGING, &object).await?;
+    }
     ReadConditions::of_copy_source(&request.headers)?.check(&object)?;
     Ok(Source { bucket, object, version_named, is_target: wanted.target == request.target })
 }
@@ -92,19 +102,32 @@ pub async fn object(gateway: &Gateway, request: &Request) -> Result<Reply> {
             "The specified copy source is larger than the maximum allowable size for a copy source: 5368709120.";
         return Err(S3Error::new(Code::InvalidRequest, message));
     }
+    let asked = of_write(gateway, request, &bucket).await?;
     let known = source.object.attributes.clone().unwrap_or_default();
-    let algorithms = algorithms(request, &known)?;
+    let wanted = request.header(&names::CHECKSUM_ALGORITHM).map(Algorithm::wanted).transpose()?;
     let mut writer = gateway.client.write(&bucket, request.target.key.clone(), Some(size));
-    let sums = transfer(gateway, &source, 0..size, &mut writer, &algorithms).await?;
-    verify_against(&known, &sums)?;
+    let copied = match Copied::of_object(&known, wanted) {
+        Some(copied) => {
+            writer.copy_from(&source.bucket, &source.object, 0..size).await?;
+            copied
+        }
+        None => {
+            let sums = transfer(gateway, &source, 0..size, &mut writer, wanted.as_slice()).await?;
+            verify_against(&known, &sums)?;
+            Copied::of_sums(sums)
+        }
+    };
     let attributes = Attributes {
-        etag: sums.etag(),
-        headers: if replace_metadata { kept_headers(&request.headers)? } else { known.headers },
-        tags: if replace_tags { tags(&request.headers)? } else { known.tags },
-        checksums: sums.checksums.clone(),
+        etag: copied.etag,
+        headers: if replace_metadata { asked.headers } else { known.headers },
+        tags: if replace_tags { asked.tags } else { known.tags },
+        checksums: copied.checksums.clone(),
+        // A copy is as private as a new object: the source's list is not taken over.
+        acl: asked.acl,
+        lock: asked.lock,
     };
     let written = writer.finish(FinishPut { attributes, precondition }).await?;
-    let mut reply = xml_reply(result("CopyObjectResult", written.modified_ms, &written.etag, &sums, true));
+    let mut reply = xml_reply(result("CopyObjectResult", written.modified_ms, &written.etag, &copied.checksums, true));
     insert_written_version(&mut reply, &written.version);
     insert_source_version(&mut reply, &source);
     Ok(reply)
@@ -124,14 +147,69 @@ pub async fn part(gateway: &Gateway, request: &Request) -> Result<Reply> {
         let message = "A part that is copied has at most 5 GiB; give a smaller x-amz-copy-source-range.";
         return Err(S3Error::new(Code::InvalidRequest, message));
     }
-    let algorithms: Vec<Algorithm> = Algorithm::named(&upload.checksum_algorithm).into_iter().collect();
+    let wanted = Algorithm::named(&upload.checksum_algorithm);
+    let known = source.object.attributes.clone().unwrap_or_default();
     let mut writer = gateway.client.write(&bucket, request.target.key.clone(), Some(length));
-    let sums = transfer(gateway, &source, range, &mut writer, &algorithms).await?;
-    let finish = FinishPart { upload: id, number, etag: sums.etag(), checksums: sums.checksums.clone() };
+    let copied = match Copied::of_part(&known, &range, size_of(&source.object), wanted) {
+        Some(copied) => {
+            writer.copy_from(&source.bucket, &source.object, range).await?;
+            copied
+        }
+        None => Copied::of_sums(transfer(gateway, &source, range, &mut writer, wanted.as_slice()).await?),
+    };
+    let Copied { etag, checksums } = copied;
+    let finish = FinishPart { upload: id, number, etag, checksums: checksums.clone() };
     let part = writer.finish_part(finish).await?;
-    let mut reply = xml_reply(result("CopyPartResult", part.modified_ms, &part.etag, &sums, false));
+    let mut reply = xml_reply(result("CopyPartResult", part.modified_ms, &part.etag, &checksums, false));
     insert_source_version(&mut reply, &source);
     Ok(reply)
+}
+
+/// What a copy says of its content.
+struct Copied {
+    etag: String,
+    checksums: Vec<Checksum>,
+}
+
+impl Copied {
+    fn of_sums(sums: Sums) -> Copied {
+        Copied { etag: sums.etag(), checksums: sums.checksums }
+    }
+
+    /// What is known of the copy of a whole object without reading it: all that the source says of itself. `None` when a
+    /// checksum is asked for that the source does not have over its full content.
+    fn of_object(source: &Attributes, wanted: Option<Algorithm>) -> Option<Copied> {
+        let checksums = match wanted {
+            None => source.checksums.clone(),
+            Some(algorithm) => vec![full_checksum(source, algorithm)?],
+        };
+        Some(Copied { etag: source.etag.clone(), checksums })
+    }
+
+    /// As `of_object`, for a part. Its ETag is an MD5 where that is known; else it is one over the source's ETag and the
+    /// range, which says the same of the same bytes.
+    fn of_part(source: &Attributes, range: &Range<u64>, size: u64, wanted: Option<Algorithm>) -> Option<Copied> {
+        let whole = *range == (0..size);
+        let checksums = match wanted {
+            None => Vec::new(),
+            Some(algorithm) if whole => vec![full_checksum(source, algorithm)?],
+            Some(_) => return None,
+        };
+        let etag = match unhex::<16>(&source.etag) {
+            Some(_) if whole => source.etag.clone(),
+            _ => {
+                let mut hashes = Hashes::new(&[]);
+                hashes.update(format!("{} {}-{}", source.etag, range.start, range.end).as_bytes());
+                hashes.finish().etag()
+            }
+        };
+        Some(Copied { etag, checksums })
+    }
+}
+
+/// A checksum over the content, not over the checksums of parts.
+fn full_checksum(source: &Attributes, algorithm: Algorithm) -> Option<Checksum> {
+    source.checksums.iter().find(|sum| sum.algorithm == algorithm.name() && !sum.composite).cloned()
 }
 
 /// Reads `range` of the source into `writer`, hashing it.
@@ -170,14 +248,6 @@ fn replaces(request: &Request, name: &HeaderName) -> Result<bool> {
     }
 }
 
-/// The checksums of the copy: the one asked for, else those that the source has.
-fn algorithms(request: &Request, known: &Attributes) -> Result<Vec<Algorithm>> {
-    match request.header(&names::CHECKSUM_ALGORITHM) {
-        Some(name) => Ok(vec![Algorithm::wanted(name)?]),
-        None => Ok(known.checksums.iter().filter_map(|sum| Algorithm::named(&sum.algorithm)).collect()),
-    }
-}
-
 /// What the source says about itself must be true of the bytes that were read.
 fn verify_against(known: &Attributes, sums: &Sums) -> Result<()> {
     let differs = |sum: &client::Checksum| {
@@ -191,11 +261,11 @@ fn verify_against(known: &Attributes, sums: &Sums) -> Result<()> {
     Ok(())
 }
 
-fn result(root: &str, modified_ms: u64, etag: &str, sums: &Sums, with_type: bool) -> String {
+fn result(root: &str, modified_ms: u64, etag: &str, checksums: &[Checksum], with_type: bool) -> String {
     Writer::answer(root, |xml| {
         xml.text("LastModified", &iso8601(modified_ms));
         xml.text("ETag", &quoted(etag));
-        write_checksum_elements(xml, &sums.checksums, with_type);
+        write_checksum_elements(xml, checksums, with_type);
     })
 }
 
@@ -208,6 +278,36 @@ fn insert_source_version(reply: &mut Reply, source: &Source) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_copy_is_called_what_its_source_says_or_is_read() {
+        let sum = |algorithm: Algorithm, composite| Checksum {
+            algorithm: algorithm.name().to_owned(),
+            value: "v".to_owned(),
+            composite,
+        };
+        let md5 = "0cc175b9c0f1b6a831c399e269772661";
+        let plain = Attributes {
+            etag: md5.to_owned(),
+            checksums: vec![sum(Algorithm::Crc32, false), sum(Algorithm::Sha256, true)],
+            ..Attributes::default()
+        };
+        let of_object = |wanted| Copied::of_object(&plain, wanted).map(|copied| (copied.etag, copied.checksums.len()));
+        assert_eq!(of_object(None), Some((md5.to_owned(), 2)));
+        assert_eq!(of_object(Some(Algorithm::Crc32)), Some((md5.to_owned(), 1)));
+        assert_eq!(of_object(Some(Algorithm::Sha256)), None, "a composite checksum is not one of the content");
+        assert_eq!(of_object(Some(Algorithm::Sha1)), None);
+        let of_part =
+            |source: &Attributes, range, wanted| Copied::of_part(source, &range, 10, wanted).map(|copied| copied.etag);
+        assert_eq!(of_part(&plain, 0..10, None).as_deref(), Some(md5));
+        assert_eq!(of_part(&plain, 0..10, Some(Algorithm::Crc32)).as_deref(), Some(md5));
+        assert_eq!(of_part(&plain, 0..5, Some(Algorithm::Crc32)), None);
+        let multipart = Attributes { etag: format!("{md5}-2"), ..plain.clone() };
+        let made = [of_part(&plain, 0..5, None), of_part(&plain, 5..10, None), of_part(&multipart, 0..10, None)];
+        let distinct: std::collections::BTreeSet<_> = made.iter().flatten().collect();
+        assert_eq!(distinct.len(), 3);
+        assert!(made.iter().flatten().all(|etag| unhex::<16>(etag).is_some()), "a part's ETag is an MD5 in form");
+    }
 
     #[test]
     fn a_copy_source_is_decoded_once() {

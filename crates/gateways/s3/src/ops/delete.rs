@@ -10,6 +10,7 @@ use crate::payload::Payload;
 use crate::request::{Reply, Request, empty, insert, malformed_xml, parse_version, xml_reply};
 use crate::target::Target;
 use crate::xml::{Element, Writer};
+use access::Action;
 use bytes::Bytes;
 use client::{BucketInfo, DeleteRequest, Deleted, Precondition};
 use futures_util::{StreamExt, stream};
@@ -23,7 +24,11 @@ const IN_FLIGHT_MAX: usize = 16;
 
 pub async fn object(gateway: &Gateway, request: &Request) -> Result<Reply> {
     let bucket = gateway.bucket(request).await?;
-    let wanted = DeleteRequest { version: request.version()?, precondition: of_delete(&request.headers)? };
+    let version = request.version()?;
+    let key = &request.target.key;
+    let bypass_governance =
+        version.is_some() && gateway.bypasses_governance(request, &bucket, key, version.as_ref()).await?;
+    let wanted = DeleteRequest { version, precondition: of_delete(&request.headers)?, bypass_governance };
     let named = wanted.version.clone();
     let deleted = delete(gateway, &bucket, &request.target.key, wanted).await?;
     let mut reply = empty(StatusCode::NO_CONTENT);
@@ -60,11 +65,11 @@ struct Outcome {
 }
 
 pub async fn objects(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
-    let bucket = gateway.bucket(request).await?;
+    let bucket = gateway.lookup(request).await?;
     let document = request.xml_body(payload, "Delete", true).await?;
     let (wanted, quiet) = read(&document)?;
     let outcomes: Vec<Outcome> = stream::iter(wanted)
-        .map(|wanted| delete_wanted(gateway, &bucket, wanted))
+        .map(|wanted| delete_wanted(gateway, request, &bucket, wanted))
         .buffered(IN_FLIGHT_MAX)
         .collect()
         .await;
@@ -96,10 +101,17 @@ fn read(document: &Element) -> Result<(Vec<Wanted>, bool)> {
     Ok((wanted, quiet))
 }
 
-async fn delete_wanted(gateway: &Gateway, bucket: &BucketInfo, wanted: Wanted) -> Outcome {
+/// Each key is decided for itself.
+async fn delete_wanted(gateway: &Gateway, request: &Request, bucket: &BucketInfo, wanted: Wanted) -> Outcome {
     let result = async {
         let target = Target::new(bucket.name.clone(), &wanted.key)?;
-        delete(gateway, bucket, &target.key, delete_request(&wanted)?).await
+        let mut asked = delete_request(&wanted)?;
+        let version = asked.version.clone();
+        let action = if version.is_some() { Action::DELETE_OBJECT_VERSION } else { Action::DELETE_OBJECT };
+        gateway.authorize(request, bucket, action, &target.key, version.as_ref()).await?;
+        asked.bypass_governance =
+            version.is_some() && gateway.bypasses_governance(request, bucket, &target.key, version.as_ref()).await?;
+        delete(gateway, bucket, &target.key, asked).await
     };
     let result = result.await;
     Outcome { key: wanted.key, version: wanted.version, result }
@@ -123,7 +135,7 @@ fn delete_request(wanted: &Wanted) -> Result<DeleteRequest> {
         None => {}
     }
     let precondition = (precondition != Precondition::default()).then_some(precondition);
-    Ok(DeleteRequest { version, precondition })
+    Ok(DeleteRequest { version, precondition, bypass_governance: false })
 }
 
 fn write_outcome(xml: &mut Writer, outcome: &Outcome, quiet: bool) {

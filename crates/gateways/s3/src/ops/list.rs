@@ -2,6 +2,7 @@
 //! travels with the client, so any gateway can go on.
 
 use super::{Gateway, write_owner};
+use crate::acl::Acl;
 use crate::checksum::{Algorithm, ChecksumType};
 use crate::date::iso8601;
 use crate::encoding::{continuation_key, continuation_token, hex, percent_encode_path, version_text};
@@ -258,7 +259,7 @@ pub async fn uploads(gateway: &Gateway, request: &Request) -> Result<Reply> {
                 listing.key(xml, "Key", &upload.key);
                 xml.text("UploadId", &hex(&upload.upload));
                 write_owner(xml, "Initiator", &upload.owner);
-                write_owner(xml, "Owner", &bucket.owner);
+                write_owner(xml, "Owner", &Acl::of_upload(&bucket, upload).owner);
                 xml.text("StorageClass", "STANDARD");
                 xml.text("Initiated", &iso8601(upload.created_ms));
                 write_upload_checksum(xml, upload);
@@ -286,7 +287,7 @@ pub async fn parts(gateway: &Gateway, request: &Request) -> Result<Reply> {
         xml.text("Key", request.target.key_text());
         xml.text("UploadId", upload_text);
         write_owner(xml, "Initiator", &upload.owner);
-        write_owner(xml, "Owner", &bucket.owner);
+        write_owner(xml, "Owner", &Acl::of_upload(&bucket, &upload).owner);
         xml.text("StorageClass", "STANDARD");
         xml.number("PartNumberMarker", u64::from(marker));
         if let Some(last) = page.parts.last() {

@@ -1,14 +1,21 @@
 //! The operations, each a function of the gateway and an admitted request.
 
+mod acl;
 mod bucket;
 mod copy;
+mod cors;
 mod delete;
+mod lifecycle;
 mod list;
+mod lock;
 mod multipart;
-mod object;
+pub mod object;
+mod policy;
+mod post;
+mod tagging;
 
-use crate::error::{Code, Result, S3Error};
-use crate::names;
+use crate::authorize::Policies;
+use crate::error::Result;
 use crate::operation::Operation;
 use crate::payload::Payload;
 use crate::request::{Reply, Request};
@@ -19,6 +26,7 @@ use client::{BucketInfo, Client, Versioning};
 pub struct Gateway {
     pub client: Client,
     pub region: String,
+    pub policies: Policies,
 }
 
 /// Carries out a request.
@@ -31,8 +39,35 @@ pub async fn run(gateway: &Gateway, request: &Request, payload: Payload) -> Resu
         Operation::GetBucketLocation => bucket::location(gateway, request).await,
         Operation::GetBucketVersioning => bucket::versioning(gateway, request).await,
         Operation::PutBucketVersioning => bucket::set_versioning(gateway, request, payload).await,
-        Operation::GetAcl => bucket::acl(gateway, request).await,
-        Operation::PutAcl => bucket::set_acl(gateway, request, payload).await,
+        Operation::GetBucketAcl => acl::get_of_bucket(gateway, request).await,
+        Operation::PutBucketAcl => acl::put_of_bucket(gateway, request, payload).await,
+        Operation::GetObjectAcl => acl::get_of_object(gateway, request).await,
+        Operation::PutObjectAcl => acl::put_of_object(gateway, request, payload).await,
+        Operation::GetBucketPolicy => policy::get(gateway, request).await,
+        Operation::PutBucketPolicy => policy::put(gateway, request, payload).await,
+        Operation::DeleteBucketPolicy => policy::delete(gateway, request).await,
+        Operation::GetBucketPolicyStatus => policy::status(gateway, request).await,
+        Operation::GetPublicAccessBlock => policy::get_block(gateway, request).await,
+        Operation::PutPublicAccessBlock => policy::put_block(gateway, request, payload).await,
+        Operation::DeletePublicAccessBlock => policy::delete_block(gateway, request).await,
+        Operation::GetBucketLifecycle => lifecycle::get(gateway, request).await,
+        Operation::PutBucketLifecycle => lifecycle::put(gateway, request, payload).await,
+        Operation::DeleteBucketLifecycle => lifecycle::delete(gateway, request).await,
+        Operation::GetObjectLockConfiguration => lock::get_of_bucket(gateway, request).await,
+        Operation::PutObjectLockConfiguration => lock::put_of_bucket(gateway, request, payload).await,
+        Operation::GetObjectRetention => lock::get_retention(gateway, request).await,
+        Operation::PutObjectRetention => lock::put_retention(gateway, request, payload).await,
+        Operation::GetObjectLegalHold => lock::get_hold(gateway, request).await,
+        Operation::PutObjectLegalHold => lock::put_hold(gateway, request, payload).await,
+        Operation::GetBucketCors => cors::get(gateway, request).await,
+        Operation::PutBucketCors => cors::put(gateway, request, payload).await,
+        Operation::DeleteBucketCors => cors::delete(gateway, request).await,
+        Operation::GetBucketTagging => tagging::get_of_bucket(gateway, request).await,
+        Operation::PutBucketTagging => tagging::put_of_bucket(gateway, request, payload).await,
+        Operation::DeleteBucketTagging => tagging::delete_of_bucket(gateway, request).await,
+        Operation::GetBucketOwnershipControls => acl::get_ownership(gateway, request).await,
+        Operation::PutBucketOwnershipControls => acl::put_ownership(gateway, request, payload).await,
+        Operation::DeleteBucketOwnershipControls => acl::delete_ownership(gateway, request).await,
         Operation::AbsentSetting(code) => bucket::absent_setting(gateway, request, code).await,
         Operation::EmptySetting(root) => bucket::empty_setting(gateway, request, root).await,
         Operation::DeleteAbsentSetting => bucket::delete_absent_setting(gateway, request).await,
@@ -42,9 +77,12 @@ pub async fn run(gateway: &Gateway, request: &Request, payload: Payload) -> Resu
         Operation::ListMultipartUploads => list::uploads(gateway, request).await,
         Operation::ListParts => list::parts(gateway, request).await,
         Operation::PutObject => object::put(gateway, request, payload).await,
+        Operation::PostObject => post::object(gateway, request, payload).await,
         Operation::GetObject => object::get(gateway, request).await,
         Operation::HeadObject => object::head(gateway, request).await,
-        Operation::GetObjectTagging => object::tagging(gateway, request).await,
+        Operation::GetObjectTagging => tagging::get(gateway, request).await,
+        Operation::PutObjectTagging => tagging::put(gateway, request, payload).await,
+        Operation::DeleteObjectTagging => tagging::delete(gateway, request).await,
         Operation::GetObjectAttributes => object::attributes(gateway, request).await,
         Operation::CopyObject => copy::object(gateway, request).await,
         Operation::UploadPartCopy => copy::part(gateway, request).await,
@@ -57,45 +95,12 @@ pub async fn run(gateway: &Gateway, request: &Request, payload: Payload) -> Resu
     }
 }
 
-impl Gateway {
-    /// The bucket that the request names.
-    async fn bucket(&self, request: &Request) -> Result<BucketInfo> {
-        let bucket = self.client.bucket(&request.target.bucket).await?;
-        self.authorize(request, &bucket).await?;
-        check_owner(&bucket, request.header(&names::EXPECTED_BUCKET_OWNER))?;
-        Ok(bucket)
-    }
-
-    /// The one place that decides whether a caller may use a bucket: its owner and the root user may do everything,
-    /// others nothing. (Policies will be decided here.)
-    async fn authorize(&self, request: &Request, bucket: &BucketInfo) -> Result<()> {
-        if bucket.owner == request.caller.access_key() || self.is_root(request).await? {
-            return Ok(());
-        }
-        Err(S3Error::new(Code::AccessDenied, "Access denied: the bucket belongs to another access key."))
-    }
-
-    async fn is_root(&self, request: &Request) -> Result<bool> {
-        Ok(self.client.access_key(request.caller.access_key()).await?.is_some_and(|key| key.root))
-    }
-}
-
-/// `expected`: the value of an `expected-bucket-owner` header.
-fn check_owner(bucket: &BucketInfo, expected: Option<&str>) -> Result<()> {
-    match expected {
-        Some(owner) if owner != bucket.owner => {
-            Err(S3Error::new(Code::AccessDenied, "Access denied: the bucket belongs to another owner."))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Whether versions have ids that clients see.
 fn is_versioned(bucket: &BucketInfo) -> bool {
     bucket.versioning != Versioning::Off
 }
 
-fn write_owner(xml: &mut Writer, element: &str, owner: &str) {
+pub fn write_owner(xml: &mut Writer, element: &str, owner: &str) {
     xml.element(element, |xml| {
         xml.text("ID", owner);
         xml.text("DisplayName", owner);

@@ -2,8 +2,8 @@
 //! here, from the parts that the request names.
 
 use super::Gateway;
-use super::object::{insert_written_version, store, write_checksum_elements};
-use crate::attributes::{of_write, write_checksums};
+use super::object::{insert_written_version, of_write, store, write_checksum_elements};
+use crate::attributes::write_checksums;
 use crate::checksum::{Algorithm, ChecksumType, Promised, combine, multipart_etag};
 use crate::conditions::{bare_etag, of_write as write_conditions};
 use crate::encoding::{hex, percent_encode_path, unhex};
@@ -38,7 +38,7 @@ pub async fn create(gateway: &Gateway, request: &Request) -> Result<Reply> {
     };
     let upload = CreateUpload {
         key: request.target.key.clone(),
-        attributes: Some(of_write(&request.headers)?),
+        attributes: Some(of_write(gateway, request, &bucket).await?),
         checksum_algorithm: checksum.map_or_else(String::new, |(algorithm, _)| algorithm.name().to_owned()),
         checksum_type: checksum.map_or_else(String::new, |(_, kind)| kind.as_str().to_owned()),
         owner: request.caller.access_key().to_owned(),

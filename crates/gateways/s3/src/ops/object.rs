@@ -1,20 +1,25 @@
 //! One object: PUT, GET, HEAD and what is known about it.
 
 use super::{Gateway, is_versioned};
-use crate::attributes::{of_write, write_checksums, write_headers};
+use crate::acl;
+use crate::attributes::{kept_headers, write_checksums, write_headers};
 use crate::body::ResponseBody;
 use crate::checksum::{Algorithm, ChecksumType, Hashes, Promised, Sums};
 use crate::conditions::{ReadConditions, of_write as write_conditions};
 use crate::date::http_date;
 use crate::encoding::version_text;
 use crate::error::{Code, Result, S3Error};
+use crate::lifecycle;
+use crate::lock;
 use crate::names;
 use crate::payload::Payload;
 use crate::range::{ByteRange, content_range};
 use crate::request::{Reply, Request, empty, insert, insert_etag, xml_reply};
+use crate::tags;
 use crate::xml::Writer;
+use access::Action;
 use bytes::Bytes;
-use client::{Attributes, Body, BucketInfo, FinishPut, ObjectVersion, ObjectWriter, Part};
+use client::{Attributes, Body, BucketInfo, ChangeRequest, FinishPut, ObjectVersion, ObjectWriter, Part, Written};
 use http::StatusCode;
 use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, IF_RANGE, LAST_MODIFIED, RANGE};
 use std::ops::Range;
@@ -23,19 +28,50 @@ pub async fn put(gateway: &Gateway, request: &Request, mut payload: Payload) -> 
     let bucket = gateway.bucket(request).await?;
     let promised = Promised::read(&request.headers, &request.announced)?;
     let precondition = write_conditions(&request.headers)?;
-    let attributes = of_write(&request.headers)?;
+    let attributes = of_write(gateway, request, &bucket).await?;
     let key = request.target.key.clone();
     let mut writer = gateway.client.write(&bucket, key, payload.announced_length());
     let sums = store(&mut payload, &mut writer, &promised, promised.algorithms()).await?;
     let attributes = Attributes { etag: sums.etag(), checksums: sums.checksums, ..attributes };
     let checksums = attributes.checksums.clone();
+    let attributes_kept = Attributes { tags: attributes.tags.clone(), ..Attributes::default() };
     let written = writer.finish(FinishPut { attributes, precondition }).await?;
     let mut reply = empty(StatusCode::OK);
     insert_etag(&mut reply, &written.etag);
     write_checksums(&checksums, reply.headers_mut());
     insert(&mut reply, names::OBJECT_SIZE, &written.size.to_string());
     insert_written_version(&mut reply, &written.version);
+    let stored = ObjectVersion {
+        modified_ms: written.modified_ms,
+        body: Some(Body { size: written.size, ..Body::default() }),
+        attributes: Some(attributes_kept),
+        ..ObjectVersion::default()
+    };
+    lifecycle::insert_expiration(&mut reply, &bucket, &request.target.key, &stored);
     Ok(reply)
+}
+
+/// What a write says besides its content: headers, metadata, tags, access list. ETag and checksums come later.
+pub async fn of_write(gateway: &Gateway, request: &Request, bucket: &BucketInfo) -> Result<Attributes> {
+    let acl = acl::of_new_object(&request.headers, bucket, request.caller.access_key())?;
+    super::acl::refuse_public(bucket, &acl)?;
+    super::acl::check_users(gateway, &acl).await?;
+    Ok(Attributes {
+        headers: kept_headers(&request.headers)?,
+        tags: tags::of_headers(&request.headers)?,
+        acl: acl.encode(&bucket.owner),
+        lock: lock::of_write(&request.headers, gateway.client.wall_ms())?,
+        ..Attributes::default()
+    })
+}
+
+/// Changes what a version says of itself. Delete markers are errors that say so.
+pub async fn change(gateway: &Gateway, bucket: &BucketInfo, key: &Bytes, change: ChangeRequest) -> Result<Written> {
+    let named = change.version.clone();
+    match (gateway.client.change_version(bucket, key, change).await, named) {
+        (Err(client::Error::DeleteMarker { .. }), Some(version)) => Err(S3Error::marker_named(&version_text(&version))),
+        (result, _) => result.map_err(|error| with_key(error, key)),
+    }
 }
 
 /// Moves the content of a request into the cluster, hashing it while it passes. When this returns, the content is
@@ -99,8 +135,10 @@ fn if_range_holds(request: &Request, object: &ObjectVersion) -> bool {
 }
 
 async fn select(gateway: &Gateway, request: &Request) -> Result<(BucketInfo, ObjectVersion, Selected)> {
-    let bucket = gateway.bucket(request).await?;
-    let object = find(gateway, &bucket, &request.target.key, request.version()?).await?;
+    let bucket = gateway.lookup(request).await?;
+    let version = request.version()?;
+    let action = if version.is_some() { Action::GET_OBJECT_VERSION } else { Action::GET_OBJECT };
+    let object = gateway.object(request, &bucket, &request.target.key, version, action).await?;
     ReadConditions::of_read(&request.headers)?.check(&object)?;
     let range = request.header(&RANGE).and_then(ByteRange::read).filter(|_| if_range_holds(request, &object));
     let mut selected = match (request.query.number("partNumber")?, range) {
@@ -197,27 +235,11 @@ fn describe(request: &Request, bucket: &BucketInfo, object: &ObjectVersion, sele
     if !attributes.tags.is_empty() {
         insert(&mut reply, names::TAGGING_COUNT, &attributes.tags.len().to_string());
     }
-    if is_versioned(bucket) {
-        insert_version(&mut reply, &object.version);
+    lock::insert(&mut reply, attributes.lock.as_ref());
+    if object.latest {
+        lifecycle::insert_expiration(&mut reply, bucket, &object.key, object);
     }
-    Ok(reply)
-}
-
-pub async fn tagging(gateway: &Gateway, request: &Request) -> Result<Reply> {
-    let bucket = gateway.bucket(request).await?;
-    let object = find(gateway, &bucket, &request.target.key, request.version()?).await?;
-    let tags = object.attributes.map(|attributes| attributes.tags).unwrap_or_default();
-    let mut reply = xml_reply(Writer::answer("Tagging", |xml| {
-        xml.element("TagSet", |xml| {
-            for tag in &tags {
-                xml.element("Tag", |xml| {
-                    xml.text("Key", &tag.name);
-                    xml.text("Value", &tag.value);
-                });
-            }
-        });
-    }));
-    if is_versioned(&bucket) {
+    if is_versioned(bucket) {
         insert_version(&mut reply, &object.version);
     }
     Ok(reply)
@@ -225,8 +247,13 @@ pub async fn tagging(gateway: &Gateway, request: &Request) -> Result<Reply> {
 
 /// GetObjectAttributes: what `x-amz-object-attributes` lists.
 pub async fn attributes(gateway: &Gateway, request: &Request) -> Result<Reply> {
-    let bucket = gateway.bucket(request).await?;
-    let object = find(gateway, &bucket, &request.target.key, request.version()?).await?;
+    let bucket = gateway.lookup(request).await?;
+    let version = request.version()?;
+    let of_version = version.is_some();
+    let action = if of_version { Action::GET_OBJECT_VERSION } else { Action::GET_OBJECT };
+    let object = gateway.object(request, &bucket, &request.target.key, version, action).await?;
+    let action = if of_version { Action::GET_OBJECT_VERSION_ATTRIBUTES } else { Action::GET_OBJECT_ATTRIBUTES };
+    gateway.authorize_object(request, &bucket, action, &object).await?;
     let wanted: Vec<String> = request
         .headers
         .get_all(names::OBJECT_ATTRIBUTES)

@@ -1,11 +1,12 @@
 //! The body of a request: bytes that pass through uncopied, and an end that is reached only when everything the
 //! client said about them has proven true. Until `next` has answered `None`, nothing may be committed.
 
-mod chunked;
+pub(crate) mod chunked;
 
 use crate::auth::BodyProof;
 use crate::error::{Code, Result, S3Error};
-use base::env::{BoxFuture, Clock};
+use crate::pace::Pace;
+use base::env::{BoxFuture, Clock, MonoTime};
 use bytes::{Bytes, BytesMut};
 use chunked::{Chunked, Piece};
 use http_body::Body as _;
@@ -14,13 +15,9 @@ use sha2::{Digest, Sha256};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
 
 /// The body as the HTTP server hands it over.
 pub type RawBody = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
-
-/// How long a client may be silent in the middle of a body.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// A request body that verifies itself.
 pub struct Payload {
@@ -42,6 +39,8 @@ pub enum Length {
     Exactly(u64),
     /// Not announced: the transfer coding of HTTP marks the end (RFC 9112 section 7.1).
     AtMost(u64),
+    /// As `AtMost`, and not less than the first.
+    Between(u64, u64),
 }
 
 enum Framing {
@@ -68,7 +67,7 @@ impl Payload {
             }
         };
         Payload {
-            source: Source { body, clock, moved: false, watchdog: None },
+            source: Source { body, clock, pace: Pace::default(), waiting: None },
             framing,
             length,
             taken: 0,
@@ -83,7 +82,7 @@ impl Payload {
     pub fn announced_length(&self) -> Option<u64> {
         match self.length {
             Length::Exactly(length) => Some(length),
-            Length::AtMost(_) => None,
+            Length::AtMost(_) | Length::Between(..) => None,
         }
     }
 
@@ -143,14 +142,14 @@ impl Payload {
     /// How much content may still come.
     fn room(&self) -> u64 {
         match self.length {
-            Length::Exactly(length) | Length::AtMost(length) => length - self.taken,
+            Length::Exactly(length) | Length::AtMost(length) | Length::Between(_, length) => length - self.taken,
         }
     }
 
     fn too_long(&self) -> S3Error {
         match self.length {
             Length::Exactly(_) => S3Error::new(Code::IncompleteBody, "The body is longer than was announced."),
-            Length::AtMost(most) => {
+            Length::AtMost(most) | Length::Between(_, most) => {
                 S3Error::new(Code::EntityTooLarge, format!("The body is longer than the maximum of {most} bytes."))
             }
         }
@@ -183,6 +182,12 @@ impl Payload {
             let message = format!("The body has {taken} bytes where {length} were announced. Nothing was stored.");
             return Err(S3Error::new(Code::IncompleteBody, message));
         }
+        if let Length::Between(least, _) = self.length
+            && self.taken < least
+        {
+            let message = format!("Your proposed upload is smaller than the minimum allowed size of {least} bytes.");
+            return Err(S3Error::new(Code::EntityTooSmall, message));
+        }
         match &mut self.framing {
             Framing::Plain => {}
             Framing::Hashed { sha256, expected } => {
@@ -213,13 +218,13 @@ impl Payload {
     }
 }
 
-/// The raw body, watched by a clock: a client that stays silent for too long is given up.
+/// The raw body, watched by a clock: a client that stays silent, or drips, is given up.
 struct Source {
     body: RawBody,
     clock: Arc<dyn Clock>,
-    /// Whether anything arrived since the watchdog was set.
-    moved: bool,
-    watchdog: Option<BoxFuture<()>>,
+    pace: Pace,
+    /// Since when nothing has arrived, and when patience ends; only while we wait.
+    waiting: Option<(MonoTime, BoxFuture<()>)>,
 }
 
 impl Source {
@@ -231,7 +236,7 @@ impl Source {
                     if let Ok(data) = frame.into_data()
                         && !data.is_empty()
                     {
-                        self.moved = true;
+                        self.pace.moved(data.len());
                         return Ok(Some(data));
                     }
                 }
@@ -243,18 +248,22 @@ impl Source {
 
     fn poll(&mut self, cx: &mut std::task::Context<'_>) -> Poll<Option<Result<http_body::Frame<Bytes>>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(cx) {
+            if let Some((since, _)) = self.waiting.take() {
+                self.pace.waited(self.clock.now().since(since));
+            }
             let broken = |_| S3Error::new(Code::IncompleteBody, "The body ended before its announced length.");
             return Poll::Ready(frame.map(|result| result.map_err(broken)));
         }
         loop {
-            let clock = &self.clock;
-            let watchdog = self.watchdog.get_or_insert_with(|| clock.sleep_until(clock.now() + SILENCE_MAX));
-            if watchdog.as_mut().poll(cx).is_pending() {
+            let (clock, patience) = (&self.clock, self.pace.patience());
+            let begin = || (clock.now(), clock.sleep_until(clock.now() + patience));
+            let (_, patience) = self.waiting.get_or_insert_with(begin);
+            if patience.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            self.watchdog = None;
-            if !std::mem::take(&mut self.moved) {
-                let message = "Nothing was received for too long in the middle of the body.";
+            self.waiting = None;
+            if !self.pace.settle() {
+                let message = "Too little was received for too long in the middle of the body.";
                 return Poll::Ready(Some(Err(S3Error::new(Code::RequestTimeout, message))));
             }
         }

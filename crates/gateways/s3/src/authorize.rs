@@ -1,0 +1,540 @@
+//! Requests in the words of policies. What is asked is decided by [`access::decide`] alone; here it is translated: the
+//! operation into an action, path and object into a resource, headers and query into the context of conditions.
+//!
+//! Every operation passes [`Gateway::bucket`], [`Gateway::object`] or one of the `authorize` functions before it reads
+//! or changes anything.
+
+use crate::acl::{Acl, Permission};
+use crate::auth::Caller;
+use crate::error::{Code, Result, S3Error};
+use crate::names;
+use crate::operation::Operation;
+use crate::ops::Gateway;
+use crate::public_access::PublicAccessBlock;
+use crate::request::Request;
+use access::{Action, Ask, Attached, BucketRights, Context, Decision, KeyRights, Policy, decide};
+use base::calendar::{UtcDay, iso8601, parse_iso8601};
+use bytes::Bytes;
+use client::{BucketInfo, ConfigurationKind, KeyRow, ObjectVersion};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Policies that are kept parsed. More make the cache begin anew.
+const PARSED_MAX: usize = 4096;
+
+/// Policies as they were last parsed, by their text: what was changed is parsed again.
+#[derive(Default)]
+pub struct Policies {
+    parsed: Mutex<BTreeMap<Owner, (Bytes, Attached)>>,
+}
+
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Owner {
+    Bucket(u64),
+    Key(String),
+}
+
+impl Policies {
+    fn of_bucket(&self, bucket: &BucketInfo) -> Attached {
+        let Some(kept) = bucket.configuration(ConfigurationKind::Policy) else { return Attached::None };
+        self.parse(Owner::Bucket(bucket.id), &kept.value, |text| Policy::of_bucket(text, &bucket.name))
+    }
+
+    fn of_key(&self, key: &KeyRow) -> Attached {
+        if key.policy.is_empty() {
+            return Attached::None;
+        }
+        let text = Bytes::copy_from_slice(key.policy.as_bytes());
+        self.parse(Owner::Key(key.access_key.clone()), &text, Policy::of_key)
+    }
+
+    /// What does not parse was written by a newer version or is damaged: [`Attached::Unreadable`] forbids.
+    fn parse(
+        &self,
+        owner: Owner,
+        text: &Bytes,
+        read: impl Fn(&str) -> std::result::Result<Policy, access::Malformed>,
+    ) -> Attached {
+        let mut parsed = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, attached)) = parsed.get(&owner).filter(|(known, _)| known == text) {
+            return attached.clone();
+        }
+        let policy = std::str::from_utf8(text).ok().and_then(|text| read(text).ok());
+        let attached = policy.map_or(Attached::Unreadable, |policy| Attached::Policy(Arc::new(policy)));
+        if parsed.len() >= PARSED_MAX {
+            parsed.clear();
+        }
+        parsed.insert(owner, (text.clone(), attached.clone()));
+        attached
+    }
+}
+
+/// What is asked for besides the action.
+struct Wish<'a> {
+    action: Action,
+    bucket: &'a BucketInfo,
+    /// Empty: the bucket itself.
+    key: &'a [u8],
+    version: Option<&'a Bytes>,
+    object: Option<&'a ObjectVersion>,
+}
+
+impl Gateway {
+    /// The bucket that the request names, without any decision. Only for what decides afterwards.
+    pub async fn lookup(&self, request: &Request) -> Result<BucketInfo> {
+        let bucket = self.client.bucket(&request.target.bucket).await;
+        // Whether a bucket exists is no secret (names are global), as in S3.
+        let bucket = bucket?;
+        check_owner(&bucket, request.header(&names::EXPECTED_BUCKET_OWNER))?;
+        Ok(bucket)
+    }
+
+    /// The bucket that the request names, for a caller who may do what the request asks.
+    pub async fn bucket(&self, request: &Request) -> Result<BucketInfo> {
+        let bucket = self.lookup(request).await?;
+        let version = request.version()?;
+        for action in actions(request) {
+            self.authorize(request, &bucket, action, &request.target.key, version.as_ref()).await?;
+        }
+        Ok(bucket)
+    }
+
+    /// Whether the caller may do this to a bucket (`key` empty) or to an object, known by its name alone.
+    pub async fn authorize(
+        &self,
+        request: &Request,
+        bucket: &BucketInfo,
+        action: Action,
+        key: &[u8],
+        version: Option<&Bytes>,
+    ) -> Result<()> {
+        let mut wish = Wish { action, bucket, key, version, object: None };
+        let known;
+        if !key.is_empty() && self.asks_for_tags(request, bucket).await? {
+            known = crate::ops::object::find(self, bucket, &Bytes::copy_from_slice(key), version.cloned()).await.ok();
+            wish.object = known.as_ref();
+        }
+        let acl = self.effective(bucket, Acl::of_bucket(bucket));
+        let granted = grants(&acl, request, permission_of_bucket(action));
+        self.decide(request, &wish, &bucket.owner, granted).await
+    }
+
+    /// Whether the caller may do this to an object that was found: its own owner, list and tags count.
+    pub async fn authorize_object(
+        &self,
+        request: &Request,
+        bucket: &BucketInfo,
+        action: Action,
+        object: &ObjectVersion,
+    ) -> Result<()> {
+        let wish = Wish { action, bucket, key: &object.key, version: Some(&object.version), object: Some(object) };
+        let acl = self.effective(bucket, Acl::of_object(bucket, object));
+        let granted = grants(&acl, request, permission_of_object(action));
+        self.decide(request, &wish, &acl.owner, granted).await
+    }
+
+    /// An object for a caller who may do this with it. Whether one that is not there is missing is told only to those
+    /// who may list the bucket.
+    pub async fn object(
+        &self,
+        request: &Request,
+        bucket: &BucketInfo,
+        key: &Bytes,
+        version: Option<Bytes>,
+        action: Action,
+    ) -> Result<ObjectVersion> {
+        match crate::ops::object::find(self, bucket, key, version).await {
+            Ok(object) => {
+                self.authorize_object(request, bucket, action, &object).await?;
+                Ok(object)
+            }
+            Err(missing) if missing.code == Code::InternalError => Err(missing),
+            Err(missing) => {
+                let acl = self.effective(bucket, Acl::of_bucket(bucket));
+                let granted = grants(&acl, request, Some(Permission::Read));
+                let wish = Wish { action: Action::LIST_BUCKET, bucket, key: b"", version: None, object: None };
+                let prefix = std::str::from_utf8(key).unwrap_or_default();
+                self.decide_with(request, &wish, &bucket.owner, granted, Some(prefix)).await?;
+                Err(missing)
+            }
+        }
+    }
+
+    /// Whether the caller may do what is about no bucket that exists: list its own, or make one called `name`.
+    pub async fn authorize_service(&self, request: &Request, action: Action, name: &str) -> Result<()> {
+        let (caller, row) = self.caller(request).await?;
+        let resource = format!("arn:aws:s3:::{}", if name.is_empty() { "*" } else { name });
+        let context = context(request, row.as_ref(), None, None, None, self.client.wall_ms());
+        let ask = Ask { caller: &caller, action, resource: &resource, bucket: None, context: &context };
+        verdict(decide(&ask))
+    }
+
+    /// Listing is the caller's own buckets, or all for the root user and for keys that live by their policy alone.
+    pub async fn sees_all_buckets(&self, request: &Request) -> Result<bool> {
+        let (_, row) = self.caller(request).await?;
+        Ok(row.is_some_and(|row| row.root || !row.policy.is_empty()))
+    }
+
+    /// Whether the caller may bypass governance for this version, and asks to.
+    pub async fn bypasses_governance(
+        &self,
+        request: &Request,
+        bucket: &BucketInfo,
+        key: &[u8],
+        version: Option<&Bytes>,
+    ) -> Result<bool> {
+        let asks = request.header(&names::BYPASS_GOVERNANCE).is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        if asks {
+            self.authorize(request, bucket, Action::BYPASS_GOVERNANCE_RETENTION, key, version).await?;
+        }
+        Ok(asks)
+    }
+
+    /// A list as it counts: `IgnorePublicAcls` hides what it grants to users at large.
+    fn effective(&self, bucket: &BucketInfo, acl: Acl) -> Acl {
+        if PublicAccessBlock::of(bucket).ignore_public_acls { acl.without_public() } else { acl }
+    }
+
+    async fn decide(&self, request: &Request, wish: &Wish<'_>, owner: &str, granted_by_acl: bool) -> Result<()> {
+        self.decide_with(request, wish, owner, granted_by_acl, None).await
+    }
+
+    async fn decide_with(
+        &self,
+        request: &Request,
+        wish: &Wish<'_>,
+        owner: &str,
+        granted_by_acl: bool,
+        prefix: Option<&str>,
+    ) -> Result<()> {
+        let (caller, row) = self.caller(request).await?;
+        let rights = BucketRights {
+            owner: owner.to_owned(),
+            policy: self.policies.of_bucket(wish.bucket),
+            restrict_public: PublicAccessBlock::of(wish.bucket).restrict_public_buckets,
+            granted_by_acl,
+        };
+        let has_policy = !rights.policy.is_none() || row.as_ref().is_some_and(|row| !row.policy.is_empty());
+        let context = if has_policy {
+            context(request, row.as_ref(), wish.version, wish.object, prefix, self.client.wall_ms())
+        } else {
+            Context::default()
+        };
+        let resource = resource(wish);
+        let ask =
+            Ask { caller: &caller, action: wish.action, resource: &resource, bucket: Some(&rights), context: &context };
+        verdict(decide(&ask))
+    }
+
+    /// The caller with its rights. A key that was removed since its signature was compared is nobody's.
+    async fn caller(&self, request: &Request) -> Result<(access::Caller, Option<KeyRow>)> {
+        let Caller::Signed(signed) = &request.caller else { return Ok((access::Caller::Anonymous, None)) };
+        let Some(row) = self.client.access_key(signed.access_key()).await? else { return Err(denied()) };
+        let rights = KeyRights {
+            access_key: row.access_key.clone(),
+            name: row.name.clone(),
+            root: row.root,
+            policy: self.policies.of_key(&row),
+        };
+        Ok((access::Caller::Key(rights), Some(row)))
+    }
+
+    async fn asks_for_tags(&self, request: &Request, bucket: &BucketInfo) -> Result<bool> {
+        let asks = |attached: &Attached| match attached {
+            Attached::Policy(policy) => policy.asks_for_existing_tags(),
+            Attached::None | Attached::Unreadable => false,
+        };
+        if asks(&self.policies.of_bucket(bucket)) {
+            return Ok(true);
+        }
+        let (caller, _) = self.caller(request).await?;
+        Ok(matches!(&caller, access::Caller::Key(key) if asks(&key.policy)))
+    }
+}
+
+fn grants(acl: &Acl, request: &Request, wanted: Option<Permission>) -> bool {
+    wanted.is_some_and(|wanted| acl.allows(request.caller.access_key(), wanted))
+}
+
+fn verdict(decision: Decision) -> Result<()> {
+    match decision {
+        Decision::Allowed(_) => Ok(()),
+        // Why is not told: it would describe the policies to those whom they shut out.
+        Decision::Denied(_) => Err(denied()),
+    }
+}
+
+pub fn denied() -> S3Error {
+    S3Error::new(Code::AccessDenied, "Access Denied")
+}
+
+/// `expected`: the value of an `expected-bucket-owner` header.
+pub fn check_owner(bucket: &BucketInfo, expected: Option<&str>) -> Result<()> {
+    match expected {
+        Some(owner) if owner != bucket.owner => {
+            Err(S3Error::new(Code::AccessDenied, "Access denied: the bucket belongs to another owner."))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn resource(wish: &Wish<'_>) -> String {
+    let bucket = &wish.bucket.name;
+    if wish.key.is_empty() {
+        return format!("arn:aws:s3:::{bucket}");
+    }
+    format!("arn:aws:s3:::{bucket}/{}", String::from_utf8_lossy(wish.key))
+}
+
+/// What a request's own operation needs, on its own target.
+fn actions(request: &Request) -> Vec<Action> {
+    let versioned = request.query.has("versionId");
+    let either = |plain, of_version| if versioned { of_version } else { plain };
+    use Operation as O;
+    let action = match request.operation {
+        // These decide for themselves, for each key or before there is a bucket.
+        O::ListBuckets | O::CreateBucket | O::DeleteObjects => return Vec::new(),
+        O::DeleteBucket => Action::DELETE_BUCKET,
+        O::HeadBucket | O::ListObjects | O::ListObjectsV2 => Action::LIST_BUCKET,
+        O::ListObjectVersions => Action::LIST_BUCKET_VERSIONS,
+        O::ListMultipartUploads => Action::LIST_BUCKET_MULTIPART_UPLOADS,
+        O::GetBucketLocation => Action::GET_BUCKET_LOCATION,
+        O::GetBucketVersioning => Action::GET_BUCKET_VERSIONING,
+        O::PutBucketVersioning => Action::PUT_BUCKET_VERSIONING,
+        O::GetBucketAcl => Action::GET_BUCKET_ACL,
+        O::PutBucketAcl => Action::PUT_BUCKET_ACL,
+        O::GetObjectAcl => either(Action::GET_OBJECT_ACL, Action::GET_OBJECT_VERSION_ACL),
+        O::PutObjectAcl => either(Action::PUT_OBJECT_ACL, Action::PUT_OBJECT_VERSION_ACL),
+        O::GetBucketCors => Action::GET_BUCKET_CORS,
+        O::PutBucketCors | O::DeleteBucketCors => Action::PUT_BUCKET_CORS,
+        O::GetBucketTagging => Action::GET_BUCKET_TAGGING,
+        O::PutBucketTagging | O::DeleteBucketTagging => Action::PUT_BUCKET_TAGGING,
+        O::GetBucketOwnershipControls => Action::GET_BUCKET_OWNERSHIP_CONTROLS,
+        O::PutBucketOwnershipControls | O::DeleteBucketOwnershipControls => Action::PUT_BUCKET_OWNERSHIP_CONTROLS,
+        O::GetBucketPolicy => Action::GET_BUCKET_POLICY,
+        O::PutBucketPolicy => Action::PUT_BUCKET_POLICY,
+        O::DeleteBucketPolicy => Action::DELETE_BUCKET_POLICY,
+        O::GetBucketPolicyStatus => Action::GET_BUCKET_POLICY_STATUS,
+        O::GetPublicAccessBlock => Action::GET_BUCKET_PUBLIC_ACCESS_BLOCK,
+        O::PutPublicAccessBlock | O::DeletePublicAccessBlock => Action::PUT_BUCKET_PUBLIC_ACCESS_BLOCK,
+        O::GetBucketLifecycle => Action::GET_LIFECYCLE_CONFIGURATION,
+        O::PutBucketLifecycle | O::DeleteBucketLifecycle => Action::PUT_LIFECYCLE_CONFIGURATION,
+        O::GetObjectLockConfiguration => Action::GET_BUCKET_OBJECT_LOCK_CONFIGURATION,
+        O::PutObjectLockConfiguration => Action::PUT_BUCKET_OBJECT_LOCK_CONFIGURATION,
+        O::GetObjectRetention => Action::GET_OBJECT_RETENTION,
+        O::PutObjectRetention => Action::PUT_OBJECT_RETENTION,
+        O::GetObjectLegalHold => Action::GET_OBJECT_LEGAL_HOLD,
+        O::PutObjectLegalHold => Action::PUT_OBJECT_LEGAL_HOLD,
+        O::PutObject | O::PostObject | O::CopyObject | O::CreateMultipartUpload => return writes(request),
+        O::UploadPart | O::UploadPartCopy | O::CompleteMultipartUpload => Action::PUT_OBJECT,
+        O::AbortMultipartUpload => Action::ABORT_MULTIPART_UPLOAD,
+        O::ListParts => Action::LIST_MULTIPART_UPLOAD_PARTS,
+        O::GetObject | O::HeadObject => either(Action::GET_OBJECT, Action::GET_OBJECT_VERSION),
+        O::GetObjectAttributes => return read_attributes(versioned),
+        O::GetObjectTagging => either(Action::GET_OBJECT_TAGGING, Action::GET_OBJECT_VERSION_TAGGING),
+        O::PutObjectTagging => either(Action::PUT_OBJECT_TAGGING, Action::PUT_OBJECT_VERSION_TAGGING),
+        O::DeleteObjectTagging => either(Action::DELETE_OBJECT_TAGGING, Action::DELETE_OBJECT_VERSION_TAGGING),
+        O::DeleteObject => either(Action::DELETE_OBJECT, Action::DELETE_OBJECT_VERSION),
+        O::AbsentSetting(code) => action_of_absent(code),
+        O::EmptySetting(root) => action_of_empty(root),
+        O::DeleteAbsentSetting => Action::DELETE_BUCKET_WEBSITE,
+    };
+    vec![action]
+}
+
+/// A new object, and what its headers set besides.
+fn writes(request: &Request) -> Vec<Action> {
+    let mut actions = vec![Action::PUT_OBJECT];
+    let has = |name: &http::HeaderName| request.headers.contains_key(name);
+    if has(&names::TAGGING) {
+        actions.push(Action::PUT_OBJECT_TAGGING);
+    }
+    if has(&names::OBJECT_LOCK_MODE) || has(&names::OBJECT_LOCK_RETAIN_UNTIL) {
+        actions.push(Action::PUT_OBJECT_RETENTION);
+    }
+    if has(&names::OBJECT_LOCK_LEGAL_HOLD) {
+        actions.push(Action::PUT_OBJECT_LEGAL_HOLD);
+    }
+    actions
+}
+
+fn read_attributes(versioned: bool) -> Vec<Action> {
+    if versioned {
+        vec![Action::GET_OBJECT_VERSION, Action::GET_OBJECT_VERSION_ATTRIBUTES]
+    } else {
+        vec![Action::GET_OBJECT, Action::GET_OBJECT_ATTRIBUTES]
+    }
+}
+
+fn action_of_absent(code: Code) -> Action {
+    match code {
+        Code::ServerSideEncryptionConfigurationNotFoundError => Action::GET_ENCRYPTION_CONFIGURATION,
+        Code::ReplicationConfigurationNotFoundError => Action::GET_REPLICATION_CONFIGURATION,
+        _ => Action::GET_BUCKET_WEBSITE,
+    }
+}
+
+fn action_of_empty(root: &str) -> Action {
+    match root {
+        "AccelerateConfiguration" => Action::GET_ACCELERATE_CONFIGURATION,
+        "BucketLoggingStatus" => Action::GET_BUCKET_LOGGING,
+        "NotificationConfiguration" => Action::GET_BUCKET_NOTIFICATION,
+        _ => Action::GET_BUCKET_REQUEST_PAYMENT,
+    }
+}
+
+/// What a bucket's list must grant for an action; `None`: no list grants it.
+fn permission_of_bucket(action: Action) -> Option<Permission> {
+    Some(match action {
+        Action::LIST_BUCKET
+        | Action::LIST_BUCKET_VERSIONS
+        | Action::LIST_BUCKET_MULTIPART_UPLOADS
+        | Action::GET_BUCKET_LOCATION => Permission::Read,
+        // Whoever may write an object may write it with tags.
+        Action::PUT_OBJECT
+        | Action::PUT_OBJECT_TAGGING
+        | Action::DELETE_OBJECT
+        | Action::ABORT_MULTIPART_UPLOAD
+        | Action::LIST_MULTIPART_UPLOAD_PARTS => Permission::Write,
+        Action::GET_BUCKET_ACL => Permission::ReadAcp,
+        Action::PUT_BUCKET_ACL => Permission::WriteAcp,
+        _ => return None,
+    })
+}
+
+fn permission_of_object(action: Action) -> Option<Permission> {
+    Some(match action {
+        Action::GET_OBJECT
+        | Action::GET_OBJECT_VERSION
+        | Action::GET_OBJECT_ATTRIBUTES
+        | Action::GET_OBJECT_VERSION_ATTRIBUTES => Permission::Read,
+        Action::GET_OBJECT_ACL | Action::GET_OBJECT_VERSION_ACL => Permission::ReadAcp,
+        Action::PUT_OBJECT_ACL | Action::PUT_OBJECT_VERSION_ACL => Permission::WriteAcp,
+        _ => return None,
+    })
+}
+
+/// Headers that conditions may speak of, each under `s3:` and its name.
+const CONDITION_HEADERS: &[&str] = &[
+    "x-amz-acl",
+    "x-amz-content-sha256",
+    "x-amz-grant-full-control",
+    "x-amz-grant-read",
+    "x-amz-grant-read-acp",
+    "x-amz-grant-write",
+    "x-amz-grant-write-acp",
+    "x-amz-metadata-directive",
+    "x-amz-object-ownership",
+    "x-amz-server-side-encryption",
+    "x-amz-server-side-encryption-aws-kms-key-id",
+    "x-amz-server-side-encryption-customer-algorithm",
+    "x-amz-storage-class",
+    "x-amz-website-redirect-location",
+    "if-match",
+    "if-none-match",
+];
+
+/// Everything that conditions may ask about a request.
+fn context(
+    request: &Request,
+    key: Option<&KeyRow>,
+    version: Option<&Bytes>,
+    object: Option<&ObjectVersion>,
+    prefix: Option<&str>,
+    now_ms: u64,
+) -> Context {
+    let mut context = Context::default();
+    context.set("aws:CurrentTime", iso8601(now_ms));
+    context.set("aws:EpochTime", (now_ms / 1000).to_string());
+    context.set("aws:SecureTransport", request.peer.secure.to_string());
+    if let Some(address) = request.peer.address {
+        // Never from a forwarded header: anybody can write one.
+        context.set("aws:SourceIp", address.to_string());
+    }
+    match key {
+        None => context.set("aws:PrincipalType", "Anonymous"),
+        Some(key) => {
+            let name = if key.name.is_empty() { &key.access_key } else { &key.name };
+            let arn = if key.root { "arn:aws:iam:::root".to_owned() } else { format!("arn:aws:iam:::user/{name}") };
+            context.set("aws:username", name.as_str());
+            context.set("aws:userid", key.access_key.as_str());
+            context.set("aws:PrincipalArn", arn);
+            context.set("aws:PrincipalType", if key.root { "Account" } else { "User" });
+        }
+    }
+    of_headers(request, &mut context, now_ms);
+    of_query(request, &mut context, prefix);
+    of_signature(request, &mut context, now_ms);
+    if let Some(version) = version.filter(|_| request.query.has("versionId")) {
+        context.set("s3:VersionId", crate::encoding::version_text(version));
+    }
+    for tag in object.and_then(|object| object.attributes.as_ref()).map_or(&[][..], |attributes| &attributes.tags) {
+        context.set(&format!("s3:ExistingObjectTag/{}", tag.name), tag.value.as_str());
+    }
+    context
+}
+
+fn of_headers(request: &Request, context: &mut Context, now_ms: u64) {
+    let text = |name: &str| request.headers.get(name).and_then(|value| value.to_str().ok());
+    for name in CONDITION_HEADERS {
+        if let Some(value) = text(name) {
+            context.set(&format!("s3:{name}"), value);
+        }
+    }
+    for (name, key) in [("user-agent", "aws:UserAgent"), ("referer", "aws:Referer")] {
+        if let Some(value) = text(name) {
+            context.set(key, value);
+        }
+    }
+    if let Some(source) = text("x-amz-copy-source") {
+        let decoded = crate::encoding::percent_decode(source, false).and_then(|raw| String::from_utf8(raw).ok());
+        context.set("s3:x-amz-copy-source", decoded.unwrap_or_default().trim_start_matches('/'));
+    }
+    for tag in crate::tags::of_headers(&request.headers).unwrap_or_default() {
+        context.add("s3:RequestObjectTagKeys", tag.name.as_str());
+        context.set(&format!("s3:RequestObjectTag/{}", tag.name), tag.value);
+    }
+    for (name, key) in [
+        ("x-amz-object-lock-mode", "s3:object-lock-mode"),
+        ("x-amz-object-lock-retain-until-date", "s3:object-lock-retain-until-date"),
+        ("x-amz-object-lock-legal-hold", "s3:object-lock-legal-hold"),
+    ] {
+        if let Some(value) = text(name) {
+            context.set(key, value);
+        }
+    }
+    if let Some(until) = text("x-amz-object-lock-retain-until-date").and_then(parse_iso8601) {
+        let days = UtcDay::of(until).0.saturating_sub(UtcDay::of(now_ms).0);
+        context.set("s3:object-lock-remaining-retention-days", days.to_string());
+    }
+}
+
+fn of_query(request: &Request, context: &mut Context, prefix: Option<&str>) {
+    for (name, key) in [("delimiter", "s3:delimiter"), ("max-keys", "s3:max-keys"), ("prefix", "s3:prefix")] {
+        if let Some(value) = request.query.get(name) {
+            context.set(key, value);
+        }
+    }
+    if let Some(prefix) = prefix {
+        context.set("s3:prefix", prefix);
+    }
+}
+
+fn of_signature(request: &Request, context: &mut Context, now_ms: u64) {
+    if matches!(request.caller, Caller::Anonymous) {
+        return;
+    }
+    let presigned = request.query.has("X-Amz-Signature");
+    let kind = match request.operation {
+        Operation::PostObject => "POST",
+        _ if presigned => "REST-QUERY-STRING",
+        _ => "REST-HEADER",
+    };
+    context.set("s3:authType", kind);
+    context.set("s3:signatureversion", "AWS4-HMAC-SHA256");
+    let of_header = request.headers.get(names::DATE).and_then(|value| value.to_str().ok());
+    let date = request.query.get("X-Amz-Date").or(of_header).and_then(crate::date::parse_amz_date);
+    if let Some(date) = date {
+        context.set("s3:signatureAge", now_ms.saturating_sub(date).to_string());
+    }
+}

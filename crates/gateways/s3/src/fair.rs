@@ -1,0 +1,290 @@
+//! Who is served when more is asked than can be done at once: the tenants in turn, each in the order in which it asked.
+//!
+//! A tenant is an access key, or the address of somebody who has none. What runs is bounded (and with it memory), what
+//! waits is bounded, and how long it waits is bounded; beyond that the answer is `503 SlowDown`. No tenant may hold all
+//! places: whoever floods the gateway waits for itself.
+
+use crate::error::{Code, Result, S3Error};
+use base::env::Clock;
+use http::HeaderValue;
+use http::header::RETRY_AFTER;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Units of work that run at once.
+const UNITS_MAX: usize = 512;
+/// Units of one tenant that run at once.
+const UNITS_OF_TENANT_MAX: usize = 384;
+/// Requests that wait: all, and of one tenant.
+const WAITING_MAX: usize = 2048;
+const WAITING_OF_TENANT_MAX: usize = 512;
+/// How long a request waits for its turn.
+const WAIT_MAX: Duration = Duration::from_secs(10);
+
+/// A request that moves few bytes, and one that may hold several chunks in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Weight {
+    Light = 1,
+    Heavy = 8,
+}
+
+/// The places of a gateway. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Places {
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    running: usize,
+    waiting: usize,
+    tenants: BTreeMap<String, Tenant>,
+    /// Tenants that wait, each once.
+    turn: VecDeque<String>,
+}
+
+#[derive(Default)]
+struct Tenant {
+    running: usize,
+    queue: VecDeque<(Weight, oneshot::Sender<()>)>,
+}
+
+/// A place; given back when it is dropped.
+pub struct Place {
+    places: Places,
+    tenant: String,
+    weight: Weight,
+}
+
+impl Places {
+    /// Waits for a place, in turn.
+    pub async fn take(&self, tenant: String, weight: Weight, clock: &dyn Clock) -> Result<Place> {
+        let granted = self.ask(&tenant, weight)?;
+        // From here on the place is given back whatever happens: also when the grant and the end of patience cross.
+        let place = Claim { places: self.clone(), tenant, weight, granted };
+        place.wait(clock).await
+    }
+
+    fn ask(&self, tenant: &str, weight: Weight) -> Result<oneshot::Receiver<()>> {
+        let mut state = self.lock();
+        let waiting = state.tenants.get(tenant).map_or(0, |tenant| tenant.queue.len());
+        if state.waiting >= WAITING_MAX || waiting >= WAITING_OF_TENANT_MAX {
+            return Err(slow_down());
+        }
+        let (grant, granted) = oneshot::channel();
+        state.tenants.entry(tenant.to_owned()).or_default().queue.push_back((weight, grant));
+        state.waiting += 1;
+        if waiting == 0 && !state.turn.iter().any(|name| name == tenant) {
+            state.turn.push_back(tenant.to_owned());
+        }
+        state.grant();
+        Ok(granted)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn give_back(&self, tenant: &str, weight: Weight) {
+        let mut state = self.lock();
+        state.running -= weight as usize;
+        if let Some(tenant) = state.tenants.get_mut(tenant) {
+            tenant.running -= weight as usize;
+        }
+        state.forget(tenant);
+        state.grant();
+    }
+}
+
+impl State {
+    /// Gives free places to those whose turn it is.
+    fn grant(&mut self) {
+        let mut passed_over = 0;
+        while passed_over < self.turn.len() {
+            let Some(name) = self.turn.pop_front() else { return };
+            let tenant = self.tenants.get_mut(&name).expect("who waits is known");
+            // Who has lost patience meanwhile needs no place.
+            while tenant.queue.front().is_some_and(|(_, grant)| grant.is_closed()) {
+                tenant.queue.pop_front();
+                self.waiting -= 1;
+            }
+            let Some(weight) = tenant.queue.front().map(|(weight, _)| *weight as usize) else {
+                self.forget(&name);
+                continue;
+            };
+            if self.running + weight > UNITS_MAX {
+                // Nobody overtakes: else a heavy request would wait for ever behind light ones.
+                self.turn.push_front(name);
+                return;
+            }
+            if tenant.running + weight > UNITS_OF_TENANT_MAX {
+                self.turn.push_back(name);
+                passed_over += 1;
+                continue;
+            }
+            let (_, grant) = tenant.queue.pop_front().expect("its weight was looked at");
+            self.waiting -= 1;
+            if grant.send(()).is_ok() {
+                self.running += weight;
+                tenant.running += weight;
+            }
+            if tenant.queue.is_empty() {
+                self.forget(&name);
+            } else {
+                self.turn.push_back(name);
+            }
+            passed_over = 0;
+        }
+    }
+
+    fn forget(&mut self, name: &str) {
+        if self.tenants.get(name).is_some_and(|tenant| tenant.running == 0 && tenant.queue.is_empty()) {
+            self.tenants.remove(name);
+        }
+    }
+}
+
+/// A place that was asked for.
+struct Claim {
+    places: Places,
+    tenant: String,
+    weight: Weight,
+    granted: oneshot::Receiver<()>,
+}
+
+impl Claim {
+    async fn wait(mut self, clock: &dyn Clock) -> Result<Place> {
+        let deadline = clock.now() + WAIT_MAX;
+        let granted = tokio::select! {
+            biased;
+            granted = &mut self.granted => granted.is_ok(),
+            () = clock.sleep_until(deadline) => false,
+        };
+        if !granted {
+            return Err(slow_down());
+        }
+        let place =
+            Place { places: self.places.clone(), tenant: std::mem::take(&mut self.tenant), weight: self.weight };
+        // Taken over: nothing is left to give back.
+        self.granted.close();
+        Ok(place)
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Granted in the moment in which patience ended, or the request was broken off.
+        self.granted.close();
+        if self.granted.try_recv().is_ok() {
+            self.places.give_back(&self.tenant, self.weight);
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.places.give_back(&self.tenant, self.weight);
+    }
+}
+
+/// The answer under overload: come again later.
+pub fn slow_down() -> S3Error {
+    S3Error::new(Code::SlowDown, "Please reduce your request rate: more is asked than can be served now.")
+        .header(RETRY_AFTER, HeaderValue::from_static("1"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base::env::{BoxFuture, MonoTime, WallTime};
+    use futures_util::FutureExt;
+
+    /// Time stands still, or patience is over at once.
+    struct Patience(bool);
+
+    impl Clock for Patience {
+        fn now(&self) -> MonoTime {
+            MonoTime(0)
+        }
+        fn wall(&self) -> WallTime {
+            WallTime(0)
+        }
+        fn sleep_until(&self, _: MonoTime) -> BoxFuture<()> {
+            if self.0 { Box::pin(std::future::pending()) } else { Box::pin(std::future::ready(())) }
+        }
+    }
+
+    const PATIENT: Patience = Patience(true);
+
+    fn now(places: &Places, tenant: &str, weight: Weight) -> Option<Place> {
+        places.take(tenant.to_owned(), weight, &Patience(false)).now_or_never().expect("decided at once").ok()
+    }
+
+    #[test]
+    fn a_flood_leaves_places_for_others() {
+        let places = Places::default();
+        let flood: Vec<Place> = std::iter::from_fn(|| now(&places, "flood", Weight::Light)).collect();
+        assert_eq!(flood.len(), UNITS_OF_TENANT_MAX);
+        let others: Vec<Place> = (0..UNITS_MAX - UNITS_OF_TENANT_MAX)
+            .map(|i| now(&places, &format!("t{i}"), Weight::Light).expect("there is room"))
+            .collect();
+        assert!(now(&places, "late", Weight::Light).is_none());
+        drop(others);
+        drop(flood);
+        let state = places.lock();
+        assert_eq!((state.running, state.waiting, state.tenants.len(), state.turn.len()), (0, 0, 0, 0));
+    }
+
+    #[test]
+    fn tenants_are_served_in_turn() {
+        let places = Places::default();
+        let held: Vec<Place> = (0..2)
+            .flat_map(|tenant| std::iter::repeat_n(tenant, UNITS_MAX / 2 / Weight::Heavy as usize))
+            .map(|tenant| now(&places, &format!("held{tenant}"), Weight::Heavy).expect("there is room"))
+            .collect();
+        let mut waiting: Vec<(&str, BoxFuture<Result<Place>>)> = Vec::new();
+        for (tenant, number) in [("flood", 300), ("a", 1), ("b", 2)] {
+            for _ in 0..number {
+                let places = places.clone();
+                let mut wait: BoxFuture<Result<Place>> =
+                    Box::pin(async move { places.take(tenant.to_owned(), Weight::Light, &PATIENT).await });
+                assert!((&mut wait).now_or_never().is_none(), "everything is taken");
+                waiting.push((tenant, wait));
+            }
+        }
+        drop(held.into_iter().next());
+        // Eight units are free: flood, a, b, flood, b, flood ...
+        let mut served = BTreeMap::new();
+        for (tenant, mut wait) in waiting {
+            if let Some(Ok(place)) = (&mut wait).now_or_never() {
+                *served.entry(tenant).or_insert(0) += 1;
+                std::mem::forget(place);
+            } else {
+                std::mem::forget(wait);
+            }
+        }
+        assert_eq!((served["a"], served["b"]), (1, 2), "{served:?}");
+    }
+
+    #[test]
+    fn what_waits_is_bounded_and_patience_ends() {
+        let places = Places::default();
+        let _held: Vec<Place> = std::iter::from_fn(|| now(&places, "flood", Weight::Light)).collect();
+        let mut waiting = Vec::new();
+        for _ in 0..WAITING_OF_TENANT_MAX {
+            let places = places.clone();
+            let mut wait: BoxFuture<Result<Place>> =
+                Box::pin(async move { places.take("flood".to_owned(), Weight::Light, &PATIENT).await });
+            assert!((&mut wait).now_or_never().is_none());
+            waiting.push(wait);
+        }
+        let refused = places.take("flood".to_owned(), Weight::Light, &PATIENT).now_or_never().expect("at once");
+        let error = refused.err().expect("the queue is full");
+        assert_eq!((error.code, error.headers.len()), (Code::SlowDown, 1));
+        assert!(now(&places, "other", Weight::Light).is_some(), "others are served");
+        drop(waiting);
+        assert_eq!(places.lock().running, UNITS_OF_TENANT_MAX, "who gave up holds nothing");
+    }
+}

@@ -1,0 +1,125 @@
+//! Object lock: the bucket's configuration, and retention and legal hold of versions. The shard decides what a lock
+//! forbids; here is decided who may ask for it.
+
+use super::object::{change, insert_version};
+use super::{Gateway, is_versioned};
+use crate::error::{Code, Result, S3Error};
+use crate::lock;
+use crate::names;
+use crate::payload::Payload;
+use crate::request::{Reply, Request, empty, xml_reply};
+use access::Action;
+use bytes::Bytes;
+use client::{BucketInfo, BucketLock, ChangeRequest, ConfigurationKind, ObjectLock, ObjectVersion, Versioning};
+use http::StatusCode;
+
+/// `None`: the bucket has no object lock.
+fn of_bucket(bucket: &BucketInfo) -> Option<BucketLock> {
+    bucket.configuration(ConfigurationKind::ObjectLock).map(|kept| kept.decode().unwrap_or_default())
+}
+
+pub async fn get_of_bucket(gateway: &Gateway, request: &Request) -> Result<Reply> {
+    let bucket = gateway.bucket(request).await?;
+    match of_bucket(&bucket) {
+        Some(kept) => Ok(xml_reply(lock::write_bucket(&kept))),
+        None => {
+            let message = "Object Lock configuration does not exist for this bucket";
+            let error = S3Error::new(Code::ObjectLockConfigurationNotFoundError, message);
+            Err(error.field("BucketName", &*bucket.name))
+        }
+    }
+}
+
+pub async fn put_of_bucket(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
+    let bucket = gateway.bucket(request).await?;
+    let document = request.xml_body(payload, "ObjectLockConfiguration", true).await?;
+    let wanted = lock::read_bucket(&document)?;
+    if bucket.versioning != Versioning::Enabled {
+        let message = "Versioning must be 'Enabled' on the bucket to apply an Object Lock configuration";
+        return Err(S3Error::new(Code::InvalidBucketState, message));
+    }
+    keep(gateway, &bucket, &wanted).await?;
+    Ok(empty(StatusCode::OK))
+}
+
+async fn keep(gateway: &Gateway, bucket: &BucketInfo, wanted: &BucketLock) -> Result<()> {
+    let value = Some(client::Configuration::encode(wanted));
+    Ok(gateway.client.set_configuration(bucket, ConfigurationKind::ObjectLock, value, None).await?)
+}
+
+/// `x-amz-bucket-object-lock-enabled` of CreateBucket.
+pub async fn at_creation(gateway: &Gateway, request: &Request) -> Result<()> {
+    let asks = request.header(&names::BUCKET_OBJECT_LOCK_ENABLED).is_some_and(|text| text.eq_ignore_ascii_case("true"));
+    if !asks {
+        return Ok(());
+    }
+    let name = &request.target.bucket;
+    let bucket = gateway.client.bucket(name).await?;
+    if of_bucket(&bucket).is_some() {
+        return Ok(());
+    }
+    gateway.client.set_versioning(name, Versioning::Enabled).await?;
+    keep(gateway, &bucket, &BucketLock::default()).await
+}
+
+/// The version that is asked about, of a bucket with object lock.
+async fn version_of(gateway: &Gateway, request: &Request, action: Action) -> Result<(BucketInfo, ObjectVersion)> {
+    let bucket = gateway.lookup(request).await?;
+    let object = gateway.object(request, &bucket, &request.target.key, request.version()?, action).await?;
+    if of_bucket(&bucket).is_none() {
+        return Err(client::Error::NotLockable.into());
+    }
+    Ok((bucket, object))
+}
+
+fn kept_lock(object: &ObjectVersion) -> Option<ObjectLock> {
+    object.attributes.as_ref().and_then(|attributes| attributes.lock)
+}
+
+fn no_lock() -> S3Error {
+    let message = "The specified object does not have a ObjectLock configuration";
+    S3Error::new(Code::NoSuchObjectLockConfiguration, message)
+}
+
+pub async fn get_retention(gateway: &Gateway, request: &Request) -> Result<Reply> {
+    let (_, object) = version_of(gateway, request, Action::GET_OBJECT_RETENTION).await?;
+    let document = kept_lock(&object).and_then(|kept| lock::write_retention(&kept));
+    document.map(xml_reply).ok_or_else(no_lock)
+}
+
+pub async fn get_hold(gateway: &Gateway, request: &Request) -> Result<Reply> {
+    let (_, object) = version_of(gateway, request, Action::GET_OBJECT_LEGAL_HOLD).await?;
+    kept_lock(&object).map(|kept| xml_reply(lock::write_hold(&kept))).ok_or_else(no_lock)
+}
+
+pub async fn put_retention(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
+    let (bucket, object) = version_of(gateway, request, Action::PUT_OBJECT_RETENTION).await?;
+    let document = request.xml_body(payload, "Retention", true).await?;
+    let retention = Some(lock::read_retention(&document, gateway.client.wall_ms())?);
+    let key = &request.target.key;
+    let bypass_governance = gateway.bypasses_governance(request, &bucket, key, Some(&object.version)).await?;
+    let wanted = ChangeRequest { retention, bypass_governance, ..ChangeRequest::default() };
+    keep_change(gateway, request, &bucket, object.version, wanted).await
+}
+
+pub async fn put_hold(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
+    let (bucket, object) = version_of(gateway, request, Action::PUT_OBJECT_LEGAL_HOLD).await?;
+    let document = request.xml_body(payload, "LegalHold", true).await?;
+    let wanted = ChangeRequest { legal_hold: Some(lock::read_hold(&document)?), ..ChangeRequest::default() };
+    keep_change(gateway, request, &bucket, object.version, wanted).await
+}
+
+/// Changes the version that was decided about, not one that became the newest meanwhile.
+async fn keep_change(
+    gateway: &Gateway,
+    request: &Request,
+    bucket: &BucketInfo,
+    version: Bytes,
+    wanted: ChangeRequest,
+) -> Result<Reply> {
+    let wanted = ChangeRequest { version: is_versioned(bucket).then_some(version), ..wanted };
+    let changed = change(gateway, bucket, &request.target.key, wanted).await?;
+    let mut reply = empty(StatusCode::OK);
+    insert_version(&mut reply, &changed.version);
+    Ok(reply)
+}

@@ -1,0 +1,77 @@
+//! Lifecycle rules on a running node, on simulated time.
+
+use base::ids::NodeId;
+use base::sim::Sim;
+use client::{ConfigurationKind, Error, LifecycleRule, LifecycleRules, Quota};
+use node::{LifecyclePace, Node, Tuning};
+use prost::Message;
+use std::time::Duration;
+
+use crate::{bytes_of, config, get, put};
+
+const NODE: NodeId = NodeId(1);
+/// Of a test.
+const DAY: Duration = Duration::from_secs(100);
+
+fn tuning() -> Tuning {
+    let lifecycle = LifecyclePace { interval: Duration::from_secs(1), day_ms: DAY.as_millis() as u64 };
+    Tuning { lifecycle, ..Tuning::default() }
+}
+
+#[test]
+fn objects_expire_when_their_day_has_come_and_not_before() {
+    let sim = Sim::new(11);
+    let node = sim.node(NODE);
+    let (config, env) = (config(&sim, node.env()), node.env());
+    sim.block_on(node.run(async move {
+        let running = Node::start_tuned(config, tuning()).await.expect("a fresh node starts");
+        let client = running.client();
+        let bucket = client.create_bucket("logs", "root").await.expect("the name is free");
+        let rule = LifecycleRule {
+            id: "r".into(),
+            enabled: true,
+            prefix: "old/".into(),
+            expire_days: Some(2),
+            ..LifecycleRule::default()
+        };
+        let value = Some(LifecycleRules { rules: vec![rule] }.encode_to_vec().into());
+        client.set_configuration(&bucket, ConfigurationKind::Lifecycle, value, None).await.expect("set");
+        for key in ["old/a", "old/b", "new/a"] {
+            put(&client, &bucket, key, bytes_of(5000, 1)).await.expect("stored");
+        }
+        env.sleep(DAY).await;
+        // Written again: its days begin anew.
+        put(&client, &bucket, "old/b", bytes_of(5000, 2)).await.expect("stored");
+        assert!(get(&client, &bucket, "old/a").await.is_ok(), "one day is not two");
+        env.sleep(DAY + Duration::from_secs(5)).await;
+        assert_eq!(get(&client, &bucket, "old/a").await, Err(Error::NoSuchKey));
+        assert_eq!(get(&client, &bucket, "old/b").await.expect("not due yet"), bytes_of(5000, 2));
+        env.sleep(DAY).await;
+        assert_eq!(get(&client, &bucket, "old/b").await, Err(Error::NoSuchKey));
+        assert!(get(&client, &bucket, "new/a").await.is_ok(), "no rule speaks of it");
+    }))
+    .expect("nothing crashes here");
+}
+
+#[test]
+fn a_quota_is_counted_and_kept_by_writes_of_every_kind() {
+    let sim = Sim::new(12);
+    let node = sim.node(NODE);
+    let config = config(&sim, node.env());
+    sim.block_on(node.run(async move {
+        let running = Node::start(config).await.expect("a fresh node starts");
+        let client = running.client();
+        let bucket = client.create_bucket("small", "root").await.expect("the name is free");
+        put(&client, &bucket, "a", bytes_of(6000, 1)).await.expect("stored");
+        let quota = Some(Quota { bytes_max: Some(10_000), objects_max: None });
+        client.set_quota(&bucket, quota).await.expect("set and counted");
+        let usage = client.usage(&bucket).await.expect("counted");
+        assert_eq!((usage.bytes, usage.objects, usage.complete), (6000, 1, true));
+        let refused = put(&client, &bucket, "b", bytes_of(5000, 1)).await;
+        assert!(matches!(refused, Err(Error::QuotaExceeded { .. })), "{refused:?}");
+        put(&client, &bucket, "b", bytes_of(4000, 1)).await.expect("it fits");
+        client.set_quota(&bucket, None).await.expect("taken away");
+        put(&client, &bucket, "c", bytes_of(5000, 1)).await.expect("nothing limits it");
+    }))
+    .expect("nothing crashes here");
+}

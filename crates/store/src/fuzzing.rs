@@ -1,0 +1,99 @@
+//! What `fuzz/` reaches of the formats on disk. Only compiled for it.
+
+use base::buffer::BLOCK;
+use base::checksum::crc32c;
+use base::ids::DiskId;
+
+use crate::format::batch::{self, BatchHeader, DIRECTORY_LINE_LEN, HEADER_LEN};
+use crate::format::record::{self, Kind, Locator};
+use crate::format::volume::{VolumeList, VolumeName};
+use crate::format::{FORMAT_VERSION, Seed, raft};
+use crate::identity;
+
+pub use crate::kv::fuzzing::key_value;
+
+const SEED: Seed = Seed { disk: DiskId(7), incarnation: 3 };
+
+/// `data` as a batch at the start of a volume. Random bytes would never pass the checksums, so the header's is made
+/// right, and those of the directory, of the record headers and of the body as the first byte says.
+pub fn batch(data: &[u8]) {
+    let Some((right, data)) = data.split_first() else { return };
+    let mut bytes = data.to_vec();
+    bytes.resize(data.len().next_multiple_of(BLOCK).max(BLOCK), 0);
+    seal(&mut bytes, *right);
+    let Ok(header) = BatchHeader::decode(&bytes, SEED, 0) else { return };
+    assert_eq!(header.len as usize, bytes.len());
+    for record in batch::parse(&bytes, &header, SEED).records {
+        if let Ok((_, payload)) = record.content {
+            decode_payload(record.kind, &bytes[payload]);
+        }
+    }
+    let _ = BatchHeader::decode_copy(&bytes[bytes.len() - BLOCK..], SEED, header.end());
+}
+
+/// The byte map is in `docs/formats.md`.
+fn seal(bytes: &mut [u8], right: u8) {
+    let len = bytes.len();
+    let copy_at = len - HEADER_LEN;
+    let put = |bytes: &mut [u8], at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+    put(bytes, 0, b"HBAT");
+    put(bytes, 4, &FORMAT_VERSION.to_le_bytes());
+    put(bytes, 6, &[0; 2]);
+    put(bytes, 8, &SEED.incarnation.to_le_bytes());
+    put(bytes, 24, &[0; 8]);
+    put(bytes, 36, &(len as u32).to_le_bytes());
+    let word = |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize;
+    let count = word(bytes, 40) % (copy_at / DIRECTORY_LINE_LEN);
+    put(bytes, 40, &(count as u32).to_le_bytes());
+    let directory_at = copy_at - count * DIRECTORY_LINE_LEN;
+    if right & 1 != 0 {
+        for line in 0..count {
+            let at = word(bytes, directory_at + line * DIRECTORY_LINE_LEN + 4) % len;
+            if let Some(header) = bytes.get(at..at + record::HEADER_LEN - 4) {
+                let crc = crc32c(&SEED.header(at as u64), header).to_le_bytes();
+                if at + record::HEADER_LEN <= directory_at {
+                    put(bytes, at + record::HEADER_LEN - 4, &crc);
+                }
+            }
+        }
+    }
+    if right & 2 != 0 {
+        let crc = crc32c(&[], &bytes[directory_at..copy_at]).to_le_bytes();
+        put(bytes, 52, &crc);
+    }
+    if right & 4 != 0 {
+        let crc = crc32c(&[], &bytes[HEADER_LEN..copy_at]).to_le_bytes();
+        put(bytes, 48, &crc);
+    }
+    let crc = crc32c(&SEED.header(0), &bytes[..HEADER_LEN - 4]).to_le_bytes();
+    put(bytes, HEADER_LEN - 4, &crc);
+}
+
+/// The first byte chooses the kind of payload.
+pub fn payloads(data: &[u8]) {
+    let Some((kind, data)) = data.split_first() else { return };
+    match Kind::from_u8(*kind) {
+        Some(kind) => decode_payload(kind, data),
+        None => {
+            let _ = identity::decode_file(data);
+            let _ = std::str::from_utf8(data).map(VolumeName::parse);
+        }
+    }
+    let _ = record::verify_record(data, SEED, 0);
+}
+
+fn decode_payload(kind: Kind, payload: &[u8]) {
+    match kind {
+        Kind::VolumeList => {
+            let _ = VolumeList::decode(payload).map(|list| list.encode());
+        }
+        Kind::RaftList => {
+            let _ = raft::decode_raft_list(payload).map(|list| raft::encode_raft_list(&list));
+        }
+        _ => {
+            let _ = Locator::decode(payload).map(|locator| locator.encode());
+            let _ = raft::decode_base(payload);
+            let _ = raft::decode_trim(payload);
+        }
+    }
+}
