@@ -15,7 +15,7 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     }
     let mut rows: BTreeMap<Bytes, Bytes> = BTreeMap::new();
     let mut rest = data;
-    let mut take = |rest: &mut &[u8]| {
+    let take = |rest: &mut &[u8]| {
         let (len, behind) = rest.split_first()?;
         let (item, behind) = behind.split_at(behind.len().min(usize::from(*len)));
         *rest = behind;

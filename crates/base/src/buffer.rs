@@ -2,6 +2,9 @@
 
 use bytes::Bytes;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::sync::Arc;
+
+use crate::buffer_pool::BufferPool;
 
 /// Alignment in bytes of everything that goes to a [`crate::env::File`]: offsets, lengths and, for speed, memory.
 pub const BLOCK: usize = 4096;
@@ -11,12 +14,15 @@ pub const fn align_up(len: u64) -> u64 {
     len.next_multiple_of(BLOCK as u64)
 }
 
-/// An owned, zeroed buffer that starts at a block boundary. `len` is what was filled; the capacity is a whole number
-/// of blocks, and the bytes between `len` and the capacity are zero unless the owner wrote them.
+/// An owned buffer that starts at a block boundary. `len` is what was filled; the capacity is a whole number of blocks,
+/// and the bytes between `len` and the capacity are zero unless the owner wrote them, or anything when the buffer came
+/// from a [`BufferPool`].
 pub struct AlignedBuf {
     pointer: std::ptr::NonNull<u8>,
     capacity: usize,
     len: usize,
+    /// Where the memory goes when the buffer is dropped.
+    home: Option<Arc<BufferPool>>,
 }
 
 // SAFETY: the buffer owns its memory exclusively; shared access is only through `&self` to plain bytes.
@@ -32,7 +38,7 @@ impl AlignedBuf {
         // SAFETY: the layout's size is at least BLOCK, so never zero.
         let raw = unsafe { alloc_zeroed(layout) };
         let Some(pointer) = std::ptr::NonNull::new(raw) else { handle_alloc_error(layout) };
-        AlignedBuf { pointer, capacity, len: 0 }
+        AlignedBuf { pointer, capacity, len: 0, home: None }
     }
 
     /// A zeroed buffer of exactly `len` bytes.
@@ -40,6 +46,12 @@ impl AlignedBuf {
         let mut buffer = AlignedBuf::with_capacity(len);
         buffer.len = len;
         buffer
+    }
+
+    /// The same memory, which goes to `home` when it is dropped.
+    pub(crate) fn at_home(mut self, home: Arc<BufferPool>) -> AlignedBuf {
+        self.home = Some(home);
+        self
     }
 
     fn layout(capacity: usize) -> Layout {
@@ -72,7 +84,7 @@ impl AlignedBuf {
         taken
     }
 
-    /// Sets the length; bytes that were never written are zero.
+    /// Sets the length; bytes that were never written are zero, or anything in a buffer of a pool.
     pub fn set_len(&mut self, len: usize) {
         assert!(len <= self.capacity, "a buffer does not grow");
         self.len = len;
@@ -93,10 +105,11 @@ impl AlignedBuf {
         Bytes::from_owner(self)
     }
 
-    /// Freezes the buffer padded with its zeroes to whole blocks, without copying.
+    /// Freezes the buffer padded with zeroes to whole blocks, without copying.
     pub fn freeze_padded(mut self) -> Bytes {
-        let padded = self.len.next_multiple_of(BLOCK).min(self.capacity);
-        self.len = padded;
+        let filled = self.len;
+        self.len = filled.next_multiple_of(BLOCK);
+        self.as_mut_slice()[filled..].fill(0);
         Bytes::from_owner(self)
     }
 }
@@ -109,7 +122,11 @@ impl AsRef<[u8]> for AlignedBuf {
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
-        // SAFETY: allocated in `with_capacity` with the same layout, and dropped once.
+        if let Some(home) = self.home.take() {
+            let memory = AlignedBuf { pointer: self.pointer, capacity: self.capacity, len: 0, home: None };
+            return home.give_back(memory);
+        }
+        // SAFETY: allocated in `with_capacity` with the same layout, and freed once: what went home is not freed here.
         unsafe { dealloc(self.pointer.as_ptr(), AlignedBuf::layout(self.capacity)) }
     }
 }

@@ -13,6 +13,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::buffer_pool::BufferPool;
 use crate::ids::NodeId;
 
 /// A boxed future that owns what it needs.
@@ -21,13 +22,15 @@ pub type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send + 'static>>;
 /// A boxed future of an I/O operation.
 pub type IoFuture<T> = BoxFuture<io::Result<T>>;
 
-/// Time, randomness, spawning and the network of one node. Disks are passed beside it, one object each.
+/// Time, randomness, spawning, the network and the large buffers of one node. Disks are passed beside it, one object
+/// each.
 #[derive(Clone)]
 pub struct Env {
     pub clock: Arc<dyn Clock>,
     pub random: Arc<dyn Random>,
     pub spawner: Arc<dyn Spawn>,
     pub net: Arc<dyn Net>,
+    pub buffers: Arc<BufferPool>,
 }
 
 impl Env {
@@ -196,6 +199,12 @@ pub trait File: Send + Sync {
     fn flush(&self) -> IoFuture<()>;
     /// Cuts or extends (with zeroes) the file.
     fn set_size(&self, size_bytes: u64) -> io::Result<()>;
+    /// Extends the file to at least `size_bytes` and has the space for it set aside, where the file system can do that;
+    /// elsewhere nothing happens. What was never written reads as zeroes.
+    fn reserve(&self, size_bytes: u64) -> IoFuture<()> {
+        let _ = size_bytes;
+        Box::pin(std::future::ready(Ok(())))
+    }
 }
 
 /// Replaces the small file `name` as a whole: after a crash it has the old bytes or the new, never neither.

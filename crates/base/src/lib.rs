@@ -6,6 +6,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod buffer;
+pub mod buffer_pool;
 pub mod calendar;
 pub mod checksum;
 pub mod codec;

@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 use crate::error::Error;
+use crate::hedge::Hedge;
 use crate::newest::Newest;
 use crate::slots::Slots;
 use crate::wire::{self, Answer, Ask, Failure, ProposeShard, QueryShard, Request, Told};
@@ -72,6 +73,7 @@ pub(crate) struct Shared {
     pub lagging: Arc<Semaphore>,
     /// Copies that a reader found missing or damaged while another copy was whole.
     pub bad_copies: AtomicU64,
+    pub hedge: Hedge,
     /// When a majority of group 0 was last asked for, and whether it answered. One asks for all.
     pub majority: tokio::sync::Mutex<Option<(MonoTime, bool)>>,
 }
@@ -143,6 +145,7 @@ impl Client {
                 retry_budget: AtomicU32::new(RETRY_BUDGET_MAX),
                 lagging: Arc::new(Semaphore::new(LAGGING_STORES_MAX)),
                 bad_copies: AtomicU64::new(0),
+                hedge: Hedge::default(),
                 majority: tokio::sync::Mutex::default(),
             }),
         }

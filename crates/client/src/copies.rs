@@ -2,7 +2,7 @@
 //! of acknowledgement decides when that is enough. What cannot be stored there goes elsewhere under a new id.
 //!
 //! ```text
-//! draw a group -> store on each member in service (a task each; silence: the same store again)
+//! draw a group -> store on each member in service (at once; silence: the same store again)
 //!    ^                      |
 //!    |                 [`judge`] after each answer and each new map
 //!    |                      |
@@ -12,18 +12,17 @@
 
 use base::CHUNK_SIZE_MAX;
 use base::checksum::Crc64;
-use base::env::{MonoTime, Random};
+use base::env::{BoxFuture, MonoTime, Random};
 use base::ids::{BucketId, ChunkId, DiskId, PoolId, Slot};
 use base::plant::{self, Plant};
 use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use meta::chunks::ChunkRef;
-use meta::map::COPIES_MAX;
 use meta::map::command::Acknowledgement;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::sync::mpsc;
 
 use crate::buckets::BucketInfo;
 use crate::call::{Backoff, Client, LEADERLESS_MAX, Life};
@@ -97,6 +96,9 @@ impl NewCopy {
         }
     }
 }
+
+/// Stores under way, one a member at most.
+type Copying = FuturesUnordered<BoxFuture<(DiskId, CopyState)>>;
 
 /// What is known of one member's copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -248,8 +250,7 @@ impl Client {
         copy: Arc<NewCopy>,
         deadline: MonoTime,
     ) -> Result<(), Halt> {
-        // Each member has one report under way at most.
-        let (report, mut reports) = mpsc::channel(COPIES_MAX);
+        let mut copying = Copying::new();
         let mut copies: BTreeMap<DiskId, CopyState> =
             placement.members.iter().map(|member| (member.disk, CopyState::Wanted)).collect();
         let time_up = self.shared.env.clock.sleep_until(deadline);
@@ -262,7 +263,7 @@ impl Client {
             match judge(placement, now.as_ref(), &copies, rule) {
                 // An answer has shown a newer map: it may say that there is somebody else to wait for.
                 Verdict::Enough if rule == Acknowledgement::All && !self.shared.newest.is_newest(&map) => {}
-                Verdict::Enough if self.let_go(&copies, &mut reports) => return Ok(()),
+                Verdict::Enough if self.let_go(&mut copying) => return Ok(()),
                 Verdict::Abandon(failure, why) => return Err(Halt::Elsewhere(failure, why)),
                 Verdict::Enough | Verdict::Wait => {}
             }
@@ -270,18 +271,16 @@ impl Client {
                 let state = copies.get_mut(&member.disk).expect("the epoch is the same, so the members are");
                 if *state == CopyState::Wanted {
                     *state = CopyState::UnderWay;
-                    let (client, copy, report) = (self.clone(), copy.clone(), report.clone());
+                    let (client, copy) = (self.clone(), copy.clone());
                     let (member, epoch) = (*member, placement.epoch.0);
-                    self.shared.env.spawn("store copy", async move {
-                        let state = client.store_copy(&member, epoch, &copy, deadline, &report).await;
-                        // Nobody listens any more when enough others have stored.
-                        let _ = report.send((member.disk, state)).await;
-                    });
+                    copying.push(Box::pin(async move {
+                        (member.disk, client.store_copy(&member, epoch, &copy, deadline).await)
+                    }));
                 }
             }
             tokio::select! {
                 biased;
-                Some((disk, state)) = reports.recv() => drop(copies.insert(disk, state)),
+                Some((disk, state)) = copying.next() => drop(copies.insert(disk, state)),
                 _ = self.map_newer_than(map.version()) => {}
                 () = &mut time_up => {
                     let why = format!("not enough copies of chunk {} were stored in time", copy.id);
@@ -303,32 +302,21 @@ impl Client {
     }
 
     /// Enough copies are durable. Those still under way (`majority`) go on in the background, if memory allows.
-    fn let_go(&self, copies: &BTreeMap<DiskId, CopyState>, reports: &mut mpsc::Receiver<(DiskId, CopyState)>) -> bool {
-        let under_way = copies.values().filter(|state| **state == CopyState::UnderWay).count();
-        if under_way == 0 {
+    fn let_go(&self, copying: &mut Copying) -> bool {
+        if copying.is_empty() {
             return true;
         }
         let Ok(permit) = self.shared.lagging.clone().try_acquire_owned() else { return false };
-        let (_, empty) = mpsc::channel(1);
-        let mut rest = std::mem::replace(reports, empty);
+        let mut rest = std::mem::take(copying);
         self.shared.env.spawn("finish copies", async move {
-            for _ in 0..under_way {
-                let _ = rest.recv().await;
-            }
+            while rest.next().await.is_some() {}
             drop(permit);
         });
         true
     }
 
     /// Stores one copy; silence is answered with the same store again, while the member is in service.
-    async fn store_copy(
-        &self,
-        member: &Member,
-        epoch: u32,
-        copy: &NewCopy,
-        deadline: MonoTime,
-        report: &mpsc::Sender<(DiskId, CopyState)>,
-    ) -> CopyState {
+    async fn store_copy(&self, member: &Member, epoch: u32, copy: &NewCopy, deadline: MonoTime) -> CopyState {
         if member.node != self.session().node && plant::is(Plant::UnsentStores) {
             return CopyState::Stored;
         }
@@ -348,8 +336,7 @@ impl Client {
                 Err((Failure::Busy | Failure::Unknown, _)) => {}
                 Err((failure, why)) => return CopyState::Refused(failure, why),
             }
-            let is_wanted = !report.is_closed() && self.map().is_usable(member.disk);
-            if !is_wanted || !backoff.wait(&self.shared.env).await {
+            if !self.map().is_usable(member.disk) || !backoff.wait(&self.shared.env).await {
                 return CopyState::Wanted;
             }
         }

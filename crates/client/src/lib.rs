@@ -12,6 +12,7 @@ mod call;
 mod clone;
 mod copies;
 mod error;
+mod hedge;
 mod keys;
 mod map;
 mod newest;

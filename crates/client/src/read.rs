@@ -4,6 +4,7 @@ use base::checksum::{Crc64, crc32c};
 use base::env::BoxFuture;
 use base::ids::{ChunkId, DiskId};
 use bytes::Bytes;
+use futures_util::future::{Either, select};
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use meta::chunks::{self, ChunkRef};
 use meta::object::command::{Body, ObjectVersion, PartSize};
@@ -190,9 +191,10 @@ impl Client {
             let placement = self.map().placement(chunk.id);
             let holders = self.holders(placement.as_ref());
             let mut round = Round::default();
-            for member in &holders {
+            for (position, member) in holders.iter().enumerate() {
                 let patience = if holders.len() > 1 { patience } else { TRY_MAX };
-                match self.read_copy(member, chunk.id, &range, patience).await {
+                let second = holders.get(position + 1).filter(|second| second.usable);
+                match self.read_hedged(member, second, chunk.id, &range, patience).await {
                     Ok(bytes) => {
                         self.note_bad_copies(chunk.id, &round);
                         return Ok(bytes);
@@ -220,6 +222,39 @@ impl Client {
             }
             patience = TRY_MAX;
         }
+    }
+
+    /// Reads from one copy, and when that takes long from a second one, too: the first good answer, or else why there is
+    /// none from the first.
+    async fn read_hedged(
+        &self,
+        first: &Member,
+        second: Option<&Member>,
+        id: ChunkId,
+        range: &Range<u32>,
+        patience: Duration,
+    ) -> Result<Vec<Bytes>, (Failure, String)> {
+        let (env, hedge) = (&self.shared.env, &self.shared.hedge);
+        let (began, bytes) = (env.now(), range.end - range.start);
+        let mut reading = std::pin::pin!(self.read_copy(first, id, range, patience));
+        let early = match second {
+            Some(_) => env.timeout(hedge.delay(bytes), &mut reading).await,
+            None => None,
+        };
+        let read = match (early, second) {
+            (Some(read), _) => read,
+            (None, Some(second)) if hedge.spend() => {
+                let other = std::pin::pin!(self.read_copy(second, id, range, patience));
+                match select(reading, other).await {
+                    Either::Left((Ok(pieces), _)) | Either::Right((Ok(pieces), _)) => Ok(pieces),
+                    Either::Left((Err(failed), other)) => other.await.map_err(|_| failed),
+                    Either::Right((Err(_), first)) => first.await,
+                }
+            }
+            (None, _) => reading.await,
+        };
+        hedge.note(bytes, env.now().since(began));
+        read
     }
 
     /// Whether a chunk is placed as `placement` says in the map as it is now: only then is what all members say the

@@ -2,6 +2,7 @@
 //! all of them are durable.
 
 use base::buffer::AlignedBuf;
+use base::buffer_pool::BufferPool;
 use base::checksum::crc32c;
 use base::plant::{self, Plant};
 use base::{CHUNK_SIZE_MAX, KIB};
@@ -54,6 +55,8 @@ pub struct ObjectWriter {
     bucket: BucketInfo,
     key: Bytes,
     size: u64,
+    /// Bytes that were announced, if any: so that a small object takes no buffer of a whole chunk.
+    size_hint: Option<u64>,
     filling: Filling,
     stored: Vec<ChunkRef>,
     in_flight: VecDeque<oneshot::Receiver<Result<ChunkRef, Error>>>,
@@ -77,21 +80,27 @@ impl Filling {
         }
     }
 
-    /// Takes bytes up to a full chunk and leaves the rest in `bytes`.
-    fn take(&mut self, bytes: &mut Bytes) {
+    /// Takes bytes up to a full chunk and leaves the rest in `bytes`. `rest` bytes or more are to come, these included.
+    fn take(&mut self, bytes: &mut Bytes, rest: usize, buffers: &Arc<BufferPool>) {
         if let Filling::Pieces(pieces, len) = self {
             if *len + bytes.len() <= PIECES_BYTES_MAX {
                 *len += bytes.len();
                 pieces.push(std::mem::take(bytes));
                 return;
             }
-            let mut buffer = AlignedBuf::with_capacity(CHUNK_SIZE_MAX);
+            let mut buffer = buffers.take((*len + rest).min(CHUNK_SIZE_MAX));
             for piece in pieces {
                 buffer.fill_from(piece);
             }
             *self = Filling::Aligned(buffer);
         }
         if let Filling::Aligned(buffer) = self {
+            if buffer.spare() == 0 && buffer.capacity() < CHUNK_SIZE_MAX {
+                // More came than was announced.
+                let mut larger = buffers.take(CHUNK_SIZE_MAX);
+                larger.fill_from(buffer.as_slice());
+                *buffer = larger;
+            }
             let taken = buffer.fill_from(bytes);
             let _ = bytes.split_to(taken);
         }
@@ -107,13 +116,14 @@ impl Filling {
 
 impl Client {
     /// Starts an object (or part) in `bucket`. `size_hint` (the expected number of bytes, if known) is advisory.
-    pub fn write(&self, bucket: &BucketInfo, key: Bytes, _size_hint: Option<u64>) -> ObjectWriter {
+    pub fn write(&self, bucket: &BucketInfo, key: Bytes, size_hint: Option<u64>) -> ObjectWriter {
         ObjectWriter {
             client: self.clone(),
             life: self.life(),
             bucket: bucket.clone(),
             key,
             size: 0,
+            size_hint,
             filling: Filling::empty(),
             stored: Vec::new(),
             in_flight: VecDeque::new(),
@@ -126,7 +136,10 @@ impl ObjectWriter {
     pub async fn write(&mut self, mut bytes: Bytes) -> Result<(), Error> {
         self.size += bytes.len() as u64;
         while !bytes.is_empty() {
-            self.filling.take(&mut bytes);
+            let taken = self.size - bytes.len() as u64;
+            let rest = self.size_hint.map_or(CHUNK_SIZE_MAX as u64, |hint| hint.saturating_sub(taken));
+            let rest = (rest.min(CHUNK_SIZE_MAX as u64) as usize).max(bytes.len());
+            self.filling.take(&mut bytes, rest, &self.client.shared.env.buffers);
             if self.filling.len() == CHUNK_SIZE_MAX {
                 self.dispatch().await?;
             }
@@ -274,6 +287,44 @@ impl Drop for ObjectWriter {
         let abandoned = std::mem::take(&mut self.stored);
         if !abandoned.is_empty() {
             self.client.delete_in_background(abandoned.iter().map(|chunk| chunk.id).collect());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base::MIB;
+
+    /// Fills as the writer does and answers the chunks.
+    fn fill(pieces: &[usize], hint: usize) -> Vec<Vec<u8>> {
+        let buffers: Arc<BufferPool> = Arc::default();
+        let all: Bytes = (0..pieces.iter().sum::<usize>()).map(|i| (i % 251) as u8).collect::<Vec<u8>>().into();
+        let (mut filling, mut chunks, mut rest) = (Filling::empty(), Vec::new(), all);
+        let mut taken = 0;
+        for len in pieces {
+            let mut bytes = rest.split_to(*len);
+            while !bytes.is_empty() {
+                let before = bytes.len();
+                filling.take(&mut bytes, hint.saturating_sub(taken).max(before), &buffers);
+                taken += before - bytes.len();
+                if filling.len() == CHUNK_SIZE_MAX {
+                    chunks.push(std::mem::replace(&mut filling, Filling::empty()).into_payload().concat());
+                }
+            }
+        }
+        chunks.push(filling.into_payload().concat());
+        chunks
+    }
+
+    #[test]
+    fn chunks_are_the_same_whatever_was_announced() {
+        let mib = MIB as usize;
+        let pieces = [100_000, 300_000, mib, 5 * mib, 1];
+        let expected = fill(&pieces, usize::MAX >> 1);
+        assert_eq!(expected.iter().map(Vec::len).collect::<Vec<_>>(), [4 * mib, 2 * mib + 400_001]);
+        for hint in [0, 1, 500_000, 2 * mib, 6 * mib + 400_001] {
+            assert_eq!(fill(&pieces, hint), expected, "{hint}");
         }
     }
 }

@@ -132,7 +132,7 @@ pub async fn run(args: FsckArgs) -> Result<ExitCode, Failure> {
 
 /// Compares what metadata names with what the disks hold.
 async fn compare_all(disks: &mut [InspectedDisk], held: &Held, findings: &mut Findings) -> Result<(), Failure> {
-    let (env, _) = real_env(FIRST_NODE, tokio::runtime::Handle::current());
+    let (env, _) = real_env(FIRST_NODE, tokio::runtime::Handle::current(), std::sync::Arc::default());
     let (mut metadata, mut unopened) = (Vec::new(), 0);
     for disk in disks.iter_mut().filter(|disk| disk.holds_metadata) {
         match metadata::open(&env, disk, findings).await? {

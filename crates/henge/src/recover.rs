@@ -26,7 +26,7 @@ pub async fn run(args: RecoverArgs) -> Result<ExitCode, Failure> {
         println!("nothing was changed");
         return Ok(ExitCode::from(1));
     }
-    let (env, _) = real_env(NodeId(0), tokio::runtime::Handle::current());
+    let (env, _) = real_env(NodeId(0), tokio::runtime::Handle::current(), std::sync::Arc::default());
     let done = node::offline::recover(&env, &*data, metadata).await.map_err(Failure)?;
     for line in done {
         println!("{line}");

@@ -3,12 +3,14 @@
 //! The order matters: ports are taken before anything is written, so that a wrong address changes nothing;
 //! `cluster.json` is replaced before anybody is told `ready`; S3 is served last and stopped first.
 
+use base::buffer_pool::BufferPool;
 use base::env::Disk;
 use gateway_s3::S3Meter;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -27,11 +29,15 @@ use crate::predecessor;
 use crate::report::Report;
 use crate::signals::Signals;
 
+/// How long a large buffer that nobody needs is kept.
+const BUFFER_AGE: Duration = Duration::from_secs(5);
+
 /// Runs the node until it is told to stop.
 pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     raise_file_limit();
     let data = absolute(&args.data)?;
-    let data_disk = open_directory(&data, "--data")?;
+    let buffers: Arc<BufferPool> = Arc::default();
+    let data_disk = open_directory(&data, "--data", &buffers)?;
     let ports = Ports::take(&args).await?;
     let tls = match (&args.tls_cert, &args.tls_key) {
         (Some(certificate), Some(key)) => Some(listener::tls_acceptor(certificate, key)?),
@@ -39,7 +45,8 @@ pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     };
     let addresses = ports.addresses;
     let disks = disk_args(&args, &data)?;
-    let opened = disks.iter().map(|disk| open_directory(&disk.directory, "--disk")).collect::<Result<Vec<_>, _>>()?;
+    let opened = disks.iter().map(|disk| open_directory(&disk.directory, "--disk", &buffers));
+    let opened = opened.collect::<Result<Vec<_>, _>>()?;
     for disk in opened.iter().chain([&data_disk]) {
         predecessor::wait_for_lock(&**disk).await;
     }
@@ -62,7 +69,7 @@ pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     let admin_service = hyper_util::service::TowerToHyperService::new(admin.clone().router());
     let admin_task = tokio::spawn(listener::serve(ports.admin, None, admin_service, stopping.clone()));
 
-    let plan = Plan { args: &args, data: &data, disks: &disks, addresses, advertise, root: &root };
+    let plan = Plan { args: &args, data: &data, disks: &disks, addresses, advertise, root: &root, buffers };
     let (env, started) = plan.start(standing, data_disk, opened, ports.cluster).await?;
     let node = Arc::clone(&started.node);
     let (region, meter) = (started.region.clone(), started.s3_meter.clone());
@@ -99,6 +106,7 @@ struct Plan<'a> {
     addresses: Addresses,
     advertise: String,
     root: &'a Credentials,
+    buffers: Arc<BufferPool>,
 }
 
 impl Plan<'_> {
@@ -110,7 +118,8 @@ impl Plan<'_> {
         opened: Vec<Arc<dyn Disk>>,
         cluster_port: TcpListener,
     ) -> Result<(base::Env, Running), Failure> {
-        let (env, net) = real_env(standing.node, tokio::runtime::Handle::current());
+        let (env, net) = real_env(standing.node, tokio::runtime::Handle::current(), Arc::clone(&self.buffers));
+        env.spawn("age buffers", age_buffers(env.clone()));
         let mut cluster_port = Some(cluster_port);
         let mut enter = |club: Club| match cluster_port.take() {
             Some(port) => {
@@ -296,10 +305,10 @@ fn announce(addresses: Addresses, https: bool, origin: Origin, root: &Credential
     println!("`henge status --data {}` says how safe the data is", data.display());
 }
 
-fn open_directory(directory: &Path, flag: &str) -> Result<Arc<dyn Disk>, Failure> {
+fn open_directory(directory: &Path, flag: &str, buffers: &Arc<BufferPool>) -> Result<Arc<dyn Disk>, Failure> {
     let disk = RealDisk::open_or_create(directory)
         .context(|| format!("{flag} {} cannot be used as a directory", directory.display()))?;
-    Ok(Arc::new(disk))
+    Ok(Arc::new(disk.with_buffers(Arc::clone(buffers))))
 }
 
 /// Without symbolic links where it exists already, so that one directory has one name.
@@ -307,6 +316,14 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
     path.canonicalize()
         .or_else(|_| std::path::absolute(path))
         .context(|| format!("{} is no usable path", path.display()))
+}
+
+/// Gives the memory of buffers back that a burst of large requests needed.
+async fn age_buffers(env: base::Env) {
+    loop {
+        env.sleep(BUFFER_AGE).await;
+        env.buffers.age();
+    }
 }
 
 /// As many open files as this process may have: each connection and each volume is one.

@@ -354,6 +354,8 @@ impl Replicas {
             entries: log.entries.into_iter().map(entry).collect(),
             applied: LogIndex(state.applied_index),
             waiting: if stateless { Waiting::ForState } else { Waiting::No },
+            // Every node acts by its own replica of the map.
+            commits_lazily: id != GROUP_ZERO,
         };
         let mut raft = RaftPeer::new(restored, self.env.random.clone()).map_err(refuse)?;
         if only_voter && !stateless {

@@ -100,10 +100,13 @@ impl Default for Healing {
     }
 }
 
+/// Memory of each disk for the small chunks that were stored or read last: as many as the key-value store's blocks.
+const CHUNK_CACHE_BYTES: usize = 64 << 20;
+
 impl Default for Tuning {
     fn default() -> Tuning {
         Tuning {
-            engine: EngineOptions::default(),
+            engine: EngineOptions { cache_bytes: CHUNK_CACHE_BYTES, ..EngineOptions::default() },
             key_value: KvOptions::default(),
             flush_bytes: workers::FLUSH_BYTES,
             garbage_grace: workers::GARBAGE_GRACE,

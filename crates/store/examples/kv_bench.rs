@@ -201,7 +201,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
 
 fn env() -> Env {
     let real = Arc::new(Real { started: Instant::now(), random: AtomicU64::new(1) });
-    Env { clock: real.clone(), random: real.clone(), spawner: real.clone(), net: real }
+    Env { clock: real.clone(), random: real.clone(), spawner: real.clone(), net: real, buffers: Arc::default() }
 }
 
 struct Real {

@@ -2,7 +2,8 @@
 //! together; then named by locators in the journal.
 
 use base::CHUNK_SIZE_MAX;
-use base::buffer::{AlignedBuf, BLOCK, is_aligned};
+use base::buffer::{BLOCK, is_aligned};
+use base::buffer_pool::BufferPool;
 use base::checksum::{Crc32c, crc32c};
 use base::codec::Writer;
 use base::plant::{self, Plant};
@@ -140,10 +141,10 @@ async fn place(
     file: &VolumeFile,
     offset: u64,
 ) -> Result<Request, StoreError> {
-    let (pieces, copied) = aligned(&chunk.payload);
+    let (pieces, copied) = aligned(&chunk.payload, &inner.env.buffers);
     count(&inner.counters.copied_bytes, copied);
     let payload_header = RecordHeader { kind: Kind::Chunk, payload_len: chunk.len, ..chunk.header };
-    let (block, header_crc) = header_block(file.seed, offset, payload_header, &pieces);
+    let (block, header_crc) = header_block(file.seed, offset, payload_header, &pieces, &inner.env.buffers);
     let mut out = vec![block];
     out.extend(pieces);
     let written = file.place(offset, out).await;
@@ -161,7 +162,7 @@ async fn place(
 }
 
 /// The payload in pieces that direct I/O takes, padded with zeroes to whole blocks; and how many bytes were copied.
-fn aligned(payload: &[Bytes]) -> (Vec<Bytes>, u64) {
+fn aligned(payload: &[Bytes], buffers: &Arc<BufferPool>) -> (Vec<Bytes>, u64) {
     let len: usize = payload.iter().map(Bytes::len).sum();
     // All but the end in place: whole blocks of the last piece, and the rest padded.
     let whole = payload.split_last().filter(|(last, others)| {
@@ -175,13 +176,13 @@ fn aligned(payload: &[Bytes]) -> (Vec<Bytes>, u64) {
         }
         let rest = &last[kept..];
         if !rest.is_empty() {
-            let mut buffer = AlignedBuf::with_capacity(rest.len());
+            let mut buffer = buffers.take(rest.len());
             buffer.fill_from(rest);
             pieces.push(buffer.freeze_padded());
         }
         return (pieces, rest.len() as u64);
     }
-    let mut buffer = AlignedBuf::with_capacity(len);
+    let mut buffer = buffers.take(len);
     for piece in payload {
         buffer.fill_from(piece);
     }
@@ -190,16 +191,23 @@ fn aligned(payload: &[Bytes]) -> (Vec<Bytes>, u64) {
 
 /// The block in front of a large payload: record header, block checksums, zeroes. Each block checksum covers the
 /// padding, too; `table_crc` covers everything behind the header.
-fn header_block(seed: Seed, offset: u64, header: RecordHeader, pieces: &[Bytes]) -> (Bytes, u32) {
-    let mut block = vec![0; BLOCK];
+fn header_block(
+    seed: Seed,
+    offset: u64,
+    header: RecordHeader,
+    pieces: &[Bytes],
+    buffers: &Arc<BufferPool>,
+) -> (Bytes, u32) {
+    let mut buffer = buffers.take(BLOCK);
+    buffer.set_len(BLOCK);
+    let block = buffer.as_mut_slice();
+    block.fill(0);
     let table = table_of_pieces(seed, &header.id, pieces);
     block[record::HEADER_LEN..record::HEADER_LEN + table.len()].copy_from_slice(&table);
     let table_crc = crc32c(&[], &block[record::HEADER_LEN..]);
     let encoded = RecordHeader { table_crc, ..header }.encode(seed, offset);
     block[..record::HEADER_LEN].copy_from_slice(&encoded);
     let header_crc = u32::from_le_bytes([encoded[60], encoded[61], encoded[62], encoded[63]]);
-    let mut buffer = AlignedBuf::with_capacity(BLOCK);
-    buffer.fill_from(&block);
     (buffer.freeze(), header_crc)
 }
 
@@ -298,6 +306,7 @@ async fn hand_over(inner: &Inner, one: Finished, flushed: Result<(), StoreError>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base::buffer::AlignedBuf;
     use base::ids::DiskId;
     use proptest::prelude::*;
 
@@ -312,7 +321,7 @@ mod tests {
             let pieces: Vec<_> = lens.iter().map(|len| rest.split_to(*len)).collect();
             let expected = record::block_table(seed, &[5; 16], &whole);
             prop_assert_eq!(table_of_pieces(seed, &[5; 16], &pieces), expected);
-            let (padded, _) = aligned(&pieces);
+            let (padded, _) = aligned(&pieces, &Arc::default());
             let joined = padded.concat();
             prop_assert!(padded.iter().all(|piece| is_aligned(piece)));
             prop_assert_eq!(joined.len(), whole.len().next_multiple_of(BLOCK).max(if whole.is_empty() { 0 } else { BLOCK }));
@@ -325,8 +334,8 @@ mod tests {
         let mut buffer = AlignedBuf::zeroed(1 << 20);
         buffer.as_mut_slice().fill(7);
         let payload = buffer.freeze();
-        assert_eq!(aligned(std::slice::from_ref(&payload)).1, 0);
-        assert_eq!(aligned(&[payload.slice(..payload.len() - 100)]).1, 4096 - 100);
-        assert_eq!(aligned(&[payload.slice(1..)]).1, payload.len() as u64 - 1);
+        assert_eq!(aligned(std::slice::from_ref(&payload), &Arc::default()).1, 0);
+        assert_eq!(aligned(&[payload.slice(..payload.len() - 100)], &Arc::default()).1, 4096 - 100);
+        assert_eq!(aligned(&[payload.slice(1..)], &Arc::default()).1, payload.len() as u64 - 1);
     }
 }

@@ -8,6 +8,7 @@
 //! When nothing waits, a closing batch follows, so that the last round, too, is covered by a later `durable_upto`.
 
 use base::buffer::BLOCK;
+use base::ids::OwnerId;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use crate::format::volume::{END_OPEN, ListedVolume, VolumeKind, VolumeList};
 use crate::index::VolumeNumber;
 use crate::inner::{Inner, Spare, count};
 use crate::queue::{ROUND_COST_MAX, Request, Waiting};
+use crate::read;
 use crate::round::{Round, compose};
 use crate::volume_file::VolumeFile;
 
@@ -140,12 +142,15 @@ impl Committer {
     }
 
     fn finish(&self, round: Round, written: Option<Encoded>) {
+        for (header, offset, payload) in written.iter().flat_map(records_of) {
+            if header.kind == Kind::Chunk {
+                // Nobody can ask for it yet.
+                read::keep(&self.inner, self.number, *offset, OwnerId(header.owner), payload);
+            }
+        }
         let mut shared = self.inner.shared();
         if let Some(written) = &written {
-            let start = written.header.position.offset;
-            for (header, offset) in &written.records {
-                let payload_at = (offset - start) as usize + record::HEADER_LEN + header.table_len();
-                let payload = &written.bytes[payload_at..payload_at + header.payload_len as usize];
+            for (header, offset, payload) in records_of(written) {
                 shared.state.apply(self.number, *offset, header, payload);
             }
         }
@@ -169,12 +174,15 @@ impl Committer {
     /// One batch: written, flushed, and chained.
     async fn write(&mut self, records: &[RecordIn]) -> Result<Encoded, StoreError> {
         let seed = Seed { disk: self.inner.identity.disk, incarnation: u64::from(self.number) };
-        let encoded = batch::encode(seed, self.position, records);
+        let encoded = batch::encode(seed, self.position, records, &self.inner.env.buffers);
+        let began = self.inner.env.now();
+        let into_fresh = encoded.header.end() > self.file.written_end();
         let appended = self.file.append(self.position.offset, encoded.bytes.clone()).await;
         count(&self.inner.counters.flushes, 1);
         // A batch that failed for lack of room was promised to nobody: the next one takes its place.
         appended.map_err(|error| self.inner.write_failed("writing the journal", &error))?;
         count(&self.inner.counters.journal_bytes, encoded.bytes.len() as u64);
+        self.inner.ahead.note(encoded.bytes.len() as u64, self.inner.env.now().since(began), into_fresh);
         let raft_records = encoded.records.iter().filter(|(header, _)| header.kind.is_raft()).count() as u32;
         self.position = Position {
             sequence: self.position.sequence + 1,
@@ -254,6 +262,15 @@ impl Committer {
         self.needs_list = false;
         Ok(())
     }
+}
+
+/// Each record of a batch as it was written: header, offset in the volume, payload.
+fn records_of(written: &Encoded) -> impl Iterator<Item = (&RecordHeader, &u64, &[u8])> {
+    let start = written.header.position.offset;
+    written.records.iter().map(move |(header, offset)| {
+        let payload_at = (offset - start) as usize + record::HEADER_LEN + header.table_len();
+        (header, offset, &written.bytes[payload_at..payload_at + header.payload_len as usize])
+    })
 }
 
 fn first_position() -> Position {

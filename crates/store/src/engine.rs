@@ -501,7 +501,7 @@ fn spawn(inner: &Inner, alive: &mpsc::Sender<()>, name: &'static str, task: impl
     });
 }
 
-/// Keeps zeroes written ahead of the journal's head, so that batches need no new space.
+/// Keeps space ready ahead of the journal's head, so that batches need none from the file system.
 async fn write_ahead(inner: Arc<Inner>) {
     loop {
         let (file, head) = {
@@ -510,12 +510,16 @@ async fn write_ahead(inner: Arc<Inner>) {
             (shared.files.get(&shared.journal).cloned(), head)
         };
         let ahead = inner.options.ahead_bytes;
+        let least = (head + ahead / 2).min(inner.volume_size);
         let upto = (head + ahead).min(inner.volume_size);
-        if let Some(file) = file
-            && file.written_end() < (head + ahead / 2).min(inner.volume_size)
-            && inner.broken().is_none()
-        {
-            match file.write_ahead(upto).await {
+        if let Some(file) = file.filter(|_| inner.broken().is_none()) {
+            let reserved = if file.reserved_end() < least { file.reserve(upto).await } else { Ok(()) };
+            let zeroes = inner.ahead.zeroes_end(head, ahead).min(inner.volume_size);
+            let written = match reserved {
+                Ok(()) if file.written_end() < least.min(zeroes) => file.write_ahead(zeroes).await,
+                other => other.map(|()| 0),
+            };
+            match written {
                 Ok(written) => count(&inner.counters.ahead_bytes, written),
                 Err(error) if is_no_space(&error) => inner.space.note_no_space(),
                 Err(error) => drop(inner.poison(format!("writing the journal's space ahead: {error}"))),

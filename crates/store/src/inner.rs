@@ -10,7 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 
+use crate::ahead::Ahead;
 use crate::bulk::Bulk;
+use crate::cache::BlockCache;
 use crate::errors::{StoreError, is_no_space};
 use crate::format::Seed;
 use crate::format::volume::{VolumeKind, VolumeName};
@@ -33,7 +35,7 @@ pub struct EngineOptions {
     pub size_bytes_max: Option<u64>,
     /// Size of new volumes; by default clamp(disk / 64, 64 MiB, 1 GiB).
     pub volume_size_bytes: Option<u64>,
-    /// Zeroes kept written ahead of the journal's head, in bytes.
+    /// Space kept ready ahead of the journal's head, in bytes: written with zeroes where that pays, else set aside.
     pub ahead_bytes: u64,
     /// Most bytes a second that compaction rewrites while there is room.
     pub compaction_bytes_per_s: u64,
@@ -41,6 +43,8 @@ pub struct EngineOptions {
     pub scrub_bytes_per_s: u64,
     /// From the start of a scrub pass to the start of the next, in seconds.
     pub scrub_interval_s: u64,
+    /// Memory for the contents of small chunks that were stored or read last; 0: none.
+    pub cache_bytes: usize,
     pub may_drop_tombstone: TombstoneRule,
 }
 
@@ -53,6 +57,7 @@ impl Default for EngineOptions {
             compaction_bytes_per_s: 64 << 20,
             scrub_bytes_per_s: 16 << 20,
             scrub_interval_s: 24 * 3600,
+            cache_bytes: 0,
             may_drop_tombstone: Arc::new(|_| true),
         }
     }
@@ -90,6 +95,8 @@ pub struct Inner {
     pub bulk: Bulk,
     pub space: Space,
     pub counters: Counters,
+    pub ahead: Ahead,
+    pub cache: BlockCache,
     pub ahead_wake: Notify,
     pub compaction_wake: Notify,
     pub empties_wake: Notify,
@@ -111,6 +118,7 @@ impl Inner {
         shared: Shared,
         lock: Box<dyn Send + Sync>,
     ) -> Inner {
+        let cache = BlockCache::new(options.cache_bytes);
         Inner {
             env,
             disk,
@@ -123,6 +131,8 @@ impl Inner {
             bulk: Bulk::new(),
             space: Space::default(),
             counters: Counters::default(),
+            ahead: Ahead::new(volume_size),
+            cache,
             ahead_wake: Notify::new(),
             compaction_wake: Notify::new(),
             empties_wake: Notify::new(),

@@ -20,6 +20,10 @@ use crate::volume_file::VolumeFile;
 const ONE_READ_LEN: u64 = 64 << 10;
 /// How often a read looks again when compaction moved the chunk under it.
 const MOVES_MAX: usize = 8;
+/// Longest payload that is kept in memory.
+const CACHED_LEN_MAX: usize = 16 << 10;
+/// In front of it: the owner.
+const OWNER_LEN: usize = 8;
 /// Bytes of a Raft log read at once.
 const WINDOW_LEN: u64 = 1 << 20;
 
@@ -54,9 +58,16 @@ pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>) -> Result<Chun
         let Some(file) = file else {
             return Err(StoreError::Damaged(format!("chunk {id}: its volume is missing")));
         };
+        if let Some((owner, piece)) = cached(inner, &live, &range) {
+            let pieces = if piece.is_empty() { Vec::new() } else { vec![piece] };
+            return Ok(ChunkData { stat: stat_of(id, &live), owner, pieces });
+        }
         match verified_range(&file, id, &live, range.clone()).await {
             Ok((owner, piece)) => {
                 count(&inner.counters.read_bytes, piece.len() as u64);
+                if live.health == Health::Good && !live.is_large() && piece.len() == live.len as usize {
+                    keep(inner, live.volume, live.offset, owner, &piece);
+                }
                 let pieces = if piece.is_empty() { Vec::new() } else { vec![piece] };
                 return Ok(ChunkData { stat: stat_of(id, &live), owner, pieces });
             }
@@ -79,6 +90,27 @@ pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>) -> Result<Chun
         }
     }
     Err(StoreError::Io(format!("chunk {id} kept moving")))
+}
+
+/// The range of a small chunk that was stored or read lately. What a scrub has found damaged is read from the disk.
+fn cached(inner: &Inner, live: &Live, range: &Range<u32>) -> Option<(OwnerId, Bytes)> {
+    if live.health != Health::Good || live.is_large() || live.len as usize > CACHED_LEN_MAX {
+        return None;
+    }
+    let kept = inner.cache.get((u64::from(live.volume), live.offset))?;
+    let (owner, payload) = kept.split_first_chunk::<OWNER_LEN>()?;
+    let (from, to) = (range.start.min(live.len) as usize, range.end.min(live.len) as usize);
+    let piece = kept.slice(OWNER_LEN + from..OWNER_LEN + to.max(from));
+    assert_eq!(payload.len(), live.len as usize, "a place in a volume never holds another record");
+    Some((OwnerId(u64::from_le_bytes(*owner)), piece))
+}
+
+/// Keeps the verified payload of a small chunk in memory.
+pub fn keep(inner: &Inner, volume: VolumeNumber, offset: u64, owner: OwnerId, payload: &[u8]) {
+    if payload.len() <= CACHED_LEN_MAX && inner.options.cache_bytes > 0 {
+        let kept = [&owner.0.to_le_bytes(), payload].concat();
+        inner.cache.insert((u64::from(volume), offset), &kept.into());
+    }
 }
 
 /// Reads and verifies the blocks under `range` (cut at the chunk's end). Gives the owner and the bytes.
@@ -211,7 +243,9 @@ pub async fn raft_log(
         if from + len > payload.len() {
             return Err(damaged("the record is too short".into()));
         }
-        entries.push(RaftEntry { index, term: at.term, data: payload.slice(from..from + len) });
+        // A copy: a slice of a few bytes would keep the whole window alive, and with it the chunks around the entry.
+        let data = Bytes::copy_from_slice(&payload[from..from + len]);
+        entries.push(RaftEntry { index, term: at.term, data });
     }
     Ok(RaftLog { peer: log.peer, hard_state: log.hard_state.clone(), base: log.base, entries })
 }

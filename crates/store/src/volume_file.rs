@@ -21,6 +21,8 @@ pub struct VolumeFile {
     /// Bytes from the start on that have been written at some time (zeroes, or an earlier incarnation's bytes).
     /// Writing there needs no new space.
     written_end: AtomicU64,
+    /// Bytes from the start on that are set aside for this file, written or not.
+    reserved_end: AtomicU64,
     /// Held by whoever moves `written_end`, so that zeroes never overtake data.
     growing: tokio::sync::Mutex<()>,
     /// Whether a flush of zeroes failed; held while such a flush is under way. A failed flush may take with it what
@@ -37,6 +39,7 @@ impl VolumeFile {
             name,
             seed,
             file,
+            reserved_end: AtomicU64::new(written_end.load(Ordering::Relaxed)),
             written_end,
             growing: tokio::sync::Mutex::new(()),
             flush_failed: tokio::sync::Mutex::new(false),
@@ -45,6 +48,19 @@ impl VolumeFile {
 
     pub fn written_end(&self) -> u64 {
         self.written_end.load(Ordering::Acquire)
+    }
+
+    /// Sets space aside, in large pieces, so that the file does not scatter; batches there are still fresh.
+    pub async fn reserve(&self, upto: u64) -> io::Result<()> {
+        if self.reserved_end.load(Ordering::Acquire) < upto {
+            self.file.reserve(upto).await?;
+            self.reserved_end.fetch_max(upto, Ordering::AcqRel);
+        }
+        Ok(())
+    }
+
+    pub fn reserved_end(&self) -> u64 {
+        self.reserved_end.load(Ordering::Acquire).max(self.written_end())
     }
 
     /// Writes and flushes a journal batch.

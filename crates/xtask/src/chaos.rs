@@ -6,11 +6,6 @@
 //! mounts, loop devices and network devices with them. Children die with this process; its directory is removed by
 //! itself or by the next run.
 
-#![allow(
-    clippy::disallowed_methods,
-    reason = "this rig drives the real system from outside; nothing here is simulated"
-)]
-
 mod arena;
 mod cluster;
 mod disks;
@@ -324,8 +319,13 @@ impl Tally {
             self.held += 1;
         } else {
             self.failed += 1;
-            arena.keep.set(true);
-            println!("  the logs of its nodes are in {}, until the next run", arena.work.join(fault.name).display());
+            if processes::check_interrupted().is_ok() {
+                arena.keep.set(true);
+                println!(
+                    "  the logs of its nodes are in {}, until the next run",
+                    arena.work.join(fault.name).display()
+                );
+            }
         }
     }
 }

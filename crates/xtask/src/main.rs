@@ -1,7 +1,14 @@
-//! `cargo xtask test` and `cargo xtask check`: everything that the gate runs, as one command.
+//! `cargo xtask test` and `cargo xtask check`: everything that the gate runs, as one command. `cargo xtask bench`: what it
+//! all costs.
 //!
 //! Knows: which checks exist. Never knows: how the product works; it starts cargo and counts.
 
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tools of the repository drive the real system; nothing here is simulated"
+)]
+
+mod bench;
 mod chaos;
 mod conformance;
 mod fuzz;
@@ -19,6 +26,7 @@ usage: cargo xtask COMMAND
   check   test, and: format, clippy with warnings denied, documentation, the crate graph,
           cargo deny where it is installed
   lint    only the fast half of check: format, clippy, the crate graph
+  bench   the machine's limits, henge, and what is there to compare it with; `bench --help` for its options
   conformance s3 | clients
           suites and clients of others against a cluster: `cargo xtask conformance` says more
   fuzz    fuzz SECONDS [TARGET...]: each decoder for so long; needs cargo-fuzz
@@ -32,6 +40,9 @@ const SIMULATE: [&str; 7] = ["run", "--quiet", "--package", "sim", "--bin", "sim
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(("bench", options)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
+        return bench::run(options);
+    }
     if let Some(("chaos", options)) = arguments.split_first().map(|(first, rest)| (first.as_str(), rest)) {
         return chaos::run(options).into();
     }

@@ -180,6 +180,7 @@ impl SimHandle {
                 random: Arc::new(SimRandom(Mutex::new(random))),
                 spawner: Arc::new(SimSpawner { core: core.clone(), incarnation: incarnation.clone() }),
                 net: Arc::new(SimNet { core, clock, incarnation }),
+                buffers: Arc::default(),
             }
         })
     }

@@ -68,6 +68,13 @@ async fn whole_blocks(disk: &dyn Disk) {
     file.flush().await.unwrap();
     assert_eq!(file.read_at(2 * BLOCK as u64, BLOCK).await.unwrap(), vec![0; BLOCK], "what was cut is gone");
     assert_eq!(file.read_at(BLOCK as u64, BLOCK).await.unwrap(), aligned[..BLOCK]);
+    file.reserve(2 * BLOCK as u64).await.unwrap();
+    file.reserve(64 * BLOCK as u64).await.unwrap();
+    assert_eq!(file.read_at(BLOCK as u64, BLOCK).await.unwrap(), aligned[..BLOCK], "what is there stays");
+    let behind = file.read_at(3 * BLOCK as u64, BLOCK).await.unwrap();
+    assert!(behind.iter().all(|byte| *byte == 0), "what was never written is zeroes, or behind the end");
+    file.write_at(8 * BLOCK as u64, vec![aligned.clone()], Flush::Yes).await.unwrap();
+    assert_eq!(file.read_at(8 * BLOCK as u64, 2 * BLOCK).await.unwrap(), aligned);
 }
 
 async fn scattered_pieces(disk: &dyn Disk) {

@@ -4,6 +4,7 @@
 //! A write and its flush are one hop to a thread. Nothing is copied unless direct I/O cannot use the memory.
 
 use base::buffer::{AlignedBuf, BLOCK, align_up, is_aligned};
+use base::buffer_pool::BufferPool;
 use base::env::{Caching, Disk, DiskSpace, File, FileEntry, Flush, IoFuture, OpenMode};
 use bytes::Bytes;
 use std::ffi::CString;
@@ -17,7 +18,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::oneshot;
 
-use super::recycle::Recycler;
 use super::workers::Workers;
 
 /// The file whose lock is the directory's lock. Not listed: it is no file of the engine's.
@@ -32,7 +32,7 @@ const BOUNCE_BYTES_MAX: usize = 1 << 20;
 pub struct RealDisk {
     directory: PathBuf,
     workers: Arc<Workers>,
-    buffers: Arc<Recycler>,
+    buffers: Arc<BufferPool>,
 }
 
 impl RealDisk {
@@ -48,6 +48,12 @@ impl RealDisk {
         fs::read_dir(directory)?;
         let workers = Arc::new(Workers::start()?);
         Ok(RealDisk { directory: directory.to_owned(), workers, buffers: Arc::default() })
+    }
+
+    /// Reads into buffers of this pool instead of one of its own.
+    pub fn with_buffers(mut self, buffers: Arc<BufferPool>) -> RealDisk {
+        self.buffers = buffers;
+        self
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -153,7 +159,7 @@ struct RealFile {
 struct Inner {
     file: fs::File,
     caching: Caching,
-    buffers: Arc<Recycler>,
+    buffers: Arc<BufferPool>,
     /// After a failed flush the kernel forgets what was not written, and the next flush would claim success.
     flush_failed: AtomicBool,
 }
@@ -202,6 +208,10 @@ impl File for RealFile {
     fn set_size(&self, size_bytes: u64) -> io::Result<()> {
         self.inner.file.set_len(size_bytes)
     }
+
+    fn reserve(&self, size_bytes: u64) -> IoFuture<()> {
+        self.hop(move |inner| inner.reserve(size_bytes))
+    }
 }
 
 impl Inner {
@@ -210,6 +220,7 @@ impl Inner {
             assert_eq!((offset % BLOCK as u64, len % BLOCK), (0, 0), "direct reads are whole blocks");
         }
         let mut buffer = self.buffers.take(len);
+        buffer.set_len(len);
         let mut filled = 0;
         while filled < len {
             match self.file.read_at(&mut buffer.as_mut_slice()[filled..], offset + filled as u64) {
@@ -224,7 +235,7 @@ impl Inner {
             }
         }
         buffer.set_len(filled);
-        Ok(self.buffers.freeze(buffer))
+        Ok(buffer.freeze())
     }
 
     fn write(&self, offset: u64, pieces: Vec<Bytes>) -> io::Result<()> {
@@ -233,6 +244,19 @@ impl Inner {
             Caching::Buffered => pieces,
         };
         write_pieces(self.file.as_raw_fd(), offset, &pieces)
+    }
+
+    fn reserve(&self, size_bytes: u64) -> io::Result<()> {
+        let len = libc::off_t::try_from(size_bytes).map_err(io::Error::other)?;
+        // SAFETY: the call takes plain integers; the descriptor is open because its file is borrowed.
+        if unsafe { libc::fallocate(self.file.as_raw_fd(), 0, 0, len) } == 0 {
+            return Ok(());
+        }
+        match io::Error::last_os_error() {
+            error if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => Err(error),
+            // This file system cannot: nothing depends on it.
+            _ => Ok(()),
+        }
     }
 
     fn flush(&self) -> io::Result<()> {

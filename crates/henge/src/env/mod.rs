@@ -9,13 +9,13 @@ mod disk;
 mod job_queue;
 pub mod net;
 mod random;
-mod recycle;
 mod workers;
 
 pub use disk::RealDisk;
 pub use net::RealNet;
 
 use base::Env;
+use base::buffer_pool::BufferPool;
 use base::env::{BoxFuture, Clock, Net, Random, Spawn};
 use base::ids::NodeId;
 use futures_util::FutureExt;
@@ -28,13 +28,14 @@ use tokio::runtime::Handle;
 pub const FIRST_NODE: NodeId = NodeId(1);
 
 /// The operating system, seen through `Env` as `node` does; tasks run on `runtime`. The network is given twice: as what
-/// product code sees, and as what the binary sets up.
-pub fn real_env(node: NodeId, runtime: Handle) -> (Env, Arc<RealNet>) {
+/// product code sees, and as what the binary sets up. `buffers` is what its disks read into, too.
+pub fn real_env(node: NodeId, runtime: Handle, buffers: Arc<BufferPool>) -> (Env, Arc<RealNet>) {
     let clock: Arc<dyn Clock> = Arc::new(clock::SystemClock::new());
     let random: Arc<dyn Random> = Arc::new(random::SystemRandom::new());
-    let net = Arc::new(RealNet::new(node, runtime.clone(), Arc::clone(&clock), Arc::clone(&random)));
+    let pool = Arc::clone(&buffers);
+    let net = Arc::new(RealNet::new(node, runtime.clone(), Arc::clone(&clock), Arc::clone(&random), pool));
     let spawner = Arc::new(RuntimeSpawner { runtime });
-    (Env { clock, random, spawner, net: Arc::clone(&net) as Arc<dyn Net> }, net)
+    (Env { clock, random, spawner, net: Arc::clone(&net) as Arc<dyn Net>, buffers }, net)
 }
 
 /// The kernel's random bits, for commands that need no whole `Env`.

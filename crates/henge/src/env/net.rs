@@ -13,16 +13,20 @@ mod outbox;
 mod tests;
 pub mod tls;
 
+use base::buffer_pool::BufferPool;
 use base::env::{BoxFuture, Channel, Clock, Frame, Handler, MonoTime, Net, NetError, Random};
 use base::ids::{ClusterId, NodeId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use hello::Club;
 use link::Link;
@@ -50,6 +54,8 @@ struct NetShared {
     process: u64,
     runtime: Handle,
     random: Arc<dyn Random>,
+    /// What bulk bytes are received into.
+    buffers: Arc<BufferPool>,
     handler: OnceLock<Arc<dyn Handler>>,
     admission: OnceLock<Arc<dyn Admission>>,
     membership: OnceLock<Membership>,
@@ -92,12 +98,19 @@ impl Membership {
 
 impl RealNet {
     /// The network of `node`. Until it has entered a cluster, it reaches nobody but itself.
-    pub fn new(node: NodeId, runtime: Handle, clock: Arc<dyn Clock>, random: Arc<dyn Random>) -> RealNet {
+    pub fn new(
+        node: NodeId,
+        runtime: Handle,
+        clock: Arc<dyn Clock>,
+        random: Arc<dyn Random>,
+        buffers: Arc<BufferPool>,
+    ) -> RealNet {
         let shared = NetShared {
             node,
             process: random.next_u64(),
             runtime,
             random,
+            buffers,
             handler: OnceLock::new(),
             admission: OnceLock::new(),
             membership: OnceLock::new(),
@@ -154,16 +167,10 @@ impl RealNet {
         self.shared.peers().get(&to).map(|peer| Arc::clone(&peer.links[hello::channel_number(channel) as usize]))
     }
 
-    /// Hands over a message to oneself, in a task of its own: a caller that gives up does not stop the work, as in a
-    /// network.
-    fn deliver(&self, channel: Channel, message: Frame) -> Option<oneshot::Receiver<Frame>> {
+    /// Hands over a message to oneself.
+    fn deliver(&self, channel: Channel, message: Frame) -> Option<Local> {
         let handling = self.shared.handler.get()?.handle(self.shared.node, channel, message);
-        let (answer, receiver) = oneshot::channel();
-        self.shared.runtime.spawn(super::or_abort("local message", async move {
-            // Nobody may be waiting any more.
-            let _ = answer.send(handling.await);
-        }));
-        Some(receiver)
+        Some(Local { handling: Some(handling), runtime: self.shared.runtime.clone() })
     }
 
     fn begin(&self, to: NodeId, channel: Channel, request: Frame) -> Result<BoxFuture<Outcome>, NetError> {
@@ -172,7 +179,7 @@ impl RealNet {
         }
         if to == self.shared.node {
             let answer = self.deliver(channel, request).ok_or(NetError::NotSent)?;
-            return Ok(Box::pin(async { answer.await.map_err(|_| NetError::Broken) }));
+            return Ok(Box::pin(async { Ok(answer.await) }));
         }
         let call = self.link(to, channel).ok_or(NetError::NotSent)?.call(request)?;
         Ok(Box::pin(call.answer()))
@@ -180,6 +187,35 @@ impl RealNet {
 }
 
 type Outcome = Result<Frame, NetError>;
+
+/// The handling of a message to oneself. It runs within its caller, which spares a task and two wake-ups; when the
+/// caller gives up, it goes on in a task of its own: as in a network, the work is not stopped.
+struct Local {
+    /// Gone when it has answered.
+    handling: Option<BoxFuture<Frame>>,
+    runtime: Handle,
+}
+
+impl Future for Local {
+    type Output = Frame;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Frame> {
+        let handling = self.handling.as_mut().expect("a future is not polled after its end");
+        let polled = handling.as_mut().poll(context);
+        if polled.is_ready() {
+            self.handling = None;
+        }
+        polled
+    }
+}
+
+impl Drop for Local {
+    fn drop(&mut self) {
+        if let Some(handling) = self.handling.take() {
+            self.runtime.spawn(super::or_abort("local message", async move { drop(handling.await) }));
+        }
+    }
+}
 
 impl Net for RealNet {
     fn call(&self, to: NodeId, channel: Channel, request: Frame, deadline: MonoTime) -> BoxFuture<Outcome> {
@@ -200,7 +236,8 @@ impl Net for RealNet {
     fn send(&self, to: NodeId, channel: Channel, message: Frame) {
         // A message that cannot be delivered is lost, as the contract allows.
         if to == self.shared.node {
-            let _ = self.deliver(channel, message);
+            // Dropped, it goes on by itself.
+            drop(self.deliver(channel, message));
         } else if let Some(link) = self.link(to, channel).filter(|_| frame::fits(&message)) {
             link.send(message);
         }

@@ -4,7 +4,7 @@
 //! way, the next takes all that gathered meanwhile: group commit); apply what is committed in one transaction; answer.
 
 use base::Env;
-use base::env::MonoTime;
+use base::env::{BoxFuture, MonoTime};
 use base::ids::{GROUP_ZERO, GroupId, LogIndex, NodeId, PeerId, Term};
 use base::plant::{self, Plant};
 use bytes::Bytes;
@@ -112,7 +112,7 @@ struct Fetching {
 }
 
 struct Writing {
-    done: oneshot::Receiver<Result<(), StoreError>>,
+    done: BoxFuture<Result<(), StoreError>>,
     number: u64,
     messages: Vec<Message>,
 }
@@ -157,10 +157,9 @@ impl Driver {
     }
 
     pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
-        let mut next_tick = heartbeats::next_tick(self.node, self.env.now());
+        let mut tick = self.env.clock.sleep_until(heartbeats::next_tick(self.node, self.env.now()));
         loop {
             self.advance();
-            let tick = self.env.clock.sleep_until(next_tick);
             tokio::select! {
                 biased;
                 written = next_written(&mut self.writing) => self.written(written),
@@ -174,8 +173,8 @@ impl Driver {
                         }
                     }
                 },
-                () = tick => {
-                    next_tick = heartbeats::next_tick(self.node, self.env.now());
+                () = &mut tick => {
+                    tick = self.env.clock.sleep_until(heartbeats::next_tick(self.node, self.env.now()));
                     self.tick();
                 }
             }
@@ -364,18 +363,16 @@ impl Driver {
             trim_to: unwritten.trim,
             reset: unwritten.reset,
         };
-        let (sender, done) = oneshot::channel();
         self.shared.writing_since.store(self.env.now().0, Ordering::Relaxed);
         let (engine, env, given_up) = (self.engine.clone(), self.env.clone(), self.given_up.clone());
-        self.env.spawn("raft write", async move {
-            let result = loop {
+        let done = Box::pin(async move {
+            loop {
                 match engine.raft_write(write.clone()).await {
                     // Space may come back, and nothing was written: meanwhile new commands are refused as too many.
                     Err(StoreError::Full) if !given_up.load(Ordering::Acquire) => env.sleep(FULL_PAUSE).await,
-                    result => break result,
+                    result => return result,
                 }
-            };
-            let _ = sender.send(result);
+            }
         });
         self.writing = Some(Writing { done, number: unwritten.number, messages: unwritten.messages });
     }
@@ -733,7 +730,7 @@ impl Unwritten {
 async fn next_written(writing: &mut Option<Writing>) -> Result<(), StoreError> {
     match writing {
         None => std::future::pending().await,
-        Some(writing) => (&mut writing.done).await.unwrap_or(Err(StoreError::Closed)),
+        Some(writing) => (&mut writing.done).await,
     }
 }
 

@@ -1,5 +1,8 @@
 //! Linearizable reads: one ReadIndex for all that gather, queued until the leader has committed in its term, answered
 //! when the granted index is applied.
+//!
+//! One question to the followers is under way at a time; what comes meanwhile shares the next. A lost question costs
+//! one interval of heartbeats: each of them asks it again.
 
 use base::ids::{LogIndex, NodeId};
 use protocol::raft::{NotTaken, RaftPeer, ReadGrant};
@@ -27,7 +30,7 @@ impl Reads {
     }
 
     pub fn ask(&mut self, raft: &mut RaftPeer, leader: Option<NodeId>) {
-        if self.new.is_empty() {
+        if self.new.is_empty() || !self.asked.is_empty() {
             return;
         }
         match raft.read_index(self.last_context + 1) {

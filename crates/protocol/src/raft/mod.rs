@@ -94,6 +94,9 @@ pub struct Restored {
     /// The state machine holds the effect of everything up to here. Ignored with [`Waiting::ForState`].
     pub applied: LogIndex,
     pub waiting: Waiting,
+    /// Followers hear what is committed with the next entries or the next heartbeat, not in a message of its own: half
+    /// of the messages of a lone command. For groups whose followers' state nobody waits for.
+    pub commits_lazily: bool,
 }
 
 impl Restored {
@@ -205,6 +208,9 @@ impl RaftPeer {
             check_quorum: true,
             pre_vote: true,
             read_only_option: ReadOnlyOption::Safe,
+            // Entries that gather between two readies travel in one message, and are acknowledged by one.
+            batch_append: true,
+            skip_bcast_commit: restored.commits_lazily,
             max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
             max_committed_size_per_ready: COMMITTED_BYTES_PER_READY_MAX,
             ..Config::default()

@@ -6,11 +6,13 @@
 //! header lets recovery find a batch whose first block is damaged. The body checksum covers everything between the
 //! two headers, zeroes included.
 
-use base::buffer::{AlignedBuf, BLOCK};
+use base::buffer::BLOCK;
+use base::buffer_pool::BufferPool;
 use base::checksum::crc32c;
 use base::codec::{DecodeError, Reader, Writer};
 use bytes::Bytes;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::record::{self, CRC_BLOCK, Kind, RecordHeader};
 use super::{FORMAT_VERSION, Seed};
@@ -184,11 +186,12 @@ pub struct Encoded {
 }
 
 /// Lays the records out behind each other. Payloads are copied once, into the buffer that is written.
-pub fn encode(seed: Seed, position: Position, records: &[RecordIn]) -> Encoded {
+pub fn encode(seed: Seed, position: Position, records: &[RecordIn], buffers: &Arc<BufferPool>) -> Encoded {
     let len = batch_len(records.iter().map(RecordIn::cost).sum());
     assert!(len <= BATCH_LEN_MAX, "the committer bounds its rounds");
     assert!(position.offset.is_multiple_of(BLOCK as u64) && position.durable_upto <= position.offset);
-    let mut buffer = AlignedBuf::zeroed(len);
+    let mut buffer = buffers.take(len);
+    buffer.set_len(len);
     let out = buffer.as_mut_slice();
     let mut directory = Vec::with_capacity(records.len() * DIRECTORY_LINE_LEN);
     let mut written = Vec::with_capacity(records.len());
@@ -205,6 +208,8 @@ pub fn encode(seed: Seed, position: Position, records: &[RecordIn]) -> Encoded {
     let copy_at = len - HEADER_LEN;
     let directory_at = copy_at - directory.len();
     assert!(at <= directory_at, "batch_len counts every part");
+    // The buffer was used before.
+    out[at..directory_at].fill(0);
     out[directory_at..copy_at].copy_from_slice(&directory);
     let mut header = BatchHeader {
         incarnation: seed.incarnation,
@@ -240,6 +245,7 @@ fn encode_record(seed: Seed, batch_offset: u64, out: &mut [u8], at: usize, recor
     }
     header.table_crc = crc32c(&[], &table);
     out[table_at..payload_at].copy_from_slice(&table);
+    out[to..at + record::record_len(payload_len)].fill(0);
     out[at..table_at].copy_from_slice(&header.encode(seed, batch_offset + at as u64));
     header
 }
@@ -375,7 +381,7 @@ mod tests {
     proptest! {
         #[test]
         fn batches_round_trip(payloads in payloads()) {
-            let encoded = encode(SEED, position(), &records(&payloads));
+            let encoded = encode(SEED, position(), &records(&payloads), &Arc::default());
             let (header, contents) = decode(&encoded.bytes).unwrap();
             prop_assert_eq!(header, encoded.header);
             prop_assert_eq!(BatchHeader::decode_copy(&encoded.bytes, SEED, header.end()), Ok(header));
@@ -392,7 +398,7 @@ mod tests {
         /// One damaged byte anywhere: it is noticed, at most one record is lost, and that one is named.
         #[test]
         fn one_damaged_byte_costs_at_most_one_named_record(payloads in payloads(), at: prop::sample::Index, flip in 1u8..) {
-            let encoded = encode(SEED, position(), &records(&payloads));
+            let encoded = encode(SEED, position(), &records(&payloads), &Arc::default());
             let mut bytes = encoded.bytes.to_vec();
             let at = at.index(bytes.len());
             bytes[at] ^= flip;
@@ -419,7 +425,7 @@ mod tests {
 
         #[test]
         fn heavy_damage_never_gives_wrong_bytes(payloads in payloads(), noise: Vec<(prop::sample::Index, u8)>) {
-            let encoded = encode(SEED, position(), &records(&payloads));
+            let encoded = encode(SEED, position(), &records(&payloads), &Arc::default());
             let mut bytes = encoded.bytes.to_vec();
             for (at, value) in noise {
                 let at = at.index(bytes.len());
@@ -446,7 +452,7 @@ mod tests {
 
     #[test]
     fn a_batch_of_another_incarnation_disk_or_place_does_not_verify() {
-        let encoded = encode(SEED, position(), &records(&[vec![1; 100]]));
+        let encoded = encode(SEED, position(), &records(&[vec![1; 100]]), &Arc::default());
         assert!(BatchHeader::decode(&encoded.bytes, SEED, 8192).is_ok());
         assert!(BatchHeader::decode(&encoded.bytes, SEED, 4096).is_err());
         assert!(BatchHeader::decode(&encoded.bytes, Seed { incarnation: 6, ..SEED }, 8192).is_err());

@@ -8,7 +8,6 @@
 //! [`LsmKv`] keeps rows on a disk, [`MemKv`] in memory, for tests; both pass [`conformance`].
 
 mod block;
-mod cache;
 mod compact;
 pub mod conformance;
 mod cursor;

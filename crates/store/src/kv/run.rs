@@ -28,10 +28,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::block::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, BlockCursor, Cell, checked};
-use super::cache::BlockCache;
 use super::cursor::RunCursor;
 use super::filter;
 use super::{KEY_LEN_MAX, KvError};
+use crate::cache::BlockCache;
 
 pub(super) const FILE_PREFIX: &str = "kv-run-";
 pub(super) const MAGIC: [u8; 8] = *b"HENGEKVR";

@@ -79,7 +79,14 @@ fn check(bench: &Bench, engine: &Engine, logs: &BTreeMap<GroupId, RaftLog>) -> V
 }
 
 /// Flips one byte, opens, reads everything, scrubs. What was lost must be in a report, and so must the flip itself.
-fn survive_flip(bench: &Bench, logs: &BTreeMap<GroupId, RaftLog>, file: &str, offset: u64, context: &str) {
+/// Answers what was lost.
+fn survive_flip(
+    bench: &Bench,
+    logs: &BTreeMap<GroupId, RaftLog>,
+    file: &str,
+    offset: u64,
+    context: &str,
+) -> Vec<String> {
     let inspected = bench.sim.block_on(inspect(bench.dyn_disk()));
     let in_use = file == "identity" || used(bench, file, offset);
     let (engine, report) = match bench.try_open() {
@@ -96,6 +103,7 @@ fn survive_flip(bench: &Bench, logs: &BTreeMap<GroupId, RaftLog>, file: &str, of
     // One damaged byte costs at most one record.
     assert!(lost.len() <= 1, "{context}: lost {lost:?}; {:?}", report.damaged);
     bench.close(engine);
+    lost
 }
 
 /// Whether this place is inside of what counts: behind the head of a recycled journal volume anything may stand, and
@@ -114,10 +122,20 @@ fn used(bench: &Bench, file: &str, offset: u64) -> bool {
             batches.push((block as u64 * 4096)..(block as u64 * 4096 + u64::from(len)));
         }
     }
-    if bench.files("journal").last().is_some_and(|newest| newest == file) {
+    let newest = bench.files("journal").last().cloned().unwrap_or_default();
+    if newest == file {
         batches.pop();
+    } else if kind == "journal" && !is_listed(&bench.disk.contents(&newest).unwrap(), &incarnation) {
+        // Its only batch was flipped in an earlier round: it was taken for a file that was never used, and stays one.
+        return false;
     }
     batches.iter().any(|batch| batch.contains(&offset))
+}
+
+/// Whether the list of live volumes that opens the newest journal volume names this one: kind and incarnation.
+fn is_listed(newest: &[u8], incarnation: &[u8; 8]) -> bool {
+    const JOURNAL: u8 = 1;
+    newest[..4096].windows(9).any(|line| line[0] == JOURNAL && line[1..] == incarnation[..])
 }
 
 #[test]
@@ -139,7 +157,12 @@ fn a_flipped_byte_anywhere_is_noticed_and_costs_at_most_one_record() {
             let offset = (block * 4096) as u64 + bench.sim.below(4096);
             let mask = 1 << bench.sim.below(8);
             bench.disk.flip(file, offset, mask);
-            survive_flip(&bench, &logs, file, offset, &format!("seed {seed} round {round} {file} at {offset}"));
+            let context = format!("seed {seed} round {round} {file} at {offset}");
+            let lost = survive_flip(&bench, &logs, file, offset, &context);
+            if lost.iter().any(|what| what.starts_with("group")) {
+                // That is written down for good: undoing the flip does not bring the log back.
+                break;
+            }
             // Opening may have renewed the identity, and appends elsewhere; the flip itself is undone.
             if bench.disk.files().contains(file) && file != "identity" {
                 bench.disk.flip(file, offset, mask);

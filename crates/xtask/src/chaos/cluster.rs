@@ -258,6 +258,20 @@ impl<'a> Cluster<'a> {
         Ok(())
     }
 
+    /// Until the cluster knows all nodes as working again.
+    pub fn wait_all_up(&self) -> Result<(), Failure> {
+        wait_for(
+            SAFE_PATIENCE,
+            || "`up` of all nodes".into(),
+            || {
+                super::processes::sleep(STATUS_INTERVAL)?;
+                let Some(status) = self.status(1)? else { return Ok(None) };
+                let up = status.list("nodes").iter().filter(|node| node.text("state") == Some("up")).count();
+                Ok((up == self.len()).then_some(()))
+            },
+        )
+    }
+
     /// `henge fsck` over all directories, of which no server runs.
     pub fn fsck(&self) -> Result<(), Failure> {
         let mut command = Command::new(&self.arena.henge);

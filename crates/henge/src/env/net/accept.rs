@@ -209,7 +209,7 @@ impl Service {
         let kib = header.bulk_len.div_ceil(1024);
         let memory = Arc::clone(&self.request_kib).acquire_many_owned(kib).await;
         let memory = memory.expect("the semaphore is never closed");
-        let body = frame::read_body(reader, header).await?;
+        let body = frame::read_body(reader, header, &self.net.buffers).await?;
         match header.kind {
             Kind::Request | Kind::OneWay => {}
             Kind::Ping => return Ok(()),

@@ -10,7 +10,7 @@
 //! | 8 | 4 | bytes of bulk, at most [`BULK_BYTES_MAX`] |
 //! | 12 | 8 | request id; 0 where there is none |
 
-use base::buffer::AlignedBuf;
+use base::buffer_pool::BufferPool;
 use base::codec::{DecodeError, Reader, Writer};
 use base::env::Frame;
 use bytes::Bytes;
@@ -133,13 +133,18 @@ pub async fn read_header(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<He
 }
 
 /// What follows `header`; bulk bytes are read straight into the one buffer that they stay in.
-pub async fn read_body(reader: &mut (impl AsyncRead + Unpin), header: Header) -> io::Result<Frame> {
+pub async fn read_body(
+    reader: &mut (impl AsyncRead + Unpin),
+    header: Header,
+    buffers: &Arc<BufferPool>,
+) -> io::Result<Frame> {
     let mut head = vec![0; header.head_len as usize];
     fill(reader, &mut head).await?;
     let bulk = match header.bulk_len as usize {
         0 => vec![],
         len if len >= ALIGNED_FROM_BYTES => {
-            let mut buffer = AlignedBuf::zeroed(len);
+            let mut buffer = buffers.take(len);
+            buffer.set_len(len);
             fill(reader, buffer.as_mut_slice()).await?;
             vec![buffer.freeze()]
         }
@@ -158,7 +163,9 @@ pub async fn read_greeting(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<
     if header.head_len as usize > GREETING_BYTES_MAX || header.bulk_len > 0 {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the first frame is too long"));
     }
-    Ok((header.kind, read_body(reader, header).await?.head))
+    let mut head = vec![0; header.head_len as usize];
+    fill(reader, &mut head).await?;
+    Ok((header.kind, head.into()))
 }
 
 /// Sends one frame without bulk.
@@ -272,6 +279,7 @@ mod tests {
     #[tokio::test]
     async fn batches_arrive_piece_by_piece_as_they_were_sent() {
         let (mut near, mut far) = tokio::io::duplex(1000);
+        let buffers = Arc::default();
         let big = Bytes::from((0..ALIGNED_FROM_BYTES).map(|i| (i % 251) as u8).collect::<Vec<u8>>());
         let frames = [
             Frame::default(),
@@ -285,7 +293,7 @@ mod tests {
         for frame in &frames {
             let header = read_header(&mut far).await.unwrap();
             assert_eq!((header.kind, header.id), (Kind::OneWay, 7));
-            let read = read_body(&mut far, header).await.unwrap();
+            let read = read_body(&mut far, header, &buffers).await.unwrap();
             assert_eq!((&read.head, read.bulk.concat()), (&frame.head, frame.bulk.concat()));
             assert!(
                 read.bulk.len() <= 1 && (read.bulk.concat().len() < ALIGNED_FROM_BYTES || is_aligned(&read.bulk[0]))

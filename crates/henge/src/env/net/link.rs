@@ -190,20 +190,20 @@ impl Link {
             let _ = addresses.changed().await;
             io::Error::other("the peer has another address now")
         };
-        frame::converse(&net.runtime, self.read_loop(&mut reader), Arc::clone(&self.outbox), writer, moved).await
+        frame::converse(&net.runtime, self.read_loop(net, &mut reader), Arc::clone(&self.outbox), writer, moved).await
     }
 
-    async fn read_loop(&self, reader: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Error {
+    async fn read_loop(&self, net: &NetShared, reader: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Error {
         loop {
-            if let Err(error) = self.read_one(reader).await {
+            if let Err(error) = self.read_one(net, reader).await {
                 return error;
             }
         }
     }
 
-    async fn read_one(&self, reader: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Result<()> {
+    async fn read_one(&self, net: &NetShared, reader: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Result<()> {
         let header = frame::read_header(reader).await?;
-        let body = frame::read_body(reader, header).await?;
+        let body = frame::read_body(reader, header, &net.buffers).await?;
         let answer = match header.kind {
             Kind::Answer => Ok(body),
             Kind::NotTaken => Err(NetError::NotSent),

@@ -95,8 +95,12 @@ impl Outbox {
     }
 
     /// Waits for messages and takes some. When it is dropped before it is ready, nothing was taken.
+    ///
+    /// Whoever else is ready to run goes first: what these tasks have to say then travels in the same system call. A
+    /// message that comes alone waits for one look at the sockets.
     pub async fn next_batch(&self) -> Vec<Message> {
         self.wait_filled().await;
+        tokio::task::yield_now().await;
         let mut queue = self.lock();
         let mut batch = Vec::new();
         let mut bytes = 0;

@@ -33,7 +33,7 @@ impl TestNode {
 
     fn start_as(node: u32, club: Club, tls: NodeTls) -> TestNode {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let (env, net) = real_env(NodeId(node), runtime.handle().clone());
+        let (env, net) = real_env(NodeId(node), runtime.handle().clone(), Arc::default());
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap().to_string();

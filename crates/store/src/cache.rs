@@ -1,4 +1,4 @@
-//! A bounded cache of verified blocks, shared by all runs of one store. Second-chance replacement (Corbató's clock)
+//! A bounded cache of verified bytes that never change where they stand. Second-chance replacement (Corbató's clock)
 //! in shards, so that readers on many threads rarely wait for each other.
 
 use bytes::Bytes;
@@ -10,10 +10,11 @@ const SHARDS: usize = 16;
 /// Bytes a block takes beside its content, roughly.
 const BLOCK_OVERHEAD_BYTES: usize = 128;
 
-/// Where a block stands: run id and offset in bytes. Run ids are never reused, so an entry is never stale.
-pub(super) type BlockAddress = (u64, u64);
+/// Where a block stands: run id, or number of a volume, and offset in bytes. Neither is ever reused, so an entry is
+/// never stale.
+pub type BlockAddress = (u64, u64);
 
-pub(super) struct BlockCache {
+pub struct BlockCache {
     shards: Vec<Mutex<Shard>>,
     shard_bytes_max: usize,
     hits: AtomicU64,
@@ -36,7 +37,7 @@ struct Slot {
 }
 
 impl BlockCache {
-    pub(super) fn new(bytes_max: usize) -> BlockCache {
+    pub fn new(bytes_max: usize) -> BlockCache {
         BlockCache {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             shard_bytes_max: bytes_max / SHARDS,
@@ -45,7 +46,7 @@ impl BlockCache {
         }
     }
 
-    pub(super) fn get(&self, address: BlockAddress) -> Option<Bytes> {
+    pub fn get(&self, address: BlockAddress) -> Option<Bytes> {
         let mut shard = self.shard(address).lock().expect("nothing panics while a shard is locked");
         let shard = &mut *shard;
         let found = shard.places.get(&address).map(|place| {
@@ -59,7 +60,7 @@ impl BlockCache {
     }
 
     /// Keeps a block, at the cost of others. A block that would take a large part of its shard is not kept.
-    pub(super) fn insert(&self, address: BlockAddress, content: &Bytes) {
+    pub fn insert(&self, address: BlockAddress, content: &Bytes) {
         let cost = cost(content);
         if cost > self.shard_bytes_max / 4 {
             return;
@@ -77,23 +78,23 @@ impl BlockCache {
         shard.slots.push(Slot { address, content: content.clone(), used: false });
     }
 
-    pub(super) fn clear(&self) {
+    pub fn clear(&self) {
         for shard in &self.shards {
             *shard.lock().expect("nothing panics while a shard is locked") = Shard::default();
         }
     }
 
     /// Bytes held now.
-    pub(super) fn bytes(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         let bytes = |shard: &Mutex<Shard>| shard.lock().expect("nothing panics while a shard is locked").bytes as u64;
         self.shards.iter().map(bytes).sum()
     }
 
-    pub(super) fn hits(&self) -> u64 {
+    pub fn hits(&self) -> u64 {
         self.hits.load(Ordering::Relaxed)
     }
 
-    pub(super) fn misses(&self) -> u64 {
+    pub fn misses(&self) -> u64 {
         self.misses.load(Ordering::Relaxed)
     }
 

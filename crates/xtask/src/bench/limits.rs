@@ -1,0 +1,174 @@
+//! What the machine itself can do: fio for the disk, nginx for HTTP, and henge's own disk layer beside them.
+
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use super::table::{Line, Report};
+use super::{Options, Row};
+
+const FIO: &str = "fio";
+const NGINX_PORT: u16 = 28000;
+
+/// Name, arguments, and which figure of fio's is meant.
+const FIO_ROWS: [(&str, &[&str], Figure); 5] = [
+    ("append 4 KiB, flush each", &["--rw=write", "--bs=4k", "--size=256m", "--fdatasync=1"], Figure::WriteIops),
+    (
+        "write 4 KiB at random, 32 at once",
+        &["--rw=randwrite", "--bs=4k", "--size=512m", "--direct=1", "--ioengine=libaio", "--iodepth=32"],
+        Figure::WriteIops,
+    ),
+    (
+        "write 1 MiB, 8 at once",
+        &["--rw=write", "--bs=1m", "--size=1g", "--direct=1", "--ioengine=libaio", "--iodepth=8"],
+        Figure::WriteMb,
+    ),
+    (
+        "read 4 KiB at random, 1 at once",
+        &["--rw=randread", "--bs=4k", "--size=512m", "--direct=1", "--ioengine=libaio", "--iodepth=1"],
+        Figure::ReadIops,
+    ),
+    (
+        "read 4 KiB at random, 32 at once",
+        &["--rw=randread", "--bs=4k", "--size=512m", "--direct=1", "--ioengine=libaio", "--iodepth=32"],
+        Figure::ReadIops,
+    ),
+];
+
+#[derive(Clone, Copy)]
+enum Figure {
+    ReadIops,
+    WriteIops,
+    WriteMb,
+}
+
+pub fn measure(options: &Options, folder: &Path, report: &mut Report) {
+    if options.wants(FIO, "") || FIO_ROWS.iter().any(|(row, ..)| options.wants(FIO, row)) {
+        fio(options, folder, report);
+    }
+    if options.wants("henge bench disk", "") {
+        own_disk(options, folder, report);
+    }
+    if options.wants("nginx", "") {
+        nginx(options, folder, report);
+    }
+}
+
+fn fio(options: &Options, folder: &Path, report: &mut Report) {
+    if !crate::run::exists(FIO) {
+        return report.missing("fio is not on the PATH (apt-get install fio)");
+    }
+    for (row, arguments, figure) in FIO_ROWS.iter().filter(|(row, ..)| options.wants(FIO, row)) {
+        let output = Command::new(FIO)
+            .args(["--name=limit", "--output-format=json", "--time_based", &format!("--runtime={}", options.seconds)])
+            .arg(format!("--directory={}", folder.display()))
+            .args(*arguments)
+            .output();
+        let parsed = output.ok().and_then(|output| serde_json::from_slice::<serde_json::Value>(&output.stdout).ok());
+        let job = parsed.as_ref().map(|all| &all["jobs"][0]);
+        let value = job.and_then(|job| match figure {
+            Figure::ReadIops => job["read"]["iops"].as_f64(),
+            Figure::WriteIops => job["write"]["iops"].as_f64(),
+            Figure::WriteMb => job["write"]["bw_bytes"].as_f64().map(|bytes| bytes / 1e6),
+        });
+        let unit = if matches!(figure, Figure::WriteMb) { "MB/s" } else { "per s" };
+        match value {
+            Some(value) => report.add(FIO, Line { value, unit, ..Line::named(row) }),
+            None => report.missing(&format!("fio, {row}: it failed")),
+        }
+    }
+    // Files of 1 GiB are in the way of what follows.
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("limit.") {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn own_disk(options: &Options, folder: &Path, report: &mut Report) {
+    let output = Command::new(&options.henge)
+        .args(["bench", "disk", "--json", "--seconds", &options.seconds.to_string(), "--data"])
+        .arg(folder)
+        .output();
+    let parsed = output.ok().and_then(|output| serde_json::from_slice::<serde_json::Value>(&output.stdout).ok());
+    let rows = parsed.as_ref().and_then(|rows| rows.as_array().cloned()).unwrap_or_default();
+    if rows.is_empty() {
+        return report.missing("henge bench disk: it failed");
+    }
+    for row in rows {
+        let number = |name: &str| row[name].as_f64();
+        let name = format!("{}, {} at once", row["row"].as_str().unwrap_or_default(), number("at_once").unwrap_or(0.0));
+        let large = number("bytes").is_some_and(|bytes| bytes >= (1 << 20) as f64);
+        let (value, unit) = if large { (number("mb_per_s"), "MB/s") } else { (number("ops_per_s"), "per s") };
+        let line = Line {
+            value: value.unwrap_or(0.0),
+            unit,
+            p50_us: number("p50_us"),
+            p99_us: number("p99_us"),
+            ..Line::named(&name)
+        };
+        report.add("henge bench disk", line);
+    }
+}
+
+/// Files over HTTP, stored through WebDAV: what a read costs when there is nothing but a file and a socket.
+fn nginx(options: &Options, folder: &Path, report: &mut Report) {
+    let Some(_server) = Nginx::start(&folder.join("nginx")) else {
+        return report.missing("nginx is not on the PATH, or did not start (apt-get install nginx)");
+    };
+    for row in super::ROWS.iter().filter(|row| row.op == "get" && options.wants("nginx", &row.name())) {
+        let runs: Vec<Line> = (0..options.repeat).map_while(|_| get(options, row)).collect();
+        match super::table::median(&row.name(), &runs) {
+            Some(line) => report.add("nginx", line),
+            None => report.missing(&format!("nginx {}: the load failed", row.name())),
+        }
+    }
+}
+
+fn get(options: &Options, row: &Row) -> Option<Line> {
+    let (seconds, concurrency) = (options.seconds.to_string(), row.concurrency.to_string());
+    let output = Command::new(&options.henge)
+        .args(["bench", "get", "--json", "--bucket", "bench", "--size", row.size, "--seconds", &seconds])
+        .args(["--concurrency", &concurrency, "--s3", &format!("127.0.0.1:{NGINX_PORT}")])
+        .env("HENGE_ROOT_USER", "nobody")
+        .env("HENGE_ROOT_PASSWORD", "nothing")
+        .output()
+        .ok()?;
+    let figures: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+    let number = |name: &str| figures[name].as_f64();
+    let value = number("ops_per_s").filter(|_| number("wrong") == Some(0.0))?;
+    Some(Line { value, unit: "ops/s", p50_us: number("p50_us"), p99_us: number("p99_us"), ..Line::named(&row.name()) })
+}
+
+struct Nginx(Child);
+
+impl Nginx {
+    fn start(folder: &Path) -> Option<Nginx> {
+        let root = folder.join("root/bench");
+        std::fs::create_dir_all(&root).ok()?;
+        let config = folder.join("nginx.conf");
+        let text = format!(
+            "daemon off; worker_processes auto; pid {0}/pid; error_log {0}/error.log;\n\
+             events {{ worker_connections 1024; }}\n\
+             http {{ access_log off; sendfile on; tcp_nodelay on; keepalive_requests 1000000000;\n\
+             client_max_body_size 0; client_body_temp_path {0}/body; proxy_temp_path {0}/proxy;\n\
+             fastcgi_temp_path {0}/fastcgi; uwsgi_temp_path {0}/uwsgi; scgi_temp_path {0}/scgi;\n\
+             server {{ listen 127.0.0.1:{NGINX_PORT}; root {0}/root; dav_methods PUT DELETE; create_full_put_path on;\n\
+             location = /bench {{ return 200; }} }} }}\n",
+            folder.display()
+        );
+        std::fs::write(&config, text).ok()?;
+        let child = Command::new("nginx").arg("-c").arg(&config).stderr(Stdio::null()).spawn().ok()?;
+        let mut server = Nginx(child);
+        std::thread::sleep(Duration::from_millis(300));
+        let runs = matches!(server.0.try_wait(), Ok(None));
+        runs.then_some(server)
+    }
+}
+
+impl Drop for Nginx {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
+        let _ = self.0.wait();
+    }
+}

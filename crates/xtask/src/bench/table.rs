@@ -1,0 +1,162 @@
+//! The figures of a run: one table for people, one JSON file for comparing two commits.
+
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// One row of one subject.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Line {
+    pub row: String,
+    pub value: f64,
+    pub unit: &'static str,
+    pub p50_us: Option<f64>,
+    pub p99_us: Option<f64>,
+    /// Processor time of all servers per operation, in microseconds.
+    pub cpu_us: Option<f64>,
+    /// Bytes that all servers wrote per byte of payload.
+    pub disk_bytes: Option<f64>,
+    pub failed: f64,
+}
+
+impl Line {
+    pub fn named(row: &str) -> Line {
+        Line { row: row.to_owned(), ..Line::default() }
+    }
+}
+
+/// The run with the median value, with the failures of all.
+pub fn median(row: &str, runs: &[Line]) -> Option<Line> {
+    let mut sorted = runs.to_vec();
+    sorted.sort_by(|a, b| a.value.total_cmp(&b.value));
+    let middle = sorted.get(sorted.len() / 2)?.clone();
+    let failed = runs.iter().map(|run| run.failed).sum();
+    Some(Line { row: row.to_owned(), failed, ..middle })
+}
+
+#[derive(Default)]
+pub struct Report {
+    /// Subject and line, in the order in which they were measured.
+    lines: Vec<(String, Line)>,
+    missing: Vec<String>,
+}
+
+/// Where each row of a server is put in relation to: the same row of these, where they were measured.
+const COMPARED: [&str; 2] = ["garage, 3 nodes, flushed", "nginx"];
+
+impl Report {
+    pub fn add(&mut self, subject: &str, line: Line) {
+        println!("{}", show(subject, &line));
+        self.lines.push((subject.to_owned(), line));
+    }
+
+    /// Something was not measured: a sentence.
+    pub fn missing(&mut self, why: &str) {
+        println!("not measured: {why}");
+        self.missing.push(why.to_owned());
+    }
+
+    fn find(&self, subject: &str, row: &str) -> Option<&Line> {
+        self.lines.iter().find(|(of, line)| of == subject && line.row == row).map(|(_, line)| line)
+    }
+
+    /// The whole table, with ratios.
+    pub fn print(&self, baseline: Option<&Report>) {
+        println!(
+            "\n{:<30} {:<26} {:>10} {:<6} {:>8} {:>8} {:>8} {:>6}",
+            "", "", "", "", "p50 us", "p99 us", "cpu us", "disk"
+        );
+        for (subject, line) in &self.lines {
+            let mut text = show(subject, line);
+            let others = COMPARED.iter().filter(|other| *other != subject && subject.starts_with("henge"));
+            for (other, found) in others.filter_map(|other| Some((other, self.find(other, &line.row)?))) {
+                text += &format!("  {:.2} x {other}", line.value / found.value);
+            }
+            if let Some(before) = baseline.and_then(|baseline| baseline.find(subject, &line.row)) {
+                text += &format!("  {:.2} x before", line.value / before.value);
+                if let (Some(now), Some(then)) = (line.cpu_us, before.cpu_us) {
+                    text += &format!(", cpu {:.2} x", now / then);
+                }
+            }
+            println!("{text}");
+        }
+        self.missing.iter().for_each(|why| println!("not measured: {why}"));
+    }
+
+    pub fn write(&self, path: &Path) -> Result<(), String> {
+        let line = |(subject, line): &(String, Line)| {
+            json!({
+                "subject": subject, "row": line.row, "value": line.value, "unit": line.unit, "p50_us": line.p50_us,
+                "p99_us": line.p99_us, "cpu_us": line.cpu_us, "disk_bytes": line.disk_bytes, "failed": line.failed,
+            })
+        };
+        let all = json!({ "lines": self.lines.iter().map(line).collect::<Vec<_>>(), "missing": self.missing });
+        std::fs::write(path, format!("{all:#}\n")).map_err(|error| format!("{}: {error}", path.display()))
+    }
+
+    pub fn read(path: &Path) -> Result<Report, String> {
+        let raw = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let all: Value = serde_json::from_slice(&raw).map_err(|error| format!("{}: {error}", path.display()))?;
+        let line = |value: &Value| {
+            let number = |name: &str| value[name].as_f64();
+            let row = value["row"].as_str()?.to_owned();
+            let line = Line {
+                row,
+                value: number("value")?,
+                unit: "",
+                p50_us: number("p50_us"),
+                p99_us: number("p99_us"),
+                cpu_us: number("cpu_us"),
+                disk_bytes: number("disk_bytes"),
+                failed: number("failed").unwrap_or(0.0),
+            };
+            Some((value["subject"].as_str()?.to_owned(), line))
+        };
+        let lines = all["lines"].as_array().ok_or_else(|| format!("{} has no lines", path.display()))?;
+        Ok(Report { lines: lines.iter().filter_map(line).collect(), missing: Vec::new() })
+    }
+}
+
+fn show(subject: &str, line: &Line) -> String {
+    let optional =
+        |value: Option<f64>, digits: usize| value.map_or(String::from("-"), |value| format!("{value:.digits$}"));
+    let mut text = format!(
+        "{subject:<30} {:<26} {:>10.1} {:<6} {:>8} {:>8} {:>8} {:>6}",
+        line.row,
+        line.value,
+        line.unit,
+        optional(line.p50_us, 0),
+        optional(line.p99_us, 0),
+        optional(line.cpu_us, 0),
+        optional(line.disk_bytes, 2),
+    );
+    if line.failed > 0.0 {
+        text += &format!("  {} failed", line.failed);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_run_is_shown_with_the_failures_of_all() {
+        let run = |value, failed| Line { value, failed, ..Line::named("x") };
+        let line = median("row", &[run(3.0, 1.0), run(9.0, 0.0), run(5.0, 2.0)]).unwrap();
+        assert_eq!((line.value, line.failed, line.row.as_str()), (5.0, 3.0, "row"));
+        assert_eq!(median("row", &[]), None);
+    }
+
+    #[test]
+    fn what_was_written_is_read_back() {
+        let mut report = Report::default();
+        let line = Line { value: 12.5, cpu_us: Some(3.0), ..Line::named("PUT 4KiB c=1") };
+        report.add("henge, 1 node", line.clone());
+        let path = std::env::temp_dir().join(format!("henge-bench-test-{}.json", std::process::id()));
+        report.write(&path).unwrap();
+        let read = Report::read(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(read.find("henge, 1 node", "PUT 4KiB c=1"), Some(&line));
+        assert!(Report::read(&path).is_err());
+    }
+}
