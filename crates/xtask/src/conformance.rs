@@ -1,5 +1,10 @@
 //! `cargo xtask conformance`: test suites and clients that others wrote, against a cluster that is started for them.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a tool of this repository: real processes, files and clocks are what it works with"
+)]
+
 mod clients;
 mod cluster;
 mod expected;

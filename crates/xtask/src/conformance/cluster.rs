@@ -49,6 +49,8 @@ impl Cluster {
             let _ = supervisor.wait();
             return Err(format!("henge dev did not become ready: see {}", directory.join("dev.log").display()));
         }
+        // Read to the end: a supervisor that cannot say that a node died would die of that.
+        std::thread::spawn(move || lines.for_each(drop));
         let (base_port, nodes) = (options.base_port, options.nodes);
         Ok(Cluster { henge, directory, supervisor, base_port, nodes })
     }
