@@ -38,7 +38,7 @@ wait_alerts() { # wait_alerts SECONDS WANTED...: until exactly these fire (with 
         sleep 1
     done
 }
-up() { curl -fs "http://127.0.0.1:$port/api/v1/query?query=sum(up)" | python3 -c 'import json,sys; r=json.load(sys.stdin)["data"]["result"]; sys.exit(0 if r and r[0]["value"][1]=="3" else 1)'; }
+up() { curl -fs "http://127.0.0.1:$port/api/v1/query?query=sum(up)" | python3 -c 'import json,sys; r=json.load(sys.stdin)["data"]["result"]; sys.exit(0 if r and r[0]["value"][1]=="3" else 1)' 2>/dev/null; }
 for _ in $(seq 1 60); do up && break; sleep 1; done
 up || die "Prometheus does not scrape three nodes"
 say "three nodes are scraped"

@@ -12,6 +12,7 @@ pub mod checksum;
 pub mod codec;
 pub mod env;
 pub mod ids;
+pub mod plant;
 pub mod sim;
 
 pub use env::Env;

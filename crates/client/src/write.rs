@@ -4,6 +4,7 @@
 use base::buffer::AlignedBuf;
 use base::buffer_pool::BufferPool;
 use base::checksum::crc32c;
+use base::plant::{self, Plant};
 use base::{CHUNK_SIZE_MAX, KIB};
 use bytes::{Bytes, BytesMut};
 use meta::chunks::{self, ChunkRef};
@@ -272,6 +273,7 @@ impl ObjectWriter {
         let stored = std::mem::take(&mut self.stored);
         let outcome = self.client.change_key_in(&self.life, &self.bucket, &self.key, command).await;
         match &outcome {
+            Err(Error::OutcomeUnknown(_)) if plant::is(Plant::DeleteEarly) => self.stored = stored,
             Ok(_) | Err(Error::OutcomeUnknown(_)) => {}
             Err(_) => self.stored = stored,
         }

@@ -7,6 +7,7 @@
 //! removed: whether its last commands were executed is then unknown.
 
 use base::ids::{Generation, GroupId, NodeId, Session};
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use prost::Message;
 
@@ -80,6 +81,7 @@ pub fn standing<R: Message + Default>(
     };
     Ok(match slot.sequence.cmp(&row.sequence) {
         std::cmp::Ordering::Greater => Standing::Fresh,
+        std::cmp::Ordering::Equal if plant::is(Plant::RetryTwice) => Standing::Fresh,
         std::cmp::Ordering::Equal => {
             Standing::Repeat(R::decode(row.reply).map_err(|error| ViewError::bad_row(&key.encode(), error))?)
         }
@@ -116,7 +118,7 @@ pub fn close(
     changes: &mut Changes,
 ) -> Result<bool, ViewError> {
     let floor = floor(view, group, node)?.max(new_floor);
-    let row = FloorRow { floor: floor.0 };
+    let row = FloorRow { floor: if plant::is(Plant::ForgetFloor) { 0 } else { floor.0 } };
     changes.put(Key::SessionFloor { group, node }.encode(), Bytes::from(row.encode_to_vec()));
     let (from, to) = keys::slot_rows_below(group, node, floor);
     let rows = view.scan(&from, &to, SLOT_ROWS_CLOSED_MAX)?;

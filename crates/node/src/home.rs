@@ -11,6 +11,7 @@ use base::checksum::crc32c;
 use base::codec::{DecodeError, Reader, Writer};
 use base::env::{Disk, read_file, replace_file};
 use base::ids::{ClusterId, Generation, NodeId};
+use base::plant::{self, Plant};
 use std::io;
 use std::sync::Arc;
 use tokio::sync::Mutex;
@@ -168,7 +169,9 @@ impl GenerationClock {
             return Err(HomeError::Damaged { file: GENERATION_FILE, detail });
         }
         let clock = GenerationClock { disk, node, generations: Mutex::new(generations) };
-        clock.raise().await?;
+        if generations.current.0 == 0 || !plant::is(Plant::SameGeneration) {
+            clock.raise().await?;
+        }
         Ok(clock)
     }
 

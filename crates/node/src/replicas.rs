@@ -3,6 +3,7 @@
 
 use base::Env;
 use base::ids::{GROUP_ZERO, GroupId, LogIndex, NodeId, PeerId, Term};
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use meta::group::{self, FEATURE_LEVEL, Install};
 use meta::map::command::ClusterMap;
@@ -35,6 +36,8 @@ pub struct Replicas {
     changing: Arc<Mutex<()>>,
     /// Of a cluster that was recovered and whose map does not say so yet.
     generation_min: AtomicU32,
+    /// See [`driver::Parts::tail_entries`].
+    tail_entries: u64,
     heartbeats: Arc<Heartbeats>,
     events: Arc<EventLog>,
 }
@@ -84,7 +87,14 @@ pub async fn erase_all(kv: &LsmKv, ranges: Vec<(Bytes, Bytes)>) -> Result<(), St
 }
 
 impl Replicas {
-    pub fn new(env: Env, node: NodeId, engine: Engine, kv: Arc<LsmKv>, events: Arc<EventLog>) -> Replicas {
+    pub fn new(
+        env: Env,
+        node: NodeId,
+        engine: Engine,
+        kv: Arc<LsmKv>,
+        tail_entries: u64,
+        events: Arc<EventLog>,
+    ) -> Replicas {
         let map = watch::Sender::new(Arc::new(ClusterMap::default()));
         Replicas {
             heartbeats: Arc::new(Heartbeats::new(env.clone())),
@@ -97,6 +107,7 @@ impl Replicas {
             groups: RwLock::default(),
             changing: Arc::default(),
             generation_min: AtomicU32::new(0),
+            tail_entries,
         }
     }
 
@@ -226,7 +237,9 @@ impl Replicas {
             Some(handle) if handle.failed().is_none() => return handle.step(from, message),
             // A failed replica never answers again under this id.
             Some(_) => {}
-            None if item.fresh && self.get(id).is_none_or(|handle| handle.peer < to) => {
+            None if (item.fresh || plant::is(Plant::VoteAfterLoss))
+                && self.get(id).is_none_or(|handle| handle.peer < to) =>
+            {
                 return self.change(id, Change::Begin(to));
             }
             None => {}
@@ -394,6 +407,7 @@ impl Replicas {
             kv: self.kv.clone(),
             map: self.map.subscribe(),
             generation_min: self.generation(),
+            tail_entries: self.tail_entries,
             heartbeats: self.heartbeats.clone(),
             events: self.events.clone(),
         });

@@ -2,7 +2,7 @@
 
 use base::Env;
 use base::env::Disk;
-use base::ids::{ClusterId, DiskId, GROUP_ZERO, Generation, GroupId, NodeId, Session};
+use base::ids::{ClusterId, DiskId, GROUP_ZERO, Generation, GroupId, NodeId, Session, Term};
 use client::{Client, ClientConfig, MapView};
 use prometheus_client::registry::Registry;
 use std::sync::{Arc, RwLock};
@@ -70,6 +70,8 @@ pub struct Tuning {
     pub flush_bytes: u64,
     /// How long a reader may still need chunks that were deleted: liveness only.
     pub garbage_grace: Duration,
+    /// Entries that a log keeps for followers that lag a little; those that lag more are sent a snapshot.
+    pub tail_entries: u64,
     pub healing: Healing,
     pub lifecycle: LifecyclePace,
 }
@@ -108,6 +110,7 @@ impl Default for Tuning {
             key_value: KvOptions::default(),
             flush_bytes: workers::FLUSH_BYTES,
             garbage_grace: workers::GARBAGE_GRACE,
+            tail_entries: crate::group::TAIL_ENTRIES,
             healing: Healing::default(),
             lifecycle: LifecyclePace::default(),
         }
@@ -169,7 +172,9 @@ impl Node {
         let events = Arc::new(EventLog::open(env.clone(), identity.node, &*config.data).await);
         let started = format!("node {} starts under generation {}", identity.node, session.generation);
         events.record(EventKind::Started, identity.node, started);
-        let replicas = Replicas::new(env.clone(), identity.node, disks.metadata().clone(), kv.clone(), events.clone());
+        let metadata = disks.metadata().clone();
+        let replicas =
+            Replicas::new(env.clone(), identity.node, metadata, kv.clone(), tuning.tail_entries, events.clone());
         open_groups(&replicas, &identity, alone).await?;
 
         let service = Arc::new(Service {
@@ -256,6 +261,12 @@ impl Node {
     /// it; `None` when it cannot be read.
     pub fn closed_below(&self, group: GroupId, node: NodeId) -> Option<Generation> {
         meta::slots::floor(&crate::machine::KvView::over(&*self.kv), group, node).ok()
+    }
+
+    /// The groups that this node leads, as far as it knows, each with the term.
+    pub fn led_groups(&self) -> Vec<(GroupId, Term)> {
+        let led = self.service.replicas.all().into_iter().filter(GroupHandle::is_leader);
+        led.map(|group| (group.id, group.term())).collect()
     }
 
     /// Serves reads and writes now.

@@ -6,6 +6,7 @@
 
 use base::Env;
 use base::ids::{ChunkId, Generation, GroupId, NodeId, PoolId, SLOT_BITS, Session};
+use base::plant::{self, Plant};
 use client::wire::{Answer, Failure, NamedIds, Told};
 use client::{Client, Error, NAMED_IDS_MAX};
 use meta::map::command::ClusterMap;
@@ -95,7 +96,7 @@ async fn sweep(service: &Service, client: &Client, swept: &mut Swept) -> Result<
             loop {
                 let (found, next) = candidates(engine, pool, &floors, swept, after);
                 for node in found.iter().map(|id| id.session.node).collect::<BTreeSet<NodeId>>() {
-                    if closed.insert(node) {
+                    if closed.insert(node) && !plant::is(Plant::SweepBeforeClose) {
                         close(client, &groups, Session { node, generation: floors[&node] }).await?;
                     }
                 }

@@ -150,8 +150,8 @@ impl<'a> Layout<'a> {
             if *other == disk {
                 return false;
             }
-            for level in 0..LEVELS {
-                counts[level] += usize::from(self.domains[*other][level] == self.domains[disk][level]);
+            for (level, count) in counts.iter_mut().enumerate() {
+                *count += usize::from(self.domains[*other][level] == self.domains[disk][level]);
             }
         }
         (level..LEVELS).all(|level| counts[level] <= self.most[level])

@@ -12,6 +12,7 @@
 //! - a group changes only when the set of its disks does, and never shrinks for lack of disks.
 
 use base::ids::{DiskId, NodeId, PgEpoch, PgId, PoolId};
+use base::plant::{self, Plant};
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::placement::{self, Candidate, Held, Locality};
@@ -214,7 +215,7 @@ impl Cluster {
     fn opens(&self, group: &GroupView) -> bool {
         let living: Vec<DiskId> = group.members.iter().copied().filter(|member| !self.is_gone(*member)).collect();
         let is_done = |member: &DiskId| self.node(*member).is_some_and(|(node, _)| group.done.contains(&node));
-        group.closed && !living.is_empty() && living.iter().all(is_done)
+        group.closed && !living.is_empty() && (living.iter().all(is_done) || plant::is(Plant::OpenEarly))
     }
 
     /// Groups to close: those that belong elsewhere, and those that were moving to a disk that is gone since.

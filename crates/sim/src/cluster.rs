@@ -3,13 +3,13 @@
 use base::Env;
 use base::env::Disk;
 use base::env::RandomExt;
-use base::ids::{ClusterId, GroupId, NodeId};
+use base::ids::{ClusterId, GroupId, NodeId, Term};
 use base::sim::{Crashed, SimDisk, SimHandle};
 use client::Client;
 use meta::group::FEATURE_LEVEL;
 use meta::map::command::{MapCommand, NodeRow, NodeState, SetNodeState};
 use node::{Config, DiskSpec, Node, Status};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +17,6 @@ use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 use crate::plan::Plan;
-use crate::planted::PlantedNet;
 use crate::recorder::Recorder;
 
 /// The node that makes the cluster; the others join it.
@@ -109,6 +108,8 @@ pub struct Cluster {
 #[derive(Default)]
 struct Shared {
     members: BTreeMap<NodeId, Member>,
+    /// Those that are to be emptied and to go.
+    leaving: BTreeSet<NodeId>,
 }
 
 /// A node that belongs to the cluster, running or not.
@@ -121,7 +122,7 @@ struct Member {
 impl Cluster {
     pub fn new(sim: SimHandle, plan: Arc<Plan>, recorder: Recorder) -> Cluster {
         let founder = BTreeMap::from([(FOUNDER, Member::default())]);
-        let shared = Arc::new(Mutex::new(Shared { members: founder }));
+        let shared = Arc::new(Mutex::new(Shared { members: founder, leaving: BTreeSet::new() }));
         Cluster { sim, plan, recorder, shared, changes: Arc::new(watch::Sender::new(0)) }
     }
 
@@ -173,8 +174,8 @@ impl Cluster {
     /// Starts a node, which must not run.
     pub async fn start(&self, id: NodeId) -> Result<(), StartFailure> {
         assert!(!self.sim.is_running(id), "a node is started once at a time");
-        let mut env = self.sim.env(id);
-        env.net = PlantedNet::over(env.net, id, self.plan.planted);
+        let env = self.sim.env(id);
+        self.recorder.note(|| format!("node {id} starts"));
         let (config, tuning) = (self.config(id, env.clone()), self.plan.tuning());
         let (sender, receiver) = oneshot::channel();
         env.spawn("start", async move {
@@ -252,14 +253,63 @@ impl Cluster {
         }
     }
 
-    /// A node that gives up by itself is a violation: none that is removed runs here.
+    /// From now on the node may end by itself.
+    pub fn set_leaving(&self, node: NodeId) {
+        self.shared().leaving.insert(node);
+    }
+
+    /// Asks that a node be emptied and go; whether it has gone.
+    pub async fn drain(&self, node: NodeId, through: &Serving) -> Result<bool, String> {
+        let client = through.client.clone();
+        let asked = through.run(async move {
+            let map = client.refresh_map().await?;
+            if map.node(node).is_none_or(|row| row.state() == NodeState::Removed) {
+                return Ok(true);
+            }
+            client.remove_node(node, false).await.map(|_| false)
+        });
+        match asked.await {
+            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Err(_) => Err("no answer".into()),
+        }
+    }
+
+    /// Stops a node that has gone, and forgets it.
+    pub async fn dismiss(&self, node: NodeId) {
+        if self.sim.is_running(node) {
+            self.kill(node).await;
+        }
+        self.shared().members.remove(&node);
+    }
+
+    /// Makes a stopped node the only voter of every group. Answers what was done.
+    pub async fn recover(&self, node: NodeId) -> Result<Vec<String>, String> {
+        let env = self.sim.env(node);
+        let data: Arc<dyn Disk> = self.sim.disk(node, "data");
+        let metadata: Arc<dyn Disk> = self.chunk_disks(node)[0].clone();
+        let recovered = self.sim.node(node).run(async move { node::offline::recover(&env, &*data, metadata).await });
+        let recovered = recovered.await.unwrap_or_else(|Crashed| Err("the node crashed".into()));
+        self.sim.kill(node);
+        recovered
+    }
+
+    /// A node that gives up by itself is a violation: none that is removed runs here, but those that are emptied.
     fn watch(&self, id: NodeId, node: Arc<Node>) {
+        if self.shared().leaving.contains(&id) {
+            return;
+        }
         let (recorder, stopped) = (self.recorder.clone(), self.sim.stopped(id));
+        let shared = self.shared.clone();
         self.sim.spawn("watch a node", async move {
             tokio::select! {
                 biased;
                 () = stopped => {}
-                why = node.ended() => recorder.violation(format!("node {id} has ended: {why}")),
+                why = node.ended() => {
+                    let is_leaving = shared.lock().unwrap_or_else(PoisonError::into_inner).leaving.contains(&id);
+                    if !is_leaving {
+                        recorder.violation(format!("node {id} has ended: {why}"));
+                    }
+                }
             }
         });
     }
@@ -281,8 +331,14 @@ impl Cluster {
 
     /// Power cut.
     pub async fn crash(&self, id: NodeId) {
+        let before = self.sim.fault_counts();
         self.sim.crash(id);
         self.stopped(id).await;
+        let taken = |kind| self.sim.fault_counts().get(kind).unwrap_or(&0) - before.get(kind).unwrap_or(&0);
+        self.recorder.note(|| {
+            let (lost, torn) = (taken("sectors lost at a power cut"), taken("sectors torn at a power cut"));
+            format!("node {id} is without power: of what it had not flushed, {lost} sectors are lost and {torn} torn")
+        });
     }
 
     /// Power cut of all nodes at once.
@@ -295,6 +351,7 @@ impl Cluster {
 
     /// The process ends, the operating system goes on.
     pub async fn kill(&self, id: NodeId) {
+        self.recorder.note(|| format!("node {id} is killed"));
         self.sim.kill(id);
         self.stopped(id).await;
     }
@@ -356,6 +413,29 @@ impl Cluster {
                 self.recorder.fence(*id, floor);
             }
         }
+    }
+
+    /// The nodes that lead, by group, as far as any node says so under the newest term.
+    pub fn leaders(&self) -> BTreeMap<u64, NodeId> {
+        let shared = self.shared();
+        let mut newest: BTreeMap<u64, (u64, NodeId)> = BTreeMap::new();
+        for (id, member) in &shared.members {
+            for (group, term) in member.node.iter().flat_map(|node| node.led_groups()) {
+                let held = newest.entry(group.0).or_insert((term.0, *id));
+                *held = (*held).max((term.0, *id));
+            }
+        }
+        newest.into_iter().map(|(group, (_, node))| (group, node)).collect()
+    }
+
+    /// Every time of leadership that some running node claims: group, term, node.
+    pub fn claims(&self) -> Vec<(GroupId, Term, NodeId)> {
+        let shared = self.shared();
+        let of_member = |(id, member): (&NodeId, &Member)| {
+            let led = member.node.as_ref().map(|node| node.led_groups()).unwrap_or_default();
+            led.into_iter().map(|(group, term)| (group, term, *id)).collect::<Vec<_>>()
+        };
+        shared.members.iter().flat_map(of_member).collect()
     }
 
     pub fn status(&self, id: NodeId) -> Option<Status> {

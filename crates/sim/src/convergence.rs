@@ -2,11 +2,14 @@
 //! chunk that metadata names is on the members of its placement group, and nowhere else.
 
 use base::Env;
+use base::checksum::Crc64;
 use base::env::{Disk, RandomExt};
-use base::ids::{ChunkId, DiskId, Generation, NodeId, PoolId};
+use base::ids::{ChunkId, DiskId, GROUP_ZERO, Generation, GroupId, NodeId, PoolId};
 use base::sim::NetModel;
 use client::MapView;
 use meta::object::NamedChunk;
+use meta::view::View;
+use node::offline::KvView;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -25,6 +28,8 @@ const QUIET_CLUSTER: Duration = Duration::from_secs(15);
 struct Holding {
     /// By the rows of its own replicas.
     named: BTreeMap<ChunkId, NamedChunk>,
+    /// Of each group with a replica here: what is applied, and a digest of its rows.
+    states: BTreeMap<GroupId, (u64, u64)>,
     /// Length and CRC-64 of each chunk on each disk.
     chunks: BTreeMap<DiskId, BTreeMap<ChunkId, (u32, u64)>>,
     problems: Vec<String>,
@@ -36,7 +41,7 @@ impl Nemesis {
         self.sim.heal();
         self.sim.set_net_model(NetModel::default());
         self.excuses.calm_since_nanos.store(self.sim.now().0, Ordering::Relaxed);
-        if self.sim.below(3) == 0 && self.cut_all_power().await.is_err() {
+        if !self.is_undisturbed() && self.sim.below(3) == 0 && self.cut_all_power().await.is_err() {
             return;
         }
         if self.await_safe("after all trouble").await.is_err() {
@@ -49,7 +54,7 @@ impl Nemesis {
             self.verifier.read_all(&serving, true).await;
             self.verifier.check_listings(&serving).await;
         }
-        self.sim.sleep(if self.ration.is_tainted() { QUIET_LONG } else { QUIET_CLUSTER }).await;
+        self.sim.sleep(if self.ration.tainted().is_some() { QUIET_LONG } else { QUIET_CLUSTER }).await;
         if self.await_safe("when all is quiet").await.is_err() || self.recorder.has_violations() {
             return;
         }
@@ -64,7 +69,7 @@ impl Nemesis {
                 holdings.insert(node, holding);
             }
         }
-        for problem in compare(&holdings, &replicas, &map) {
+        for problem in compare(&holdings, &replicas, &map, self.is_undisturbed()) {
             self.recorder.violation(problem);
         }
     }
@@ -119,7 +124,7 @@ impl Nemesis {
         match found {
             Ok(Ok(holding)) => return Some(holding),
             // What rotted and nobody read is not known to be bad.
-            Ok(Err(why)) if self.ration.is_tainted_node(node) => {
+            Ok(Err(why)) if self.ration.tainted() == Some(node) => {
                 self.recorder.note(|| format!("the disks of node {node} cannot be read: {why}"));
                 self.recorder.count("rot_found_late", 1);
             }
@@ -134,8 +139,10 @@ async fn holding(env: &Env, disks: Vec<Arc<dyn Disk>>, tuning: node::Tuning) -> 
     let identity = Engine::read_identity(&disks[0]).await.map_err(|error| error.to_string())?;
     let seed = identity.ok_or("the metadata disk has no identity")?.disk.0;
     let opened = LsmKv::open_read_only(env, disks[0].clone(), seed, tuning.key_value.clone()).await;
-    let named = named_chunks(&*opened.map_err(|error| error.to_string())?.0)?;
-    let mut holding = Holding { named, chunks: BTreeMap::new(), problems: Vec::new() };
+    let (kv, _) = opened.map_err(|error| error.to_string())?;
+    let named = named_chunks(&*kv)?;
+    let states = states(&*kv)?;
+    let mut holding = Holding { named, states, chunks: BTreeMap::new(), problems: Vec::new() };
     for disk in disks {
         let opened = Engine::open(env, disk, tuning.engine.clone()).await;
         let (engine, report) = opened.map_err(|error| error.to_string())?;
@@ -155,15 +162,63 @@ async fn holding(env: &Env, disks: Vec<Arc<dyn Disk>>, tuning: node::Tuning) -> 
     Ok(holding)
 }
 
+/// What each group's replica has applied, and a digest over its rows: equal wherever the same is applied.
+fn states(kv: &LsmKv) -> Result<BTreeMap<GroupId, (u64, u64)>, String> {
+    const ROWS: usize = 1000;
+    let view = KvView::over(kv);
+    let mut states = BTreeMap::new();
+    for group in [GROUP_ZERO, GroupId(1)] {
+        let state = meta::group::load(&view, group).map_err(|error| error.to_string())?;
+        if state.conf_state.is_empty() {
+            continue;
+        }
+        let own_row = meta::group::state_key(group);
+        let mut digest = Crc64::new();
+        for (start, end) in meta::group::row_ranges(group, &state) {
+            let mut from = start;
+            loop {
+                let rows = view.scan(&from, &end, ROWS).map_err(|error| error.to_string())?;
+                for (key, value) in rows.iter().filter(|(key, _)| *key != own_row) {
+                    digest.update(key);
+                    digest.update(value);
+                }
+                let Some((last, _)) = rows.last() else { break };
+                from = [last.as_ref(), &[0]].concat().into();
+            }
+        }
+        states.insert(group, (state.applied_index, digest.finish()));
+    }
+    Ok(states)
+}
+
+fn compare_states(holdings: &BTreeMap<NodeId, Holding>) -> Vec<String> {
+    let mut known: BTreeMap<(GroupId, u64), (NodeId, u64)> = BTreeMap::new();
+    let mut problems = Vec::new();
+    for (node, holding) in holdings {
+        for (group, (applied, digest)) in &holding.states {
+            let (first, expected) = *known.entry((*group, *applied)).or_insert((*node, *digest));
+            if expected != *digest {
+                problems.push(format!(
+                    "the replicas of group {group} on nodes {first} and {node} differ although both have applied entry \
+                     {applied}"
+                ));
+            }
+        }
+    }
+    problems
+}
+
 fn floor(map: &MapView, node: NodeId) -> Generation {
     Generation(map.node(node).map_or(0, |row| row.generation_floor))
 }
 
-fn compare(holdings: &BTreeMap<NodeId, Holding>, replicas: &[NodeId], map: &MapView) -> Vec<String> {
+/// `undisturbed`: nothing stood in the way of anything, so that what was given up is gone.
+fn compare(holdings: &BTreeMap<NodeId, Holding>, replicas: &[NodeId], map: &MapView, undisturbed: bool) -> Vec<String> {
     let mut problems: Vec<String> = Vec::new();
     for (node, holding) in holdings {
         problems.extend(holding.problems.iter().map(|problem| format!("node {node}: {problem}")));
     }
+    problems.extend(compare_states(holdings));
     let mut replicas = replicas.iter().filter(|node| holdings.contains_key(node));
     let Some(first) = replicas.next() else { return vec!["no node has a replica of a shard".into()] };
     let named = &holdings[first].named;
@@ -205,7 +260,7 @@ fn compare(holdings: &BTreeMap<NodeId, Holding>, replicas: &[NodeId], map: &MapV
             let is_member = map.placement(*id).is_some_and(|place| place.members.iter().any(|m| m.disk == *disk));
             if !named.contains_key(id) {
                 // What a living session stored, and gave up, goes when the session ends.
-                if floor(map, id.session.node) > id.session.generation {
+                if undisturbed || floor(map, id.session.node) > id.session.generation {
                     problems.push(format!("chunk {id} is on disk {disk} and nobody names it"));
                 }
             } else if !is_member {

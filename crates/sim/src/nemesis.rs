@@ -9,16 +9,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::cluster::{Cluster, FOUNDER, StartFailure};
-use crate::plan::{Plan, Planted, Profile};
+use crate::plan::{Plan, Profile};
+use crate::ration::Ration;
 use crate::recorder::Recorder;
-use crate::trouble::Ration;
 use crate::worker::{Excuses, Worker};
 use node::Verdict;
 
 /// Starts that may crash in a row before one is let through.
 const CRASHED_STARTS_MAX: u32 = 5;
 /// As the n-th operation from now: never.
-const NEVER: u64 = u64::MAX;
+pub const NEVER: u64 = u64::MAX;
 
 #[derive(Clone)]
 pub struct Nemesis {
@@ -179,6 +179,9 @@ impl Nemesis {
         let disks = self.cluster.chunk_disks(FOUNDER);
         let Some(disk) = disks.get(1) else { return };
         self.excuses.damage.store(true, Ordering::Relaxed);
+        if self.sim.below(2) == 0 {
+            disk.set_rate_ppm(Fault::BitRot, 100_000);
+        }
         for _ in 0..1 + self.sim.below(4) {
             let soon = 1 + self.sim.below(20);
             match self.sim.below(6) {
@@ -209,17 +212,5 @@ impl Nemesis {
         }
         let serving = self.verifier.serving().await;
         self.verifier.read_all(&serving, self.sim.below(3) == 0).await;
-    }
-
-    /// Plants the run's defect, if it has one: some from the start, some (`late`) when there is a cluster to harm.
-    pub fn plant(&self, late: bool) {
-        let disks = self.cluster.nodes().into_iter().flat_map(|node| self.cluster.chunk_disks(node));
-        for disk in disks {
-            match self.plan.planted {
-                Some(Planted::SkipFlushes) if late => disk.ignore_flushes(true),
-                Some(Planted::SkipDirectoryFlushes) if !late => disk.ignore_directory_flushes(true),
-                _ => {}
-            }
-        }
     }
 }

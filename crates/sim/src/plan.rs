@@ -1,6 +1,7 @@
 //! What a run is made of, drawn from its seed.
 
 use base::env::{Random, RandomExt};
+use base::plant::Plant;
 use base::{KIB, MIB};
 use bytes::Bytes;
 use node::{Healing, LifecyclePace, Tuning};
@@ -22,67 +23,129 @@ pub enum Profile {
     MetadataRot,
     /// Disks fill up and are emptied again.
     DiskFull,
+    /// Long lives of many small objects and many restarts: volumes are compacted, merged and recycled.
+    Wear,
     /// Three nodes, with all that may happen to nodes, their disks and the network between them.
     Cluster3,
     /// Five nodes.
     Cluster5,
+    /// Three or five nodes, and nothing happens to them; or of three, two are destroyed at once and the third goes on.
+    Calm,
+    /// Three nodes become six, of which then two are emptied and go.
+    Growth,
+    /// A node comes back without its log while another has not caught up and the third is down.
+    LostLog,
+    /// Leaders of different groups do not reach each other.
+    Apart,
 }
 
 impl Profile {
-    pub const ALL: [Profile; 7] = [
+    pub const ALL: [Profile; 12] = [
         Profile::Crashes,
         Profile::FlushErrors,
         Profile::BitRot,
         Profile::MetadataRot,
         Profile::DiskFull,
+        Profile::Wear,
         Profile::Cluster3,
         Profile::Cluster5,
+        Profile::Calm,
+        Profile::Growth,
+        Profile::LostLog,
+        Profile::Apart,
     ];
 
     fn draw(random: &dyn Random) -> Profile {
         match random.below(100) {
-            0..46 => Profile::Crashes,
+            0..42 => Profile::Crashes,
+            42..46 => Profile::Wear,
             46..53 => Profile::FlushErrors,
             53..58 => Profile::BitRot,
             58..62 => Profile::MetadataRot,
             62..66 => Profile::DiskFull,
-            66..88 => Profile::Cluster3,
-            _ => Profile::Cluster5,
+            66..82 => Profile::Cluster3,
+            82..90 => Profile::Cluster5,
+            90..93 => Profile::Calm,
+            93..96 => Profile::Growth,
+            96..98 => Profile::LostLog,
+            _ => Profile::Apart,
         }
+    }
+
+    /// As the command line has it.
+    pub fn name(self) -> String {
+        format!("{self:?}").to_lowercase()
+    }
+
+    /// Those whose story is told in a quiet network have none that loses and repeats.
+    pub fn may_be_rough(self) -> bool {
+        !matches!(self, Profile::Calm | Profile::LostLog | Profile::Apart)
     }
 
     pub fn nodes(self) -> usize {
         match self {
-            Profile::Cluster3 => 3,
+            Profile::Cluster3 | Profile::Calm | Profile::Growth | Profile::LostLog | Profile::Apart => 3,
             Profile::Cluster5 => 5,
-            _ => 1,
+            Profile::Crashes
+            | Profile::FlushErrors
+            | Profile::BitRot
+            | Profile::MetadataRot
+            | Profile::Wear
+            | Profile::DiskFull => 1,
         }
     }
 }
 
-/// A defect planted into a run, to show that the checkers see it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Planted {
-    /// Once there is a cluster, flushes of files and directories are reported done and do nothing.
-    SkipFlushes,
-    /// Only flushes of directories do nothing.
-    SkipDirectoryFlushes,
-    /// A gateway answers every other read of metadata as it did the last time.
-    StaleReads,
-    /// Chunks are reported stored by other nodes and never sent to them.
-    UnsentStores,
-    /// Chunks are reported deleted by other nodes, which are never told.
-    UnsentDeletes,
+/// Where a planted defect does harm: the kind of run that looks for it.
+pub fn hunting_ground(plant: Plant) -> Profile {
+    match plant {
+        Plant::SkipFlush
+        | Plant::SkipBulkFlush
+        | Plant::SkipDirectoryFlush
+        | Plant::SkipRecoveredFlush
+        | Plant::AckBeforeLocator
+        | Plant::ReuseIncarnation
+        | Plant::TrimBeyondFlush
+        | Plant::SkipRunFlush
+        | Plant::SameGeneration
+        | Plant::StaleVersioning
+        | Plant::SkipFreeze
+        | Plant::KeepUpload
+        | Plant::ReuseChunkId => Profile::Crashes,
+        Plant::DropTombstone => Profile::Wear,
+        Plant::RetryFlush => Profile::FlushErrors,
+        Plant::CutDamage => Profile::MetadataRot,
+        Plant::IgnoreChecksum => Profile::BitRot,
+        Plant::AckAtMajority | Plant::StoreAtMajority | Plant::UnsentStores | Plant::UnsentDeletes => Profile::Calm,
+        Plant::VoteAfterLoss => Profile::LostLog,
+        Plant::OpenEarly | Plant::EvictBlindly | Plant::InventoryEarly | Plant::StaleEpoch => Profile::Growth,
+        Plant::SweepBeforeClose => Profile::Apart,
+        Plant::InstallUnmarked
+        | Plant::ResurrectBehindCut
+        | Plant::AckBeforeQuorum
+        | Plant::AckBeforeFlush
+        | Plant::VoteBeforeFlush
+        | Plant::ForgetVote
+        | Plant::ReadWithoutIndex
+        | Plant::ListStale
+        | Plant::StaleGeneration
+        | Plant::ForgetFloor
+        | Plant::RetryTwice
+        | Plant::ForgetReply
+        | Plant::DeleteEarly
+        | Plant::DropRepair
+        | Plant::ClaimHealth => Profile::Cluster3,
+    }
 }
 
-impl Planted {
-    /// Where the defect does harm.
-    fn profile(self) -> Profile {
-        match self {
-            Planted::SkipFlushes | Planted::SkipDirectoryFlushes | Planted::StaleReads => Profile::Crashes,
-            Planted::UnsentStores | Planted::UnsentDeletes => Profile::Cluster3,
-        }
+fn buckets(profile: Profile) -> Vec<BucketPlan> {
+    let plan = |name, versioned, majority| BucketPlan { name, versioned, majority };
+    let mut buckets = vec![plan("plain", false, false), plan("versions", true, false)];
+    // Two nodes that are destroyed at once may take with them what a majority has acknowledged.
+    if profile.nodes() > 1 && profile != Profile::Calm {
+        buckets.push(plan("quick", false, true));
     }
+    buckets
 }
 
 /// What a disk holds that is to be filled.
@@ -92,12 +155,23 @@ const DISK_FULL_BYTES: u64 = 96 * MIB;
 pub struct BucketPlan {
     pub name: &'static str,
     pub versioned: bool,
+    /// Acknowledged by a majority, not by all that are up.
+    pub majority: bool,
+}
+
+/// What a shorter story of the same seed leaves out.
+#[derive(Clone, Default, Debug)]
+pub struct Limits {
+    pub clients: Option<u32>,
+    pub operations: Option<u32>,
+    pub troubles: Option<u32>,
+    pub buckets: Option<usize>,
+    pub keys: Option<usize>,
 }
 
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub profile: Profile,
-    pub planted: Option<Planted>,
     pub nodes: usize,
     /// Of each node.
     pub disks: usize,
@@ -120,35 +194,70 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub fn draw(random: &dyn Random, planted: Option<Planted>, wanted: Option<Profile>) -> Plan {
+    pub fn draw(random: &dyn Random, wanted: Option<Profile>) -> Plan {
         let drawn = Profile::draw(random);
-        let profile = wanted.unwrap_or(planted.map_or(drawn, Planted::profile));
-        let keys = 3 + random.below(10);
+        let profile = wanted.unwrap_or(drawn);
+        let keys = if profile == Profile::Wear { 40 } else { 3 + random.below(10) };
         Plan {
             profile,
-            planted,
-            nodes: profile.nodes(),
+            nodes: match profile {
+                Profile::Calm => [3, 5][random.below(2) as usize],
+                _ => profile.nodes(),
+            },
             patience: (profile.nodes() > 1).then(|| Duration::from_secs([3, 12, 40][random.below(3) as usize])),
             disks: match profile {
                 Profile::BitRot => 2,
-                Profile::Cluster3 | Profile::Cluster5 => 1 + random.below(2) as usize,
-                Profile::DiskFull => 1,
+                _ if profile.nodes() > 1 => 1 + random.below(2) as usize,
+                Profile::DiskFull | Profile::Wear => 1,
                 _ => 1 + random.below(3) as usize,
             },
             clients: 2 + random.below(5) as u32,
-            operations: 20 + random.below(60) as u32,
-            crashes: 1 + random.below(if profile.nodes() > 1 { 10 } else { 6 }) as u32,
+            operations: match profile {
+                Profile::Wear => 150,
+                Profile::Growth => 120,
+                _ => 20 + random.below(60) as u32,
+            },
+            crashes: match profile {
+                Profile::Wear => 24,
+                _ => 1 + random.below(if profile.nodes() > 1 { 10 } else { 6 }) as u32,
+            },
             // Some in folders, some not; no key is the beginning of another.
             keys: (0..keys).map(|i| Bytes::from(format!("{}{i:02}", ["", "a/", "b/c/"][i as usize % 3]))).collect(),
-            buckets: vec![
-                BucketPlan { name: "plain", versioned: false },
-                BucketPlan { name: "versions", versioned: true },
-            ],
-            large_per_myriad: [0, 100, 400][random.below(3) as usize],
+            buckets: buckets(profile),
+            large_per_myriad: if profile == Profile::Wear { 0 } else { [0, 100, 400][random.below(3) as usize] },
             is_rough: false,
             lost_after: Duration::from_secs(if profile.nodes() > 1 { [6, 600][random.below(2) as usize] } else { 600 }),
             disk_bytes: if profile == Profile::DiskFull { DISK_FULL_BYTES } else { 16 << 30 },
         }
+    }
+
+    /// For the timeline.
+    pub fn in_words(&self) -> String {
+        let network = if self.is_rough { "a network that loses, repeats and delays" } else { "a quiet network" };
+        format!(
+            "a story of kind {}: {} nodes with {} disks each, {network}; {} clients with {} operations each on {} keys in {} \
+             buckets; at most {} troubles; lost after {:?}",
+            self.profile.name(),
+            self.nodes,
+            self.disks,
+            self.clients,
+            self.operations,
+            self.keys.len(),
+            self.buckets.len(),
+            self.crashes,
+            self.lost_after
+        )
+    }
+
+    /// The same with less of everything.
+    #[must_use]
+    pub fn limited(mut self, limits: &Limits) -> Plan {
+        self.clients = self.clients.min(limits.clients.unwrap_or(u32::MAX));
+        self.operations = self.operations.min(limits.operations.unwrap_or(u32::MAX));
+        self.crashes = self.crashes.min(limits.troubles.unwrap_or(u32::MAX));
+        self.buckets.truncate(limits.buckets.unwrap_or(usize::MAX).max(1));
+        self.keys.truncate(limits.keys.unwrap_or(usize::MAX).max(1));
+        self
     }
 
     /// Sizes and times so small that flushes, trimming, compaction and recycling happen all the time.
@@ -172,6 +281,7 @@ impl Plan {
             },
             flush_bytes: 4 * KIB,
             garbage_grace: Duration::from_millis(300),
+            tail_entries: 8,
             lifecycle: LifecyclePace { interval: Duration::from_secs(2), ..LifecyclePace::default() },
             healing: Healing {
                 lost_after: self.lost_after,

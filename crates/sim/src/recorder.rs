@@ -20,11 +20,22 @@ pub struct KeyName {
     pub key: Bytes,
 }
 
+/// What is printed while a run goes on.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
+pub enum Shown {
+    #[default]
+    Nothing,
+    /// Who leads, what was cut, lost and repaired.
+    Story,
+    /// Also what each client did and all that the product logs.
+    Everything,
+}
+
 /// Shared by all clients of a run; cheap to clone.
 #[derive(Clone)]
 pub struct Recorder {
     sim: SimHandle,
-    is_traced: bool,
+    shown: Shown,
     log: Arc<Mutex<Log>>,
 }
 
@@ -40,6 +51,7 @@ struct Log {
     violations: Vec<String>,
     violations_count: u64,
     counts: BTreeMap<&'static str, u64>,
+    faults: BTreeMap<&'static str, u64>,
 }
 
 struct OpenWrite {
@@ -66,15 +78,18 @@ pub struct Written {
 }
 
 impl Recorder {
-    pub fn new(sim: SimHandle, is_traced: bool) -> Recorder {
-        Recorder { sim, is_traced, log: Arc::default() }
+    pub fn new(sim: SimHandle, shown: Shown) -> Recorder {
+        Recorder { sim, shown, log: Arc::default() }
     }
 
-    /// A line of the timeline, where one is asked for.
+    /// A line of the story, where it is asked for.
     pub fn note(&self, line: impl FnOnce() -> String) {
-        if self.is_traced {
-            let millis = self.sim.now().0 as f64 / 1e6;
-            println!("{millis:>12.3} ms  {}", line());
+        self.say(Shown::Story, line);
+    }
+
+    fn say(&self, level: Shown, line: impl FnOnce() -> String) {
+        if self.shown >= level {
+            println!("{}  {}", stamp(&self.sim), line());
         }
     }
 
@@ -134,7 +149,7 @@ impl Recorder {
 
     pub fn record_span(&self, client: u32, key: &KeyName, (begin, end): (u64, u64), action: Action, outcome: Outcome) {
         let operation = Operation { client, begin, end, action, outcome };
-        self.note(|| {
+        self.say(Shown::Everything, || {
             let Operation { action, outcome, .. } = &operation;
             format!(
                 "client {client:<4} {}:{} {action:?} -> {outcome:?} [{begin}..{end}]",
@@ -223,9 +238,18 @@ impl Recorder {
 
     pub fn count(&self, what: &'static str, by: u64) {
         if by == 1 && !matches!(what, "operations" | "puts_acknowledged") {
-            self.note(|| what.replace('_', " "));
+            self.say(Shown::Everything, || what.replace('_', " "));
         }
         *self.log().counts.entry(what).or_insert(0) += by;
+    }
+
+    /// The nemesis does that now.
+    pub fn fault(&self, what: &'static str) {
+        *self.log().faults.entry(what).or_insert(0) += 1;
+    }
+
+    pub fn faults(&self) -> BTreeMap<&'static str, u64> {
+        self.log().faults.clone()
     }
 
     pub fn counts(&self) -> BTreeMap<&'static str, u64> {
@@ -247,6 +271,11 @@ impl Recorder {
         self.log().histories = histories;
         (checked, undecided)
     }
+}
+
+/// The simulated time, as lines of the timeline begin.
+pub fn stamp(sim: &SimHandle) -> String {
+    format!("{:>10.4} s", sim.now().0 as f64 / 1e9)
 }
 
 /// The end of the longest order that fits, and the operations around the point where none does.

@@ -1,8 +1,9 @@
 //! One run: everything that happens under one seed, and what came of it.
 
 use base::env::RandomExt;
+use base::plant::{self, Plant};
 use base::sim::{NetModel, Sim, SimHandle, TraceEvent};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -10,23 +11,23 @@ use tokio::sync::oneshot;
 
 use crate::cluster::{Cluster, FOUNDER};
 use crate::nemesis::Nemesis;
-use crate::plan::{Plan, Planted, Profile};
-use crate::recorder::Recorder;
-use crate::timeline::Timeline;
-use crate::trouble::Ration;
+use crate::plan::{Limits, Plan, Profile};
+use crate::ration::Ration;
+use crate::recorder::{Recorder, Shown};
+use crate::timeline::{Point, Timeline};
 use crate::worker::{Excuses, Worker};
 
 /// Task runs and events of one run; more is a live lock.
 const EVENTS_MAX: u64 = 20_000_000;
 
-/// How often one looks which sessions are closed.
-const FENCE_CHECK: Duration = Duration::from_millis(50);
-
 /// What is not left to the seed.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct Wanted {
-    pub planted: Option<Planted>,
+    /// A defect, planted once the buckets exist.
+    pub plant: Option<Plant>,
     pub profile: Option<Profile>,
+    pub limits: Limits,
+    pub shown: Shown,
 }
 
 /// What a run has come to.
@@ -37,51 +38,64 @@ pub struct Report {
     pub violations: Vec<String>,
     /// How often what happened.
     pub counts: BTreeMap<&'static str, u64>,
+    /// How often which kind of fault struck.
+    pub faults: BTreeMap<&'static str, u64>,
+    /// Points of the product that were reached.
+    pub points: BTreeSet<Point>,
     pub histories: u64,
     pub undecided: u64,
     pub simulated: Duration,
+    pub events: u64,
     /// A hash over everything that happened: equal for equal seeds.
     pub trace_hash: u64,
 }
 
-/// Runs `seed` to its end. `is_traced` prints what happens as it happens.
-pub fn run(seed: u64, wanted: Wanted, is_traced: bool) -> Report {
-    run_in(&Sim::new(seed), wanted, is_traced)
+/// Runs `seed` to its end.
+pub fn run(seed: u64, wanted: &Wanted) -> Report {
+    run_in(&Sim::new(seed), wanted)
 }
 
 /// Every event of a run: to find where two runs of one seed part.
-pub fn events(seed: u64, wanted: Wanted) -> Vec<TraceEvent> {
+pub fn events(seed: u64, wanted: &Wanted) -> Vec<TraceEvent> {
     let sim = Sim::new(seed);
     sim.record_trace();
-    run_in(&sim, wanted, false);
+    run_in(&sim, wanted);
     sim.trace()
 }
 
-fn run_in(sim: &Sim, wanted: Wanted, is_traced: bool) -> Report {
-    let seed = sim.seed();
+fn run_in(sim: &Sim, wanted: &Wanted) -> Report {
+    plant::set(None);
     sim.set_events_max(EVENTS_MAX);
     let is_rough = sim.below(3) == 0;
+    let plan = Plan::draw(&**sim, wanted.profile).limited(&wanted.limits);
+    let is_rough = is_rough && plan.profile.may_be_rough();
     if is_rough {
         sim.set_net_model(NetModel::rough());
     }
-    let plan = Arc::new(Plan { is_rough, ..Plan::draw(&**sim, wanted.planted, wanted.profile) });
-    let recorder = Recorder::new(SimHandle::clone(sim), is_traced);
-    recorder.note(|| format!("{plan:?}"));
+    let plan = Arc::new(Plan { is_rough, ..plan });
+    let recorder = Recorder::new(SimHandle::clone(sim), wanted.shown);
+    recorder.note(|| plan.in_words());
     let nemesis = nemesis(sim, &plan, &recorder);
-    nemesis.plant(false);
-    let timeline = is_traced.then(|| tracing::subscriber::set_default(Timeline(SimHandle::clone(sim))));
-    sim.block_on(live(SimHandle::clone(sim), nemesis));
-    drop(timeline);
+    let timeline = Timeline::new(SimHandle::clone(sim), wanted.shown);
+    let shown = tracing::subscriber::set_default(timeline.clone());
+    sim.block_on(live(SimHandle::clone(sim), nemesis, wanted.plant));
+    drop(shown);
+    plant::set(None);
     let is_versioned = |bucket: usize| plan.buckets[bucket].versioned;
     let (histories, undecided) = recorder.check_histories(is_versioned);
+    let mut faults = recorder.faults();
+    faults.extend(sim.fault_counts());
     Report {
-        seed,
+        seed: sim.seed(),
         profile: plan.profile,
         violations: recorder.violations(),
         counts: recorder.counts(),
+        faults,
+        points: timeline.reached(),
         histories,
         undecided,
         simulated: Duration::from_nanos(sim.now().0),
+        events: sim.events_done(),
         trace_hash: sim.trace_hash(),
     }
 }
@@ -111,18 +125,18 @@ fn nemesis(sim: &SimHandle, plan: &Arc<Plan>, recorder: &Recorder) -> Nemesis {
 }
 
 /// The first start, the clients with the nemesis against them, the checks at the end.
-async fn live(sim: SimHandle, nemesis: Nemesis) {
+async fn live(sim: SimHandle, nemesis: Nemesis, planted: Option<Plant>) {
     if nemesis.found().await.is_err() {
         return;
     }
     let clients_done = Arc::new(AtomicBool::new(false));
     let is_set_up = nemesis.is_set_up.clone();
     let (sender, all_done) = oneshot::channel();
-    let (done, worker, planter) = (clients_done.clone(), nemesis.verifier.clone(), nemesis.clone());
+    let (done, worker) = (clients_done.clone(), nemesis.verifier.clone());
     let clients_sim = sim.clone();
     sim.spawn("clients", async move {
         worker.set_up().await;
-        planter.plant(true);
+        plant::set(planted);
         is_set_up.store(true, Ordering::Relaxed);
         run_clients(&clients_sim, &worker).await;
         done.store(true, Ordering::Relaxed);
@@ -130,13 +144,7 @@ async fn live(sim: SimHandle, nemesis: Nemesis) {
     });
     let is_cluster = nemesis.plan.nodes > 1;
     if is_cluster {
-        let (cluster, watcher) = (nemesis.cluster.clone(), sim.clone());
-        sim.spawn("watch fences", async move {
-            loop {
-                cluster.note_fences();
-                watcher.sleep(FENCE_CHECK).await;
-            }
-        });
+        sim.spawn("watch", crate::watch::watch(sim.clone(), nemesis.cluster.clone(), nemesis.recorder.clone()));
     }
     let survived = if is_cluster { nemesis.trouble(clients_done).await } else { nemesis.run(clients_done).await };
     if survived.is_err() {
@@ -146,6 +154,7 @@ async fn live(sim: SimHandle, nemesis: Nemesis) {
     if all_done.await.is_err() || nemesis.recorder.has_violations() {
         return;
     }
+    nemesis.recorder.note(|| "the clients are done".into());
     if is_cluster {
         nemesis.check_cluster().await;
     } else {

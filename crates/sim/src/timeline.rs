@@ -1,17 +1,45 @@
-//! What the product logs, as lines of a run's timeline.
+//! What the product logs: lines of a run's timeline, and a record of which points of the code were reached.
 
 use base::sim::SimHandle;
+use std::collections::BTreeSet;
 use std::fmt::{Debug, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Metadata, Subscriber};
+use tracing::{Event, Level, Metadata, Subscriber};
 
-/// Prints events with the simulated time. Spans are not shown.
-pub struct Timeline(pub SimHandle);
+use crate::recorder::{Shown, stamp};
+
+/// A place in the product that logs something: file and line.
+pub type Point = (&'static str, u32);
+
+/// Prints events with the simulated time and the node, and keeps where they came from. Spans are not shown.
+#[derive(Clone)]
+pub struct Timeline {
+    sim: SimHandle,
+    level: Option<Level>,
+    reached: Arc<Mutex<BTreeSet<Point>>>,
+}
+
+impl Timeline {
+    pub fn new(sim: SimHandle, shown: Shown) -> Timeline {
+        let level = match shown {
+            Shown::Nothing => None,
+            Shown::Story => Some(Level::INFO),
+            Shown::Everything => Some(Level::DEBUG),
+        };
+        Timeline { sim, level, reached: Arc::default() }
+    }
+
+    /// Every point that was reached so far.
+    pub fn reached(&self) -> BTreeSet<Point> {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
 
 impl Subscriber for Timeline {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.is_event() && *metadata.level() <= tracing::Level::INFO
+        metadata.is_event() && *metadata.level() <= Level::DEBUG
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {
@@ -23,10 +51,18 @@ impl Subscriber for Timeline {
     fn record_follows_from(&self, _: &Id, _: &Id) {}
 
     fn event(&self, event: &Event<'_>) {
+        let metadata = event.metadata();
+        if let (Some(file), Some(line)) = (metadata.file(), metadata.line()) {
+            self.reached.lock().unwrap_or_else(PoisonError::into_inner).insert((file, line));
+        }
+        if self.level.is_none_or(|level| *metadata.level() > level) {
+            return;
+        }
         let mut line = Line::default();
         event.record(&mut line);
-        let millis = self.0.now().0 as f64 / 1e6;
-        println!("{millis:>12.3} ms  {:<5} {}", event.metadata().level(), line.0);
+        let node = self.sim.running_node().map_or(String::new(), |node| format!("[node {node}] "));
+        let mark = if *metadata.level() == Level::ERROR { "ERROR " } else { "" };
+        println!("{}  {node}{mark}{}", stamp(&self.sim), line.0);
     }
 
     fn enter(&self, _: &Id) {}

@@ -1,68 +1,28 @@
-//! What happens to the nodes of a cluster, to their disks and to the network between them; rationed, so that what is
-//! promised can be kept.
+//! What happens to single nodes of a cluster, to their disks and clocks, and to the network between them, and is undone
+//! after a while. What is not undone is in `disaster.rs`.
 
 use base::env::RandomExt;
 use base::ids::NodeId;
-use base::sim::NetModel;
+use base::sim::{Fault, NetModel};
 use futures_util::future::join_all;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::cluster::{FOUNDER, Serving};
-use crate::nemesis::{Nemesis, Refused};
+use crate::cluster::FOUNDER;
+use crate::nemesis::{NEVER, Nemesis, Refused};
+use crate::plan::Profile;
 use crate::worker::TROUBLE;
-use node::Verdict;
 
-/// Virtual time within which a cluster that nothing stands in the way of must be safe.
-const SAFE_MAX: Duration = Duration::from_secs(180);
-/// How often one looks whether it is.
-const SAFE_CHECK: Duration = Duration::from_millis(500);
 /// After so much of an outage, the others must serve.
 const FAILOVER_MAX: Duration = Duration::from_secs(5);
 /// Outages this long are used to look whether they do.
 const OUTAGE_LONG: Duration = Duration::from_secs(9);
-/// Tries of a change of the membership.
-const TRIES_MAX: u32 = 20;
-
-/// Which nodes are in trouble: never more than a minority at once, apart from power cuts that hit all.
-#[derive(Clone, Default)]
-pub struct Ration(Arc<Mutex<Rationed>>);
-
-#[derive(Default)]
-struct Rationed {
-    struck: BTreeSet<NodeId>,
-    /// Its copies may be bad or missing, so that those of the others must be spared.
-    tainted: Option<NodeId>,
-}
-
-impl Ration {
-    fn held(&self) -> MutexGuard<'_, Rationed> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn strike(&self, node: NodeId, nodes: usize) {
-        let mut held = self.held();
-        assert!(held.struck.insert(node), "one trouble at a time for node {node}");
-        assert!(held.struck.len() <= (nodes - 1) / 2, "at most a minority of {nodes} nodes is in trouble");
-        let is_spared = held.tainted.is_some_and(|tainted| tainted != node);
-        assert!(!is_spared || held.struck.len() == 1, "beside node {:?} only one more is touched", held.tainted);
-    }
-
-    /// The copies of some node may be bad until they have been looked at.
-    pub fn is_tainted(&self) -> bool {
-        self.held().tainted.is_some()
-    }
-
-    pub fn is_tainted_node(&self, node: NodeId) -> bool {
-        self.held().tainted == Some(node)
-    }
-
-    fn mend(&self, node: NodeId) {
-        assert!(self.held().struck.remove(&node), "node {node} was in trouble");
-    }
-}
+/// Reads that fail on a bad day of a disk, in a million.
+const READ_ERRORS_PPM: u64 = 20_000;
+/// What a full disk may still take.
+const FULL_ROOM_BYTES: u64 = 3 << 20;
 
 /// What happens to one node, and is undone after a while.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,23 +32,23 @@ enum Trouble {
     Kill,
     ShutDown,
     Pause,
-    /// No link to anybody, in neither direction.
     Isolated,
-    /// It is heard by nobody.
     Mute,
-    /// It hears nobody.
     Deaf,
-    /// One link is cut, both ways: the others are bridges.
     Bridge,
-    /// One link is cut, one way.
     OneWay,
     Flapping,
-    /// What is sent to it and by it waits, and arrives later.
     Hang,
+    SlowLinks,
     SlowDisks,
+    FlushError,
+    ReadErrors,
+    FullDisk,
+    VanishedDisk,
+    ClockJumps,
 }
 
-const TROUBLES: [Trouble; 13] = [
+const TROUBLES: [Trouble; 19] = [
     Trouble::PowerCut,
     Trouble::PowerCutInOperation,
     Trouble::Kill,
@@ -101,13 +61,56 @@ const TROUBLES: [Trouble; 13] = [
     Trouble::OneWay,
     Trouble::Flapping,
     Trouble::Hang,
+    Trouble::SlowLinks,
     Trouble::SlowDisks,
+    Trouble::FlushError,
+    Trouble::ReadErrors,
+    Trouble::FullDisk,
+    Trouble::VanishedDisk,
+    Trouble::ClockJumps,
 ];
 
 impl Trouble {
     /// All others can work as if the node did not exist.
     fn leaves_service(self) -> bool {
-        !matches!(self, Trouble::Bridge | Trouble::OneWay | Trouble::Flapping | Trouble::SlowDisks)
+        matches!(
+            self,
+            Trouble::PowerCut
+                | Trouble::PowerCutInOperation
+                | Trouble::Kill
+                | Trouble::ShutDown
+                | Trouble::Pause
+                | Trouble::Isolated
+                | Trouble::Mute
+                | Trouble::Deaf
+                | Trouble::Hang
+                | Trouble::ClockJumps
+        )
+    }
+
+    /// As the story tells it and as it is counted.
+    fn what(self) -> &'static str {
+        match self {
+            Trouble::PowerCut => "a power cut",
+            Trouble::PowerCutInOperation => "a power cut in the middle of a disk operation",
+            Trouble::Kill => "its process is killed",
+            Trouble::ShutDown => "an orderly shutdown",
+            Trouble::Pause => "it is paused",
+            Trouble::Isolated => "no link to anybody",
+            Trouble::Mute => "nobody hears it",
+            Trouble::Deaf => "it hears nobody",
+            Trouble::Bridge => "one link is cut, the others are bridges",
+            Trouble::OneWay => "one link is cut one way",
+            Trouble::Flapping => "its links come and go",
+            Trouble::Hang => "its connections hang",
+            Trouble::SlowLinks => "its links are slow",
+            Trouble::SlowDisks => "its disks are slow",
+            Trouble::FlushError => "a flush fails, then it is started anew",
+            Trouble::ReadErrors => "reads of a disk fail now and then",
+            Trouble::FullDisk => "a disk is full",
+            Trouble::VanishedDisk => "a disk vanishes, then it is started anew with the disk",
+            Trouble::ClockJumps => "its clocks jump and drift",
+        }
     }
 }
 
@@ -128,32 +131,65 @@ impl Nemesis {
 
     /// Brings trouble until its share is done or the clients are; then all nodes run and reach each other.
     pub async fn trouble(&self, clients_done: Arc<AtomicBool>) -> Result<(), Refused> {
-        for _ in 0..self.plan.crashes {
+        if self.is_undisturbed() {
+            self.excuses.calm_since_nanos.store(0, Ordering::Relaxed);
+            return Ok(());
+        }
+        for number in 0..self.plan.crashes {
             if clients_done.load(Ordering::Relaxed) {
                 break;
             }
             self.sim.sleep(Duration::from_millis(self.sim.below(600))).await;
             self.excuses.calm_since_nanos.store(TROUBLE, Ordering::Relaxed);
-            match self.sim.below(20) {
-                0..2 => self.cut_all_power().await?,
-                2 => self.replace_disk().await?,
-                3 => self.replace_node().await?,
-                4 => self.rot_chunks().await?,
-                5 => self.rot_metadata().await?,
-                _ => self.strike_some().await?,
+            match self.plan.profile {
+                // Nothing happens before the end of its story.
+                Profile::Calm if number > 0 => break,
+                Profile::Calm => self.lose_all_but_one().await?,
+                Profile::Growth if number > 1 => break,
+                Profile::Growth if number == 0 => self.grow().await?,
+                Profile::Growth => self.shrink().await?,
+                Profile::LostLog => self.lose_a_log().await?,
+                Profile::Apart => self.part_leaders().await?,
+                _ => self.bring_some().await?,
             }
             self.excuses.calm_since_nanos.store(self.sim.now().0, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    fn draw_node(&self) -> NodeId {
+    /// Nothing happens at all: then nothing is excused.
+    pub fn is_undisturbed(&self) -> bool {
+        self.plan.profile == Profile::Calm && self.plan.nodes > 3
+    }
+
+    async fn bring_some(&self) -> Result<(), Refused> {
+        match self.sim.below(26) {
+            0..2 => self.cut_all_power().await,
+            2 => self.replace_disk().await,
+            3 => self.replace_node().await,
+            4 => self.spoil_chunks().await,
+            5 => self.rot_metadata().await,
+            6 => self.part_leaders().await,
+            7 => self.restart_in_turn().await,
+            8 if self.plan.nodes > 3 => self.drain_one().await,
+            9 => self.give_wrong_disk().await,
+            10 => self.roughen().await,
+            11..13 => self.flicker().await,
+            _ => self.strike_some().await,
+        }
+    }
+
+    /// Any node; a leader more often than not.
+    pub fn draw_node(&self) -> NodeId {
+        let leaders: BTreeSet<NodeId> = self.cluster.leaders().into_values().collect();
         let nodes = self.cluster.nodes();
-        nodes[self.sim.below(nodes.len() as u64) as usize]
+        let leaders: Vec<NodeId> = leaders.into_iter().filter(|node| nodes.contains(node)).collect();
+        let from = if leaders.is_empty() || self.sim.below(2) == 0 { nodes } else { leaders };
+        from[self.sim.below(from.len() as u64) as usize]
     }
 
     /// Short outages mostly, long ones sometimes.
-    fn outage(&self) -> Duration {
+    pub fn outage(&self) -> Duration {
         let millis_max = match self.sim.below(10) {
             0..4 => 300,
             4..7 => 1500,
@@ -165,8 +201,7 @@ impl Nemesis {
 
     /// Trouble for one node, or in a large cluster for a minority of them, each in its own way.
     async fn strike_some(&self) -> Result<(), Refused> {
-        let tainted = self.ration.held().tainted;
-        let count_max = if tainted.is_some() { 1 } else { (self.plan.nodes as u64 - 1) / 2 };
+        let count_max = if self.ration.tainted().is_some() { 1 } else { (self.plan.nodes as u64 - 1) / 2 };
         let count = 1 + self.sim.below(count_max);
         let mut victims = BTreeSet::new();
         while (victims.len() as u64) < count {
@@ -178,7 +213,10 @@ impl Nemesis {
             .map(|victim| (victim, TROUBLES[self.sim.below(TROUBLES.len() as u64) as usize]))
             .collect();
         let outage = self.outage();
-        self.recorder.note(|| format!("for {outage:?}: {troubles:?}"));
+        for (victim, trouble) in &troubles {
+            self.recorder.fault(trouble.what());
+            self.recorder.note(|| format!("NEMESIS node {victim}: {}, for {outage:?}", trouble.what()));
+        }
         // Two of five may be two of the three that vote in a shard.
         let leaves_service = troubles.len() == 1 && troubles.iter().all(|(_, trouble)| trouble.leaves_service());
         let strikes = troubles.into_iter().map(|(victim, trouble)| self.strike(victim, trouble, outage));
@@ -189,6 +227,7 @@ impl Nemesis {
             }
         })
         .await;
+        self.recorder.note(|| "NEMESIS that is over".into());
         struck.into_iter().collect()
     }
 
@@ -247,15 +286,63 @@ impl Nemesis {
                 }
             }
             Trouble::Hang => self.hang(&[to, from].concat(), outage).await,
+            Trouble::SlowLinks => self.slow(&[to, from].concat(), outage).await,
             Trouble::SlowDisks => {
                 let factor = [20, 200][self.sim.below(2) as usize];
                 self.cluster.disks(victim).iter().for_each(|disk| disk.set_slowness(factor));
                 self.sim.sleep(outage).await;
                 self.cluster.disks(victim).iter().for_each(|disk| disk.set_slowness(1));
             }
+            Trouble::FlushError | Trouble::ReadErrors | Trouble::FullDisk | Trouble::VanishedDisk => {
+                self.break_disk(victim, trouble, outage).await?;
+            }
+            Trouble::ClockJumps => {
+                self.unsettle_clocks(victim);
+                self.sim.sleep(outage).await;
+                self.unsettle_clocks(victim);
+            }
         }
         self.recorder.count("node_outages", 1);
         self.ration.mend(victim);
+        Ok(())
+    }
+
+    /// One disk of a node is out of order, by errors or for lack of room; nothing that it holds is harmed.
+    async fn break_disk(&self, victim: NodeId, trouble: Trouble, outage: Duration) -> Result<(), Refused> {
+        let disks = self.cluster.chunk_disks(victim);
+        let disk = &disks[self.sim.below(disks.len() as u64) as usize];
+        self.recorder.note(|| format!("NEMESIS it is {}", base::env::Disk::describe(&**disk)));
+        let until_restart = match trouble {
+            Trouble::FlushError => {
+                disk.inject(Fault::FlushError, 1 + self.sim.below(10));
+                true
+            }
+            Trouble::VanishedDisk => {
+                disk.set_vanished(true);
+                true
+            }
+            Trouble::ReadErrors => {
+                // The last one: where there are two, not the one with the metadata.
+                disks[disks.len() - 1].set_rate_ppm(Fault::ReadError, READ_ERRORS_PPM);
+                false
+            }
+            _ => {
+                disk.set_room(FULL_ROOM_BYTES);
+                self.excuses.full.store(true, Ordering::Relaxed);
+                false
+            }
+        };
+        self.sim.sleep(outage).await;
+        for disk in &disks {
+            disk.inject(Fault::FlushError, NEVER);
+            disk.set_rate_ppm(Fault::ReadError, 0);
+            disk.set_vanished(false);
+            disk.set_unlimited();
+        }
+        if until_restart || trouble == Trouble::ReadErrors {
+            self.cluster.crash(victim).await;
+            self.start(victim).await?;
+        }
         Ok(())
     }
 
@@ -288,222 +375,69 @@ impl Nemesis {
         }
     }
 
-    async fn cut(&self, links: &[(NodeId, NodeId)], outage: Duration) {
-        self.recorder.count("network_cuts", 1);
+    pub async fn cut(&self, links: &[(NodeId, NodeId)], outage: Duration) {
         links.iter().for_each(|(from, to)| self.sim.cut(*from, *to));
         self.sim.sleep(outage).await;
         links.iter().for_each(|(from, to)| self.sim.uncut(*from, *to));
     }
 
     async fn hang(&self, links: &[(NodeId, NodeId)], outage: Duration) {
-        self.recorder.count("network_hangs", 1);
         links.iter().for_each(|(from, to)| self.sim.hang(*from, *to));
         self.sim.sleep(outage).await;
         links.iter().for_each(|(from, to)| self.sim.unhang(*from, *to));
     }
 
-    /// The one event that the ration does not hold for: everything that was acknowledged is on disks.
-    pub async fn cut_all_power(&self) -> Result<(), Refused> {
-        self.recorder.count("power_cuts_of_all", 1);
-        self.cluster.crash_all().await;
-        let starts = self.cluster.nodes().into_iter().map(|node| async move {
-            self.sim.sleep(Duration::from_millis(self.sim.below(2000))).await;
-            self.start(node).await
-        });
-        join_all(starts).await.into_iter().collect()
-    }
-
-    /// Before something is destroyed, everything has all its copies; and nothing else was damaged before.
-    async fn draw_doomed(&self) -> Result<NodeId, Refused> {
-        self.await_safe("before something is destroyed").await?;
-        let tainted = self.ration.held().tainted;
-        Ok(tainted.unwrap_or_else(|| self.draw_node()))
-    }
-
-    /// A disk without metadata comes back empty.
-    async fn replace_disk(&self) -> Result<(), Refused> {
-        let victim = self.draw_doomed().await?;
-        let Some(disk) = self.cluster.chunk_disks(victim).get(1).cloned() else { return Ok(()) };
-        self.ration.strike(victim, self.plan.nodes);
-        self.recorder.note(|| format!("disk {} of node {victim} is replaced by an empty one", disk.name()));
-        self.recorder.count("disks_replaced", 1);
-        self.cluster.crash(victim).await;
-        disk.erase();
-        self.sim.sleep(self.outage()).await;
-        self.start(victim).await?;
-        self.ration.mend(victim);
-        self.await_safe("after a disk was replaced").await
-    }
-
-    /// A node is gone with all its disks, is removed, and a new one joins.
-    async fn replace_node(&self) -> Result<(), Refused> {
-        let victim = self.draw_doomed().await?;
-        self.ration.strike(victim, self.plan.nodes);
-        self.cluster.crash(victim).await;
-        self.sim.sleep(self.outage()).await;
-        self.replace(victim).await
-    }
-
-    /// Removes `victim`, which does not run, and has a new node join.
-    async fn replace(&self, victim: NodeId) -> Result<(), Refused> {
-        self.recorder.note(|| format!("node {victim} is gone for good"));
-        self.recorder.count("nodes_replaced", 1);
-        self.cluster.disks(victim).iter().for_each(|disk| disk.erase());
-        let mut last = String::new();
-        let mut is_removed = false;
-        for _ in 0..TRIES_MAX {
-            let through = self.any_serving_but(victim).await;
-            match self.cluster.remove(victim, &through).await {
-                Ok(()) => {
-                    is_removed = true;
-                    break;
-                }
-                Err(why) => last = why,
-            }
-            self.sim.sleep(Duration::from_secs(1)).await;
+    pub async fn slow(&self, links: &[(NodeId, NodeId)], outage: Duration) {
+        for (from, to) in links {
+            self.sim.set_link_delay(*from, *to, Duration::from_millis(self.sim.below(400)));
         }
-        self.ration.mend(victim);
-        self.ration.held().tainted = None;
-        if !is_removed {
-            self.recorder.violation(format!("node {victim} cannot be removed: {last}"));
-            return Err(Refused);
-        }
-        self.join().await?;
-        self.await_safe("after a node was replaced").await
+        self.sim.sleep(outage).await;
+        links.iter().for_each(|(from, to)| self.sim.set_link_delay(*from, *to, Duration::ZERO));
     }
 
-    /// No two clocks agree.
-    fn unsettle_clocks(&self, node: NodeId) {
-        let drift_ppm_max = 500;
-        self.sim.set_drift(node, self.sim.below(2 * drift_ppm_max) as i64 - drift_ppm_max as i64);
-        self.sim.jump_wall(node, self.sim.below(120_000) as i64 - 60_000);
+    /// For a while, the whole network loses, repeats and delays.
+    async fn roughen(&self) -> Result<(), Refused> {
+        let outage = self.outage();
+        self.recorder.fault("a rough network");
+        self.recorder.note(|| format!("NEMESIS the network loses, repeats and delays messages, for {outage:?}"));
+        self.sim.set_net_model(NetModel { duplicate_ppm: 200_000, ..NetModel::rough() });
+        self.sim.sleep(outage).await;
+        self.sim.set_net_model(if self.plan.is_rough { NetModel::rough() } else { NetModel::default() });
+        Ok(())
     }
 
-    async fn any_serving_but(&self, not: NodeId) -> Serving {
-        loop {
-            let serving = self.verifier.serving().await;
-            if serving.node != not {
-                return serving;
-            }
-            self.sim.sleep(SAFE_CHECK).await;
-        }
-    }
-
-    /// A new node joins and starts.
-    async fn join(&self) -> Result<(), Refused> {
-        let mut last = String::new();
-        for _ in 0..TRIES_MAX {
-            let through = self.verifier.serving().await;
-            match self.cluster.join(&through).await {
-                Ok(node) => {
-                    self.recorder.note(|| format!("node {node} joins"));
-                    self.recorder.count("nodes_joined", 1);
-                    self.unsettle_clocks(node);
-                    return self.start(node).await;
-                }
-                Err(why) => last = why,
-            }
-            self.sim.sleep(Duration::from_secs(1)).await;
-        }
-        self.recorder.violation(format!("no node can join: {last}"));
-        Err(Refused)
-    }
-
-    /// Chunks of one node rot; from then on, those of the others are spared.
-    async fn rot_chunks(&self) -> Result<(), Refused> {
-        let victim = self.draw_doomed().await?;
-        let Some(disk) = self.cluster.chunk_disks(victim).get(1).cloned() else { return Ok(()) };
-        self.ration.held().tainted = Some(victim);
-        for _ in 0..1 + self.sim.below(6) {
-            if let Some((file, offset)) = disk.flip_anywhere() {
-                self.recorder.note(|| format!("a bit has flipped on node {victim} in {file} at byte {offset}"));
-                self.recorder.count("chunk_bits_flipped", 1);
-            }
+    /// All nodes, one after the other, as for a new version.
+    async fn restart_in_turn(&self) -> Result<(), Refused> {
+        self.recorder.fault("all nodes are restarted in turn");
+        for node in self.cluster.nodes() {
+            self.recorder.note(|| format!("NEMESIS node {node} is restarted in its turn"));
+            self.ration.strike(node, self.plan.nodes);
+            self.stop(node, [Trouble::ShutDown, Trouble::Kill][self.sim.below(2) as usize]).await;
+            self.start(node).await?;
+            self.ration.mend(node);
+            self.sim.sleep(Duration::from_millis(500 + self.sim.below(1500))).await;
         }
         Ok(())
     }
 
-    /// The metadata disk of one node rots while it is stopped: it serves what is right, or says no and is replaced.
-    async fn rot_metadata(&self) -> Result<(), Refused> {
-        let victim = self.draw_doomed().await?;
-        self.ration.strike(victim, self.plan.nodes);
-        self.ration.held().tainted = Some(victim);
-        self.cluster.crash(victim).await;
-        let disk = &self.cluster.chunk_disks(victim)[0];
-        for _ in 0..1 + self.sim.below(4) {
-            if let Some((file, offset)) = disk.flip_anywhere() {
-                self.recorder.note(|| format!("a bit has flipped on node {victim} in {file} at byte {offset}"));
-                self.recorder.count("metadata_bits_flipped", 1);
-            }
-        }
-        match self.cluster.start(victim).await {
-            Ok(()) => {
-                self.ration.mend(victim);
-                Ok(())
-            }
-            Err(failure) => {
-                self.recorder.note(|| format!("node {victim} does not start: {failure:?}"));
-                self.recorder.count("starts_refused", 1);
-                if self.sim.is_running(victim) {
-                    self.cluster.kill(victim).await;
-                }
-                self.replace(victim).await
-            }
-        }
+    /// The links between those who lead different groups are cut, both ways, for long enough that somebody is voted down.
+    pub async fn part_leaders(&self) -> Result<(), Refused> {
+        let leaders: Vec<NodeId> =
+            self.cluster.leaders().into_values().collect::<BTreeSet<NodeId>>().into_iter().collect();
+        let (Some(one), Some(other)) = (leaders.first().copied(), leaders.get(1).copied()) else { return Ok(()) };
+        let outage = Duration::from_millis(500 + self.sim.below(9000));
+        self.recorder.fault("leaders do not reach each other");
+        self.recorder.note(|| format!("NEMESIS nodes {one} and {other}, who lead, are apart for {outage:?}"));
+        self.ration.strike(other, self.plan.nodes);
+        self.cut(&[(one, other), (other, one)], outage).await;
+        self.ration.mend(other);
+        Ok(())
     }
 
-    /// Waits until every node runs, reaches the others, and says that everything is safe.
-    pub async fn await_safe(&self, when: &str) -> Result<(), Refused> {
-        let began = self.sim.now();
-        loop {
-            let Some(why) = self.why_unsafe().await else {
-                self.recorder.note(|| format!("safe {when}, after {:?}", self.sim.now().since(began)));
-                return Ok(());
-            };
-            if self.sim.now().since(began) > SAFE_MAX / 2 {
-                // What is lost in silence again and again, nobody can wait for.
-                self.sim.set_net_model(NetModel::default());
-            }
-            if self.sim.now().since(began) > SAFE_MAX {
-                self.recorder.violation(format!("never safe {when}: {why}"));
-                return Err(Refused);
-            }
-            self.sim.sleep(SAFE_CHECK).await;
-        }
-    }
-
-    /// What the first node says that does not find everything safe.
-    async fn why_unsafe(&self) -> Option<String> {
-        for node in self.cluster.nodes() {
-            let why = self.why_unsafe_to(node).await;
-            if why.is_some() {
-                return why;
-            }
-        }
-        None
-    }
-
-    async fn why_unsafe_to(&self, node: NodeId) -> Option<String> {
-        let Some(status) = self.cluster.cluster_status(node).await else {
-            return Some(format!("node {node} does not serve"));
-        };
-        let is_safe = status.verdict == Verdict::Safe;
-        (!is_safe).then(|| {
-            let nodes: Vec<String> =
-                status.nodes.iter().map(|node| format!("{}.{} {}", node.id, node.generation, node.state)).collect();
-            let groups: Vec<String> = status
-                .groups
-                .iter()
-                .map(|group| format!("{}: node {} leads {:?}", group.id, group.leader, group.voters))
-                .collect();
-            format!(
-                "node {node} says {:?}: {}\n      (map {}, nodes [{}], groups [{}])",
-                status.verdict,
-                status.reasons.join("; "),
-                status.epoch,
-                nodes.join(", "),
-                groups.join(", ")
-            )
-        })
+    /// No two clocks agree.
+    pub fn unsettle_clocks(&self, node: NodeId) {
+        let drift_ppm_max = 500;
+        self.sim.set_drift(node, self.sim.below(2 * drift_ppm_max) as i64 - drift_ppm_max as i64);
+        self.sim.jump_wall(node, self.sim.below(120_000) as i64 - 60_000);
     }
 }

@@ -5,6 +5,7 @@ use base::ids::NodeId;
 use base::sim::SimHandle;
 use bytes::Bytes;
 use client::{Attributes, BucketInfo, Client, Error, FinishPut, ObjectVersion, Precondition, Written};
+use meta::map::command::{Acknowledgement, BucketEntry, MapCommand};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -13,7 +14,7 @@ use std::time::Duration;
 use crate::cluster::{Cluster, FOUNDER, NoAnswer, OWNER, Serving};
 use crate::content::Content;
 use crate::history::{Condition, Outcome, Value};
-use crate::plan::Plan;
+use crate::plan::{Plan, Profile};
 use crate::recorder::{KeyName, Recorder};
 
 /// What the nemesis has made excusable at the moment.
@@ -21,6 +22,8 @@ use crate::recorder::{KeyName, Recorder};
 pub struct Excuses {
     /// Damage was done: errors are right answers, wrong bytes never are.
     pub damage: AtomicBool,
+    /// A disk is or was full.
+    pub full: AtomicBool,
     /// In a cluster: since when nothing stands in the way of an answer; `TROUBLE` while something does.
     pub calm_since_nanos: AtomicU64,
 }
@@ -134,6 +137,9 @@ impl Worker {
             if plan.versioned {
                 client.set_versioning(plan.name, client::Versioning::Enabled).await?;
             }
+            if plan.majority {
+                acknowledge_by_majority(&client, plan.name).await?;
+            }
             Ok(())
         });
         match made.await {
@@ -163,13 +169,17 @@ impl Worker {
         self.sim.now().0.checked_sub(calm_since).is_none_or(|calm| Duration::from_nanos(calm) < ANSWER_MAX)
     }
 
+    fn is_full_excused(&self) -> bool {
+        self.plan.profile == Profile::DiskFull || (self.excuses.full.load(Ordering::Relaxed) && self.is_troubled())
+    }
+
     /// Answers that are always possible are fine; anything else is a violation.
     pub fn judge_error(&self, what: &str, error: &Error) {
         match error {
             Error::Unavailable(_) | Error::OutcomeUnknown(_) if self.are_errors_excused() || self.is_troubled() => {
                 self.recorder.count("unavailable", 1);
             }
-            Error::Full if self.plan.profile == crate::plan::Profile::DiskFull => self.recorder.count("full", 1),
+            Error::Full if self.is_full_excused() => self.recorder.count("full", 1),
             Error::Damaged(_) if self.are_errors_excused() => self.recorder.count("damaged", 1),
             other => self.recorder.violation(format!(
                 "client {} at {:?}: {what} answered {other:?}",
@@ -235,6 +245,13 @@ impl Worker {
             }
         }
     }
+}
+
+async fn acknowledge_by_majority(client: &Client, name: &str) -> Result<(), Error> {
+    let map = client.refresh_map().await?;
+    let entry = map.active_bucket(name).cloned().ok_or(Error::NoSuchBucket)?;
+    let entry = BucketEntry { acknowledgement: Acknowledgement::Majority as i32, ..entry };
+    client.change_map_checked(MapCommand::SetBucket(entry)).await.map(|_| ())
 }
 
 /// Writes an object in pieces of `piece_len` bytes.

@@ -7,6 +7,7 @@
 use base::checksum::crc64;
 use base::env::MonoTime;
 use base::ids::{ChunkId, GroupId, LogIndex, Term};
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -253,7 +254,7 @@ async fn move_journal(
     let (mut idle, needed, marks) = {
         let shared = inner.shared();
         let rule = &inner.options.may_drop_tombstone;
-        let is_idle = |id: &ChunkId| shared.state.tombstone_is_idle(*id, number);
+        let is_idle = |id: &ChunkId| shared.state.tombstone_is_idle(*id, number) || plant::is(Plant::DropTombstone);
         let (idle, needed): (Vec<_>, Vec<_>) = tombstones.into_iter().partition(|id| is_idle(id) && rule(*id));
         let (idle_marks, marks): (Vec<_>, Vec<_>) = evicted.into_iter().partition(is_idle);
         ([idle, idle_marks].concat(), needed, marks)
@@ -400,8 +401,16 @@ async fn move_bulk(
     Ok(())
 }
 
-/// The live chunks of a bulk volume, by offset. Looks through the index in steps, so that nobody waits long for it.
+/// The live chunks of a bulk volume, by offset.
 pub async fn large_in(inner: &Inner, number: VolumeNumber) -> Vec<(ChunkId, Live)> {
+    let here = |live: &Live| live.volume == number && live.is_large() && live.health == Health::Good;
+    let mut found = live_where(inner, here).await;
+    found.sort_by_key(|(_, live)| live.offset);
+    found
+}
+
+/// Live chunks, by id. Looks through the index in steps, so that nobody waits long for it.
+pub async fn live_where(inner: &Inner, is_wanted: impl Fn(&Live) -> bool) -> Vec<(ChunkId, Live)> {
     const STEP: usize = 8192;
     let mut found = Vec::new();
     let mut from = ChunkId::from_u128(0);
@@ -411,15 +420,12 @@ pub async fn large_in(inner: &Inner, number: VolumeNumber) -> Vec<(ChunkId, Live
             shared.state.index.live_in(from..=ChunkId::from_u128(u128::MAX)).take(STEP).collect()
         };
         let (len, last) = (step.len(), step.last().map(|(id, _)| id.to_u128()));
-        let here = |live: &Live| live.volume == number && live.is_large() && live.health == Health::Good;
-        found.extend(step.into_iter().filter(|(_, live)| here(live)));
+        found.extend(step.into_iter().filter(|(_, live)| is_wanted(live)));
         match last {
             Some(last) if len == STEP && last < u128::MAX => from = ChunkId::from_u128(last + 1),
-            _ => break,
+            _ => return found,
         }
     }
-    found.sort_by_key(|(_, live)| live.offset);
-    found
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use base::Env;
 use base::env::{Disk, OpenMode};
 use base::ids::ChunkId;
+use base::plant::{self, Plant};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -18,7 +19,7 @@ use crate::format::volume::{VolumeKind, VolumeName};
 use crate::identity::DiskIdentity;
 use crate::index::VolumeNumber;
 use crate::queue::Queue;
-use crate::recovery::number_of;
+use crate::recovery::{incarnation_of, number_of};
 use crate::report::EngineStats;
 use crate::space::Space;
 use crate::state::{State, Volume};
@@ -199,7 +200,9 @@ impl Inner {
             let mut shared = self.shared();
             let incarnation = shared.state.next_incarnation.max(1);
             shared.state.next_incarnation = incarnation + 1;
-            (incarnation, shared.spare.pop())
+            let spare = shared.spare.pop();
+            let kept = spare.filter(|_| plant::is(Plant::ReuseIncarnation)).map(|spare| incarnation_of(&spare.name));
+            (kept.unwrap_or(incarnation), spare)
         };
         let number = number_of(incarnation)?;
         let name = VolumeName::Live(kind, incarnation);
@@ -212,7 +215,9 @@ impl Inner {
             None => VolumeFile::open(self.disk.as_ref(), name, seed, OpenMode::CreateNew),
         };
         let file = Arc::new(opened.map_err(|error| self.write_failed("making a volume", &error))?);
-        self.disk.flush_directory().map_err(|error| self.write_failed("flushing the disk directory", &error))?;
+        if !plant::is(Plant::SkipDirectoryFlush) {
+            self.disk.flush_directory().map_err(|error| self.write_failed("flushing the disk directory", &error))?;
+        }
         let mut shared = self.shared();
         shared.files.insert(number, file.clone());
         shared.state.volumes.insert(number, Volume::new(kind));

@@ -5,6 +5,7 @@
 //! the trim that made the hole is read. Only at the end must it be sound.
 
 use base::ids::{GroupId, LogIndex, PeerId, Term};
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -286,7 +287,9 @@ impl GroupLog {
     /// An entry cuts the log before it, also where recovery knows nothing of what was in between: a volume that held
     /// only entries that were overwritten or trimmed later may be gone.
     fn push(&mut self, index: LogIndex, entry: EntryAt, weigh: &mut dyn FnMut(Weight)) {
-        self.cut_from(index, weigh);
+        if !plant::is(Plant::ResurrectBehindCut) {
+            self.cut_from(index, weigh);
+        }
         weigh(Weight { volume: entry.volume, records: 1, bytes: entry.cost() as i64 });
         self.entries.insert(index, entry);
     }

@@ -110,7 +110,7 @@ fn list(disk: &Arc<dyn Disk>) -> Result<Vec<VolumeName>, StoreError> {
     Ok(entries.iter().filter_map(|entry| VolumeName::parse(&entry.name)).collect())
 }
 
-fn incarnation_of(name: &VolumeName) -> u64 {
+pub fn incarnation_of(name: &VolumeName) -> u64 {
     let (VolumeName::Live(_, incarnation) | VolumeName::Free(incarnation)) = *name;
     incarnation
 }

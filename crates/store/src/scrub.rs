@@ -1,15 +1,18 @@
 //! Reads everything again from time to time, so that rot is found while other copies still exist.
 
+use base::ids::ChunkId;
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::compaction::large_in;
+use crate::compaction::{large_in, live_where};
 use crate::errors::StoreError;
 use crate::format::batch::Parsed;
 use crate::format::record::{Kind, split_id};
 use crate::format::volume::VolumeKind;
-use crate::index::{Slot, VolumeNumber};
+use crate::index::{Live, Slot, VolumeNumber};
 use crate::inner::{Inner, Pacer, count};
 use crate::read::{self, ReadFailure};
 use crate::report::{DamagedWhat, ScrubReport};
@@ -61,10 +64,14 @@ pub async fn pass(inner: &Arc<Inner>, bytes_per_s: u64) -> Result<ScrubReport, S
 
 async fn journal(inner: &Arc<Inner>, number: VolumeNumber, file: &VolumeFile, pacer: &Pacer, report: &mut ScrubReport) {
     let end = inner.shared().state.volumes.get(&number).map_or(0, |volume| volume.end);
+    // Stretches in which no record can be named, and the locators that were met elsewhere.
+    let mut holes: Vec<Range<u64>> = Vec::new();
+    let mut located: BTreeSet<ChunkId> = BTreeSet::new();
     let mut visit = |item: Item| match item {
         Item::Gap(range) => {
             let what = DamagedWhat::Unknown { len_bytes: range.end - range.start };
             note(inner, number, range.start, what, "no batch can be read here");
+            holes.push(range);
         }
         Item::Batch(batch) => {
             report.bytes += u64::from(batch.header.len);
@@ -76,7 +83,10 @@ async fn journal(inner: &Arc<Inner>, number: VolumeNumber, file: &VolumeFile, pa
             if let Some(range) = &batch.contents.unknown {
                 let what = DamagedWhat::Unknown { len_bytes: range.end - range.start };
                 note(inner, number, range.start, what, "records of a batch cannot be told apart");
+                holes.push(range.clone());
             }
+            let locators = batch.contents.records.iter().filter(|record| record.kind == Kind::Locator);
+            located.extend(locators.map(|record| ChunkId::from_bytes(record.id)));
             let whole = batch.contents.records.iter().all(|record| record.content.is_ok());
             if let Some(blemish) = batch.blemish {
                 note(inner, number, at, DamagedWhat::Bookkeeping, blemish);
@@ -86,6 +96,23 @@ async fn journal(inner: &Arc<Inner>, number: VolumeNumber, file: &VolumeFile, pa
         }
     };
     scan_paced(&file.file, file.seed, Extent::Sealed(end), Some(pacer), &mut visit).await;
+    if !holes.is_empty() {
+        mark_lost(inner, number, &holes, &located).await;
+    }
+}
+
+/// What the index believes to lie in a hole is not there: a write that was reported done and never was, or landed
+/// elsewhere. After the next start nothing would even name it.
+async fn mark_lost(inner: &Inner, number: VolumeNumber, holes: &[Range<u64>], located: &BTreeSet<ChunkId>) {
+    let is_lost = |id: &ChunkId, live: &Live| match live.is_large() {
+        true => !located.contains(id),
+        false => holes.iter().any(|hole| hole.contains(&live.offset)),
+    };
+    let held = live_where(inner, |live| live.journal == number).await;
+    for (id, live) in held.into_iter().filter(|(id, live)| is_lost(id, live)) {
+        let detail = "its record cannot be read any more";
+        inner.shared().state.mark_damaged(id, live.volume, live.offset, detail);
+    }
 }
 
 /// Writes a finding down, unless the volume was recycled under the scrub.
@@ -111,7 +138,7 @@ fn damaged_record(inner: &Inner, number: VolumeNumber, record: &Parsed) {
         }
         return;
     }
-    let id = base::ids::ChunkId::from_bytes(record.id);
+    let id = ChunkId::from_bytes(record.id);
     match state.index.get(id) {
         // Of a large chunk only the locator is here: it is damaged in the journal.
         Some(Slot::Live(live)) if matches!(record.kind, Kind::Chunk | Kind::Locator) && live.journal == number => {

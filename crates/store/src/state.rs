@@ -138,14 +138,18 @@ impl State {
 
     /// Writes a finding into the quarantine list and keeps its volume from being recycled.
     pub fn note_damage(&mut self, volume: VolumeNumber, offset: u64, what: DamagedWhat, detail: &str) {
-        self.damaged_count += 1;
         let pins = matches!(what, DamagedWhat::Raft(_) | DamagedWhat::Unknown { .. });
         if let Some(volume) = self.volumes.get_mut(&volume) {
             volume.pinned |= pins;
         }
         let record = DamagedRecord { volume: u64::from(volume), offset, what, detail: detail.to_string() };
+        // What was known is no news: whoever watches the count would look for its cause again and again.
         let known = self.damaged.iter().any(|d| d.volume == record.volume && d.offset == offset && d.what == what);
-        if !known && self.damaged.len() < DAMAGED_LISTED_MAX {
+        if known {
+            return;
+        }
+        self.damaged_count += 1;
+        if self.damaged.len() < DAMAGED_LISTED_MAX {
             self.damaged.push(record);
         }
     }

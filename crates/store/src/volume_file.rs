@@ -2,6 +2,7 @@
 
 use base::buffer::{AlignedBuf, BLOCK};
 use base::env::{Caching, Disk, File, Flush, OpenMode};
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use std::io;
 use std::sync::Arc;
@@ -65,11 +66,13 @@ impl VolumeFile {
     /// Writes and flushes a journal batch.
     pub async fn append(&self, offset: u64, bytes: Bytes) -> io::Result<()> {
         let end = offset + bytes.len() as u64;
+        let flush = if plant::is(Plant::SkipFlush) { Flush::No } else { Flush::Yes };
         if end <= self.written_end() {
-            self.file.write_at(offset, vec![bytes], Flush::Yes).await?;
+            let written = self.file.write_at(offset, vec![bytes], flush).await;
+            if plant::is(Plant::RetryFlush) { self.file.flush().await? } else { written? }
         } else {
             let _growing = self.growing.lock().await;
-            self.file.write_at(offset, vec![bytes], Flush::Yes).await?;
+            self.file.write_at(offset, vec![bytes], flush).await?;
             self.written_end.fetch_max(end, Ordering::AcqRel);
         }
         // Durable only if no flush that overlapped with this one failed: waits for the one under way.

@@ -21,7 +21,7 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  test    all tests, then 60 s of simulation, from seed 0 on, then the short half of chaos; needs only Rust and a C
+  test    all tests, then the fixed list of simulated seeds, then the short half of chaos; needs only Rust and a C
           compiler
   check   test, and: format, clippy with warnings denied, documentation, the crate graph,
           cargo deny where it is installed
@@ -31,12 +31,12 @@ usage: cargo xtask COMMAND
           suites and clients of others against a cluster: `cargo xtask conformance` says more
   fuzz    fuzz SECONDS [TARGET...]: each decoder for so long; needs cargo-fuzz
   chaos   real servers under real faults; `cargo xtask chaos --help` has its options
+  sim     the simulator: --seed N, --minutes M, --shrink, --plants, --fixed, --points; `sim --help` says more
 
 The last line is `henge: N passed, N failed, N skipped`.";
 
-/// Seconds of wall-clock time that `test` gives to the simulator. Always the same seeds, so that a red gate means a
-/// change for the worse; `simulate --seconds N` alone draws fresh ones, to look for what nobody has met yet.
-const SIMULATION_SECONDS: &str = "60";
+/// How the simulator is started; what follows is for it.
+const SIMULATE: [&str; 7] = ["run", "--quiet", "--package", "sim", "--bin", "simulate", "--"];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -48,6 +48,7 @@ fn main() -> ExitCode {
     }
     let mut counts = Counts::default();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        ["sim", rest @ ..] => return run::instead("cargo", &[&SIMULATE[..], rest].concat()),
         ["test"] => test(&mut counts),
         ["lint"] => lint(&mut counts),
         ["check"] => {
@@ -75,24 +76,7 @@ fn main() -> ExitCode {
 
 fn test(counts: &mut Counts) {
     run::tests(counts);
-    step(
-        counts,
-        "simulation",
-        "cargo",
-        &[
-            "run",
-            "--quiet",
-            "--package",
-            "sim",
-            "--bin",
-            "simulate",
-            "--",
-            "--seconds",
-            SIMULATION_SECONDS,
-            "--first",
-            "0",
-        ],
-    );
+    step(counts, "simulation", "cargo", &[&SIMULATE[..], &["--fixed"]].concat());
     match chaos::run(&["--gate".to_owned()]) {
         chaos::HOLDS => counts.passed += 1,
         chaos::SKIPPED => counts.skipped += 1,

@@ -1,7 +1,7 @@
 //! Running steps and counting what they report.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 
 /// Real counts: of tests as the test runner prints them, and one for each other step.
 #[derive(Default, Debug, PartialEq, Eq)]
@@ -23,6 +23,17 @@ pub fn step(counts: &mut Counts, name: &str, program: &str, arguments: &[&str]) 
         Err(error) => {
             println!("== {name} FAILED: {program} cannot be started: {error}");
             counts.failed += 1;
+        }
+    }
+}
+
+/// Runs a program in the place of this one: its output and its exit code are all there is.
+pub fn instead(program: &str, arguments: &[&str]) -> ExitCode {
+    match Command::new(program).args(arguments).status() {
+        Ok(status) => ExitCode::from(status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1)),
+        Err(error) => {
+            eprintln!("xtask: {program} cannot be started: {error}");
+            ExitCode::FAILURE
         }
     }
 }

@@ -137,7 +137,11 @@ impl SimDisk {
         let mut state = self.state();
         let (operations, writes) = state.stop();
         let state = &mut *state;
-        state.medium.lose_power(writes, state.capacity_bytes, &mut state.prng);
+        self.core.count_fault("writes in flight at a power cut", writes.len() as u64);
+        let lost = state.medium.lose_power(writes, state.capacity_bytes, &mut state.prng);
+        self.core.count_fault("sectors lost at a power cut", lost.sectors);
+        self.core.count_fault("sectors torn at a power cut", lost.torn);
+        self.core.count_fault("names lost at a power cut", lost.names);
         self.forget(operations);
     }
 
@@ -221,6 +225,8 @@ impl SimDisk {
 
     fn perform(&self, state: &mut State, kind: OperationKind) -> Outcome {
         let gone = state.vanished.then(|| io::Error::other("the disk is gone"));
+        self.core.count_fault("operations on a vanished disk", u64::from(state.vanished));
+        self.core.count_fault("operations on a slow disk", u64::from(state.model.slowness > 1));
         match (kind, gone) {
             (OperationKind::Read { reply, .. }, Some(error)) => Outcome::Read(reply, Err(error)),
             (OperationKind::Write { reply, .. } | OperationKind::Flush { reply, .. }, Some(error)) => {
@@ -228,10 +234,14 @@ impl SimDisk {
             }
             (OperationKind::Read { inode, offset, len, reply }, None) => {
                 let result = state.read(&inode, offset, len);
+                // The only way in which a read fails here.
+                self.core.count_fault("reads that fail", u64::from(result.is_err()));
                 Outcome::Read(reply, result)
             }
             (OperationKind::Write { inode, offset, pieces, flush, fault, reply }, None) => {
+                self.count_injected(fault);
                 let result = state.write(&inode, offset, &pieces, fault);
+                self.core.count_fault("writes on a full disk", u64::from(is_full(&result)));
                 if result.is_err() || flush == Flush::No {
                     return Outcome::Done(reply, result);
                 }
@@ -242,6 +252,7 @@ impl SimDisk {
                 let ignore = state.ignore_flushes;
                 let mut inode = lock(&inode);
                 if fails {
+                    self.count_injected(Some(Fault::FlushError));
                     inode.flush_failed(upto);
                     return Outcome::Done(reply, Err(io::Error::other("injected: the flush failed")));
                 }
@@ -266,6 +277,12 @@ impl SimDisk {
         self.begin(state, OperationKind::Flush { inode, upto, fails, reply }, nanos, upto);
     }
 
+    fn count_injected(&self, fault: Option<Fault>) {
+        if let Some(fault) = fault {
+            self.core.count_fault(fault.what(), 1);
+        }
+    }
+
     /// A change of the directory or of a size: done at once, durable later. An error when the power fails meanwhile.
     fn change<T>(&self, apply: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
         let mut state = self.state();
@@ -273,6 +290,10 @@ impl SimDisk {
         let out = apply(&mut state)?;
         if power_fails { Err(power_is_off()) } else { Ok(out) }
     }
+}
+
+fn is_full(result: &io::Result<()>) -> bool {
+    result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::StorageFull)
 }
 
 fn power_is_off() -> io::Error {
@@ -399,6 +420,7 @@ impl Disk for SimDisk {
             return Err(power_is_off());
         }
         if state.strikes(Fault::DirectoryFlushError) {
+            self.count_injected(Some(Fault::DirectoryFlushError));
             return Err(io::Error::other("injected: the flush of the directory failed"));
         }
         if !state.ignore_directory_flushes {

@@ -44,9 +44,13 @@ pub(super) struct World {
     pub(super) nodes: Vec<Node>,
     pub(super) node_slots: BTreeMap<NodeId, usize>,
     pub(super) trace: Trace,
+    /// How often which kind of fault has happened.
+    pub(super) faults: BTreeMap<&'static str, u64>,
     pub(super) prng: Prng,
     pub(super) events_max: u64,
     pub(super) events_done: u64,
+    /// Whose task runs at the moment.
+    pub(super) running_node: Option<NodeId>,
     /// Keyed by time, then by order of scheduling.
     events: BTreeMap<EventKey, Event>,
     events_scheduled: u64,
@@ -180,9 +184,11 @@ impl Core {
             nodes: Vec::new(),
             node_slots: BTreeMap::new(),
             trace: Trace::default(),
+            faults: BTreeMap::new(),
             prng: Prng::derived(seed, b"world"),
             events_max: EVENTS_MAX_DEFAULT,
             events_done: 0,
+            running_node: None,
             events: BTreeMap::new(),
             events_scheduled: 0,
             tasks: Vec::new(),
@@ -211,6 +217,12 @@ impl Core {
 
     pub(super) fn trace(&self, kind: TraceKind, a: u64, b: u64) {
         self.world().trace.push(self.now_nanos(), kind, a, b);
+    }
+
+    pub(super) fn count_fault(&self, kind: &'static str, by: u64) {
+        if by > 0 {
+            *self.world().faults.entry(kind).or_insert(0) += by;
+        }
     }
 
     pub(super) fn schedule(&self, at_nanos: u64, event: Event) -> EventKey {
@@ -372,6 +384,7 @@ impl Core {
             }
             task.waker.queued.store(false, Ordering::Relaxed);
             let future = task.future.take().expect("a task is polled by one call at a time");
+            world.running_node = (task.node != HOST).then_some(node.id);
             let out = (future, task.waker.clone(), task.name, node.id);
             world.trace.push(self.now_nanos(), TraceKind::Task, u64::from(id.slot), u64::from(id.use_count));
             world.count_event(self.seed);
@@ -381,6 +394,7 @@ impl Core {
         let waker = Waker::from(waker);
         let polled = future.as_mut().poll(&mut Context::from_waker(&waker));
         let mut world = self.world();
+        world.running_node = None;
         let slot = &mut world.tasks[id.slot as usize];
         let mut finished = None;
         // The node may have crashed meanwhile: then the slot is no longer ours.

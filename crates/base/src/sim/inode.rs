@@ -96,6 +96,15 @@ impl Survival {
     }
 }
 
+/// What a crash took.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Lost {
+    pub(super) sectors: u64,
+    pub(super) torn: u64,
+    /// Changes of the directory.
+    pub(super) names: u64,
+}
+
 /// The write did not fit; what came before the full sector was written.
 #[derive(Debug)]
 pub(super) struct NoRoom;
@@ -204,9 +213,11 @@ impl Inode {
     }
 
     /// Power is lost: any subset of what was not flushed survives, in any order, sectors torn between atoms.
-    pub(super) fn crash(&mut self, prng: &mut Prng, survival: Survival) {
+    /// Answers how many sectors went back to an earlier version, and how many are a mix of two.
+    pub(super) fn crash(&mut self, prng: &mut Prng, survival: Survival) -> Lost {
+        let mut lost = Lost::default();
         if self.unflushed.is_empty() && self.size_undo.is_empty() {
-            return;
+            return lost;
         }
         let sizes = self.size_undo.len();
         let kept = survival.version(prng, 0, sizes);
@@ -215,7 +226,7 @@ impl Inode {
         let size_bytes = self.size_undo.get(kept).map_or(self.size_bytes, |undo| undo.before_bytes);
         for (index, versions) in std::mem::take(&mut self.unflushed) {
             let current = self.sectors[index].take();
-            let survivor = versions.survivor(current, undone_from, prng, survival);
+            let survivor = versions.survivor(current, undone_from, prng, survival, &mut lost);
             self.put(index, survivor);
         }
         self.size_bytes = size_bytes;
@@ -224,6 +235,7 @@ impl Inode {
         }
         self.forget_undo();
         self.allocated = self.sectors.iter().flatten().count() as u64;
+        lost
     }
 
     /// Takes everything for durable, the changes of failed flushes included.
@@ -338,7 +350,14 @@ impl Versions {
 
     /// What the sector holds after a crash, where truncations from the change `undone_from` on did not happen and
     /// earlier ones did.
-    fn survivor(self, current: Sector, undone_from: u64, prng: &mut Prng, survival: Survival) -> Sector {
+    fn survivor(
+        self,
+        current: Sector,
+        undone_from: u64,
+        prng: &mut Prng,
+        survival: Survival,
+        lost: &mut Lost,
+    ) -> Sector {
         let mut low = 0;
         let mut contents = Vec::with_capacity(self.rest.len() + 2);
         let mut high = None;
@@ -353,9 +372,11 @@ impl Versions {
         contents.push(current);
         let high = high.unwrap_or(contents.len() - 1);
         let version = survival.version(prng, low, high);
+        lost.sectors += u64::from(version + 1 < contents.len());
         if low == high || !prng.chance(survival.torn_ppm) {
             return contents.swap_remove(version);
         }
+        lost.torn += 1;
         let other = low + prng.below((high - low + 1) as u64) as usize;
         Some(torn(contents[version].as_deref(), contents[other].as_deref(), prng))
     }

@@ -71,6 +71,7 @@ pub use disk::{DiskCounts, DiskModel, Fault, SimDisk};
 pub use net::NetModel;
 pub use trace::{TraceEvent, TraceKind};
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex};
@@ -288,6 +289,11 @@ impl SimHandle {
         lock(&self.core.net).set_hung(from, to);
     }
 
+    /// Everything from `from` to `to` takes so much longer; zero takes that back.
+    pub fn set_link_delay(&self, from: NodeId, to: NodeId, delay: Duration) {
+        lock(&self.core.net).set_delay(from, to, u64::try_from(delay.as_nanos()).unwrap_or(u64::MAX));
+    }
+
     pub fn unhang(&self, from: NodeId, to: NodeId) {
         self.core.net_unhang(from, to);
     }
@@ -309,6 +315,17 @@ impl SimHandle {
 
     pub fn trace(&self) -> Vec<TraceEvent> {
         self.core.world().trace.recorded()
+    }
+
+    /// How often which kind of fault has happened so far, by what the simulation itself decides: not what was asked for
+    /// but what was done.
+    pub fn fault_counts(&self) -> BTreeMap<&'static str, u64> {
+        self.core.world().faults.clone()
+    }
+
+    /// The node whose task is running, if it is one's: for what is told about it.
+    pub fn running_node(&self) -> Option<NodeId> {
+        self.core.world().running_node
     }
 
     /// How many task runs and events there were.

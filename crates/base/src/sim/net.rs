@@ -81,6 +81,9 @@ pub(super) struct NetState {
 struct Link {
     cut: bool,
     hung: bool,
+    delay_nanos: u64,
+    /// When the last of its messages arrives: one that arrives before has overtaken it.
+    last_arrival_nanos: u64,
     held: Vec<Packet>,
 }
 
@@ -146,6 +149,10 @@ impl NetState {
 
     pub(super) fn set_hung(&mut self, from: NodeId, to: NodeId) {
         self.links.entry((from, to)).or_default().hung = true;
+    }
+
+    pub(super) fn set_delay(&mut self, from: NodeId, to: NodeId, delay_nanos: u64) {
+        self.links.entry((from, to)).or_default().delay_nanos = delay_nanos;
     }
 
     fn link(&self, packet: &Packet) -> Option<&Link> {
@@ -251,21 +258,30 @@ impl Core {
         }
         let mut net = lock(&self.net);
         if net.link(&packet).is_some_and(|link| link.cut) {
+            self.count_fault("messages into a cut link", 1);
             return self.net_swallow(&mut net, &packet);
         }
         if start.is_none() {
             return self.net_fail(&mut net, &packet, NetError::NotSent);
         }
+        let slow_nanos = net.link(&packet).map_or(0, |link| link.delay_nanos);
         let loss_ppm = net.model.loss_ppm;
         if net.prng.chance(loss_ppm) {
+            self.count_fault("messages lost", 1);
             return self.net_lose(&mut net, &packet);
         }
         let duplicate_ppm = net.model.duplicate_ppm;
         if !matches!(packet.kind, PacketKind::Answer(_)) && net.prng.chance(duplicate_ppm) {
-            let nanos = net.delay_nanos(packet.bulk_bytes());
+            self.count_fault("messages repeated", 1);
+            let nanos = slow_nanos + net.delay_nanos(packet.bulk_bytes());
             self.schedule_in(nanos, Event::Deliver(Box::new(packet.clone())));
         }
-        let nanos = net.delay_nanos(packet.bulk_bytes());
+        self.count_fault("messages on a slow link", u64::from(slow_nanos > 0));
+        let nanos = slow_nanos + net.delay_nanos(packet.bulk_bytes());
+        let arrival_nanos = self.now_nanos().saturating_add(nanos);
+        let link = net.links.entry((packet.from, packet.to)).or_default();
+        self.count_fault("messages overtaken", u64::from(arrival_nanos < link.last_arrival_nanos));
+        link.last_arrival_nanos = link.last_arrival_nanos.max(arrival_nanos);
         self.schedule_in(nanos, Event::Deliver(Box::new(packet)));
     }
 
@@ -275,6 +291,7 @@ impl Core {
         if let Some(link) = net.links.get_mut(&(packet.from, packet.to)).filter(|_| !to_self) {
             if link.hung && link.held.len() < QUEUE_MAX {
                 link.held.push(packet);
+                self.count_fault("messages held by a hanging link", 1);
                 return;
             }
             if link.cut || link.hung {

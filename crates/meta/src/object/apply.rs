@@ -1,6 +1,7 @@
 //! One entry of a shard's log: who may do it, whether it was done before, what it changes, what is answered.
 
 use base::ids::{BucketId, FeatureLevel, Generation, GroupId, LogIndex, NodeId, Session};
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use prost::Message;
 
@@ -28,6 +29,7 @@ pub fn apply(
     let slot = entry.slot;
     match slots::standing(view, group, slot.as_ref())? {
         Standing::Fresh => {}
+        Standing::Repeat(_) if is_conditional(&entry) && plant::is(Plant::ForgetReply) => {}
         Standing::Repeat(reply) => return Ok((Changes::default(), reply)),
         Standing::Fenced => return Ok(unrecorded(Reason::StaleSequence, "a later command was executed in this slot")),
         Standing::Closed => return Ok(unrecorded(Reason::SessionClosed, "the session is below the floor")),
@@ -58,6 +60,10 @@ pub fn apply(
     let reply = ShardReply { outcome: Some(outcome) };
     slots::record(&mut changes, group, slot.as_ref(), &reply);
     Ok((changes, reply))
+}
+
+fn is_conditional(entry: &ShardEntry) -> bool {
+    matches!(&entry.command, Some(ShardCommand::PutObject(put)) if put.precondition.is_some())
 }
 
 /// Why a command stops: an answer, or rows that cannot be read.

@@ -1,6 +1,7 @@
 //! The shard's copy of each bucket's settings, and the removal of buckets.
 
 use base::ids::{BucketId, GroupId};
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use prost::Message;
 
@@ -68,6 +69,9 @@ impl Step<'_> {
             if row.settings_version <= before.settings_version {
                 return Ok(done());
             }
+            if plant::is(Plant::StaleVersioning) {
+                row.versioning = before.versioning;
+            }
             if versioning == Versioning::Off && before.versioning != Versioning::Off as i32 {
                 return refuse(Reason::Invalid, "versioning can be suspended, not switched off");
             }
@@ -98,7 +102,7 @@ impl Step<'_> {
         if !self.is_without_versions(bucket)? {
             return refuse(Reason::BucketNotEmpty, bucket.to_string());
         }
-        row.frozen = true;
+        row.frozen = !plant::is(Plant::SkipFreeze);
         self.changes.put(self.bucket_key(bucket).encode(), Bytes::from(row.encode_to_vec()));
         Ok(done())
     }
@@ -108,7 +112,9 @@ impl Step<'_> {
         let row = read_row::<BucketRow>(self.view, &key)?;
         match &row {
             Some(row) if row.dropped => return Ok(done()),
-            Some(row) if !row.frozen => return refuse(Reason::Invalid, "the bucket is not frozen"),
+            Some(row) if !row.frozen && !plant::is(Plant::SkipFreeze) => {
+                return refuse(Reason::Invalid, "the bucket is not frozen");
+            }
             _ => {}
         }
         if !self.is_without_versions(bucket)? {

@@ -2,6 +2,7 @@
 //! them, so that completing costs a pass over the parts and copies no chunk list.
 
 use base::ids::BucketId;
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use prost::Message;
 
@@ -111,7 +112,9 @@ impl Step<'_> {
             ..ObjectVersion::default()
         };
         let (order, version) = self.write_version(bucket, &complete.key, versioning, row, &complete.version_id)?;
-        self.changes.delete(Key::Upload { bucket, key: complete.key.clone(), upload }.encode());
+        if !plant::is(Plant::KeepUpload) {
+            self.changes.delete(Key::Upload { bucket, key: complete.key.clone(), upload }.encode());
+        }
         let completed = Key::Completed { bucket, key: complete.key, upload }.encode();
         self.changes.put(completed, Bytes::from(CompletedRow { order }.encode_to_vec()));
         self.settle_usage(bucket, &settings)?;

@@ -6,6 +6,7 @@
 use base::Env;
 use base::env::{BoxFuture, MonoTime};
 use base::ids::{GROUP_ZERO, GroupId, LogIndex, NodeId, PeerId, Term};
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use meta::map::command::{ClusterMap, NodeRow, NodeState};
 use protocol::membership::{self, NodeView};
@@ -38,8 +39,6 @@ const ROUND_MAX: usize = 256;
 const MEMBERSHIP_INTERVAL: Duration = Duration::from_millis(200);
 /// How often a leader looks whether another should lead.
 const LEADERSHIP_INTERVAL: Duration = Duration::from_secs(5);
-/// Entries kept behind the applied index for followers that lag a little: else each of them needed a snapshot.
-const TAIL_ENTRIES: u64 = 256;
 /// Log that is kept for members that are catching up.
 const LOG_BYTES_KEPT: u64 = 128 << 20;
 /// Voters of a shard, and of group 0 while the cluster is small.
@@ -60,6 +59,7 @@ pub struct Driver {
     map: watch::Receiver<Arc<ClusterMap>>,
     /// The cluster's generation is at least this, whatever the map says yet.
     generation_min: u32,
+    tail_entries: u64,
     shared: Arc<Shared>,
     heartbeats: Arc<Heartbeats>,
     events: Arc<EventLog>,
@@ -132,6 +132,7 @@ impl Driver {
             kv: parts.kv,
             map: parts.map,
             generation_min: parts.generation_min,
+            tail_entries: parts.tail_entries,
             shared: handle.shared.clone(),
             heartbeats: parts.heartbeats,
             events: parts.events,
@@ -257,7 +258,7 @@ impl Driver {
 
     fn trim(&mut self, index: LogIndex) {
         let alone = self.configuration.voters.len() + self.configuration.learners.len() <= 1;
-        let index = if alone { index } else { LogIndex(index.0.saturating_sub(TAIL_ENTRIES)) };
+        let index = if alone { index } else { LogIndex(index.0.saturating_sub(self.tail_entries)) };
         let mut index = index.min(self.applied).min(self.raft.applied_index());
         if self.raft.log_size().0 < LOG_BYTES_KEPT {
             // Whoever is on the way to catch up would need a new snapshot again and again.
@@ -332,7 +333,9 @@ impl Driver {
         if !ready.committed.is_empty() && !self.apply(ready.committed) {
             return false;
         }
-        self.unwritten.add(ready.number, ready.append, ready.hard_state, ready.messages_after_flush);
+        let (hasty, after_flush) = ready.messages_after_flush.into_iter().partition(is_hasty);
+        self.send(hasty);
+        self.unwritten.add(ready.number, ready.append, ready.hard_state, after_flush);
         self.write();
         true
     }
@@ -355,7 +358,7 @@ impl Driver {
         let write = RaftWrite {
             group: self.id,
             peer: self.peer,
-            hard_state: unwritten.hard_state.map(encode_hard_state),
+            hard_state: unwritten.hard_state.filter(|_| !plant::is(Plant::ForgetVote)).map(encode_hard_state),
             entries: unwritten.entries.into_iter().map(entry_out).collect(),
             trim_to: unwritten.trim,
             reset: unwritten.reset,
@@ -453,7 +456,11 @@ impl Driver {
         if proposal.term != term {
             // Another leader's entry took the place: ours will never be committed.
             let _ = proposal.answer.send(Err(GroupError::NotLeader(self.leader_node())));
-        } else if proposal.acknowledge == Acknowledge::Everyone && self.configuration.voters.len() > 1 {
+        } else if proposal.acknowledge == Acknowledge::Everyone
+            && self.configuration.voters.len() > 1
+            && !plant::is(Plant::AckAtMajority)
+            && !plant::is(Plant::AckBeforeQuorum)
+        {
             self.waiting.add(index, reply, proposal.answer);
         } else {
             let _ = proposal.answer.send(Ok(reply));
@@ -619,7 +626,8 @@ impl Driver {
             return true;
         }
         let Some((index, _, configuration)) = message.snapshot() else { return false };
-        if self.configuration.is_empty() && configuration.is_voter(self.peer) {
+        let has_lost_log = self.configuration.is_empty() && configuration.is_voter(self.peer);
+        if has_lost_log && !plant::is(Plant::VoteAfterLoss) {
             // A new member votes only after it acknowledged a snapshot: this one did, and has lost it since.
             let gone = PeerGone { group: self.id.0, peer: self.peer.0 };
             transport::send_gone(&self.env, from, self.generation(), gone);
@@ -724,6 +732,13 @@ async fn next_written(writing: &mut Option<Writing>) -> Result<(), StoreError> {
         None => std::future::pending().await,
         Some(writing) => (&mut writing.done).await,
     }
+}
+
+/// Messages that a planted defect does not hold back until the flush.
+fn is_hasty(message: &Message) -> bool {
+    let is_vote = matches!(message.kind(), MessageKind::Vote | MessageKind::VoteReply);
+    (is_vote && plant::is(Plant::VoteBeforeFlush))
+        || (message.kind() == MessageKind::AppendReply && plant::is(Plant::AckBeforeFlush))
 }
 
 fn is_up(map: &ClusterMap, node: NodeId) -> bool {

@@ -8,6 +8,7 @@
 use base::Env;
 use base::env::{Channel, MonoTime};
 use base::ids::{GroupId, LogIndex, NodeId, Term};
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use client::wire::{self, Answer, Ask, Request, SnapshotPage, Told};
 use meta::group::{self, GroupState, Install};
@@ -90,8 +91,10 @@ async fn replace(
     let old = group::load(&KvView::over(&*fetch.kv), fetch.group).map_err(|error| error.to_string())?;
     let marked = group::mark(fetch.group, &old, Install::Incomplete);
     fetch.check()?;
-    commit(kv, vec![crate::machine::change_out(marked)])?;
-    kv.flush().await.map_err(|error| error.to_string())?;
+    if !plant::is(Plant::InstallUnmarked) {
+        commit(kv, vec![crate::machine::change_out(marked)])?;
+        kv.flush().await.map_err(|error| error.to_string())?;
+    }
     let own_row = group::state_key(fetch.group);
     let ranges = group::row_ranges(fetch.group, &old).into_iter().chain(group::row_ranges(fetch.group, &state));
     // The mark stays: all rows but the group's own.

@@ -28,6 +28,8 @@ use install::Installed;
 
 /// Raft's unit of time.
 pub const TICK: Duration = Duration::from_millis(40);
+/// See [`Parts::tail_entries`].
+pub const TAIL_ENTRIES: u64 = 256;
 /// Requests waiting for the driver; senders wait when it is full, messages of peers are lost.
 const MAILBOX_MAX: usize = 4096;
 
@@ -129,6 +131,8 @@ pub struct Parts {
     pub map: watch::Receiver<Arc<ClusterMap>>,
     /// The cluster's generation is at least this.
     pub generation_min: u32,
+    /// Entries kept behind the applied index for followers that lag a little: else each of them needed a snapshot.
+    pub tail_entries: u64,
     pub heartbeats: Arc<Heartbeats>,
     pub events: Arc<EventLog>,
 }

@@ -4,6 +4,7 @@ use base::Env;
 use base::checksum::Crc64;
 use base::env::MonoTime;
 use base::ids::{ChunkId, DiskId, NodeId, OwnerId, PoolId};
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use client::wire::{Ask, Failure, GetChunk, PgDigestAsk, PgDigestLine, PgDigests, Told};
 use futures_util::future::join_all;
@@ -181,6 +182,9 @@ impl Repairer {
 
     /// From whichever source gives bytes that verify. A chunk that is deleted meanwhile is no failure.
     async fn pull(&self, engine: &Engine, group: &Group, want: &Want, sources: Vec<Member>) -> Result<(), String> {
+        if want.id.counter.is_multiple_of(8) && plant::is(Plant::DropRepair) {
+            return Ok(());
+        }
         let mut why = String::from("no other disk has it");
         // Different chunks begin with different sources.
         let first = want.id.counter as usize % sources.len().max(1);
@@ -295,7 +299,7 @@ impl Repairer {
                     (State::Damaged, _) => false,
                 };
                 let holders = states.iter().filter(|(number, state)| *number > 0 && is_there(state)).count();
-                match (own, holders == members.len()) {
+                match (own, holders == members.len() || plant::is(Plant::EvictBlindly)) {
                     (State::Deleted, _) => {}
                     (_, true) => ids.push(*id),
                     (_, false) => kept += 1,
@@ -417,7 +421,7 @@ impl Comparer {
         let mut marks = BTreeMap::new();
         for group in groups {
             let watched = self.watched.get(&group.key());
-            if watched.is_some_and(|watched| watched.healthy) {
+            if watched.is_some_and(|watched| watched.healthy || plant::is(Plant::ClaimHealth)) {
                 marks.insert(group.key(), Mark::of(group));
             }
             if let Some(hopeless) = watched.map(|watched| &watched.wants.hopeless) {

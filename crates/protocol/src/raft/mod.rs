@@ -14,6 +14,7 @@ mod message;
 
 use base::env::{Random, RandomExt};
 use base::ids::{LogIndex, PeerId, Term};
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use raft::eraftpb::{self, MessageType};
 use raft::{Config, GetEntriesContext, ProgressState, RawNode, ReadOnlyOption, SnapshotStatus, StateRole, Storage};
@@ -275,7 +276,8 @@ impl RaftPeer {
             (message.commit, message.commit_term) = (0, 0);
             // A genuine new replica has no vote; one that lost its log must not give it again.
             let asks_for_vote = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
-            if self.is_blank() && (asks_for_vote || kind == MessageType::MsgAppend) {
+            if self.is_blank() && (asks_for_vote || kind == MessageType::MsgAppend) && !plant::is(Plant::VoteAfterLoss)
+            {
                 return Ok(());
             }
         }
@@ -573,7 +575,13 @@ impl RaftPeer {
     /// Everything in readies up to `number` is durable; with a restored snapshot, so is the state.
     pub fn persisted(&mut self, number: u64) {
         match self.installing {
-            None => self.node.on_persist_ready(number),
+            None => {
+                self.node.on_persist_ready(number);
+                if plant::is(Plant::AckBeforeQuorum) && self.node.raft.state == StateRole::Leader {
+                    let persisted = self.node.raft.raft_log.persisted;
+                    self.node.raft.raft_log.commit_to(persisted);
+                }
+            }
             Some(Installing { index, number: Some(handed_out) }) if handed_out <= number => {
                 self.installing = None;
                 self.node.on_persist_ready(number);

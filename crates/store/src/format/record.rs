@@ -3,6 +3,7 @@
 use base::checksum::crc32c;
 use base::codec::{DecodeError, Reader, Writer};
 use base::ids::{ChunkId, GroupId, LogIndex, OwnerId, PeerId, PgEpoch, Term};
+use base::plant::{self, Plant};
 
 use super::Seed;
 
@@ -234,7 +235,8 @@ pub fn verify_blocks(seed: Seed, id: &[u8; 16], table: &[u8], first_block: usize
     for (position, block) in data.chunks(CRC_BLOCK).enumerate() {
         let number = first_block + position;
         let Some(expected) = table.get(4 * number..4 * number + 4) else { return Err(number as u32) };
-        if crc32c(&seed.block(id, number as u32), block).to_le_bytes() != expected {
+        let is_right = crc32c(&seed.block(id, number as u32), block).to_le_bytes() == expected;
+        if !is_right && !plant::is(Plant::IgnoreChecksum) {
             return Err(number as u32);
         }
     }

@@ -3,6 +3,7 @@
 use base::checksum::crc32c;
 use base::codec::Writer;
 use base::env::{Caching, File, Flush, OpenMode};
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use std::io;
 use std::sync::Arc;
@@ -125,7 +126,7 @@ impl RunWriter {
         footer.put_u32(0);
         let footer = self.put_checked(&footer);
         assert_eq!(footer.len as usize, FOOTER_BYTES, "the footer is as documented");
-        self.write_piece(Flush::Yes).await?;
+        self.write_piece(if plant::is(Plant::SkipRunFlush) { Flush::No } else { Flush::Yes }).await?;
         Ok(RunMeta {
             id: self.id,
             nonce: self.nonce,

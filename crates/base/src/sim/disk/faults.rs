@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::medium::{InodeRef, Medium};
-use super::{DiskCounts, SimDisk};
+use super::{CAPACITY_DEFAULT_BYTES, DiskCounts, SimDisk};
 use crate::env::Disk;
 use crate::sim::executor::lock;
 use crate::sim::prng::Prng;
@@ -50,6 +50,21 @@ pub enum Fault {
     MisdirectedWrite,
     /// A flush of the directory fails and makes nothing durable.
     DirectoryFlushError,
+}
+
+impl Fault {
+    /// As counted.
+    pub(super) fn what(self) -> &'static str {
+        match self {
+            Fault::ReadError => "reads that fail",
+            Fault::WriteError => "writes that fail",
+            Fault::FlushError => "flushes that fail",
+            Fault::BitRot => "bits flipped by reads",
+            Fault::LostWrite => "writes lost",
+            Fault::MisdirectedWrite => "writes misdirected",
+            Fault::DirectoryFlushError => "flushes of a directory that fail",
+        }
+    }
 }
 
 pub(super) const FAULT_COUNT: usize = Fault::DirectoryFlushError as usize + 1;
@@ -160,6 +175,17 @@ impl SimDisk {
         self.state().capacity_bytes = capacity_bytes;
     }
 
+    /// As `set_capacity`: what is used now, and so much more.
+    pub fn set_room(&self, room_bytes: u64) {
+        let mut state = self.state();
+        state.capacity_bytes = state.medium.used_bytes() + room_bytes;
+    }
+
+    /// As much space as at first.
+    pub fn set_unlimited(&self) {
+        self.state().capacity_bytes = CAPACITY_DEFAULT_BYTES;
+    }
+
     /// Power fails on the whole node in the middle of its n-th changing disk operation from now (writes, flushes,
     /// directory changes, sizes; a write with a flush is two). All later operations fail, and the node crashes before
     /// any other task runs.
@@ -191,6 +217,7 @@ impl SimDisk {
 
     /// Flips the bits of `mask` in one byte of a file, durably.
     pub fn flip(&self, name: &str, offset: u64, mask: u8) {
+        self.core.count_fault("bits flipped at rest", 1);
         let inode = self.inode(name);
         let mut inode = lock(&inode);
         let old = inode.read(offset, 1);
@@ -224,7 +251,7 @@ impl SimDisk {
             let mut writes = state.unfinished_writes();
             (state.medium.deep_copy(&mut writes), writes, state.capacity_bytes)
         };
-        image.lose_power(writes, capacity_bytes, &mut Prng::new(seed));
+        let _ = image.lose_power(writes, capacity_bytes, &mut Prng::new(seed));
         self.state().medium = image;
     }
 

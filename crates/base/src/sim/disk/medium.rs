@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::env::FileEntry;
 use crate::sim::executor::lock;
-use crate::sim::inode::{Inode, SECTOR, Survival};
+use crate::sim::inode::{Inode, Lost, SECTOR, Survival};
 use crate::sim::prng::{PPM, Prng};
 
 /// Directory changes that may wait for a flush. Beyond that the oldest become durable by themselves, as they do on a
@@ -100,7 +100,12 @@ impl Medium {
 
     /// Power is lost: in-flight writes count as begun and not flushed, then the directory and each file go back as
     /// far as chance wants.
-    pub(super) fn lose_power(&mut self, mut writes: Vec<UnfinishedWrite>, capacity_bytes: u64, prng: &mut Prng) {
+    pub(super) fn lose_power(
+        &mut self,
+        mut writes: Vec<UnfinishedWrite>,
+        capacity_bytes: u64,
+        prng: &mut Prng,
+    ) -> Lost {
         let survival = Survival::draw(prng);
         self.finish_writes(&mut writes, capacity_bytes, prng);
         let kept = match survival.keep_ppm {
@@ -111,11 +116,15 @@ impl Medium {
         for change in self.pending.drain(..kept) {
             apply(&mut self.durable, change);
         }
+        let mut lost = Lost { names: self.pending.len() as u64, ..Lost::default() };
         self.pending.clear();
         self.current = self.durable.clone();
         for inode in self.current.values() {
-            lock(inode).crash(prng, survival);
+            let of_file = lock(inode).crash(prng, survival);
+            lost.sectors += of_file.sectors;
+            lost.torn += of_file.torn;
         }
+        lost
     }
 
     /// Applies writes that were in flight, in any order.
