@@ -12,7 +12,7 @@ use protocol::raft::{Configuration, Entry, HardState, Message, RaftPeer, Restore
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use store::kv::{Kv, KvError, LsmKv};
+use store::kv::{Damage, Kv, KvError, LsmKv};
 use store::{Engine, RaftLog, RaftWrite, StoreError};
 use tokio::sync::{Mutex, watch};
 
@@ -122,6 +122,11 @@ impl Replicas {
     /// In the order of their ids.
     pub fn all(&self) -> Vec<GroupHandle> {
         self.groups.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// What of the state of all replicas cannot even be opened, at this moment.
+    pub fn unreadable_rows(&self) -> Vec<Damage> {
+        self.kv.unreadable_runs()
     }
 
     /// Starts every replica that the disk holds. `alone`: this node is the whole cluster, so that nothing can replace

@@ -45,8 +45,6 @@ pub struct Service {
     pub standing: watch::Sender<Standing>,
     pub map: watch::Receiver<Arc<ClusterMap>>,
     pub counters: Arc<Counters>,
-    /// What opening the key-value store found: whole sentences.
-    pub metadata_damage: Vec<String>,
     pub control: Arc<Control>,
     /// What happened, for people.
     pub events: Arc<EventLog>,

@@ -168,7 +168,7 @@ impl Node {
         let repair = Arc::new(Progress::default());
         let tuning = with_tombstone_rule(tuning, &repair);
         let disks = Arc::new(open_disks(&config, &tuning, &identity, alone).await?);
-        let (kv, metadata_damage) = open_key_value(&config, &tuning, &identity, &disks, contacts.len()).await?;
+        let kv = open_key_value(&config, &tuning, &identity, &disks, contacts.len()).await?;
         let events = Arc::new(EventLog::open(env.clone(), identity.node, &*config.data).await);
         let started = format!("node {} starts under generation {}", identity.node, session.generation);
         events.record(EventKind::Started, identity.node, started);
@@ -187,7 +187,6 @@ impl Node {
             offered: Offered::default(),
             standing: watch::Sender::new(Standing::Starting),
             counters: Arc::new(Counters::default()),
-            metadata_damage,
             control: Arc::default(),
             events: events.clone(),
             traffic,
@@ -424,7 +423,7 @@ async fn open_key_value(
     identity: &NodeIdentity,
     disks: &Disks,
     others: usize,
-) -> Result<(Arc<LsmKv>, Vec<String>), StartError> {
+) -> Result<Arc<LsmKv>, StartError> {
     let spec = &config.disks[0];
     let seed = disks.metadata().identity().disk.0;
     let refuse = |error: KvError| StartError(format!("disk {}: {error}", spec.label));
@@ -445,12 +444,10 @@ async fn open_key_value(
             spec.label
         )));
     }
-    let damages: Vec<String> =
-        report.damages.iter().map(|damage| format!("key-value store on disk {}: {damage:?}", spec.label)).collect();
-    for damage in &damages {
-        tracing::error!("{damage}");
+    for damage in &report.damages {
+        tracing::error!("key-value store on disk {}: {damage:?}", spec.label);
     }
-    Ok((kv, damages))
+    Ok(kv)
 }
 
 fn start_repair(env: &Env, tuning: &Tuning, service: &Arc<Service>, client: &Client, stop: &watch::Sender<bool>) {

@@ -116,9 +116,15 @@ pub fn collect(service: &Service) -> LocalStatus {
     disks(service, only_copy, &mut status);
     damage(service, only_copy, &mut status);
     groups(service, &mut status);
-    for damage in &service.metadata_damage {
+    for damage in service.replicas.unreadable_rows() {
         let verdict = if only_copy { Verdict::Lost } else { Verdict::AtRisk };
-        status.find(verdict, format!("{damage}; `henge fsck` names what it held"));
+        status.find(
+            verdict,
+            format!(
+                "key-value store on disk {}: {damage:?}; `henge fsck` names what it held",
+                service.disks.all[0].label
+            ),
+        );
     }
     status
 }

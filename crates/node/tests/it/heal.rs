@@ -205,7 +205,10 @@ fn damage_that_hides_rows_of_several_groups_is_healed() {
         let disk = cluster.sim.disk(victim, "disk");
         let runs: Vec<String> = disk.files().into_iter().filter(|name| name.starts_with("kv-run")).collect();
         assert!(!runs.is_empty(), "a clean stop writes the rows out");
-        runs.iter().for_each(|run| disk.flip(run, at, 1));
+        for run in runs {
+            let len = disk.contents(&run).expect("it is there").len() as u64;
+            disk.flip(&run, at % len, 1);
+        }
         cluster.start(victim);
         cluster.wait_for_safety(victim);
         cluster.verify(victim, 0..30);

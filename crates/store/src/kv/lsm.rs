@@ -244,6 +244,11 @@ impl LsmKv {
         self.inner.stats()
     }
 
+    /// Runs that are missing or cannot be opened, and are still in use. It reads nothing.
+    pub fn unreadable_runs(&self) -> Vec<Damage> {
+        open::unreadable_runs(&self.inner.view().tree)
+    }
+
     /// Empties the block cache: for tests and measurements.
     pub fn clear_cache(&self) {
         self.inner.files.cache.clear();

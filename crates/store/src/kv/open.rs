@@ -37,7 +37,7 @@ pub(super) async fn open(
     let open_runs = |level: &Vec<RunMeta>| level.iter().map(|meta| Run::open(meta.clone(), &files)).collect();
     let tree = Tree::new(manifest.levels.iter().map(open_runs).collect());
     report.runs = tree.runs().count();
-    report.damages = tree.runs().filter_map(|run| run.whole_damage()).filter_map(Damage::of).collect();
+    report.damages = unreadable_runs(&tree);
     if read_only {
         files.stop("it is open for reading only".to_owned());
     } else {
@@ -64,6 +64,10 @@ pub(super) async fn open(
     let inner = Arc::new(inner);
     inner.start_compaction();
     Ok((inner, report))
+}
+
+pub(super) fn unreadable_runs(tree: &Tree) -> Vec<Damage> {
+    tree.runs().filter_map(|run| run.whole_damage()).filter_map(Damage::of).collect()
 }
 
 /// See [`LsmKv::set_aside`](super::LsmKv::set_aside).
