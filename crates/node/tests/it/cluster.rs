@@ -6,7 +6,7 @@ use base::sim::{Sim, SimNode};
 use bytes::Bytes;
 use client::Client;
 use meta::map::command::{MapCommand, NodeRow, NodeState};
-use node::{Config, DiskSpec, Healing, Node, Tuning, Verdict};
+use node::{Config, DiskSpec, EventKind, Healing, Node, Tuning, Verdict};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,8 @@ use crate::{bytes_of, get, put};
 pub struct Cluster {
     pub sim: Sim,
     pub nodes: BTreeMap<NodeId, Arc<Node>>,
+    /// Where nodes stand, by id; nowhere in particular when empty.
+    pub places: Vec<&'static str>,
 }
 
 /// What happens every ten minutes happens every few seconds.
@@ -27,7 +29,7 @@ fn tuning() -> Tuning {
 impl Cluster {
     /// Founds a cluster on node 1.
     pub fn found(seed: u64) -> Cluster {
-        let mut cluster = Cluster { sim: Sim::new(seed), nodes: BTreeMap::new() };
+        let mut cluster = Cluster { sim: Sim::new(seed), nodes: BTreeMap::new(), places: Vec::new() };
         cluster.start(NodeId(1));
         cluster
     }
@@ -43,7 +45,7 @@ impl Cluster {
             env: self.sim_node(node).env(),
             data,
             disks: vec![DiskSpec { disk, size_bytes_max: Some(4 << 30), label: format!("disk of {node}") }],
-            locality: String::new(),
+            locality: self.places.get(node.0 as usize - 1).map_or_else(String::new, |place| (*place).into()),
             advertise: format!("node{node}:9002"),
             region: "us-east-1".into(),
             root: ("root".into(), "secret-secret".into()),
@@ -344,5 +346,61 @@ fn without_a_majority_writes_are_refused_within_seconds() {
         });
         let is_honest = matches!(refused, Err(client::Error::Unavailable(_) | client::Error::OutcomeUnknown(_)));
         assert!(is_honest && took < Duration::from_secs(8), "{size} bytes: {refused:?} after {took:?}");
+    }
+}
+
+/// A disk that answers nobody any more, on a node that is heard well: nobody waits for it for long, and it is back when
+/// the disk is.
+#[test]
+fn a_disk_that_hangs_takes_its_node_out_and_no_more() {
+    let cluster = three(25);
+    let leader = cluster.nodes[&NodeId(1)].status().groups[0].leader as u32;
+    let sick = NodeId(leader % 3 + 1);
+    let disk = cluster.sim.disk(sick, "disk");
+    disk.set_slowness(1_000_000);
+    let took = slowest_put(&cluster, NodeId(leader), "photos", 10);
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert_eq!(state_of(&cluster, NodeId(leader), sick), NodeState::Down);
+    let took = slowest_put(&cluster, NodeId(leader), "photos", 10);
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+/// Copies are parted by zone as zones come, metadata too; what happened can be read afterwards.
+#[test]
+fn copies_stand_in_three_zones_and_the_timeline_tells_how() {
+    let mut cluster = Cluster::found(26);
+    cluster.places = vec!["zone=a", "zone=a", "zone=b", "zone=b", "zone=c"];
+    // The founder has started without a place.
+    cluster.sim.kill(NodeId(1));
+    cluster.nodes.clear();
+    cluster.start(NodeId(1));
+    for _ in 2..=5 {
+        cluster.join();
+    }
+    cluster.wait_for_safety(NodeId(1));
+    slowest_put(&cluster, NodeId(2), "photos", 10);
+    cluster.wait("three zones", Duration::from_secs(60), |cluster| {
+        let map = cluster.client(NodeId(1)).map();
+        let zone = |disk: &Bytes| {
+            let node = map.map.disks.iter().find(|row| row.id == disk).map_or(0, |row| row.node);
+            map.node(NodeId(node)).map(|row| row.locality.clone())
+        };
+        map.map.pgs.iter().all(|pg| {
+            let zones: std::collections::BTreeSet<_> = pg.members.iter().map(zone).collect();
+            !pg.closed && pg.members.len() == 3 && zones.len() == 3
+        })
+    });
+    cluster.sim.crash(NodeId(4));
+    cluster.nodes.remove(&NodeId(4));
+    cluster.sim.run_for(Duration::from_secs(3));
+    let node = cluster.nodes[&NodeId(1)].clone();
+    let events = cluster.on(NodeId(1), async move { node.cluster_events().await });
+    let about = |kind| events.iter().find(|event| event.kind() == kind && event.about == 4);
+    let (suspected, fenced) = (about(EventKind::Suspected), about(EventKind::Fenced));
+    let (suspected, fenced) = (suspected.expect("it is noticed"), fenced.expect("it is voted out"));
+    assert!(fenced.wall_ms >= suspected.wall_ms && fenced.wall_ms - suspected.wall_ms < 1000, "{events:?}");
+    assert!(suspected.seen_by.len() > 1, "all who are left have noticed: {suspected:?}");
+    for kind in [EventKind::Moving, EventKind::Moved, EventKind::CopiesRaised, EventKind::Elected, EventKind::Settled] {
+        assert!(events.iter().any(|event| event.kind() == kind), "{kind:?} in {events:?}");
     }
 }
