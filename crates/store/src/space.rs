@@ -57,6 +57,9 @@ impl Space {
 
     /// Looks at the volumes and the file system. Cheap enough for every few megabytes.
     pub fn recompute(&self, inner: &Inner) {
+        if self.no_space.load(Ordering::Relaxed) {
+            give_back_spares(inner);
+        }
         let (used, live, held, spare) = {
             let shared = inner.shared();
             let spare: u64 = shared.spare.iter().map(|spare| spare.size_bytes).sum();
@@ -107,6 +110,17 @@ impl Space {
         let used = self.used.load(Ordering::Relaxed) + self.since.load(Ordering::Relaxed);
         let capacity = self.capacity.load(Ordering::Relaxed);
         self.is_full() || used > put_limit(capacity, inner) / 10 * 9
+    }
+}
+
+/// Files kept for new volumes are room that nothing else can use: on a full file system they would keep it full, with the
+/// key-value store out of room, however much is deleted.
+fn give_back_spares(inner: &Inner) {
+    let spares = std::mem::take(&mut inner.shared().spare);
+    for spare in spares {
+        if inner.disk.remove(&spare.name.to_string()).is_err() {
+            inner.shared().spare.push(spare);
+        }
     }
 }
 

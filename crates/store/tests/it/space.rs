@@ -122,6 +122,27 @@ fn a_file_system_without_room_is_no_broken_disk() {
     }
 }
 
+/// Files that wait for new volumes must not keep a full file system full.
+#[test]
+fn deletes_open_a_disk_that_the_file_system_called_full() {
+    let bench = Bench::formatted(4);
+    let (engine, _) = bench.try_open().unwrap();
+    let stored: Vec<u32> = (0..400).collect();
+    for number in &stored {
+        bench.put(&engine, chunk(*number, 500_000)).unwrap();
+    }
+    let on_disk: u64 = bench.dyn_disk().list().unwrap().iter().map(|entry| entry.size_bytes).sum();
+    bench.disk.set_capacity(on_disk + 8192);
+    bench.sim.run_for(Duration::from_secs(5));
+    let more: Vec<u32> = (1000..1200).filter(|number| bench.put(&engine, chunk(*number, 500_000)).is_ok()).collect();
+    assert_eq!(engine.state(), DiskState::Full);
+    bench.delete(&engine, stored.iter().chain(&more).copied().map(id).collect());
+    bench.sim.run_for(Duration::from_secs(30));
+    assert_eq!(engine.state(), DiskState::Healthy, "{:?} {:?}", engine.usage(), engine.stats());
+    bench.put(&engine, chunk(5000, 500_000)).unwrap();
+    assert_eq!(bench.get(&engine, id(5000)).unwrap(), payload(5000, 500_000));
+}
+
 #[test]
 fn an_empty_disk_is_small_and_a_recycled_volume_shows_nothing_of_its_past() {
     let bench = Bench::formatted(4);
