@@ -122,24 +122,28 @@ impl Announcer {
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
-                () = self.wait_for_links() => {}
+                () = self.wait_until_fit() => {}
             }
         }
     }
 
-    /// Waits until the links to all nodes that serve work, as far as is known: with a broken one this node, or the other,
-    /// would be voted out again at once.
-    async fn wait_for_links(&self) {
+    /// Waits until no disk hangs and the links to all nodes that serve work, as far as is known: else this node, or the
+    /// other, would be voted out again at once.
+    async fn wait_until_fit(&self) {
         const CHECK: Duration = Duration::from_millis(100);
         let mut told = false;
         loop {
             let map = self.service.map.borrow().clone();
             let cut = self.service.control.observations().cut_off_from(&map, self.identity.node);
-            let Some(other) = cut.first() else { return };
+            let hangs = crate::controller::disk_hangs(&self.env, &self.service);
+            let own = self.identity.node;
+            let until = match cut.first() {
+                _ if hangs => "its disk answers again".to_owned(),
+                Some(other) => format!("the link between it and node {other} works again"),
+                None => return,
+            };
             if !std::mem::replace(&mut told, true) {
-                let own = self.identity.node;
-                let what =
-                    format!("node {own} stays out of service until the link between it and node {other} works again");
+                let what = format!("node {own} stays out of service until {until}");
                 tracing::warn!("{what}");
                 self.service.events.record(EventKind::Cut, own, what);
             }

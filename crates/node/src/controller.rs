@@ -109,10 +109,13 @@ pub async fn report(env: Env, service: Arc<Service>, client: Client, mut stop: w
 fn is_unfit(env: &Env, service: &Service) -> bool {
     let now = env.now();
     let is_deaf = |group: &GroupHandle| !group.is_leader() && now.since(group.leader_heard()) > DEAF_AFTER;
-    let hangs = |group: &GroupHandle| group.writing_for(now) > DISK_PATIENCE;
-    let groups = service.replicas.all();
-    group_zero(service).is_some_and(|group| group.failed().is_some() || is_deaf(&group))
-        || groups.iter().any(hangs)
+    group_zero(service).is_some_and(|group| group.failed().is_some() || is_deaf(&group)) || disk_hangs(env, service)
+}
+
+/// Whether a disk has owed an answer for too long.
+pub fn disk_hangs(env: &Env, service: &Service) -> bool {
+    let now = env.now();
+    service.replicas.all().iter().any(|group| group.writing_for(now) > DISK_PATIENCE)
         || service.disks.all.iter().any(|disk| disk.meter.stalled_for(now) > DISK_PATIENCE)
 }
 

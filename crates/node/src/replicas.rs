@@ -5,7 +5,7 @@ use base::Env;
 use base::ids::{GROUP_ZERO, GroupId, LogIndex, NodeId, PeerId, Term};
 use base::plant::{self, Plant};
 use bytes::Bytes;
-use meta::group::{self, FEATURE_LEVEL, Install};
+use meta::group::{self, FEATURE_LEVEL, GroupState, Install};
 use meta::map::command::ClusterMap;
 use meta::view::ViewError;
 use protocol::raft::{Configuration, Entry, HardState, Message, RaftPeer, Restored, Waiting};
@@ -60,6 +60,12 @@ enum Change {
     /// This peer was removed from the group.
     Drop(PeerId),
     Reopen(PeerId),
+}
+
+/// Whether a group of this configuration has no majority without `node`.
+fn needs(configuration: &Configuration, node: NodeId) -> bool {
+    let here = configuration.peer_of(node);
+    configuration.voters.len() <= 2 && here.is_some_and(|peer| configuration.is_voter(peer))
 }
 
 /// Erases all these ranges. A file that holds rows of several of them cannot be rewritten without the first while damage
@@ -157,10 +163,7 @@ impl Replicas {
     /// Whether the group has no majority without this node, as far as can be told.
     fn is_needed(&self, id: GroupId) -> bool {
         let Ok(state) = group::load(&KvView::over(&*self.kv), id) else { return false };
-        Configuration::decode(&state.conf_state).is_ok_and(|configuration| {
-            let here = configuration.peer_of(self.node);
-            configuration.voters.len() <= 2 && here.is_some_and(|peer| configuration.is_voter(peer))
-        })
+        Configuration::decode(&state.conf_state).is_ok_and(|configuration| needs(&configuration, self.node))
     }
 
     async fn open(&self, id: GroupId) -> Result<(), OpenError> {
@@ -323,7 +326,19 @@ impl Replicas {
         loop {
             let (mut kept, mut owners) = (Vec::new(), Vec::new());
             for handle in self.all().into_iter().filter(|handle| handle.failed().is_none()) {
-                let state = group::load(&KvView::over(&*self.kv), handle.id).unwrap_or_default();
+                if !handle.is_ready() {
+                    return Err(format!(
+                        "the replica of group {} is not complete yet; then it is tried again",
+                        handle.id
+                    ));
+                }
+                let state = match group::load(&KvView::over(&*self.kv), handle.id) {
+                    Ok(state) => state,
+                    // What cannot be read now says nothing about what it owns: nothing is touched.
+                    Err(ViewError::Io(why)) => return Err(why),
+                    // The damage is in the way below, and its owner is given up.
+                    Err(ViewError::Damaged { .. }) => GroupState::default(),
+                };
                 for range in group::row_ranges(handle.id, &state) {
                     kept.push(range);
                     owners.push(handle.clone());
@@ -336,7 +351,7 @@ impl Replicas {
             };
             let hurt = kept.iter().position(|(from, to)| first < *to && *from <= last);
             let Some(hurt) = hurt.map(|position| owners[position].clone()) else { return Err(why) };
-            if self.is_needed(hurt.id) {
+            if needs(&hurt.configuration(), self.node) {
                 return Err(why);
             }
             tracing::error!("the replica of group {} has lost rows and will be made anew: {why}", hurt.id);

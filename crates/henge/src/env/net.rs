@@ -178,8 +178,14 @@ impl RealNet {
             return Err(NetError::NotSent);
         }
         if to == self.shared.node {
-            let answer = self.deliver(channel, request).ok_or(NetError::NotSent)?;
-            return Ok(Box::pin(async { Ok(answer.await) }));
+            let local = self.deliver(channel, request).ok_or(NetError::NotSent)?;
+            if channel != Channel::Bulk {
+                return Ok(Box::pin(async { Ok(local.await) }));
+            }
+            // A reader whose client dawdles is not polled: the work goes on without it, or the disk would seem to hang.
+            let (told, answer) = tokio::sync::oneshot::channel();
+            self.shared.runtime.spawn(super::or_abort("local message", async move { drop(told.send(local.await)) }));
+            return Ok(Box::pin(async { answer.await.map_err(|_| NetError::Broken) }));
         }
         let call = self.link(to, channel).ok_or(NetError::NotSent)?.call(request)?;
         Ok(Box::pin(call.answer()))

@@ -365,11 +365,17 @@ impl Driver {
         };
         self.shared.writing_since.store(self.env.now().0, Ordering::Relaxed);
         let (engine, env, given_up) = (self.engine.clone(), self.env.clone(), self.given_up.clone());
+        let shared = self.shared.clone();
         let done = Box::pin(async move {
             loop {
                 match engine.raft_write(write.clone()).await {
-                    // Space may come back, and nothing was written: meanwhile new commands are refused as too many.
-                    Err(StoreError::Full) if !given_up.load(Ordering::Acquire) => env.sleep(FULL_PAUSE).await,
+                    // Space may come back, and nothing was written: meanwhile new commands are refused as too many. The disk
+                    // is full and has said so; it does not hang.
+                    Err(StoreError::Full) if !given_up.load(Ordering::Acquire) => {
+                        shared.writing_since.store(0, Ordering::Relaxed);
+                        env.sleep(FULL_PAUSE).await;
+                        shared.writing_since.store(env.now().0, Ordering::Relaxed);
+                    }
                     result => return result,
                 }
             }
