@@ -49,7 +49,7 @@ pub fn measure(options: &Options, folder: &Path, report: &mut Report) {
     if options.wants("henge bench disk", "") {
         own_disk(options, folder, report);
     }
-    if options.wants("nginx", "") {
+    if super::ROWS.iter().any(|row| row.op == "get" && options.wants("nginx", &row.name())) {
         nginx(options, folder, report);
     }
 }
