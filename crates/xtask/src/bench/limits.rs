@@ -49,7 +49,7 @@ pub fn measure(options: &Options, folder: &Path, report: &mut Report) {
     if options.wants("henge bench disk", "") {
         own_disk(options, folder, report);
     }
-    if options.wants("nginx", "") {
+    if super::ROWS.iter().any(|row| row.op == "get" && options.wants("nginx", &row.name())) {
         nginx(options, folder, report);
     }
 }
@@ -131,7 +131,7 @@ fn get(options: &Options, row: &Row) -> Option<Line> {
         .args(["bench", "get", "--json", "--bucket", "bench", "--size", row.size, "--seconds", &seconds])
         .args(["--concurrency", &concurrency, "--s3", &format!("127.0.0.1:{NGINX_PORT}")])
         .env("HENGE_ROOT_USER", "nobody")
-        .env("HENGE_ROOT_PASSWORD", "nothing")
+        .env("HENGE_ROOT_PASSWORD", "anything-long")
         .output()
         .ok()?;
     let figures: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
@@ -148,7 +148,7 @@ impl Nginx {
         std::fs::create_dir_all(&root).ok()?;
         let config = folder.join("nginx.conf");
         let text = format!(
-            "daemon off; worker_processes auto; pid {0}/pid; error_log {0}/error.log;\n\
+            "user root; daemon off; worker_processes auto; pid {0}/pid; error_log {0}/error.log;\n\
              events {{ worker_connections 1024; }}\n\
              http {{ access_log off; sendfile on; tcp_nodelay on; keepalive_requests 1000000000;\n\
              client_max_body_size 0; client_body_temp_path {0}/body; proxy_temp_path {0}/proxy;\n\

@@ -135,7 +135,10 @@ fn start_henge(kind: &'static Kind, options: &Options, folder: &Path) -> Result<
     server.region = text(&cluster["region"]);
     server.access_key = text(&cluster["access_key"]);
     server.secret_key = text(&cluster["secret_key"]);
-    wait_safe(options, &data)?;
+    if kind.nodes > 1 {
+        // One node alone has one copy, and says so for ever.
+        wait_safe(options, &data)?;
+    }
     Ok(server)
 }
 
