@@ -55,6 +55,19 @@ impl Pattern {
 
     /// Whether the text matches. `None`: the request does not have a variable that the pattern names.
     pub fn matches(&self, text: &str, context: &Context) -> Option<bool> {
+        // A pattern that needs more characters than there are matches nothing: so what variables hold is never copied
+        // beyond the length of the text.
+        let mut needed = 0;
+        for token in &self.tokens {
+            needed += match token {
+                Token::Variable { key, default } => context.single(key).or(default.as_deref())?.chars().count(),
+                Token::AnyRun => 0,
+                _ => 1,
+            };
+        }
+        if needed > text.chars().count() {
+            return Some(false);
+        }
         let mut expanded: Vec<Token> = Vec::with_capacity(self.tokens.len());
         for token in &self.tokens {
             match token {

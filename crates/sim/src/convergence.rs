@@ -141,7 +141,7 @@ async fn holding(env: &Env, disks: Vec<Arc<dyn Disk>>, tuning: node::Tuning) -> 
     let opened = LsmKv::open_read_only(env, disks[0].clone(), seed, tuning.key_value.clone()).await;
     let (kv, _) = opened.map_err(|error| error.to_string())?;
     let named = named_chunks(&*kv)?;
-    let states = states(&*kv)?;
+    let states = states(&kv)?;
     let mut holding = Holding { named, states, chunks: BTreeMap::new(), problems: Vec::new() };
     for disk in disks {
         let opened = Engine::open(env, disk, tuning.engine.clone()).await;

@@ -111,11 +111,18 @@ impl Gateway {
         let mut wish = Wish { action, bucket, key, version, object: None };
         let known;
         if !key.is_empty() && self.asks_for_tags(request, bucket).await? {
-            known = crate::ops::object::find(self, bucket, &Bytes::copy_from_slice(key), version.cloned()).await.ok();
+            let found = crate::ops::object::find(self, bucket, &Bytes::copy_from_slice(key), version.cloned()).await;
+            known = match found {
+                Ok(object) => Some(object),
+                Err(error) if is_absence(&error) => None,
+                // Its tags may forbid this.
+                Err(error) => return Err(error),
+            };
             wish.object = known.as_ref();
         }
         let acl = self.effective(bucket, Acl::of_bucket(bucket));
-        let granted = grants(&acl, request, permission_of_bucket(action));
+        let by_list = permission_of_bucket(action).filter(|_| request.operation != Operation::PutObjectTagging);
+        let granted = grants(&acl, request, by_list);
         self.decide(request, &wish, &bucket.owner, granted).await
     }
 
@@ -129,8 +136,11 @@ impl Gateway {
     ) -> Result<()> {
         let wish = Wish { action, bucket, key: &object.key, version: Some(&object.version), object: Some(object) };
         let acl = self.effective(bucket, Acl::of_object(bucket, object));
-        let granted = grants(&acl, request, permission_of_object(action));
-        self.decide(request, &wish, &acl.owner, granted).await
+        let by_list = permission_of_object(action);
+        let granted = grants(&acl, request, by_list);
+        // Whoever wrote an object owns its bytes and its list; locks and tags are the bucket owner's.
+        let owner = if by_list.is_some() { &acl.owner } else { &bucket.owner };
+        self.decide(request, &wish, owner, granted).await
     }
 
     /// An object for a caller who may do this with it. Whether one that is not there is missing is told only to those
@@ -402,6 +412,10 @@ fn permission_of_bucket(action: Action) -> Option<Permission> {
     })
 }
 
+fn is_absence(error: &S3Error) -> bool {
+    matches!(error.code, Code::NoSuchKey | Code::NoSuchVersion | Code::MethodNotAllowed)
+}
+
 fn permission_of_object(action: Action) -> Option<Permission> {
     Some(match action {
         Action::GET_OBJECT
@@ -489,6 +503,14 @@ fn of_headers(request: &Request, context: &mut Context, now_ms: u64) {
     if let Some(source) = text("x-amz-copy-source") {
         let decoded = crate::encoding::percent_decode(source, false).and_then(|raw| String::from_utf8(raw).ok());
         context.set("s3:x-amz-copy-source", decoded.unwrap_or_default().trim_start_matches('/'));
+    }
+    // Elsewhere these headers have no effect, and must not speak for the document that has.
+    let writes = matches!(
+        request.operation,
+        Operation::PutObject | Operation::PostObject | Operation::CopyObject | Operation::CreateMultipartUpload
+    );
+    if !writes {
+        return;
     }
     for tag in crate::tags::of_headers(&request.headers).unwrap_or_default() {
         context.add("s3:RequestObjectTagKeys", tag.name.as_str());

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use client::{
     BucketInfo, Configuration, ConfigurationKind, FilterForm, Header, LifecycleRule, LifecycleRules, ObjectVersion,
 };
+use std::collections::BTreeSet;
 
 /// As in S3.
 const RULES_MAX: usize = 1000;
@@ -62,7 +63,53 @@ pub fn read(document: &Element, mut draw: impl FnMut() -> [u8; 16]) -> Result<Li
     Ok(LifecycleRules { rules })
 }
 
+/// What is misspelt or misplaced would be ignored, and a rule without its filter deletes everything.
+fn only(element: &Element, names: &[&str]) -> Result<()> {
+    let mut seen = BTreeSet::new();
+    for child in &element.children {
+        let name = child.name.as_str();
+        if !names.contains(&name) {
+            return Err(malformed_xml(&format!("{} does not belong in {}", child.name, element.name)));
+        }
+        if !seen.insert(name) && name != "Tag" && !name.ends_with("Transition") {
+            return Err(malformed_xml(&format!("{} is there twice in {}", child.name, element.name)));
+        }
+    }
+    Ok(())
+}
+
 fn read_rule(element: &Element) -> Result<LifecycleRule> {
+    const FILTER: [&str; 6] = ["Prefix", "Tag", "Tags", "ObjectSizeGreaterThan", "ObjectSizeLessThan", "And"];
+    const RULE: [&str; 9] = [
+        "ID",
+        "Status",
+        "Prefix",
+        "Filter",
+        "Expiration",
+        "NoncurrentVersionExpiration",
+        "AbortIncompleteMultipartUpload",
+        "Transition",
+        "NoncurrentVersionTransition",
+    ];
+    only(element, &RULE)?;
+    if let Some(filter) = element.child("Filter") {
+        only(filter, &FILTER)?;
+        if let Some(and) = filter.child("And") {
+            only(and, &FILTER[..5])?;
+            if filter.children.len() > 1 {
+                return Err(malformed_xml("And is the only part of its Filter"));
+            }
+        }
+    }
+    for (name, parts) in [
+        ("Expiration", &["Days", "Date", "ExpiredObjectDeleteMarker"][..]),
+        ("NoncurrentVersionExpiration", &["NoncurrentDays", "NewerNoncurrentVersions"][..]),
+        ("AbortIncompleteMultipartUpload", &["DaysAfterInitiation"][..]),
+    ] {
+        if let Some(part) = element.child(name) {
+            only(part, parts)?;
+        }
+    }
     let id = element.child_text("ID").unwrap_or_default().to_owned();
     if id.len() > ID_LENGTH_MAX {
         return Err(invalid("ID length should not exceed allowed limit of 255"));

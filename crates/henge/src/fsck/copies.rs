@@ -82,7 +82,7 @@ impl Holders {
     }
 
     /// Placement groups with two members on one node, or in one domain although there are enough: one failure takes two
-    /// copies.
+    /// copies. Of domains inside each other the widest is named.
     pub fn crowded(&self) -> Vec<(PgId, String)> {
         let mut crowded = Vec::new();
         let there_are: [usize; 3] =
@@ -94,7 +94,11 @@ impl Holders {
             for level in (0..3).filter(|level| there_are[*level] >= group.members.len()) {
                 let mut seen = BTreeSet::new();
                 let names = group.members.iter().filter_map(|disk| Some(&self.domains.get(disk)?[level]));
+                let before = crowded.len();
                 crowded.extend(names.filter(|name| !seen.insert(*name)).map(|name| (*id, format!("in {name}"))));
+                if crowded.len() > before {
+                    break;
+                }
             }
         }
         crowded

@@ -218,7 +218,8 @@ fn errors_name_code_resource_and_request() {
     for (method, target, status, code) in [
         ("GET", "/no-such-bucket", 404, "NoSuchBucket"),
         ("GET", "/bucket?policy", 404, "NoSuchBucketPolicy"),
-        ("PUT", "/bucket?lifecycle", 501, "NotImplemented"),
+        ("PUT", "/bucket?lifecycle", 400, "MalformedXML"),
+        ("PUT", "/bucket?encryption", 501, "NotImplemented"),
         ("PUT", "/bucket/key?renameObject", 501, "NotImplemented"),
         ("GET", "/Bad_Name", 400, "InvalidBucketName"),
         ("GET", "/bucket?max-keys=-1", 400, "InvalidArgument"),

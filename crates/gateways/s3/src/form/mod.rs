@@ -303,8 +303,10 @@ impl Reader {
 
     /// What stands before `end`, which is passed over.
     async fn until(&mut self, end: &[u8]) -> Result<Bytes> {
+        // What was searched is not searched again, however small the pieces.
+        let mut from = 0;
         loop {
-            if let Some(at) = find(&self.pending, end) {
+            if let Some(at) = find(&self.pending[from..], end).map(|at| from + at) {
                 let before = self.pending.split_to(at).freeze();
                 let _end = self.pending.split_to(end.len());
                 self.taken += before.len() + end.len();
@@ -315,7 +317,10 @@ impl Reader {
                 return Err(S3Error::new(Code::MaxPostPreDataLengthExceededError, message));
             }
             match self.body.next().await {
-                Some(piece) => self.pending.extend_from_slice(&piece?),
+                Some(piece) => {
+                    from = self.pending.len().saturating_sub(end.len().saturating_sub(1));
+                    self.pending.extend_from_slice(&piece?);
+                }
                 None => return Err(malformed("it ends before the file")),
             }
         }
