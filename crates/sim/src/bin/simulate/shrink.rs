@@ -27,13 +27,10 @@ pub fn shrink(seed: u64, wanted: Wanted) -> ExitCode {
     };
     println!("seed {seed} fails after {} events: {}", best.events, first_line(&best.why));
     let mut steps = 0;
-    loop {
-        let Some(shorter) = candidates(&best).into_iter().find_map(|(seed, limits)| {
-            steps += 1;
-            attempt(seed, &wanted, limits).filter(|found| steps <= STEPS_MAX && found.events < best.events)
-        }) else {
-            break;
-        };
+    while let Some(shorter) = candidates(&best).into_iter().find_map(|(seed, limits)| {
+        steps += 1;
+        attempt(seed, &wanted, limits).filter(|found| steps <= STEPS_MAX && found.events < best.events)
+    }) {
         println!("shorter, {} events: {}", shorter.events, first_line(&shorter.why));
         best = shorter;
     }
