@@ -1,6 +1,6 @@
 //! Lifecycle rules, and the decision what they do to the versions of a key at a given time.
 //!
-//! The worker on the leader's node looks for keys to which something is due ([`due`]) and names them in a command; apply
+//! The worker on the leader's node looks for keys to which something is due (`expire::due`) and names them in a command; apply
 //! decides again, on the versions and rules that it finds then. So a PUT that comes in between is safe, a command that
 //! is sent twice does nothing more, and a worker that dies loses nothing.
 //!
