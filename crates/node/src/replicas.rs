@@ -35,7 +35,7 @@ pub struct Replicas {
     /// Held while a replica is made or dropped.
     changing: Arc<Mutex<()>>,
     /// Of a cluster that was recovered and whose map does not say so yet.
-    generation_min: AtomicU32,
+    generation_min: Arc<AtomicU32>,
     /// See [`driver::Parts::tail_entries`].
     tail_entries: u64,
     heartbeats: Arc<Heartbeats>,
@@ -112,7 +112,7 @@ impl Replicas {
             map,
             groups: RwLock::default(),
             changing: Arc::default(),
-            generation_min: AtomicU32::new(0),
+            generation_min: Arc::default(),
             tail_entries,
         }
     }
@@ -426,7 +426,7 @@ impl Replicas {
             engine: self.engine.clone(),
             kv: self.kv.clone(),
             map: self.map.subscribe(),
-            generation_min: self.generation(),
+            generation_min: self.generation_min.clone(),
             tail_entries: self.tail_entries,
             heartbeats: self.heartbeats.clone(),
             events: self.events.clone(),

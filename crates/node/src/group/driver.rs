@@ -13,7 +13,7 @@ use protocol::membership::{self, NodeView};
 use protocol::placement::Locality;
 use protocol::raft::{Configuration, Entry, HardState, Message, MessageKind, NotTaken, RaftPeer, Ready, Role};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use store::kv::{Kv, LsmKv};
@@ -58,7 +58,7 @@ pub struct Driver {
     kv: Arc<LsmKv>,
     map: watch::Receiver<Arc<ClusterMap>>,
     /// The cluster's generation is at least this, whatever the map says yet.
-    generation_min: u32,
+    generation_min: Arc<AtomicU32>,
     tail_entries: u64,
     shared: Arc<Shared>,
     heartbeats: Arc<Heartbeats>,
@@ -444,7 +444,7 @@ impl Driver {
     }
 
     fn generation(&self) -> u32 {
-        self.generation_min.max(self.map.borrow().cluster_generation)
+        self.generation_min.load(Ordering::Relaxed).max(self.map.borrow().cluster_generation)
     }
 
     /// Flushes soon: after a restart of all nodes, those that can vote should know how the others may.
@@ -589,7 +589,7 @@ impl Driver {
     fn plan_membership(&mut self) {
         let map = self.map.borrow().clone();
         // A recovered cluster first says that it is a new one.
-        if self.raft.pending_configuration() || map.cluster_generation < self.generation_min {
+        if self.raft.pending_configuration() || map.cluster_generation < self.generation_min.load(Ordering::Relaxed) {
             return;
         }
         let locality = |node: NodeId| {

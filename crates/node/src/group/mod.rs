@@ -14,7 +14,7 @@ use base::ids::{GroupId, LogIndex, NodeId, PeerId, Term};
 use bytes::Bytes;
 use meta::map::command::ClusterMap;
 use protocol::raft::{Configuration, HardState, Message, RaftPeer, UNCOMMITTED_BYTES_MAX};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use store::Engine;
@@ -129,8 +129,8 @@ pub struct Parts {
     pub engine: Engine,
     pub kv: Arc<LsmKv>,
     pub map: watch::Receiver<Arc<ClusterMap>>,
-    /// The cluster's generation is at least this.
-    pub generation_min: u32,
+    /// The cluster's generation is at least this; a node without a map learns it after its replicas were opened.
+    pub generation_min: Arc<AtomicU32>,
     /// Entries kept behind the applied index for followers that lag a little: else each of them needed a snapshot.
     pub tail_entries: u64,
     pub heartbeats: Arc<Heartbeats>,
