@@ -383,7 +383,7 @@ impl Comparer {
         }
         for group in &open {
             let watched = self.watched.get(&group.key());
-            if let Some(watched) = watched.filter(|watched| !watched.healthy) {
+            if let Some(watched) = watched.filter(|watched| !watched.healthy && !plant::is(Plant::ClaimHealth)) {
                 let held = &mut queue[group.urgency() as usize];
                 *held = held.and(watched.owed);
             }
