@@ -4,7 +4,7 @@
 use base::env::RandomExt;
 use base::ids::{GroupId, NodeId, Term};
 use futures_util::future::{join, join_all};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::cluster::{SHARD, Serving};
@@ -211,11 +211,14 @@ impl Nemesis {
         for _ in 0..2 + self.sim.below(3) {
             let delay = Duration::from_millis(20 + self.sim.below(120));
             to.iter().chain(&from).for_each(|(from, to)| self.sim.set_link_delay(*from, *to, delay));
+            let factor = [1, SLOWNESS][self.sim.below(2) as usize];
+            self.cluster.disks(victim).iter().for_each(|disk| disk.set_slowness(factor));
             self.start_plainly(victim).await?;
             self.sim.sleep(Duration::from_millis(self.sim.below(2500))).await;
             if self.sim.below(2) == 0 { self.cluster.crash(victim).await } else { self.cluster.kill(victim).await }
         }
         to.iter().chain(&from).for_each(|(from, to)| self.sim.set_link_delay(*from, *to, Duration::ZERO));
+        self.cluster.disks(victim).iter().for_each(|disk| disk.set_slowness(1));
         self.start(victim).await?;
         self.ration.mend(victim);
         Ok(())
@@ -308,35 +311,49 @@ impl Nemesis {
         self.await_safe("after nodes were added").await?;
         let leader = self.cluster.leaders().get(&0).copied();
         let all = self.cluster.nodes();
-        let from = if self.sim.below(3) == 0 { all } else { old.clone() };
-        let mut late: Vec<NodeId> = from.into_iter().filter(|node| Some(*node) != leader).collect();
-        while late.len() > 2 {
-            late.remove(self.sim.below(late.len() as u64) as usize);
-        }
-        let is_from_leader_only = self.sim.below(2) == 0;
+        let late = self.draw_late(&old, all, leader);
+        let from = if self.sim.below(2) == 0 { leader } else { None };
         let drained = async {
             // They lag behind by then.
             self.sim.sleep(Duration::from_millis(1500)).await;
             let drained = join_all(old.iter().map(|node| self.drain(*node))).await;
             drained.into_iter().collect::<Result<(), Refused>>()
         };
+        let is_over = AtomicBool::new(false);
         let bursts = async {
-            loop {
+            while !is_over.load(Ordering::Relaxed) {
                 for serving in self.cluster.all_serving().into_iter().filter(|serving| late.contains(&serving.node)) {
                     let bucket = self.plan.buckets.len() - 1;
                     self.verifier.burst(&serving, Burst { bucket, count: 8, len_max: 6000 }).await;
                 }
-                self.sim.sleep(Duration::from_millis(300 + self.sim.below(1200))).await;
+                self.sim.sleep(Duration::from_millis(20 + self.sim.below(400))).await;
             }
         };
         let until = self.sim.sleep(Duration::from_millis(2000 + self.sim.below(10_000)));
-        let lagging = self.lag_behind(&late, is_from_leader_only.then_some(leader).flatten(), LAG_STEPS_FEW, until);
-        let (done, ()) = tokio::select! {
-            biased;
-            done = join(drained, lagging) => done,
-            () = bursts => unreachable!("bursts never end"),
+        let lagging = self.lag_behind(&late, from, LAG_STEPS_FEW, until);
+        let moved = async {
+            let (done, ()) = join(drained, lagging).await;
+            is_over.store(true, Ordering::Relaxed);
+            done
         };
+        let (done, ()) = join(moved, bursts).await;
         done?;
         self.await_safe("after all old nodes were emptied").await
+    }
+
+    /// Two old nodes, or all that are new, or any two; never the one that decides about the map.
+    fn draw_late(&self, old: &[NodeId], all: Vec<NodeId>, leader: Option<NodeId>) -> Vec<NodeId> {
+        let which = self.sim.below(4);
+        let is_eligible = |node: &NodeId| match which {
+            0..2 => old.contains(node),
+            2 => !old.contains(node),
+            _ => true,
+        };
+        let mut late: Vec<NodeId> =
+            all.into_iter().filter(is_eligible).filter(|node| Some(*node) != leader).collect();
+        while which != 2 && late.len() > 2 {
+            late.remove(self.sim.below(late.len() as u64) as usize);
+        }
+        late
     }
 }

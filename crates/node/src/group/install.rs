@@ -117,7 +117,8 @@ async fn replace(
         page_now = page(&fetch, page_now.token, after).await?;
     }
     fetch.check()?;
-    commit(kv, vec![crate::machine::change_out(group::mark(fetch.group, &state, Install::LogDue))])?;
+    let installed = if plant::is(Plant::InstallUnmarked) { Install::Whole } else { Install::LogDue };
+    commit(kv, vec![crate::machine::change_out(group::mark(fetch.group, &state, installed))])?;
     kv.flush().await.map_err(|error| error.to_string())?;
     Ok(Installed {
         index: LogIndex(state.applied_index),
