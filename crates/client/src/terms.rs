@@ -24,8 +24,9 @@ impl BucketInfo {
 
     /// The same bucket; what is done through it is done under these terms.
     #[must_use]
-    pub fn under(self, terms: Terms) -> BucketInfo {
-        BucketInfo { terms, ..self }
+    pub fn under(mut self, terms: Terms) -> BucketInfo {
+        self.terms = terms;
+        self
     }
 }
 
