@@ -130,6 +130,12 @@ impl Replicas {
         self.groups.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
+    /// Whether every replica that the disk holds serves: none waits for its state, or to be made anew.
+    pub fn are_sound(&self) -> bool {
+        let is_sound = |id| self.get(id).is_some_and(|handle| handle.failed().is_none() && handle.is_ready());
+        self.engine.raft_groups().into_iter().all(is_sound)
+    }
+
     /// What of the state of all replicas cannot even be opened, at this moment.
     pub fn unreadable_rows(&self) -> Vec<Damage> {
         self.kv.unreadable_runs()

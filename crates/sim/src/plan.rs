@@ -51,10 +51,12 @@ pub enum Profile {
     Surge,
     /// Three nodes are replaced by three new ones, while some know only old maps.
     Renewal,
+    /// Three nodes, and clients that take locks; in no mixture, but on demand.
+    Fences,
 }
 
 impl Profile {
-    pub const ALL: [Profile; 19] = [
+    pub const ALL: [Profile; 20] = [
         Profile::Crashes,
         Profile::FlushErrors,
         Profile::BitRot,
@@ -74,6 +76,7 @@ impl Profile {
         Profile::Behind,
         Profile::Surge,
         Profile::Renewal,
+        Profile::Fences,
     ];
 
     fn draw(random: &dyn Random) -> Profile {
@@ -137,7 +140,8 @@ impl Profile {
             | Profile::Stranded
             | Profile::Behind
             | Profile::Surge
-            | Profile::Renewal => 3,
+            | Profile::Renewal
+            | Profile::Fences => 3,
             Profile::Cluster5 => 5,
             Profile::Crashes
             | Profile::FlushErrors
@@ -180,6 +184,7 @@ pub fn hunting_ground(plant: Plant) -> Profile {
         Plant::ResurrectBehindCut => Profile::Stranded,
         Plant::InstallUnmarked => Profile::Behind,
         Plant::DeleteEarly | Plant::ForgetReply => Profile::Surge,
+        Plant::IgnoreFence => Profile::Fences,
         Plant::AckBeforeQuorum
         | Plant::AckBeforeFlush
         | Plant::ForgetVote

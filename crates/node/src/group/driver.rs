@@ -208,6 +208,9 @@ impl Driver {
             Request::Step { from, message } => self.step(from, message),
             Request::Gone { peer } => self.peer_gone(peer),
             Request::Installed(result) => self.installed(result),
+            Request::Hurt { why, reply } => {
+                let _ = reply.send(self.hurt(why));
+            }
         }
     }
 
@@ -559,6 +562,30 @@ impl Driver {
         self.shared.leader_node.store(0, Ordering::Relaxed);
         self.shared.leads.store(false, Ordering::Relaxed);
         *self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+    }
+
+    /// Rows here cannot be read. The replica stops serving when a majority of voters is at work without it.
+    fn hurt(&mut self, why: String) -> bool {
+        if self.failed().is_none() {
+            let voters = self.configuration.voters.len();
+            if self.others_at_work() <= voters / 2 {
+                return false;
+            }
+            self.fail(why);
+        }
+        true
+    }
+
+    /// How many other voters serve, as far as is known here.
+    fn others_at_work(&self) -> usize {
+        let map = self.map.borrow().clone();
+        let progress = self.raft.progress();
+        let serves = |peer: &&PeerId| {
+            let answers = progress.iter().find(|it| it.peer == **peer).is_none_or(|it| it.active);
+            let is_up = self.node_of(**peer).is_some_and(|node| is_up(&map, node));
+            **peer != self.peer && answers && is_up && !self.gone.contains(*peer)
+        };
+        self.configuration.voters.iter().filter(serves).count()
     }
 
     /// Sends messages to their peers' nodes, all for one node together.

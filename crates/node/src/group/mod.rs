@@ -81,6 +81,11 @@ enum Request {
         peer: PeerId,
     },
     Installed(Result<Box<Installed>, install::Failed>),
+    /// Rows of this replica's state cannot be read.
+    Hurt {
+        why: String,
+        reply: oneshot::Sender<bool>,
+    },
     Stop {
         done: oneshot::Sender<()>,
     },
@@ -182,6 +187,13 @@ impl GroupHandle {
     /// Hands over a message of a peer. Lost when the driver is behind, as a network may lose it.
     pub fn step(&self, from: NodeId, message: Message) {
         let _ = self.mailbox.try_send(Request::Step { from, message });
+    }
+
+    /// Rows of this replica's state cannot be read. Answers whether the replica has stopped serving, so that its group
+    /// goes on without it and makes it anew: it does not while the group could not go on.
+    pub async fn hurt(&self, why: String) -> bool {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Hurt { why, reply }).await.is_ok() && answer.await.unwrap_or(false)
     }
 
     /// A node says that this peer of the group does not exist there (any more).
