@@ -199,7 +199,8 @@ fn buckets(profile: Profile) -> Vec<BucketPlan> {
     let mut buckets = vec![plan("plain", false, false), plan("versions", true, false)];
     // Two nodes that are destroyed at once may take with them what a majority has acknowledged.
     if profile.nodes() > 1 && !matches!(profile, Profile::Calm | Profile::Disaster) {
-        buckets.push(plan("quick", false, true));
+        // Where versions stay, what was lost is not hidden by what was written over it.
+        buckets.push(plan("quick", profile == Profile::Renewal, true));
     }
     buckets
 }

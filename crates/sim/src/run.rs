@@ -96,6 +96,9 @@ fn run_in(sim: &Sim, wanted: &Wanted) -> Report {
     let shown = tracing::subscriber::set_default(timeline.clone());
     sim.block_on(live(SimHandle::clone(sim), nemesis, wanted.plant));
     drop(shown);
+    if let Some(planted) = wanted.plant {
+        recorder.note(|| format!("the planted defect {} was committed {} times", planted.name(), plant::reached()));
+    }
     plant::set(None);
     let is_versioned = |bucket: usize| plan.buckets[bucket].versioned;
     let (histories, undecided) = recorder.check_histories(is_versioned);

@@ -25,6 +25,9 @@ const BODY: Duration = Duration::from_millis(8500);
 /// So long are leaders apart that never agree to part.
 const APART: Duration = Duration::from_secs(12);
 
+/// From whom to whom.
+type Links = Vec<(NodeId, NodeId)>;
+
 impl Nemesis {
     pub async fn until_set_up(&self) {
         while !self.is_set_up.load(Ordering::Relaxed) {
@@ -34,7 +37,7 @@ impl Nemesis {
     }
 
     /// The links between a node and all others, to it and from it.
-    fn links_of(&self, node: NodeId) -> (Vec<(NodeId, NodeId)>, Vec<(NodeId, NodeId)>) {
+    fn links_of(&self, node: NodeId) -> (Links, Links) {
         let others: Vec<NodeId> = self.cluster.nodes().into_iter().filter(|other| *other != node).collect();
         let to = others.iter().map(|other| (*other, node)).collect();
         (to, others.iter().map(|other| (node, *other)).collect())
