@@ -253,7 +253,7 @@ fn another_root_user_takes_the_place_of_the_old_one() {
     let directory = TestDir::new("root");
     let data = directory.path().join("data");
     let start = |name: &str| {
-        let environment = [("HENGE_ROOT_USER", name), ("HENGE_ROOT_PASSWORD", "a long enough password")];
+        let environment = [("HENGE_ROOT_USER", name), ("HENGE_ROOT_PASSWORD", "long-enough-password")];
         Server::start_with(&data, &[], &environment)
     };
     let mut server = start("first-root");
