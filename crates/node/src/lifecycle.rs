@@ -77,11 +77,16 @@ async fn look(
     group: GroupId,
     done: &mut Done,
 ) -> Result<(), Error> {
-    let damaged = |error: meta::view::ViewError| Error::Damaged(error.to_string());
-    for bucket in usage::buckets_to_count(&KvView::of(&service.kv), group).map_err(damaged)? {
+    let uncounted = usage::buckets_to_count(&KvView::of(&service.kv), group);
+    let ruled = expire::buckets_with_rules(&KvView::of(&service.kv), group);
+    let (uncounted, ruled) = match (uncounted, ruled) {
+        (Ok(uncounted), Ok(ruled)) => (uncounted, ruled),
+        (Err(error), _) | (_, Err(error)) => return Err(service.lost_rows(group, &error).await),
+    };
+    for bucket in uncounted {
         client.count_usage(group, 0, bucket.0).await?;
     }
-    for (bucket, rules) in expire::buckets_with_rules(&KvView::of(&service.kv), group).map_err(damaged)? {
+    for (bucket, rules) in ruled {
         let today = UtcDay::of(client.wall_ms());
         let is_done = done.get(&(group, bucket)).is_some_and(|(day, known)| *day == today && *known == rules);
         if is_done && pace.day_ms == 0 {
@@ -111,8 +116,11 @@ async fn search(
     let mut found_any = false;
     loop {
         let at = Moment { now_ms: client.wall_ms(), day_ms: pace.day_ms };
-        let page = expire::due(&KvView::of(&service.kv), group, bucket, &place, at);
-        let DuePage { keys, uploads, next } = page.map_err(|error| Error::Damaged(error.to_string()))?;
+        let page = match expire::due(&KvView::of(&service.kv), group, bucket, &place, at) {
+            Ok(page) => page,
+            Err(error) => return Err(service.lost_rows(group, &error).await),
+        };
+        let DuePage { keys, uploads, next } = page;
         if !keys.is_empty() || !uploads.is_empty() {
             found_any = true;
             service.counters.expired.inc_by((keys.len() + uploads.len()) as u64);

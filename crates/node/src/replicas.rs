@@ -35,7 +35,7 @@ pub struct Replicas {
     /// Held while a replica is made or dropped.
     changing: Arc<Mutex<()>>,
     /// Of a cluster that was recovered and whose map does not say so yet.
-    generation_min: AtomicU32,
+    generation_min: Arc<AtomicU32>,
     /// See [`driver::Parts::tail_entries`].
     tail_entries: u64,
     heartbeats: Arc<Heartbeats>,
@@ -112,7 +112,7 @@ impl Replicas {
             map,
             groups: RwLock::default(),
             changing: Arc::default(),
-            generation_min: AtomicU32::new(0),
+            generation_min: Arc::default(),
             tail_entries,
         }
     }
@@ -128,6 +128,12 @@ impl Replicas {
     /// In the order of their ids.
     pub fn all(&self) -> Vec<GroupHandle> {
         self.groups.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// Whether every replica that the disk holds serves: none waits for its state, or to be made anew.
+    pub fn are_sound(&self) -> bool {
+        let is_sound = |id| self.get(id).is_some_and(|handle| handle.failed().is_none() && handle.is_ready());
+        self.engine.raft_groups().into_iter().all(is_sound)
     }
 
     /// What of the state of all replicas cannot even be opened, at this moment.
@@ -426,7 +432,7 @@ impl Replicas {
             engine: self.engine.clone(),
             kv: self.kv.clone(),
             map: self.map.subscribe(),
-            generation_min: self.generation(),
+            generation_min: self.generation_min.clone(),
             tail_entries: self.tail_entries,
             heartbeats: self.heartbeats.clone(),
             events: self.events.clone(),

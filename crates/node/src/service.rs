@@ -261,14 +261,40 @@ impl Service {
         }
         match meta::object::query(&KvView::of(&self.kv), id, query) {
             Ok(answer) => Answer::of(Told::ShardAnswer(answer)),
-            Err(error @ ViewError::Damaged { .. }) => {
-                self.counters.damaged_rows.inc();
-                tracing::error!("{error}");
-                let refused = Refused { reason: Reason::Damaged as i32, detail: error.to_string() };
-                Answer::of(Told::ShardAnswer(ShardAnswer { found: Some(ShardFound::Refused(refused)) }))
-            }
-            Err(error) => Answer::failed(Failure::Busy, error.to_string()),
+            Err(error) => self.unreadable(&group, &error).await,
         }
+    }
+
+    /// Rows of this node's replica cannot be read. Another replica answers when there is one: this one is made anew.
+    /// With one voter, what is damaged is lost, and the answer is final.
+    async fn unreadable(&self, group: &GroupHandle, error: &ViewError) -> Answer {
+        if !matches!(error, ViewError::Damaged { .. }) {
+            return Answer::failed(Failure::Busy, error.to_string());
+        }
+        if self.give_up(group, error).await {
+            return Answer::failed(Failure::Damaged, error.to_string());
+        }
+        if group.configuration().voters.len() > 1 {
+            let why = format!("{error}; the group's other replicas cannot take over at the moment");
+            return Answer::failed(Failure::Busy, why);
+        }
+        let refused = Refused { reason: Reason::Damaged as i32, detail: error.to_string() };
+        Answer::of(Told::ShardAnswer(ShardAnswer { found: Some(ShardFound::Refused(refused)) }))
+    }
+
+    /// For workers that read this node's replica of `group`: what is damaged is noted, and the replica made anew if it can.
+    pub async fn lost_rows(&self, id: GroupId, error: &ViewError) -> client::Error {
+        if let (ViewError::Damaged { .. }, Ok(group)) = (error, self.group(id)) {
+            self.give_up(&group, error).await;
+        }
+        client::Error::Damaged(error.to_string())
+    }
+
+    /// Notes that rows of this node's replica are damaged. Answers whether it has stopped serving because of it.
+    async fn give_up(&self, group: &GroupHandle, error: &ViewError) -> bool {
+        self.counters.damaged_rows.inc();
+        tracing::error!(group = group.id.0, "{error}");
+        group.hurt(error.to_string()).await
     }
 
     async fn named(&self, id: GroupId, ids: &[u8]) -> Answer {
@@ -277,7 +303,10 @@ impl Service {
             Err(failed) => return failed.into(),
         };
         match group.barrier().await {
-            Ok(()) => sweep::named(self, id, ids).await,
+            Ok(()) => match sweep::named(self, id, ids).await {
+                Ok(answer) => answer,
+                Err(error) => self.unreadable(&group, &error).await,
+            },
             Err(error) => group_failure(error),
         }
     }

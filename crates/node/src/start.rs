@@ -465,7 +465,9 @@ fn start_repair(env: &Env, tuning: &Tuning, service: &Arc<Service>, client: &Cli
     let is_present = |service: Arc<Service>| move || *service.standing.borrow() == Standing::Serving;
     let (map, may_act) = (service.map.clone(), is_present(service.clone()));
     env.spawn("unite", repairer.clone().run_moves(map.clone(), may_act, stop.subscribe()));
-    env.spawn("scrub damage", repairer.clone().run_scrubs(stop.subscribe()));
+    let replicas = service.replicas.clone();
+    let are_sound = move || replicas.are_sound();
+    env.spawn("scrub damage", repairer.clone().run_scrubs(map.clone(), are_sound, stop.subscribe()));
     env.spawn("compare", repairer.run_comparisons(map, is_present(service.clone()), stop.subscribe()));
 }
 

@@ -10,7 +10,7 @@ use base::plant::{self, Plant};
 use client::wire::{Answer, Failure, NamedIds, Told};
 use client::{Client, Error, NAMED_IDS_MAX};
 use meta::map::command::ClusterMap;
-use meta::view::View;
+use meta::view::{View, ViewError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -177,35 +177,36 @@ async fn remove_unnamed(
 }
 
 /// Answers which of these chunks the rows of `group` name; the caller has confirmed that they are as of now.
-pub async fn named(service: &Service, group: GroupId, raw: &[u8]) -> Answer {
+pub async fn named(service: &Service, group: GroupId, raw: &[u8]) -> Result<Answer, ViewError> {
     if !raw.len().is_multiple_of(ChunkId::LEN) || raw.len() > NAMED_IDS_MAX * ChunkId::LEN {
-        return Answer::failed(Failure::Invalid, format!("at most {NAMED_IDS_MAX} chunk ids of 16 bytes"));
+        let why = format!("at most {NAMED_IDS_MAX} chunk ids of 16 bytes");
+        return Ok(Answer::failed(Failure::Invalid, why));
     }
     let id = |raw: &[u8]| Some(ChunkId::from_bytes(raw.try_into().ok()?));
     let asked: BTreeSet<ChunkId> = raw.chunks_exact(ChunkId::LEN).filter_map(id).collect();
-    match references(service, group, &asked).await {
-        Ok(named) => {
-            let ids: Vec<u8> = named.iter().flat_map(|id| id.to_bytes()).collect();
-            Answer::of(Told::Named(NamedIds { ids: ids.into() }))
-        }
-        Err(why) => Answer::failed(Failure::Damaged, why),
-    }
+    let named = references(service, group, &asked).await?;
+    let ids: Vec<u8> = named.iter().flat_map(|id| id.to_bytes()).collect();
+    Ok(Answer::of(Told::Named(NamedIds { ids: ids.into() })))
 }
 
-async fn references(service: &Service, group: GroupId, asked: &BTreeSet<ChunkId>) -> Result<BTreeSet<ChunkId>, String> {
+async fn references(
+    service: &Service,
+    group: GroupId,
+    asked: &BTreeSet<ChunkId>,
+) -> Result<BTreeSet<ChunkId>, ViewError> {
     let snapshot = service.kv.snapshot();
     let view = KvView::over(&*snapshot);
-    let state = meta::group::load(&view, group).map_err(|error| error.to_string())?;
+    let state = meta::group::load(&view, group)?;
     if state.feature_level == 0 {
-        return Err(format!("group {group} has no rows yet"));
+        return Err(ViewError::Io(format!("group {group} has no rows yet")));
     }
     let mut named = BTreeSet::new();
     for (start, end) in meta::group::row_ranges(group, &state) {
         let mut from = start;
         loop {
-            let rows = view.scan(&from, &end, SCAN_ROWS).map_err(|error| error.to_string())?;
+            let rows = view.scan(&from, &end, SCAN_ROWS)?;
             for (key, value) in &rows {
-                let references = meta::object::references(key, value).map_err(|error| error.to_string())?;
+                let references = meta::object::references(key, value)?;
                 named.extend(references.into_iter().map(|named| named.chunk.id).filter(|id| asked.contains(id)));
             }
             let Some((last, _)) = rows.last() else { break };

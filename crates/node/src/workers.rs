@@ -138,9 +138,11 @@ async fn collect_until(service: &Service, client: &Client, group: GroupId, due: 
     while after < due {
         let read = ShardRead::ListGarbage(ListGarbage { after, limit: GARBAGE_ROWS_MAX });
         let query = ShardQuery { range_epoch: 0, read: Some(read) };
-        let answer = meta::object::query(&KvView::of(&service.kv), group, query);
-        let found = answer.map_err(|error| Error::Damaged(error.to_string()))?.found;
-        let Some(ShardFound::Garbage(page)) = found else { return Ok(()) };
+        let answer = match meta::object::query(&KvView::of(&service.kv), group, query) {
+            Ok(answer) => answer,
+            Err(error) => return Err(service.lost_rows(group, &error).await),
+        };
+        let Some(ShardFound::Garbage(page)) = answer.found else { return Ok(()) };
         let rows: Vec<_> = page.rows.into_iter().take_while(|row| row.sequence <= due).collect();
         let Some(last) = rows.last() else { return Ok(()) };
         after = last.sequence;

@@ -128,7 +128,7 @@ impl Committer {
             return Ok(None);
         }
         let len = batch::batch_len(records.iter().map(RecordIn::cost).sum()) as u64;
-        if self.position.offset + len + TAIL_LEN > self.inner.volume_size {
+        if self.position.offset + len + TAIL_LEN > self.inner.volume_size || self.is_to_be_rewritten() {
             self.rotate().await?;
         }
         if self.needs_list {
@@ -139,6 +139,11 @@ impl Committer {
         count(&self.inner.counters.batches, 1);
         count(&self.inner.counters.records, records.len() as u64);
         Ok(Some(written))
+    }
+
+    /// Whether the volume has damage that nobody needs any more: sealed, compaction may have it.
+    fn is_to_be_rewritten(&self) -> bool {
+        self.inner.shared().state.volumes.get(&self.number).is_some_and(|volume| volume.rewrite)
     }
 
     fn finish(&self, round: Round, written: Option<Encoded>) {

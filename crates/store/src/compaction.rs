@@ -2,7 +2,7 @@
 //!
 //! Everything is read and verified first and written through the committer, which drops a move when the chunk was
 //! deleted or moved meanwhile. A volume goes only once a `VolumeDropped` record is durable, and only if nothing in it
-//! matters any more; a volume with damage stays as it is.
+//! matters any more; a volume with damage stays as it is until [`crate::Engine::release_damage`].
 
 use base::checksum::crc64;
 use base::env::MonoTime;
@@ -52,11 +52,16 @@ pub struct Candidate {
     pub held_bytes: u64,
     pub live_bytes: u64,
     pub live_records: i64,
+    /// Has damage that nobody needs.
+    pub rewrite: bool,
 }
 
-/// Which volume to compact next: the one with most to win; else one of too many stubs. Empty ones need no compaction.
+/// Which volume to compact next: one with damage; else the one with most to win; else one of too many stubs. Empty ones need no compaction.
 pub fn choose(candidates: &[Candidate], volume_size: u64, short: bool) -> Option<VolumeNumber> {
     let candidates: Vec<_> = candidates.iter().filter(|candidate| candidate.live_records > 0).collect();
+    if let Some(damaged) = candidates.iter().find(|candidate| candidate.rewrite) {
+        return Some(damaged.number);
+    }
     let dead = |candidate: &Candidate| candidate.held_bytes.saturating_sub(candidate.live_bytes);
     let least = if short { DEAD_PERCENT_MIN_SHORT } else { DEAD_PERCENT_MIN };
     let worth = |candidate: &&&Candidate| dead(candidate) * 100 >= candidate.held_bytes * least;
@@ -119,7 +124,7 @@ async fn woken(inner: &Inner, wake: &Notify) -> bool {
     }
 }
 
-/// Sealed volumes without damage.
+/// Sealed volumes without damage that may matter.
 fn candidates(inner: &Inner) -> Vec<Candidate> {
     let shared = inner.shared();
     let eligible = |volume: &Volume| volume.sealed && !volume.pinned && volume.damaged_live == 0 && volume.pending == 0;
@@ -134,6 +139,7 @@ fn candidates(inner: &Inner) -> Vec<Candidate> {
             held_bytes: file_bytes.max(volume.end),
             live_bytes: (volume.live_bytes - idle).max(0) as u64,
             live_records: volume.live_records,
+            rewrite: volume.rewrite,
         }
     };
     volumes.map(candidate).collect()
@@ -149,7 +155,7 @@ async fn compact(inner: &Arc<Inner>, number: VolumeNumber) -> bool {
     let mut tombstones = Vec::new();
     if volume.live_records > 0 {
         let moved = match volume.kind {
-            VolumeKind::Journal => move_journal(inner, number, &file, volume.end, &pacer).await,
+            VolumeKind::Journal => move_journal(inner, number, &file, &volume, &pacer).await,
             VolumeKind::Bulk => move_bulk(inner, number, &file, &pacer).await.map(|()| Vec::new()),
         };
         match moved {
@@ -205,29 +211,34 @@ async fn move_journal(
     inner: &Arc<Inner>,
     number: VolumeNumber,
     file: &VolumeFile,
-    end: u64,
+    volume: &Volume,
     pacer: &Pacer,
 ) -> Result<Vec<ChunkId>, StoreError> {
     let mut alive = Vec::new();
     let (mut tombstones, mut evicted) = (Vec::new(), Vec::new());
-    let mut damaged = false;
+    // Records that are damaged, and where some cannot even be named.
+    let (mut damaged, mut holes) = (false, Vec::new());
     let mut visit = |item: Item| {
-        let Item::Batch(batch) = item else {
-            damaged = true;
-            return;
+        let batch = match item {
+            Item::Batch(batch) => batch,
+            Item::Gap(range) => return holes.push(range),
         };
-        damaged |= batch.contents.unknown.is_some();
+        holes.extend(batch.contents.unknown.clone());
         let shared = inner.shared();
         for record in batch.contents.records {
+            let id = ChunkId::from_bytes(record.id);
+            let slot = record.kind.is_chunk().then(|| shared.state.index.get(id)).flatten();
+            // A tombstone is nothing but its id, and the directory verified: it counts, damaged or not.
+            match (record.kind, slot) {
+                (Kind::Tombstone, Some(Slot::Deleted { journal, .. })) if journal == number => tombstones.push(id),
+                (Kind::Evicted, Some(Slot::Evicted { journal, .. })) if journal == number => evicted.push(id),
+                _ => {}
+            }
             let Ok((header, payload)) = record.content else {
                 damaged = true;
                 continue;
             };
-            if !header.kind.is_chunk() {
-                continue;
-            }
-            let id = header.chunk_id();
-            match (header.kind, shared.state.index.get(id)) {
+            match (header.kind, slot) {
                 (Kind::Chunk, Some(Slot::Live(live))) if (live.volume, live.offset) == (number, record.offset) => {
                     alive.push((id, record.offset, Alive::Chunk { live, payload_len: header.payload_len }));
                 }
@@ -239,14 +250,14 @@ async fn move_journal(
                         alive.push((id, record.offset, Alive::Locator { live }));
                     }
                 }
-                (Kind::Tombstone, Some(Slot::Deleted { journal, .. })) if journal == number => tombstones.push(id),
-                (Kind::Evicted, Some(Slot::Evicted { journal, .. })) if journal == number => evicted.push(id),
                 _ => {}
             }
         }
     };
-    scan_paced(&file.file, file.seed, Extent::Sealed(end), Some(pacer), &mut visit).await;
-    if damaged {
+    scan_paced(&file.file, file.seed, Extent::Sealed(volume.end), Some(pacer), &mut visit).await;
+    // A damaged record that is alive is counted as such, and keeps the volume. What cannot be named is not counted.
+    let known = holes.iter().all(|hole| inner.shared().state.is_known_hole(number, hole));
+    if !volume.rewrite && (damaged || !holes.is_empty()) || !known {
         return Err(StoreError::Damaged("the volume has damage: it stays".into()));
     }
     move_chunks(inner, number, file, alive, pacer).await?;
@@ -434,7 +445,13 @@ mod tests {
 
     fn candidate(number: VolumeNumber, held_bytes: u64, live_bytes: u64) -> Candidate {
         let kind = VolumeKind::Journal;
-        Candidate { number, kind, held_bytes, live_bytes, live_records: (live_bytes > 0).into() }
+        Candidate { number, kind, held_bytes, live_bytes, live_records: (live_bytes > 0).into(), rewrite: false }
+    }
+
+    #[test]
+    fn damage_that_nobody_needs_goes_before_everything() {
+        let some = [candidate(1, 1000, 300), Candidate { rewrite: true, ..candidate(2, 1000, 1000) }];
+        assert_eq!(choose(&some, 1000, false), Some(2));
     }
 
     #[test]

@@ -359,12 +359,22 @@ impl Engine {
         stats.free_volumes = shared.spare.len() as u64;
         stats.raft_groups = shared.state.raft.values().filter(|log| !log.removed).count() as u64;
         stats.damaged = shared.state.damaged_count;
+        stats.volumes_with_damage = shared.state.volumes_with_damage();
         stats
     }
 
     /// What is damaged and neither repaired nor deleted since.
     pub fn damaged(&self) -> Vec<DamagedRecord> {
         self.inner.shared().state.quarantine()
+    }
+
+    /// Says that whatever the first `findings` findings ([`EngineStats::damaged`]) may have cost this disk was replaced
+    /// from other copies, or is needed by nobody. Volumes are kept as they are while they have damage: evidence, and
+    /// the last chance of whoever has no other copy. These are now rewritten without it, and their files used again.
+    pub fn release_damage(&self, findings: u64) {
+        if self.inner.shared().state.release_damage(findings) > 0 {
+            self.inner.wake_compaction();
+        }
     }
 
     /// Reads everything once, as fast as it goes. What is found is in [`Engine::damaged`].

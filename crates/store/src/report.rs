@@ -173,6 +173,8 @@ pub struct EngineStats {
     pub conflicts: u64,
     /// Records found damaged, by recovery, reads or scrubs.
     pub damaged: u64,
+    /// Journal volumes that are kept because of it: see [`crate::Engine::release_damage`].
+    pub volumes_with_damage: u64,
     pub compacted_volumes: u64,
     /// Bytes rewritten by compaction.
     pub compacted_bytes: u64,

@@ -33,6 +33,10 @@ pub struct Volume {
     pub pinned: bool,
     /// Live chunks in it that are damaged: until they are repaired or deleted the volume is kept.
     pub damaged_live: i64,
+    /// Of the newest finding in it, its number among all findings; 0: there is none.
+    pub finding: u64,
+    /// What is damaged in it matters to nobody any more: it is to be rewritten and recycled.
+    pub rewrite: bool,
 }
 
 impl Volume {
@@ -47,6 +51,8 @@ impl Volume {
             pending: 0,
             pinned: false,
             damaged_live: 0,
+            finding: 0,
+            rewrite: false,
         }
     }
 }
@@ -138,10 +144,6 @@ impl State {
 
     /// Writes a finding into the quarantine list and keeps its volume from being recycled.
     pub fn note_damage(&mut self, volume: VolumeNumber, offset: u64, what: DamagedWhat, detail: &str) {
-        let pins = matches!(what, DamagedWhat::Raft(_) | DamagedWhat::Unknown { .. });
-        if let Some(volume) = self.volumes.get_mut(&volume) {
-            volume.pinned |= pins;
-        }
         let record = DamagedRecord { volume: u64::from(volume), offset, what, detail: detail.to_string() };
         // What was known is no news: whoever watches the count would look for its cause again and again.
         let known = self.damaged.iter().any(|d| d.volume == record.volume && d.offset == offset && d.what == what);
@@ -149,9 +151,41 @@ impl State {
             return;
         }
         self.damaged_count += 1;
+        if let Some(volume) = self.volumes.get_mut(&volume) {
+            volume.pinned |= matches!(what, DamagedWhat::Raft(_) | DamagedWhat::Unknown { .. });
+            (volume.finding, volume.rewrite) = (self.damaged_count, false);
+        }
         if self.damaged.len() < DAMAGED_LISTED_MAX {
             self.damaged.push(record);
         }
+    }
+
+    /// Whatever the first `findings` findings may have cost this disk, it has again, or nobody needs it: the journal
+    /// volumes with them are to be rewritten. Answers how many.
+    pub fn release_damage(&mut self, findings: u64) -> usize {
+        let is_due = |volume: &&mut Volume| {
+            volume.kind == VolumeKind::Journal && (1..=findings).contains(&volume.finding) && !volume.rewrite
+        };
+        let due = self.volumes.values_mut().filter(is_due);
+        due.map(|volume| (volume.pinned, volume.rewrite) = (false, true)).count()
+    }
+
+    /// Whether this stretch of a volume was found unreadable before.
+    pub fn is_known_hole(&self, volume: VolumeNumber, hole: &std::ops::Range<u64>) -> bool {
+        let is_it = |known: &DamagedRecord| match known.what {
+            DamagedWhat::Unknown { len_bytes } => {
+                let end = known.offset + len_bytes;
+                known.volume == u64::from(volume) && known.offset <= hole.start && hole.end <= end
+            }
+            _ => false,
+        };
+        self.damaged.iter().any(is_it)
+    }
+
+    /// Journal volumes with findings that [`State::release_damage`] was not told about yet.
+    pub fn volumes_with_damage(&self) -> u64 {
+        let is_held = |volume: &&Volume| volume.kind == VolumeKind::Journal && volume.finding > 0 && !volume.rewrite;
+        self.volumes.values().filter(is_held).count() as u64
     }
 
     fn store(&mut self, id: ChunkId, mut live: Live) {
@@ -235,6 +269,7 @@ impl State {
         self.next_incarnation = self.next_incarnation.max(incarnation.saturating_add(1));
         if let Ok(number) = VolumeNumber::try_from(incarnation) {
             self.volumes.remove(&number);
+            self.damaged.retain(|record| record.volume != incarnation);
         }
     }
 

@@ -13,7 +13,7 @@ use protocol::membership::{self, NodeView};
 use protocol::placement::Locality;
 use protocol::raft::{Configuration, Entry, HardState, Message, MessageKind, NotTaken, RaftPeer, Ready, Role};
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use store::kv::{Kv, LsmKv};
@@ -58,7 +58,7 @@ pub struct Driver {
     kv: Arc<LsmKv>,
     map: watch::Receiver<Arc<ClusterMap>>,
     /// The cluster's generation is at least this, whatever the map says yet.
-    generation_min: u32,
+    generation_min: Arc<AtomicU32>,
     tail_entries: u64,
     shared: Arc<Shared>,
     heartbeats: Arc<Heartbeats>,
@@ -208,6 +208,9 @@ impl Driver {
             Request::Step { from, message } => self.step(from, message),
             Request::Gone { peer } => self.peer_gone(peer),
             Request::Installed(result) => self.installed(result),
+            Request::Hurt { why, reply } => {
+                let _ = reply.send(self.hurt(why));
+            }
         }
     }
 
@@ -444,7 +447,7 @@ impl Driver {
     }
 
     fn generation(&self) -> u32 {
-        self.generation_min.max(self.map.borrow().cluster_generation)
+        self.generation_min.load(Ordering::Relaxed).max(self.map.borrow().cluster_generation)
     }
 
     /// Flushes soon: after a restart of all nodes, those that can vote should know how the others may.
@@ -561,6 +564,30 @@ impl Driver {
         *self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 
+    /// Rows here cannot be read. The replica stops serving when a majority of voters is at work without it.
+    fn hurt(&mut self, why: String) -> bool {
+        if self.failed().is_none() {
+            let voters = self.configuration.voters.len();
+            if self.others_at_work() <= voters / 2 {
+                return false;
+            }
+            self.fail(why);
+        }
+        true
+    }
+
+    /// How many other voters serve, as far as is known here.
+    fn others_at_work(&self) -> usize {
+        let map = self.map.borrow().clone();
+        let progress = self.raft.progress();
+        let serves = |peer: &&PeerId| {
+            let answers = progress.iter().find(|it| it.peer == **peer).is_none_or(|it| it.active);
+            let is_up = self.node_of(**peer).is_some_and(|node| is_up(&map, node));
+            **peer != self.peer && answers && is_up && !self.gone.contains(*peer)
+        };
+        self.configuration.voters.iter().filter(serves).count()
+    }
+
     /// Sends messages to their peers' nodes, all for one node together.
     fn send(&mut self, messages: Vec<Message>) {
         if messages.is_empty() {
@@ -589,7 +616,7 @@ impl Driver {
     fn plan_membership(&mut self) {
         let map = self.map.borrow().clone();
         // A recovered cluster first says that it is a new one.
-        if self.raft.pending_configuration() || map.cluster_generation < self.generation_min {
+        if self.raft.pending_configuration() || map.cluster_generation < self.generation_min.load(Ordering::Relaxed) {
             return;
         }
         let locality = |node: NodeId| {

@@ -14,7 +14,7 @@ use base::ids::{GroupId, LogIndex, NodeId, PeerId, Term};
 use bytes::Bytes;
 use meta::map::command::ClusterMap;
 use protocol::raft::{Configuration, HardState, Message, RaftPeer, UNCOMMITTED_BYTES_MAX};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use store::Engine;
@@ -81,6 +81,11 @@ enum Request {
         peer: PeerId,
     },
     Installed(Result<Box<Installed>, install::Failed>),
+    /// Rows of this replica's state cannot be read.
+    Hurt {
+        why: String,
+        reply: oneshot::Sender<bool>,
+    },
     Stop {
         done: oneshot::Sender<()>,
     },
@@ -129,8 +134,8 @@ pub struct Parts {
     pub engine: Engine,
     pub kv: Arc<LsmKv>,
     pub map: watch::Receiver<Arc<ClusterMap>>,
-    /// The cluster's generation is at least this.
-    pub generation_min: u32,
+    /// The cluster's generation is at least this; a node without a map learns it after its replicas were opened.
+    pub generation_min: Arc<AtomicU32>,
     /// Entries kept behind the applied index for followers that lag a little: else each of them needed a snapshot.
     pub tail_entries: u64,
     pub heartbeats: Arc<Heartbeats>,
@@ -182,6 +187,13 @@ impl GroupHandle {
     /// Hands over a message of a peer. Lost when the driver is behind, as a network may lose it.
     pub fn step(&self, from: NodeId, message: Message) {
         let _ = self.mailbox.try_send(Request::Step { from, message });
+    }
+
+    /// Rows of this replica's state cannot be read. Answers whether the replica has stopped serving, so that its group
+    /// goes on without it and makes it anew: it does not while the group could not go on.
+    pub async fn hurt(&self, why: String) -> bool {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Hurt { why, reply }).await.is_ok() && answer.await.unwrap_or(false)
     }
 
     /// A node says that this peer of the group does not exist there (any more).

@@ -21,8 +21,8 @@ mod tests;
 pub use answer::{digests, inventory};
 pub use work::Repairer;
 
-use base::env::BoxFuture;
-use base::ids::{ChunkId, NodeId, PgEpoch, PgId, PoolId};
+use base::env::{BoxFuture, MonoTime};
+use base::ids::{ChunkId, DiskId, NodeId, PgEpoch, PgId, PoolId};
 use client::Client;
 use client::wire::{Ask, PgDone};
 use exchange::{Asked, Peers};
@@ -126,6 +126,8 @@ struct State {
     healthy: BTreeMap<Key, Mark>,
     bits: BTreeMap<PoolId, u8>,
     health: NodeHealth,
+    /// When the last finished comparison of everything began.
+    compared: Option<MonoTime>,
 }
 
 /// What a finding is about: it is void when the group moved, or a member was away meanwhile.
@@ -172,6 +174,18 @@ impl Progress {
             moving: groups.iter().filter(|group| group.closed).count() as u64,
             ..state.health.clone()
         }
+    }
+
+    /// Whether this disk had all its chunks, and others had them too, in a comparison that began after `since`.
+    pub fn is_whole(&self, map: &ClusterMap, node: NodeId, disk: DiskId, since: MonoTime) -> bool {
+        let groups = plan::groups_of(map, node);
+        let state = self.state();
+        let is_whole = |group: &Group| {
+            let is_open = !group.degraded && !group.closed && !group.others.is_empty();
+            is_open && state.healthy.get(&group.key()) == Some(&Mark::of(group))
+        };
+        let mut own = groups.iter().filter(|group| group.own == disk);
+        state.compared.is_some_and(|began| began > since) && own.all(is_whole)
     }
 
     /// Whether no member can bring this chunk back: its group is healthy with all of them, or is none of this node's.

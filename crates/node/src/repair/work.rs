@@ -240,8 +240,15 @@ impl Repairer {
     }
 
     /// Where damage shows, there may be more: then the whole disk is read, soon and not at the scrub's leisure.
-    pub async fn run_scrubs(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
-        let mut known: BTreeMap<DiskId, u64> = BTreeMap::new();
+    /// Once everything that it may have cost is there again, volumes are rewritten without it. `are_sound`: whether all
+    /// replicas here serve.
+    pub async fn run_scrubs(
+        self: Arc<Self>,
+        map: watch::Receiver<Arc<ClusterMap>>,
+        are_sound: impl Fn() -> bool,
+        mut stop: watch::Receiver<bool>,
+    ) {
+        let mut scrubbed: BTreeMap<DiskId, (u64, MonoTime)> = BTreeMap::new();
         loop {
             tokio::select! {
                 biased;
@@ -250,10 +257,18 @@ impl Repairer {
             }
             for disk in &self.disks.all {
                 let Ok(engine) = &disk.engine else { continue };
-                if engine.stats().damaged > known.get(&disk.id).copied().unwrap_or(0) {
+                let (known, since) = scrubbed.get(&disk.id).copied().unwrap_or_default();
+                let stats = engine.stats();
+                if stats.damaged > known {
                     tracing::warn!("disk {} has damage: all of it is read now", disk.label);
                     let _ = engine.scrub_at(SCRUB_BYTES_PER_S).await;
-                    known.insert(disk.id, engine.stats().damaged);
+                    scrubbed.insert(disk.id, (engine.stats().damaged, self.env.now()));
+                } else if stats.volumes_with_damage > 0 && are_sound() {
+                    let now = map.borrow().clone();
+                    if self.progress.is_whole(&now, self.node, disk.id, since) {
+                        tracing::info!("disk {} has everything again: what is damaged is rewritten", disk.label);
+                        engine.release_damage(known);
+                    }
                 }
             }
         }
@@ -347,6 +362,7 @@ impl Comparer {
 
     /// One comparison of everything, and what follows from it.
     pub async fn round(&mut self, map: &ClusterMap) {
+        let began = self.repairer.env.now();
         let groups = groups_of(map, self.repairer.node);
         let open: Vec<&Group> = groups.iter().filter(|group| !group.closed).collect();
         let keys: BTreeSet<Key> = open.iter().map(|group| group.key()).collect();
@@ -388,7 +404,7 @@ impl Comparer {
                 *held = held.and(watched.owed);
             }
         }
-        self.tell(&groups, queue);
+        self.tell(&groups, queue, began);
     }
 
     /// Walks the inventories of a group whose digests differ, and repairs this disk's part.
@@ -413,7 +429,7 @@ impl Comparer {
         }
     }
 
-    fn tell(&mut self, groups: &[Group], queue: [Owed; 3]) {
+    fn tell(&mut self, groups: &[Group], queue: [Owed; 3], began: MonoTime) {
         let pulled_bytes_per_s = self.rate();
         let mut health = NodeHealth { checked: true, pulled_bytes_per_s, queue, ..NodeHealth::default() };
         // What a healthy group seems to owe is under way, and not in the queue.
@@ -435,7 +451,7 @@ impl Comparer {
         }
         self.note(owed);
         (health.missing_chunks, health.missing_bytes) = (owed.chunks, owed.bytes);
-        self.repairer.progress.tell(health, marks);
+        self.repairer.progress.tell(health, marks, began);
     }
 
     /// For the timeline: that this node lacked something, and lacks nothing any more.
@@ -638,10 +654,11 @@ impl Progress {
         state.own = now.into_keys().collect();
     }
 
-    fn tell(&self, health: NodeHealth, healthy: BTreeMap<Key, Mark>) {
+    fn tell(&self, health: NodeHealth, healthy: BTreeMap<Key, Mark>, began: MonoTime) {
         let mut state = self.state();
         state.health = health;
         state.healthy = healthy;
+        state.compared = Some(began);
     }
 }
 

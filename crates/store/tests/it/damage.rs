@@ -6,6 +6,7 @@ use base::ids::{GroupId, LogIndex, PeerId, Term};
 use base::sim::Fault;
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::time::Duration;
 use store::{DamagedWhat, DiskState, Engine, RaftEntry, RaftLog, RaftWrite, RecoveryReport, StoreError, inspect};
 
 use crate::bench::{Bench, IDENTITY, NODE, chunk, id, payload};
@@ -445,4 +446,54 @@ fn a_scrub_names_what_the_index_believes_to_lie_in_a_hole() {
         let len = if number < 100 { 5000 } else { 300_000 };
         assert_eq!(bench.get(&engine, id(number)).unwrap(), payload(number, len), "chunk {number}");
     }
+}
+
+#[test]
+fn released_damage_is_rewritten_and_an_inspection_finds_nothing_more() {
+    let mut healed = 0;
+    for seed in 30..60 {
+        let (bench, mut logs) = filled(seed);
+        for _ in 0..8 {
+            let journals = bench.files("journal");
+            let file = &journals[bench.sim.below(journals.len() as u64) as usize];
+            let used =
+                bench.disk.contents(file).unwrap().chunks(4096).filter(|block| block.iter().any(|b| *b != 0)).count();
+            bench.disk.flip(file, bench.sim.below(used as u64 * 4096), 1 << bench.sim.below(8));
+        }
+        let engine = bench.open();
+        bench.sim.block_on(engine.scrub_now()).unwrap();
+        // What other disks would do: the chunks come back, deletions as well, a log begins anew under another peer.
+        for number in SMALL.chain(LARGE) {
+            if bench.get(&engine, id(number)).is_err() {
+                bench.put(&engine, chunk(number, len_of(number))).unwrap();
+            }
+        }
+        bench.delete(&engine, DELETED.map(id).collect());
+        for group in GROUPS.map(GroupId) {
+            if bench.sim.block_on(engine.raft_load(group)).is_err() {
+                bench.sim.block_on(engine.raft_remove(group)).unwrap();
+                let reset = Some((LogIndex(9), Term(1)));
+                let begun = RaftWrite { group, peer: PeerId(2), reset, ..RaftWrite::default() };
+                bench.sim.block_on(engine.raft_write(begun.clone())).unwrap();
+                logs.insert(group, applied(None, &begun));
+            }
+        }
+        let held = engine.stats().volumes_with_damage;
+        healed += held;
+        engine.release_damage(engine.stats().damaged - 1);
+        assert!(held == 0 || engine.stats().volumes_with_damage > 0, "seed {seed}: the last finding is not released");
+        engine.release_damage(engine.stats().damaged);
+        // The volume that is written to is sealed by the next write.
+        bench.put(&engine, chunk(300, 10)).unwrap();
+        bench.sim.run_for(Duration::from_secs(60));
+        assert_eq!(check(&bench, &engine, &logs), Vec::<String>::new(), "seed {seed}");
+        assert_eq!(engine.damaged(), [], "seed {seed}");
+        bench.close(engine);
+        let inspected = bench.sim.block_on(inspect(bench.dyn_disk())).unwrap();
+        assert_eq!(inspected.damaged, [], "seed {seed}");
+        let engine = bench.open();
+        assert_eq!(check(&bench, &engine, &logs), Vec::<String>::new(), "seed {seed}");
+        bench.close(engine);
+    }
+    assert!(healed > 20, "only {healed} volumes had damage");
 }
