@@ -43,6 +43,7 @@ mod service;
 mod sign;
 mod tags;
 mod target;
+mod terms;
 mod xml;
 
 pub use body::{BodyError, ResponseBody};
