@@ -121,6 +121,8 @@ plants! {
     SkipFreeze = "skip-freeze",
     /// A completed upload can still be aborted, and its parts go.
     KeepUpload = "keep-upload",
+    /// A write whose fence token is too low is executed.
+    IgnoreFence = "ignore-fence",
 }
 
 impl Plant {

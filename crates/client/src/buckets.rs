@@ -18,13 +18,18 @@ use std::sync::Arc;
 use crate::call::Client;
 use crate::error::Error;
 use crate::map::MapView;
+use crate::terms::Terms;
 
 /// The pool that buckets live in until a user may choose.
 const DEFAULT_POOL: u32 = 1;
 
 /// What the shards must obey themselves, and so have copies of.
-const SPREAD: [ConfigurationKind; 3] =
-    [ConfigurationKind::ObjectLock, ConfigurationKind::Quota, ConfigurationKind::Lifecycle];
+const SPREAD: [ConfigurationKind; 4] = [
+    ConfigurationKind::ObjectLock,
+    ConfigurationKind::Quota,
+    ConfigurationKind::Lifecycle,
+    ConfigurationKind::Fence,
+];
 
 /// A bucket as gateways see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +42,8 @@ pub struct BucketInfo {
     /// As the creator named it; empty: that of the cluster.
     pub region: String,
     pub versioning: Versioning,
+    /// What is done through this value is done under these terms.
+    pub terms: Terms,
     configurations: Arc<[BucketConfigurationRow]>,
 }
 
@@ -296,6 +303,7 @@ fn info(map: &MapView, entry: &BucketEntry) -> BucketInfo {
         created_ms: entry.created_ms,
         region: entry.region.clone(),
         versioning: entry.versioning(),
+        terms: Terms::default(),
         configurations: map.configurations(BucketId(entry.id)),
     }
 }

@@ -217,20 +217,20 @@ impl Client {
         command: ShardCommand,
         everyone: bool,
     ) -> Result<ShardOutcome, Error> {
-        self.change_shard_in(&self.life(), group, range_epoch, command, everyone).await
+        let entry = ShardEntry { range_epoch, command: Some(command), ..ShardEntry::default() };
+        self.change_shard_in(&self.life(), group, entry, everyone).await
     }
 
-    /// As `change_shard`, in a session that may be renewed meanwhile.
+    /// As `change_shard`, in a session that may be renewed meanwhile. The entry's slot is filled in here.
     pub(crate) async fn change_shard_in(
         &self,
         life: &Life,
         group: GroupId,
-        range_epoch: u64,
-        command: ShardCommand,
+        entry: ShardEntry,
         everyone: bool,
     ) -> Result<ShardOutcome, Error> {
         let slot = life.slots(group).take().await;
-        let entry = ShardEntry { slot: Some(slot.reference()), range_epoch, command: Some(command) };
+        let entry = ShardEntry { slot: Some(slot.reference()), ..entry };
         let ask = Ask::ProposeShard(ProposeShard { group: group.0, entry: Some(entry), everyone });
         match self.ask_leader(group, ask).await? {
             Told::ShardReply(reply) => match reply.outcome {
@@ -623,6 +623,8 @@ fn refusal(refused: &Refused) -> Error {
         Reason::Damaged => Error::Damaged(detail),
         Reason::ObjectLocked => Error::ObjectLocked(detail),
         Reason::NotLockable => Error::NotLockable,
+        Reason::StaleFence => Error::StaleFence(detail),
+        Reason::FenceRequired => Error::FenceRequired,
         Reason::QuotaExceeded => Error::QuotaExceeded { limit: detail },
         Reason::Invalid | Reason::Unspecified => Error::Invalid(detail),
     }

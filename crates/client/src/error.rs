@@ -38,6 +38,11 @@ pub enum Error {
     /// Nothing was written: the bucket may hold no more than `limit`.
     #[error("the quota of the bucket is {limit}")]
     QuotaExceeded { limit: String },
+    /// Nothing was written: a later holder of the lock has written already. The text has key and tokens.
+    #[error("the fence token is stale: {0}")]
+    StaleFence(String),
+    #[error("the bucket takes no write without a fence token")]
+    FenceRequired,
     #[error("{0}")]
     Invalid(String),
     #[error("the access key exists already")]

@@ -21,6 +21,7 @@ mod objects;
 mod peers;
 mod read;
 mod slots;
+mod terms;
 mod tombstones;
 pub mod wire;
 mod write;
@@ -35,6 +36,7 @@ pub use meta::object::command::{
     Attributes, Body, Checksum, CreateUpload, Deleted, Header, NamedPart, ObjectPage, ObjectVersion, Part, PartPage,
     PartSize, Precondition, Retention, Upload, UploadPage, Versioning, Written,
 };
+pub use meta::object::fence::{FENCE_KEY_LEN_MAX, Fence, FencePolicy};
 pub use meta::object::lifecycle::{FilterForm, LifecycleRule, LifecycleRules};
 pub use meta::object::lock::{BucketLock, ObjectLock, RetentionMode};
 pub use meta::object::usage::{Quota, Usage};
@@ -44,4 +46,5 @@ pub use objects::{
 };
 pub use peers::NAMED_IDS_MAX;
 pub use read::ObjectReader;
+pub use terms::Terms;
 pub use write::{FinishPart, FinishPut, ObjectWriter};

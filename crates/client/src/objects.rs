@@ -7,7 +7,7 @@ use meta::map::command::Acknowledgement;
 use meta::object::command::{
     AbortUpload, ChangeVersion, Checksum, CompleteUpload, CreateUpload, DeleteObject, Deleted, GetObject, GetUpload,
     Header, ListObjects, ListParts, ListUploads, ListVersions, NamedPart, ObjectPage, ObjectVersion, PartPage,
-    Precondition, Retention, ShardCommand, ShardFound, ShardOutcome, ShardRead, Tags, Upload, UploadPage, Written,
+    Precondition, Retention, ShardCommand, ShardEntry, ShardFound, ShardOutcome, ShardRead, Tags, Upload, UploadPage, Written,
 };
 
 use crate::buckets::BucketInfo;
@@ -269,7 +269,9 @@ impl Client {
     ) -> Result<ShardOutcome, Error> {
         let (group, epoch) = self.shard_of(bucket, key).await?;
         let everyone = self.map().acknowledgement(BucketId(bucket.id)) == Acknowledgement::All;
-        self.change_shard_in(life, group, epoch, command, everyone).await
+        let fence = bucket.terms.fence.clone();
+        let entry = ShardEntry { slot: None, range_epoch: epoch, fence, command: Some(command) };
+        self.change_shard_in(life, group, entry, everyone).await
     }
 
     async fn read_key(&self, bucket: &BucketInfo, key: &[u8], read: ShardRead) -> Result<ShardFound, Error> {

@@ -109,6 +109,8 @@ pub struct BucketView {
     pub region: String,
     /// `off`, `enabled` or `suspended`.
     pub versioning: String,
+    /// Whether writes need a fence token.
+    pub fence_required: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -116,9 +118,27 @@ pub struct Named {
     pub name: String,
 }
 
-#[derive(Serialize, Deserialize)]
+/// What is absent stays as it is.
+#[derive(Serialize, Deserialize, Default)]
 pub struct BucketChange {
-    pub versioning: String,
+    /// `enabled` or `suspended`.
+    #[serde(default)]
+    pub versioning: Option<String>,
+    /// Whether writes need a fence token.
+    #[serde(default)]
+    pub fence_required: Option<bool>,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct FenceWish {
+    pub key: String,
+}
+
+/// `KEY:TOKEN` for the header `x-henge-fence`.
+#[derive(Serialize, Deserialize)]
+pub struct FenceView {
+    pub key: String,
+    pub token: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -178,6 +198,7 @@ impl Admin {
             .route("/v1/buckets/{name}", patch(change_bucket))
             .route("/v1/buckets/{name}/quota", get(show_quota).put(set_quota))
             .route("/v1/keys/{name}/policy", put(set_key_policy))
+            .route("/v1/fences", post(next_fence))
             .route("/v1/tokens", post(create_token))
             .route("/v1/nodes", get(list_nodes))
             .route("/v1/nodes/{id}/remove", post(remove_node))
@@ -418,14 +439,36 @@ async fn change_bucket(
     Json(change): Json<BucketChange>,
 ) -> Result<Json<BucketView>, Refused> {
     let client = admin.for_root(&headers)?.client();
-    let versioning = match change.versioning.as_str() {
-        "enabled" => client::Versioning::Enabled,
-        "suspended" => client::Versioning::Suspended,
-        _ => return Err(refuse(StatusCode::BAD_REQUEST, "versioning is enabled or suspended")),
+    let versioning = match change.versioning.as_deref() {
+        Some("enabled") => Some(client::Versioning::Enabled),
+        Some("suspended") => Some(client::Versioning::Suspended),
+        Some(_) => return Err(refuse(StatusCode::BAD_REQUEST, "versioning is enabled or suspended")),
+        None => None,
     };
-    client.set_versioning(&name, versioning).await.map_err(refuse_error)?;
-    tracing::info!(target: "audit", name, versioning = change.versioning, "bucket changed");
+    if let Some(versioning) = versioning {
+        client.set_versioning(&name, versioning).await.map_err(refuse_error)?;
+        tracing::info!(target: "audit", name, ?versioning, "bucket changed");
+    }
+    if let Some(required) = change.fence_required {
+        client.require_fence(&name, required).await.map_err(refuse_error)?;
+        tracing::info!(target: "audit", name, fence_required = required, "bucket changed");
+    }
     Ok(Json(bucket_view(client.bucket(&name).await.map_err(refuse_error)?, client.region())))
+}
+
+async fn next_fence(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    Json(wish): Json<FenceWish>,
+) -> Result<Json<FenceView>, Refused> {
+    let client = admin.for_root(&headers)?.client();
+    let valid = (1..=client::FENCE_KEY_LEN_MAX).contains(&wish.key.len());
+    if !valid || !wish.key.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(refuse(StatusCode::BAD_REQUEST, "the key of a fence has 1 to 128 visible ASCII characters"));
+    }
+    let token = client.next_fence().await.map_err(refuse_error)?;
+    tracing::info!(target: "audit", key = wish.key, token, "fence token handed out");
+    Ok(Json(FenceView { key: wish.key, token }))
 }
 
 async fn create_token(
@@ -518,6 +561,7 @@ async fn remove_disk(
 }
 
 fn bucket_view(bucket: client::BucketInfo, region: String) -> BucketView {
+    let fence_required = bucket.requires_fence();
     let versioning = match bucket.versioning {
         client::Versioning::Off => "off",
         client::Versioning::Enabled => "enabled",
@@ -529,6 +573,7 @@ fn bucket_view(bucket: client::BucketInfo, region: String) -> BucketView {
         created_ms: bucket.created_ms,
         region,
         versioning: versioning.into(),
+        fence_required,
     }
 }
 
@@ -610,7 +655,7 @@ mod tests {
         for value in authorization {
             request = request.header("authorization", *value);
         }
-        let body = r#"{"name":"!","policy":"{}","versioning":"maybe","expires_s":0,"lost":true,"undo":false}"#;
+        let body = r#"{"name":"!","policy":"{}","versioning":"maybe","key":"","expires_s":0,"lost":true,"undo":false}"#;
         let body = Body::from(body);
         admin.clone().router().oneshot(request.body(body).unwrap()).await.unwrap().status()
     }
@@ -661,6 +706,7 @@ mod tests {
             ("GET", "/v1/buckets"),
             ("POST", "/v1/buckets"),
             ("PATCH", "/v1/buckets/b"),
+            ("POST", "/v1/fences"),
             ("POST", "/v1/tokens"),
             ("GET", "/v1/nodes"),
             ("POST", "/v1/nodes/1/remove"),

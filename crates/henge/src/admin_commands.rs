@@ -9,10 +9,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::admin::{
-    BucketChange, BucketView, KeyPolicy, KeyView, KeyWish, Named, NewKeyView, QuotaView, QuotaWish, Refusal,
+    BucketChange, BucketView, FenceView, FenceWish, KeyPolicy, KeyView, KeyWish, Named, NewKeyView, QuotaView, QuotaWish, Refusal,
 };
 use crate::basic_auth;
-use crate::cli::{BucketAction, BucketQuotaArgs, KeyAction, KeyPolicyArgs, StatusArgs, TargetArgs, VersioningArg};
+use crate::cli::{
+    BucketAction, BucketQuotaArgs, FenceAction, FenceArg, KeyAction, KeyPolicyArgs, StatusArgs, TargetArgs, VersioningArg,
+};
 use crate::failure::{Context, Failure};
 use crate::http_client::{Answer, HttpClient, HttpError};
 use crate::report::{self, Report};
@@ -129,23 +131,40 @@ pub async fn bucket(action: BucketAction) -> Result<ExitCode, Failure> {
             if args.json {
                 print_json(&buckets)?;
             } else {
-                buckets.iter().for_each(|bucket| println!("{}  versioning {}", bucket.name, bucket.versioning));
+                buckets.iter().for_each(|bucket| println!("{}  {}", bucket.name, settings(bucket)));
             }
         }
         BucketAction::Quota(args) => bucket_quota(args).await?,
         BucketAction::Set(args) => {
-            let versioning = match args.versioning {
-                VersioningArg::Enabled => "enabled",
-                VersioningArg::Suspended => "suspended",
-            };
-            let change = BucketChange { versioning: versioning.into() };
+            let versioning = args.versioning.map(|versioning| match versioning {
+                VersioningArg::Enabled => "enabled".to_owned(),
+                VersioningArg::Suspended => "suspended".to_owned(),
+            });
+            let fence_required = args.fence.map(|fence| fence == FenceArg::Required);
+            let change = BucketChange { versioning, fence_required };
             let path = format!("/v1/buckets/{}", path_segment(&args.name)?);
             let bucket: BucketView = ask_as_root(&args.target, Method::PATCH, &path, Some(&change)).await?;
             if args.json {
                 print_json(&bucket)?;
             } else {
-                println!("bucket {}: versioning {}", bucket.name, bucket.versioning);
+                println!("bucket {}: {}", bucket.name, settings(&bucket));
             }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn settings(bucket: &BucketView) -> String {
+    let fence = if bucket.fence_required { ", writes need a fence token" } else { "" };
+    format!("versioning {}{fence}", bucket.versioning)
+}
+
+pub async fn fence(action: FenceAction) -> Result<ExitCode, Failure> {
+    match action {
+        FenceAction::Next(args) => {
+            let wish = FenceWish { key: args.key };
+            let fence: FenceView = ask_as_root(&args.target, Method::POST, "/v1/fences", Some(&wish)).await?;
+            if args.json { print_json(&fence)? } else { println!("{}:{}", fence.key, fence.token) }
         }
     }
     Ok(ExitCode::SUCCESS)

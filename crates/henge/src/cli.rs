@@ -33,6 +33,8 @@ pub enum Command {
     Key(KeyArgs),
     /// Make, list and change buckets
     Bucket(BucketArgs),
+    /// Hand out fence tokens, with which a write proves that its sender still holds a lock
+    Fence(FenceArgs),
     /// Make a token with which a new node may join the cluster
     Token(TokenArgs),
     /// List the cluster's nodes, drain one, remove one
@@ -274,6 +276,30 @@ pub enum BucketAction {
 }
 
 #[derive(Args, Debug)]
+pub struct FenceArgs {
+    #[command(subcommand)]
+    pub action: FenceAction,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum FenceAction {
+    /// Hand out the next token for KEY, higher than all before: writes that carry the header
+    /// `x-henge-fence: KEY:TOKEN` are refused once a write with a higher token of the same key has come
+    Next(FenceNextArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct FenceNextArgs {
+    /// The name of the lock
+    pub key: String,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Args, Debug)]
 pub struct TokenArgs {
     #[command(subcommand)]
     pub action: TokenAction,
@@ -402,17 +428,27 @@ pub struct ListArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(group = clap::ArgGroup::new("setting").required(true).multiple(true))]
 pub struct BucketSetArgs {
     #[arg(value_name = "NAME")]
     pub name: String,
     /// Whether overwritten and deleted objects stay as older versions
-    #[arg(long, value_enum)]
-    pub versioning: VersioningArg,
+    #[arg(long, value_enum, group = "setting")]
+    pub versioning: Option<VersioningArg>,
+    /// Whether writes need a fence token (header x-henge-fence)
+    #[arg(long, value_enum, group = "setting")]
+    pub fence: Option<FenceArg>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
     #[command(flatten)]
     pub target: TargetArgs,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FenceArg {
+    Required,
+    Optional,
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,9 @@
 //! 01  group      21  node u32  generation u32  slot u16    Slot    last sequence and its reply
 //! 01  group      30  sequence u64      Garbage         chunks that no key names any more
 //! 01  group      40..4f                reserved: divergence digests
-//! 01  group      50..5f                reserved: fence floors
+//! 01  group      50  bucket u64  name (rest)    FenceFloor   the highest fence token that writes to the bucket came with
+//! 01  group      51  bucket u64        FenceCount      how many floors the bucket has
+//! 01  group      52..5f                reserved: fences
 //! 01  group      60..6f                reserved: intents of operations across shards
 //!
 //! 02  sub u8 ...                       the cluster map (group 0 only)
@@ -68,6 +70,15 @@ pub enum Key {
         bucket: BucketId,
     },
     BucketUsage {
+        group: GroupId,
+        bucket: BucketId,
+    },
+    FenceFloor {
+        group: GroupId,
+        bucket: BucketId,
+        name: Bytes,
+    },
+    FenceCount {
         group: GroupId,
         bucket: BucketId,
     },
@@ -162,6 +173,8 @@ mod tag {
     pub const SESSION_FLOOR: u8 = 0x20;
     pub const SLOT: u8 = 0x21;
     pub const GARBAGE: u8 = 0x30;
+    pub const FENCE_FLOOR: u8 = 0x50;
+    pub const FENCE_COUNT: u8 = 0x51;
 
     pub const MAP_STATE: u8 = 0x00;
     pub const NODE: u8 = 0x10;
@@ -194,6 +207,15 @@ impl Key {
             }
             Key::BucketUsage { group, bucket } => {
                 put_group(&mut out, *group, tag::BUCKET_USAGE);
+                out.put_u64_be(bucket.0);
+            }
+            Key::FenceFloor { group, bucket, name } => {
+                put_group(&mut out, *group, tag::FENCE_FLOOR);
+                out.put_u64_be(bucket.0);
+                out.put_bytes(name);
+            }
+            Key::FenceCount { group, bucket } => {
+                put_group(&mut out, *group, tag::FENCE_COUNT);
                 out.put_u64_be(bucket.0);
             }
             Key::SessionFloor { group, node } => {
@@ -326,6 +348,11 @@ fn decode_group(reader: &mut Reader<'_>) -> Result<Key, DecodeError> {
         tag::BUCKET => Key::Bucket { group, bucket: BucketId(reader.u64_be("bucket")?) },
         tag::BUCKET_RULES => Key::BucketRules { group, bucket: BucketId(reader.u64_be("bucket")?) },
         tag::BUCKET_USAGE => Key::BucketUsage { group, bucket: BucketId(reader.u64_be("bucket")?) },
+        tag::FENCE_COUNT => Key::FenceCount { group, bucket: BucketId(reader.u64_be("bucket")?) },
+        tag::FENCE_FLOOR => {
+            let bucket = BucketId(reader.u64_be("bucket")?);
+            Key::FenceFloor { group, bucket, name: take_rest(reader)? }
+        }
         tag::SESSION_FLOOR => Key::SessionFloor { group, node: NodeId(reader.u32_be("node")?) },
         tag::SLOT => {
             let node = NodeId(reader.u32_be("node")?);
@@ -499,6 +526,13 @@ fn rows_of_sub(group: GroupId, sub: u8) -> (Bytes, Bytes) {
     (Bytes::from(from), to)
 }
 
+/// The fence floors of a bucket in `group`.
+pub fn fence_rows(group: GroupId, bucket: BucketId) -> (Bytes, Bytes) {
+    let from = Key::FenceFloor { group, bucket, name: Bytes::new() }.encode();
+    let to = prefix_end(&from);
+    (from, to)
+}
+
 /// All rows of the cluster map.
 pub fn map_rows() -> (Bytes, Bytes) {
     (Bytes::from_static(&[tag::MAP]), Bytes::from_static(&[tag::MAP + 1]))
@@ -572,7 +606,7 @@ mod tests {
 
     fn any_key() -> impl Strategy<Value = Key> {
         let numbers = (any::<u64>(), any::<u64>(), any::<u32>(), any::<u32>(), any::<u16>());
-        (0usize..24, numbers, object_key(), any::<u128>()).prop_map(|(kind, (a, b, c, d, e), key, upload)| {
+        (0usize..26, numbers, object_key(), any::<u128>()).prop_map(|(kind, (a, b, c, d, e), key, upload)| {
             let group = GroupId(a);
             let bucket = BucketId(b);
             match kind {
@@ -599,6 +633,8 @@ mod tests {
                 20 => Key::BucketConfiguration { bucket, kind: e as u8 },
                 21 => Key::BucketRules { group, bucket },
                 22 => Key::BucketUsage { group, bucket },
+                23 => Key::FenceFloor { group, bucket, name: key },
+                24 => Key::FenceCount { group, bucket },
                 _ => Key::Part { bucket, key, upload, number: e.max(1) },
             }
         })

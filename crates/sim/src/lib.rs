@@ -39,6 +39,7 @@ mod cluster;
 pub mod content;
 mod convergence;
 mod disaster;
+mod fences;
 mod fullness;
 pub mod history;
 pub mod linearizability;

@@ -37,10 +37,12 @@ pub enum Profile {
     LostLog,
     /// Leaders of different groups do not reach each other.
     Apart,
+    /// Three nodes, and clients that take locks; in no mixture, but on demand.
+    Fences,
 }
 
 impl Profile {
-    pub const ALL: [Profile; 12] = [
+    pub const ALL: [Profile; 13] = [
         Profile::Crashes,
         Profile::FlushErrors,
         Profile::BitRot,
@@ -53,6 +55,7 @@ impl Profile {
         Profile::Growth,
         Profile::LostLog,
         Profile::Apart,
+        Profile::Fences,
     ];
 
     fn draw(random: &dyn Random) -> Profile {
@@ -84,7 +87,12 @@ impl Profile {
 
     pub fn nodes(self) -> usize {
         match self {
-            Profile::Cluster3 | Profile::Calm | Profile::Growth | Profile::LostLog | Profile::Apart => 3,
+            Profile::Cluster3
+            | Profile::Calm
+            | Profile::Growth
+            | Profile::LostLog
+            | Profile::Apart
+            | Profile::Fences => 3,
             Profile::Cluster5 => 5,
             Profile::Crashes
             | Profile::FlushErrors
@@ -119,6 +127,7 @@ pub fn hunting_ground(plant: Plant) -> Profile {
         Plant::AckAtMajority | Plant::StoreAtMajority | Plant::UnsentStores | Plant::UnsentDeletes => Profile::Calm,
         Plant::VoteAfterLoss => Profile::LostLog,
         Plant::OpenEarly | Plant::EvictBlindly | Plant::InventoryEarly | Plant::StaleEpoch => Profile::Growth,
+        Plant::IgnoreFence => Profile::Fences,
         Plant::SweepBeforeClose => Profile::Apart,
         Plant::InstallUnmarked
         | Plant::ResurrectBehindCut

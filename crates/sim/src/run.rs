@@ -111,6 +111,7 @@ fn nemesis(sim: &SimHandle, plan: &Arc<Plan>, recorder: &Recorder) -> Nemesis {
         plan: plan.clone(),
         excuses: excuses.clone(),
         home: Arc::new(AtomicU32::new(FOUNDER.0)),
+        tokens: Arc::default(),
     };
     Nemesis {
         sim: sim.clone(),
@@ -171,6 +172,8 @@ async fn run_clients(sim: &SimHandle, worker: &Worker) {
         sim.spawn("client", async move {
             if is_last {
                 client.churn().await
+            } else if client.plan.profile == Profile::Fences {
+                client.hold_locks().await
             } else {
                 client.work().await
             }

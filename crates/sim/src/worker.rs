@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use crate::cluster::{Cluster, FOUNDER, NoAnswer, OWNER, Serving};
 use crate::content::Content;
+use crate::fences::Tokens;
 use crate::history::{Condition, Outcome, Value};
 use crate::plan::{Plan, Profile};
 use crate::recorder::{KeyName, Recorder};
@@ -47,6 +48,7 @@ pub struct Worker {
     pub excuses: Arc<Excuses>,
     /// The node that this client asked last.
     pub home: Arc<AtomicU32>,
+    pub tokens: Arc<Tokens>,
 }
 
 /// An answer to a write.

@@ -276,6 +276,6 @@ fn set_up(state: &mut State) {
     let shard = ShardRow { group: GROUP.0, range_epoch: 1, nodes: vec![1, 2, 3], ..ShardRow::default() };
     state.change(MapCommand::SetShard(shard));
     let init = ShardCommand::InitShard(InitShard { range_epoch: 1, feature_level: 1, ..InitShard::default() });
-    state.apply_shard(ShardEntry { slot: None, range_epoch: 0, command: Some(init) });
+    state.apply_shard(ShardEntry { command: Some(init), ..ShardEntry::default() });
     assert_ne!(GROUP, GROUP_ZERO);
 }

@@ -37,6 +37,8 @@ codes! {
     BucketNotEmpty = 409,
     EntityTooLarge = 400,
     EntityTooSmall = 400,
+    FenceTokenRequired = 428,
+    FenceTokenStale = 412,
     IllegalVersioningConfigurationException = 400,
     IncompleteBody = 400,
     InternalError = 500,
@@ -186,6 +188,17 @@ impl From<client::Error> for S3Error {
             Error::PreconditionFailed => {
                 S3Error::new(Code::PreconditionFailed, "At least one of the preconditions you specified did not hold.")
             }
+            Error::StaleFence(detail) => S3Error::new(
+                Code::FenceTokenStale,
+                format!(
+                    "Somebody else holds the lock by now ({detail}). Nothing was changed. Take the lock again before you \
+                     write."
+                ),
+            ),
+            Error::FenceRequired => S3Error::new(
+                Code::FenceTokenRequired,
+                "The bucket takes writes only with the header x-henge-fence: KEY:TOKEN.",
+            ),
             Error::InvalidPart { detail } => S3Error::new(
                 Code::InvalidPart,
                 format!("Part {detail} was not found, or its ETag or checksum differs from the uploaded part's."),

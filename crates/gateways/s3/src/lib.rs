@@ -42,6 +42,7 @@ mod service;
 mod sign;
 mod tags;
 mod target;
+mod terms;
 mod xml;
 
 pub use body::{BodyError, ResponseBody};

@@ -31,6 +31,7 @@ names! {
     EXPECTED_BUCKET_OWNER = "x-amz-expected-bucket-owner";
     EXPIRATION = "x-amz-expiration";
     EXPECTED_SOURCE_BUCKET_OWNER = "x-amz-source-expected-bucket-owner";
+    FENCE = "x-henge-fence";
     IF_MATCH_LAST_MODIFIED_TIME = "x-amz-if-match-last-modified-time";
     IF_MATCH_SIZE = "x-amz-if-match-size";
     METADATA_DIRECTIVE = "x-amz-metadata-directive";
@@ -51,4 +52,14 @@ names! {
     TAGGING_DIRECTIVE = "x-amz-tagging-directive";
     TRAILER = "x-amz-trailer";
     VERSION_ID = "x-amz-version-id";
+}
+
+/// Whether a header speaks to this service, and to nobody on the way.
+pub fn is_ours(name: &HeaderName) -> bool {
+    are_ours(name.as_str())
+}
+
+/// The same of a name in lower case.
+pub fn are_ours(name: &str) -> bool {
+    name.starts_with("x-amz-") || name.starts_with("x-henge-")
 }

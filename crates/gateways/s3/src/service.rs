@@ -271,9 +271,9 @@ impl Across {
     }
 }
 
-/// Presigning clients may put `x-amz-*` headers into the query, where the signature covers them.
+/// Presigning clients may put `x-amz-*` and `x-henge-*` headers into the query, where the signature covers them.
 fn headers_from_query(query: &Query, headers: &mut HeaderMap) {
-    for (name, value) in query.pairs().filter(|(name, _)| name.starts_with("x-amz-")) {
+    for (name, value) in query.pairs().filter(|(name, _)| names::are_ours(name)) {
         if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
             headers.entry(name).or_insert(value);
         }

@@ -1,6 +1,6 @@
 //! S3 over a real socket, byte by byte: what the protocol promises, and what a broken client must not achieve.
 
-use crate::harness::{Server, TestDir};
+use crate::harness::{Server, TestDir, stdout};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use std::io::{Read, Write};
@@ -348,4 +348,34 @@ fn of_many_that_create_a_key_one_wins() {
         let winner = statuses.iter().position(|&status| status == 200).unwrap();
         assert_eq!(s3.get(&target).body, [winner as u8]);
     }
+}
+
+#[test]
+fn a_client_that_lost_its_lock_is_fenced_out() {
+    let (_directory, server, s3) = started("fence");
+    let next = || stdout(&server.command(&["fence", "next", "lock"])).trim().to_owned();
+    let (first, second) = (next(), next());
+    assert_ne!(first, second);
+    let put = |fence: &str, key: &str| s3.send("PUT", &format!("/bucket/{key}"), &[("x-henge-fence", fence)], b"x");
+    assert_eq!(put(&first, "a").status, 200);
+    assert_eq!(put(&second, "b").status, 200);
+    let late = put(&first, "a");
+    assert_eq!(late.outcome(), (412, "FenceTokenStale".to_owned()), "{}", late.text());
+    let stale = [("x-henge-fence", first.as_str())];
+    assert_eq!(s3.send("DELETE", "/bucket/a", &stale, b"").outcome().0, 412);
+    let copy = [("x-amz-copy-source", "/bucket/b"), stale[0]];
+    assert_eq!(s3.send("PUT", "/bucket/a", &copy, b"").outcome().0, 412);
+    let document = b"<Delete><Object><Key>a</Key></Object></Delete>";
+    assert_eq!(s3.send("POST", "/bucket?delete", &stale, document).elements("Code"), ["FenceTokenStale"]);
+    for bad in ["lock", "lock:", ":1", "lock:-1"] {
+        assert_eq!(put(bad, "a").outcome(), (400, "InvalidArgument".to_owned()), "{bad}");
+    }
+    assert_eq!(s3.send("PUT", "/bucket/a", &[("x-henge-fense", "lock:9")], b"x").status, 400, "a misspelt promise");
+    let set = |fence: &str| assert!(server.command(&["bucket", "set", "bucket", "--fence", fence]).status.success());
+    set("required");
+    assert_eq!(s3.put("/bucket/a", b"y").outcome(), (428, "FenceTokenRequired".to_owned()));
+    assert_eq!(put(&second, "a").status, 200);
+    assert!(stdout(&server.command(&["bucket", "list"])).contains("fence token"));
+    set("optional");
+    assert_eq!(s3.put("/bucket/a", b"y").status, 200);
 }

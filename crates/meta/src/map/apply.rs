@@ -51,7 +51,13 @@ pub(super) struct MapState {
     /// Bytes of all configurations of buckets.
     #[prost(uint64, tag = "15")]
     pub configuration_bytes: u64,
+    /// Fence tokens handed out.
+    #[prost(uint64, tag = "16")]
+    pub fences: u64,
 }
+
+/// Bits of a fence token below the cluster's generation.
+const FENCE_COUNT_BITS: u32 = 40;
 
 impl MapState {
     pub fn fill(self, map: &mut ClusterMap) {
@@ -171,6 +177,7 @@ impl Step<'_> {
             MapCommand::SetClusterGeneration(raise) => self.set_cluster_generation(raise.generation),
             MapCommand::SetNodeState(change) => self.set_node_state(&change),
             MapCommand::SetBucketConfiguration(set) => self.set_bucket_configuration(set),
+            MapCommand::NextFence(_) => self.next_fence(),
         }
     }
 
@@ -181,6 +188,16 @@ impl Step<'_> {
         }
         reply.version = self.state.version;
         (self.changes, reply)
+    }
+
+    /// One counter serves all keys. The cluster's generation stands above it: a recovery may forget the newest tokens.
+    /// Nobody looks at the counter in a map, so the map's version stays.
+    fn next_fence(&mut self) -> Result<MapReply, Halt> {
+        require(self.state.fences < (1 << FENCE_COUNT_BITS) - 1, "there are no more fence tokens")?;
+        self.state.fences += 1;
+        self.changes.put(Key::MapState.encode(), encode(&self.state));
+        let id = (u64::from(self.state.cluster_generation) << FENCE_COUNT_BITS) + self.state.fences;
+        Ok(MapReply { id, ..MapReply::default() })
     }
 
     pub fn read<M: Message + Default>(&self, key: &Key) -> Result<Option<M>, Halt> {

@@ -190,6 +190,7 @@ pub enum ConfigurationKind {
     PublicAccessBlock = 7,
     ObjectLock = 8,
     Quota = 9,
+    Fence = 20,
     // 10 encryption, 11 notification, 12 website, 13 logging: reserved for later.
 }
 
@@ -314,7 +315,7 @@ pub struct MapEntry {
     pub slot: Option<SlotRef>,
     #[prost(
         oneof = "MapCommand",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 40"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 40, 50"
     )]
     pub command: Option<MapCommand>,
 }
@@ -386,6 +387,9 @@ pub enum MapCommand {
     /// Replaces the policy of an access key.
     #[prost(message, tag = "40")]
     SetKeyPolicy(SetKeyPolicy),
+    /// Hands out a fence token (`MapReply::id`): higher than every one before, also than those that a recovery forgot.
+    #[prost(message, tag = "50")]
+    NextFence(NextFence),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -475,6 +479,9 @@ pub struct SetKeyPolicy {
     #[prost(string, tag = "2")]
     pub policy: String,
 }
+
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct NextFence {}
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct FeatureLevel {

@@ -19,7 +19,7 @@ use crate::slots::{self, Standing};
 use crate::view::{Changes, View, ViewError};
 
 /// Applies the entry at `index` of the log of `group`. Pure: the same view and entry give the same changes and reply.
-/// A refused command changes nothing but its slot. An error means that this replica cannot go on; nothing is changed.
+/// A refused command changes nothing but its slot and the floor of its fence. An error means that this replica cannot go on; nothing is changed.
 pub fn apply(
     view: &dyn View,
     group: GroupId,
@@ -48,7 +48,9 @@ pub fn apply(
         dropped: Dropped::default(),
         account: Account::default(),
     };
-    let result = step.execute(entry.command);
+    let mut raised = Changes::default();
+    let fenced = step.raise_fence(entry.fence.as_ref(), entry.command.as_ref(), &mut raised);
+    let result = fenced.and_then(|()| step.execute(entry.command));
     let (mut changes, outcome) = match result {
         Ok(outcome) => (step.finish(), outcome),
         // The sender asks another shard, and may come back with the same sequence: nothing was executed, and the epoch
@@ -57,6 +59,8 @@ pub fn apply(
         Err(Halt::Refused(reason, detail)) => (Changes::default(), refused(reason, detail)),
         Err(Halt::View(error)) => return Err(error),
     };
+    // A token that was seen is seen, whatever became of its write.
+    changes.0.extend(raised.0);
     let reply = ShardReply { outcome: Some(outcome) };
     slots::record(&mut changes, group, slot.as_ref(), &reply);
     Ok((changes, reply))

@@ -120,7 +120,7 @@ impl Step<'_> {
         if !self.is_without_versions(bucket)? {
             return refuse(Reason::BucketNotEmpty, bucket.to_string());
         }
-        if self.abort_some_uploads(bucket)? {
+        if self.abort_some_uploads(bucket)? || self.drop_fences(bucket)? {
             return Ok(ShardOutcome::Done(Done { more: true }));
         }
         let row = BucketRow { bucket: bucket.0, frozen: true, dropped: true, ..row.unwrap_or_default() };

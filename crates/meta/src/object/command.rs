@@ -4,6 +4,7 @@
 use bytes::Bytes;
 
 use super::expire::Expire;
+use super::fence::Fence;
 use super::lock::{ObjectLock, RetentionMode};
 use super::usage::{CountUsage, Usage};
 use crate::map::command::BucketConfigurationRow;
@@ -32,6 +33,9 @@ pub struct ShardEntry {
     /// The range epoch that the sender believes in; checked in apply. 0: not checked (internal commands).
     #[prost(uint64, tag = "2")]
     pub range_epoch: u64,
+    /// Of a write to a bucket: the token that its sender holds.
+    #[prost(message, optional, tag = "3")]
+    pub fence: Option<Fence>,
     #[prost(oneof = "ShardCommand", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 31, 32")]
     pub command: Option<ShardCommand>,
 }
@@ -135,7 +139,6 @@ pub struct BucketRow {
     /// The configurations that apply must obey. Every write reads this row, so they are few and short.
     #[prost(message, repeated, tag = "5")]
     pub configurations: Vec<BucketConfigurationRow>,
-    // 6 fence policy: reserved for later.
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -525,6 +528,10 @@ pub enum Reason {
     NotLockable = 31,
     /// The bucket would hold more than its quota (`detail`).
     QuotaExceeded = 32,
+    /// The write came with a lower fence token than an earlier one (`detail`: the key and both tokens).
+    StaleFence = 33,
+    /// The bucket takes no write without a fence token.
+    FenceRequired = 34,
 }
 
 /// What may be read from a shard.

@@ -9,6 +9,7 @@ mod buckets;
 mod change;
 pub mod command;
 pub mod expire;
+pub mod fence;
 mod garbage;
 pub mod lifecycle;
 mod list;

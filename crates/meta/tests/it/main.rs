@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod cost;
+mod fences;
 mod lifecycle;
 mod locks;
 mod map;

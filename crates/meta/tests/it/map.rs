@@ -345,3 +345,15 @@ fn secrets_are_not_shown_for_debugging() {
     assert!(!shown.contains("top-secret"));
     assert_eq!(text("x").len(), 1);
 }
+
+#[test]
+fn fence_tokens_rise_over_a_recovery_and_leave_the_map_as_it_is() {
+    let mut map = Map::initialised();
+    let version = map.map().version;
+    let next = |map: &mut Map| map.run(MapCommand::NextFence(NextFence {})).id;
+    assert_eq!([next(&mut map), next(&mut map)], [1, 2]);
+    assert_eq!(map.map().version, version);
+    let before_loss = next(&mut map) + 1000;
+    map.run(MapCommand::SetClusterGeneration(ClusterGeneration { generation: 1 }));
+    assert!(next(&mut map) > before_loss, "a recovery may have forgotten tokens that were handed out");
+}

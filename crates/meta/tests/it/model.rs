@@ -470,7 +470,7 @@ proptest! {
             let mut overlay = Overlay::new(&batched.rows);
             for command in batch {
                 batched.index += 1;
-                let entry = ShardEntry { slot: None, range_epoch: 0, command: Some(command) };
+                let entry = ShardEntry { command: Some(command), ..ShardEntry::default() };
                 let (changes, _) = apply(&overlay, GROUP, LogIndex(batched.index), entry).unwrap();
                 overlay.absorb(changes);
             }

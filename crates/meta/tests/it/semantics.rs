@@ -11,7 +11,7 @@ fn a_fresh_put_of_an_unversioned_bucket_writes_the_version_and_the_slot() {
     let body = shard.body(10);
     let slot = SlotRef { node: 1, generation: 1, slot: 0, sequence: 1 };
     let put = ShardCommand::PutObject(put_of("k", "e", body));
-    let (changes, outcome) = shard.entry(ShardEntry { slot: Some(slot), range_epoch: 1, command: Some(put) });
+    let (changes, outcome) = shard.entry(ShardEntry { slot: Some(slot), range_epoch: 1, command: Some(put), ..ShardEntry::default() });
     assert!(matches!(outcome, ShardOutcome::Written(written) if written.version.is_empty()));
     assert_eq!(changes.0.len(), 2);
     assert_eq!(shard.get("k", None), Ok("e".into()));
@@ -344,7 +344,7 @@ fn all_rows_of_a_group_lie_in_its_ranges() {
     crate::uploads::upload(&mut shard, "u", 1, 2);
     let slot = Some(SlotRef { node: 1, generation: 1, slot: 0, sequence: 1 });
     let command = Some(ShardCommand::CloseSession(CloseSession { node: 1, floor: 1 }));
-    shard.entry(ShardEntry { slot, range_epoch: 1, command });
+    shard.entry(ShardEntry { slot, range_epoch: 1, fence: None, command });
     let state = meta::group::load(&shard.rows, GROUP).unwrap();
     let ranges = meta::group::row_ranges(GROUP, &state);
     assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0));

@@ -13,7 +13,7 @@ fn slot(generation: u32, slot: u32, sequence: u64) -> SlotRef {
 fn send(shard: &mut Shard, slot: SlotRef, key: &str) -> ShardOutcome {
     let body = shard.body(10);
     let put = ShardCommand::PutObject(put_of(key, "e", body));
-    shard.entry(ShardEntry { slot: Some(slot), range_epoch: 1, command: Some(put) }).1
+    shard.entry(ShardEntry { slot: Some(slot), range_epoch: 1, command: Some(put), ..ShardEntry::default() }).1
 }
 
 fn close(shard: &mut Shard, floor: u32) -> ShardOutcome {
@@ -28,6 +28,7 @@ fn a_retry_gets_the_first_answer_and_changes_nothing() {
     let entry = ShardEntry {
         slot: Some(slot(1, 0, 1)),
         range_epoch: 1,
+        fence: None,
         command: Some(ShardCommand::PutObject(put_of("k", "e", body))),
     };
     let (changes, again) = shard.entry(entry);
@@ -39,7 +40,7 @@ fn a_retry_gets_the_first_answer_and_changes_nothing() {
         let body = shard.body(10);
         let put = PutObject { precondition: condition.clone(), ..put_of("k", "e", body) };
         let entry =
-            ShardEntry { slot: Some(slot(1, 0, 2)), range_epoch: 1, command: Some(ShardCommand::PutObject(put)) };
+            ShardEntry { slot: Some(slot(1, 0, 2)), range_epoch: 1, fence: None, command: Some(ShardCommand::PutObject(put)) };
         assert_refused(shard.entry(entry).1, Reason::PreconditionFailed);
         shard.delete("k", None);
     }
@@ -125,7 +126,7 @@ fn a_wrong_range_epoch_leaves_the_slot_for_the_next_try() {
     let mut shard = Shard::new(Versioning::Off);
     let body = shard.body(10);
     let command = Some(ShardCommand::PutObject(put_of("k", "e", body)));
-    let stale = ShardEntry { slot: Some(slot(1, 0, 1)), range_epoch: 9, command };
+    let stale = ShardEntry { slot: Some(slot(1, 0, 1)), range_epoch: 9, fence: None, command };
     let (changes, outcome) = shard.entry(stale.clone());
     assert_refused(outcome, Reason::WrongRange);
     assert!(changes.is_empty());

@@ -41,7 +41,7 @@ impl Shard {
     }
 
     pub fn run(&mut self, command: ShardCommand) -> ShardOutcome {
-        self.entry(ShardEntry { slot: None, range_epoch: 0, command: Some(command) }).1
+        self.entry(ShardEntry { command: Some(command), ..ShardEntry::default() }).1
     }
 
     pub fn read(&self, read: ShardRead) -> ShardFound {

@@ -203,7 +203,7 @@ fn anonymous(request: &Signed<'_>) -> Result<(Caller, BodyProof)> {
 
 fn refuse_repeated(headers: &HeaderMap) -> Result<()> {
     for name in headers.keys() {
-        if headers.get_all(name).iter().nth(1).is_some() && (name.as_str().starts_with("x-amz-") || single(name)) {
+        if headers.get_all(name).iter().nth(1).is_some() && (names::is_ours(name) || single(name)) {
             return Err(S3Error::new(Code::InvalidRequest, format!("The header {name} is given more than once.")));
         }
     }
@@ -236,7 +236,7 @@ fn check_signed_headers(claim: &Claim, headers: &HeaderMap) -> Result<()> {
         let covered = claim.signed_headers.iter().any(|signed| signed == name.as_str());
         // The hash of the body is itself a part of the canonical request of header authentication. In a presigned
         // request it only promises a check more.
-        if name.as_str().starts_with("x-amz-") && !covered && *name != names::CONTENT_SHA256 {
+        if names::is_ours(name) && !covered && *name != names::CONTENT_SHA256 {
             return Err(S3Error::new(
                 Code::AccessDenied,
                 format!("There were headers present in the request which were not signed: {name}."),

@@ -187,7 +187,7 @@ impl Form {
                 }
                 // What concerns the form itself.
                 "x-amz-algorithm" | "x-amz-credential" | "x-amz-date" | "x-amz-signature" => continue,
-                name if PLAIN.contains(&name) || name.starts_with("x-amz-") || name == "content-md5" => name,
+                name if PLAIN.contains(&name) || crate::names::are_ours(name) || name == "content-md5" => name,
                 _ => continue,
             };
             let value = header_value(name, value)?;
