@@ -24,12 +24,8 @@ use crate::terms::Terms;
 const DEFAULT_POOL: u32 = 1;
 
 /// What the shards must obey themselves, and so have copies of.
-const SPREAD: [ConfigurationKind; 4] = [
-    ConfigurationKind::ObjectLock,
-    ConfigurationKind::Quota,
-    ConfigurationKind::Lifecycle,
-    ConfigurationKind::Fence,
-];
+const SPREAD: [ConfigurationKind; 4] =
+    [ConfigurationKind::ObjectLock, ConfigurationKind::Quota, ConfigurationKind::Lifecycle, ConfigurationKind::Fence];
 
 /// A bucket as gateways see it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -42,7 +42,8 @@ mod tests {
 
     #[test]
     fn unknown_terms_are_refused() {
-        let headers = |name: &'static str| HeaderMap::from_iter([(HeaderName::from_static(name), "a:1".parse().unwrap())]);
+        let headers =
+            |name: &'static str| HeaderMap::from_iter([(HeaderName::from_static(name), "a:1".parse().unwrap())]);
         assert!(of_headers(&headers("x-henge-fence")).unwrap().fence.is_some());
         assert!(of_headers(&headers("x-henge-fense")).is_err());
         assert_eq!(of_headers(&headers("x-amz-acl")).unwrap(), Terms::default());
@@ -54,7 +55,9 @@ mod tests {
         assert_eq!(of("lock:7"), Some((Bytes::from_static(b"lock"), 7)));
         assert_eq!(of("a:b:18446744073709551615"), Some((Bytes::from_static(b"a:b"), u64::MAX)));
         let long = "k".repeat(129);
-        for bad in ["", "7", ":7", "lock:", "lock:x", "lock:-1", "lock:+1", "a b:7", "lock:18446744073709551616", "\u{e9}:7"] {
+        for bad in
+            ["", "7", ":7", "lock:", "lock:x", "lock:-1", "lock:+1", "a b:7", "lock:18446744073709551616", "\u{e9}:7"]
+        {
             assert_eq!(of(bad), None, "{bad:?}");
         }
         assert_eq!(of(&format!("{long}:7")), None);
