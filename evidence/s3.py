@@ -10,10 +10,10 @@ class S3:
     def reconnect(self):
         self.connection = http.client.HTTPConnection(self.host, timeout=self.timeout)
 
-    def request(self, method, path, body=b"", extra=None, query=""):
+    def request(self, method, path, body=b"", extra=None, query="", unsigned=False):
         now = datetime.datetime.now(datetime.timezone.utc)
         stamp, day = now.strftime("%Y%m%dT%H%M%SZ"), now.strftime("%Y%m%d")
-        digest = hashlib.sha256(body).hexdigest()
+        digest = "UNSIGNED-PAYLOAD" if unsigned else hashlib.sha256(body).hexdigest()
         head = {"host": self.host, "x-amz-content-sha256": digest, "x-amz-date": stamp}
         # What begins with x-amz- changes what a request means, and must be signed.
         head.update({k.lower(): v for k, v in (extra or {}).items() if k.lower().startswith("x-amz-")})

@@ -5,6 +5,7 @@
 use crate::json::Json;
 use crate::pattern::{Pattern, Reading};
 use base::calendar;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
@@ -12,10 +13,16 @@ use std::net::IpAddr;
 const TESTS_MAX: usize = 100;
 const VALUES_MAX: usize = 1000;
 
-/// What is known about a request, by condition key in lower case. A key without a value is absent.
+/// Steps that comparing texts may take in one decision: tens of milliseconds. The longest policy against the longest key
+/// takes far fewer; only long headers against many wildcards or variables take more.
+const STEPS_MAX: usize = 8 << 20;
+
+/// What is known about a request, by condition key in lower case. A key without a value is absent. It serves one decision:
+/// what comparing costs is counted here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Context {
     values: BTreeMap<String, Vec<String>>,
+    steps: Cell<usize>,
 }
 
 impl Context {
@@ -39,6 +46,16 @@ impl Context {
             [value] => Some(value),
             _ => None,
         }
+    }
+
+    /// `None` from the moment on in which a decision has cost too much: what is compared from then on is not known.
+    pub(crate) fn spend(&self, steps: usize) -> Option<()> {
+        self.steps.set(self.steps.get().saturating_add(steps));
+        (!self.is_exhausted()).then_some(())
+    }
+
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.steps.get() > STEPS_MAX
     }
 }
 

@@ -1,7 +1,8 @@
 //! The one decision: may this caller do this?
 //!
 //! In this order, the first that holds:
-//! 1. A policy that cannot be read forbids everything. Except: the root user, and the owner of the bucket, may always
+//! 1. A policy that cannot be read forbids everything, and so does one whose comparison with the request's words costs too
+//!    much ([`Why::TooCostly`]). Except: the root user, and the owner of the bucket, may always
 //!    read, replace and remove the bucket's policy, so that nobody locks a bucket for ever.
 //! 2. A statement of the key's or the bucket's policy that denies, whoever the caller is (the same exception).
 //! 3. The root user may do everything.
@@ -76,6 +77,8 @@ pub enum Why {
     Acl,
     /// A policy that cannot be read.
     Unreadable,
+    /// Comparing the request with the policies costs too much: what they say is not known.
+    TooCostly,
     /// Nothing allows it.
     Default,
 }
@@ -104,6 +107,9 @@ pub fn decide(ask: &Ask<'_>) -> Decision {
         }
         if let Some(sid) = found(of_bucket, Effect::Deny, &question) {
             return Decision::Denied(Why::BucketPolicy(sid));
+        }
+        if ask.context.is_exhausted() {
+            return Decision::Denied(Why::TooCostly);
         }
     }
     if ask.caller.is_root() {

@@ -53,10 +53,12 @@ impl Pattern {
         Ok(Pattern { tokens, fold_case: reading.fold_case })
     }
 
-    /// Whether the text matches. `None`: the request does not have a variable that the pattern names.
+    /// Whether the text matches. `None`: the request does not have a variable that the pattern names, or the decision has
+    /// cost too much.
     pub fn matches(&self, text: &str, context: &Context) -> Option<bool> {
         // A pattern that needs more characters than there are matches nothing: so what variables hold is never copied
         // beyond the length of the text.
+        context.spend(self.tokens.len() + text.len())?;
         let mut needed = 0;
         for token in &self.tokens {
             needed += match token {
@@ -79,7 +81,7 @@ impl Pattern {
             }
         }
         let text: Vec<char> = text.chars().map(|c| fold(c, self.fold_case)).collect();
-        Some(matches(&expanded, &text))
+        matches(&expanded, &text, context)
     }
 
     /// Neither wildcards nor variables: it names one thing.
@@ -114,12 +116,22 @@ fn fold(c: char, fold_case: bool) -> char {
     if fold_case { c.to_ascii_lowercase() } else { c }
 }
 
-/// Greedy with one point to come back to: at most pattern times text steps, whatever the stars.
-fn matches(pattern: &[Token], text: &[char]) -> bool {
+/// Greedy with one point to come back to: at most pattern times text steps, whatever the stars, and no more than the
+/// decision may cost.
+fn matches(pattern: &[Token], text: &[char], context: &Context) -> Option<bool> {
+    /// Steps between two looks at what was spent.
+    const STRIDE: usize = 1024;
     let (mut p, mut t) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
+    let mut steps = 0;
     while t < text.len() {
+        steps += 1;
+        if steps % STRIDE == 0 {
+            context.spend(STRIDE)?;
+        }
         match pattern.get(p) {
+            // What ends with a star takes all that is left.
+            Some(Token::AnyRun) if p + 1 == pattern.len() => return Some(true),
             Some(Token::AnyRun) => {
                 star = Some((p, t));
                 p += 1;
@@ -138,12 +150,12 @@ fn matches(pattern: &[Token], text: &[char]) -> bool {
             _ => {}
         }
         // The last star takes one character more.
-        let Some((star_p, star_t)) = star else { return false };
+        let Some((star_p, star_t)) = star else { return Some(false) };
         p = star_p + 1;
         t = star_t + 1;
         star = Some((star_p, t));
     }
-    pattern[p..].iter().all(|token| *token == Token::AnyRun)
+    Some(pattern[p..].iter().all(|token| *token == Token::AnyRun))
 }
 
 #[cfg(test)]
@@ -186,6 +198,35 @@ mod tests {
     fn hostile_patterns_take_no_exponential_time() {
         let pattern = "a*".repeat(500) + "b";
         assert!(!is_match(&pattern, &"a".repeat(5_000)));
+    }
+
+    /// A policy could hold hundreds of patterns that expand to a long header, each compared with another long header.
+    #[test]
+    fn what_comparing_may_cost_is_bounded_over_a_whole_decision() {
+        let mut context = Context::default();
+        context.set("aws:referer", "a".repeat(5_000));
+        let pattern = Pattern::read("*${aws:Referer}b*", ALL).unwrap();
+        let text = "a".repeat(11_000);
+        let answers: Vec<Option<bool>> = (0..100).map(|_| pattern.matches(&text, &context)).collect();
+        assert_eq!(answers.last(), Some(&None), "it cannot be told any more");
+        assert!(context.is_exhausted());
+        assert_eq!(Pattern::read("a", ALL).unwrap().matches("a", &context), None, "nothing is, from then on");
+        let fresh = Context::default();
+        assert_eq!(Pattern::read("a", ALL).unwrap().matches("a", &fresh), Some(true));
+        // The longest policy of plain patterns against the longest key stays far below.
+        let plain = Pattern::read("arn:aws:s3:::b/*/x*y", ALL).unwrap();
+        let key = format!("arn:aws:s3:::b/{}", "/x".repeat(512));
+        assert!((0..20_480 / 20).all(|_| plain.matches(&key, &fresh).is_some()));
+    }
+
+    /// Variables are never copied beyond the length of the text that they are compared with.
+    #[test]
+    fn variables_that_are_longer_than_the_text_match_nothing() {
+        let mut context = Context::default();
+        context.set("aws:referer", "a".repeat(16_000));
+        let pattern = Pattern::read(&"${aws:Referer}".repeat(1_000), ALL).unwrap();
+        assert_eq!(pattern.matches("short", &context), Some(false));
+        assert_eq!(pattern.matches(&"a".repeat(16_000), &context), Some(false));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 use base::ids::{BucketId, GroupId};
 use bytes::Bytes;
 use meta::map::command::{
-    Acknowledgement, BucketConfigurationRow, BucketEntry, BucketId as BucketRefInMap, BucketState, ConfigurationKind, MapCommand,
-    MapOutcome, SetBucketConfiguration,
+    Acknowledgement, BucketConfigurationRow, BucketEntry, BucketId as BucketRefInMap, BucketState, ConfigurationKind,
+    MapCommand, MapOutcome, SetBucketConfiguration,
 };
 use meta::object::command::{
     BucketRef, BucketRow, Done, ShardCommand, ShardFound, ShardOutcome, ShardRead, Versioning,
@@ -24,12 +24,8 @@ use crate::terms::Terms;
 const DEFAULT_POOL: u32 = 1;
 
 /// What the shards must obey themselves, and so have copies of.
-const SPREAD: [ConfigurationKind; 4] = [
-    ConfigurationKind::ObjectLock,
-    ConfigurationKind::Quota,
-    ConfigurationKind::Lifecycle,
-    ConfigurationKind::Fence,
-];
+const SPREAD: [ConfigurationKind; 4] =
+    [ConfigurationKind::ObjectLock, ConfigurationKind::Quota, ConfigurationKind::Lifecycle, ConfigurationKind::Fence];
 
 /// A bucket as gateways see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -261,9 +257,7 @@ impl Client {
 
     /// Has lifecycle rules done to what a search found.
     pub async fn expire(&self, group: GroupId, expire: Expire) -> Result<(), Error> {
-        let send = || {
-            self.change_shard(group, 0, ShardCommand::Expire(expire.clone()), Acknowledgement::Majority)
-        };
+        let send = || self.change_shard(group, 0, ShardCommand::Expire(expire.clone()), Acknowledgement::Majority);
         while send().await? == ShardOutcome::Done(Done { more: true }) {}
         Ok(())
     }

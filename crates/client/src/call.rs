@@ -26,6 +26,8 @@ use crate::wire::{self, Answer, Ask, Failure, ProposeShard, QueryShard, Request,
 pub(crate) const ATTEMPT_MAX: Duration = Duration::from_secs(2);
 /// How long one replica of several may take to answer from what it has.
 const EVENTUAL_ATTEMPT_MAX: Duration = Duration::from_millis(500);
+/// As ATTEMPT_MAX, for a question to which the leader reads all its rows: tens of millions.
+const SCAN_ATTEMPT_MAX: Duration = Duration::from_secs(600);
 /// How long an operation is tried before the caller is told.
 pub(crate) const OPERATION_MAX: Duration = Duration::from_secs(30);
 /// How long an operation waits for a leader. An election takes a second or two; after this, a majority is gone, and whoever
@@ -457,7 +459,11 @@ impl Client {
 
     async fn attempt(&self, group: GroupId, to: NodeId, request: &Request) -> Result<Told, Attempt> {
         let frame = wire::frame(request, Vec::new());
-        let reply = match self.call(to, Channel::Control, frame, ATTEMPT_MAX).await {
+        let patience = match request.ask {
+            Some(Ask::Named(_)) => SCAN_ATTEMPT_MAX,
+            _ => ATTEMPT_MAX,
+        };
+        let reply = match self.call(to, Channel::Control, frame, patience).await {
             Ok(reply) => reply,
             Err(NoReply { sent, why }) => {
                 self.forget_leader(group, to);

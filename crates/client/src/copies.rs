@@ -167,7 +167,9 @@ fn judge(
 
 fn no_group(rule: Acknowledgement) -> &'static str {
     match rule {
-        Acknowledgement::AllStrict => "all-strict needs a placement group with all its copies in service, and there is none",
+        Acknowledgement::AllStrict => {
+            "all-strict needs a placement group with all its copies in service, and there is none"
+        }
         Acknowledgement::One => "no placement group has a disk in service",
         _ => "no placement group has a majority of its disks in service",
     }

@@ -323,7 +323,11 @@ mod tests {
         assert_eq!(drawn_under(&one_up, Acknowledgement::One), [0, 1]);
         assert_eq!(drawn_under(&one_up, Acknowledgement::Majority), []);
         let two_up = map(&[Up, Up, Down], &groups);
-        assert_eq!(drawn_under(&two_up, Acknowledgement::AllStrict), [], "a group of two is not the three of the policy");
+        assert_eq!(
+            drawn_under(&two_up, Acknowledgement::AllStrict),
+            [],
+            "a group of two is not the three of the policy"
+        );
         assert_eq!(drawn_under(&map(&[Up, Up, Up], &groups), Acknowledgement::AllStrict), [0]);
     }
 

@@ -6,7 +6,8 @@ use bytes::Bytes;
 use meta::object::command::{
     AbortUpload, ChangeVersion, Checksum, CompleteUpload, CreateUpload, DeleteObject, Deleted, GetObject, GetUpload,
     Header, ListObjects, ListParts, ListUploads, ListVersions, NamedPart, ObjectPage, ObjectVersion, PartPage,
-    Precondition, Retention, ShardCommand, ShardEntry, ShardFound, ShardOutcome, ShardRead, Tags, Upload, UploadPage, Written,
+    Precondition, Retention, ShardCommand, ShardEntry, ShardFound, ShardOutcome, ShardRead, Tags, Upload, UploadPage,
+    Written,
 };
 
 use crate::buckets::BucketInfo;

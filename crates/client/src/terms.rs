@@ -1,8 +1,8 @@
 //! The terms of one request: what its sender asks for beyond what the bucket says.
 
+use base::ids::BucketId;
 use meta::map::command::{Acknowledgement, ConfigurationKind, MapCommand, MapOutcome, NextFence};
 use meta::object::fence::{Fence, FencePolicy};
-use base::ids::BucketId;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -9,11 +9,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::admin::{
-    BucketChange, BucketView, FenceView, FenceWish, KeyPolicy, KeyView, KeyWish, Named, NewKeyView, QuotaView, QuotaWish, Refusal,
+    BucketChange, BucketView, FenceView, FenceWish, KeyPolicy, KeyView, KeyWish, Named, NewKeyView, QuotaView,
+    QuotaWish, Refusal,
 };
 use crate::basic_auth;
 use crate::cli::{
-    AcknowledgeArg, BucketAction, BucketQuotaArgs, FenceAction, FenceArg, KeyAction, KeyPolicyArgs, StatusArgs, TargetArgs, VersioningArg,
+    AcknowledgeArg, BucketAction, BucketQuotaArgs, FenceAction, FenceArg, KeyAction, KeyPolicyArgs, StatusArgs,
+    TargetArgs, VersioningArg,
 };
 use crate::failure::{Context, Failure};
 use crate::http_client::{Answer, HttpClient, HttpError};

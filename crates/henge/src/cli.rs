@@ -530,6 +530,12 @@ pub struct BenchLoadArgs {
     /// Leave the objects in place
     #[arg(long)]
     pub keep: bool,
+    /// `put`: end after so many objects instead of a time, and leave them in place
+    #[arg(long, value_name = "N")]
+    pub objects: Option<u64>,
+    /// `put`: spread the keys over so many folders (at most a million)
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=1_000_000))]
+    pub folders: u32,
     /// How long an answer may take before its outcome counts as unknown, for example 5s
     #[arg(long, value_name = "TIME", default_value = "1m", value_parser = parse_duration)]
     pub timeout: std::time::Duration,

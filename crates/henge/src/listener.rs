@@ -6,10 +6,11 @@ use hyper::body::{Body, Incoming};
 use hyper::service::Service;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -22,6 +23,9 @@ use crate::predecessor;
 
 /// Connections served at once; more wait in the kernel's queue.
 const CONNECTIONS_MAX: usize = 4096;
+
+/// Of these, those from one address: nobody takes them all.
+const CONNECTIONS_OF_ADDRESS_MAX: usize = CONNECTIONS_MAX / 4 * 3;
 
 /// Connections that wait in the kernel's queue.
 const BACKLOG: u32 = 1024;
@@ -104,6 +108,7 @@ where
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let shares = Shares::new(CONNECTIONS_OF_ADDRESS_MAX);
     loop {
         let permit = tokio::select! {
             biased;
@@ -117,9 +122,13 @@ where
         };
         match accepted {
             Ok((stream, address)) => {
+                let Some(share) = shares.take(address.ip()) else {
+                    tracing::debug!(%address, "an address has too many connections: a new one is closed");
+                    continue;
+                };
                 let peer = Peer { address: Some(address.ip()), secure: tls.is_some() };
                 let service = Introduced { service: service.clone(), peer };
-                tokio::spawn(connection(stream, tls.clone(), service, stop.clone(), permit));
+                tokio::spawn(connection(stream, tls.clone(), service, stop.clone(), (permit, share)));
             }
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -157,7 +166,7 @@ async fn connection<S, B>(
     tls: Option<TlsAcceptor>,
     service: S,
     stop: watch::Receiver<bool>,
-    permit: OwnedSemaphorePermit,
+    places: (OwnedSemaphorePermit, Share),
 ) where
     S: Service<Request<Incoming>, Response = Response<B>> + Send + 'static,
     S::Future: Send,
@@ -178,7 +187,58 @@ async fn connection<S, B>(
             Err(_) => tracing::debug!("TLS handshake took too long"),
         },
     }
-    drop(permit);
+    drop(places);
+}
+
+/// How many connections each address has.
+#[derive(Clone)]
+struct Shares {
+    taken: Arc<Mutex<BTreeMap<IpAddr, usize>>>,
+    max: usize,
+}
+
+/// A connection's share of what its address may have; given back when it is dropped.
+struct Share {
+    shares: Shares,
+    address: IpAddr,
+}
+
+impl Shares {
+    fn new(max: usize) -> Shares {
+        Shares { taken: Arc::default(), max }
+    }
+
+    /// `None`: the address has its share already.
+    fn take(&self, address: IpAddr) -> Option<Share> {
+        let address = sender(address);
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = taken.entry(address).or_insert(0);
+        if *count >= self.max {
+            return None;
+        }
+        *count += 1;
+        Some(Share { shares: self.clone(), address })
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut taken = self.shares.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = taken.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// Who is behind an address: with IPv6, whoever has the network of 64 bits has all addresses in it.
+fn sender(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+        v4 => v4,
+    }
 }
 
 async fn requests<S, B>(
@@ -257,6 +317,21 @@ mod tests {
         assert!(answer.ends_with(b"done"), "{}", String::from_utf8_lossy(&answer));
         serving.await.unwrap();
         assert!(TcpStream::connect(address).await.is_err(), "nobody listens any more");
+    }
+
+    #[test]
+    fn no_address_takes_all_connections() {
+        let shares = Shares::new(2);
+        let of = |text: &str| shares.take(text.parse().unwrap());
+        let held = [of("10.0.0.1").unwrap(), of("::ffff:10.0.0.1").unwrap()];
+        assert!(of("10.0.0.1").is_none());
+        let others = [of("10.0.0.2"), of("2001:db8::1"), of("2001:db8::ffff:2"), of("2001:db8:0:1::1")];
+        assert!(others.iter().all(Option::is_some));
+        assert!(of("2001:db8::3").is_none(), "the same network of 64 bits");
+        drop(held);
+        assert!(of("10.0.0.1").is_some());
+        drop(others);
+        assert!(shares.taken.lock().unwrap().is_empty(), "nothing is kept of those who left");
     }
 
     #[tokio::test]

@@ -96,6 +96,7 @@ fn outcome(decision: &Decision) -> String {
         Why::BucketPolicy(_) => "bucket",
         Why::Acl => "acl",
         Why::Unreadable => "unreadable",
+        Why::TooCostly => "costly",
         Why::Default => "default",
     };
     format!("{word}/{why}")

@@ -5,8 +5,8 @@ mod fake;
 
 use base::ids::NodeId;
 use bytes::Bytes;
-use client::{Error, Terms};
 use client::wire::Failure;
+use client::{Error, Terms};
 use fake::{Fake, GATEWAY};
 use meta::map::command::Acknowledgement::{All, AllStrict, Majority, One};
 use meta::map::command::{MapCommand, NodeRow};

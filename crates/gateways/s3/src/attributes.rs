@@ -16,14 +16,24 @@ const METADATA_MAX: usize = 2048;
 /// User metadata carries this prefix.
 const METADATA_PREFIX: &str = "x-amz-meta-";
 
+/// Query parameters that override headers of an answer.
+pub const OVERRIDES: [&str; 6] = [
+    "response-content-type",
+    "response-cache-control",
+    "response-content-disposition",
+    "response-content-encoding",
+    "response-content-language",
+    "response-expires",
+];
+
 /// Headers of a write that are kept and sent back with the object; the query parameter that overrides each.
 const KEPT: [(HeaderName, &str); 6] = [
-    (CONTENT_TYPE, "response-content-type"),
-    (CACHE_CONTROL, "response-cache-control"),
-    (CONTENT_DISPOSITION, "response-content-disposition"),
-    (CONTENT_ENCODING, "response-content-encoding"),
-    (CONTENT_LANGUAGE, "response-content-language"),
-    (EXPIRES, "response-expires"),
+    (CONTENT_TYPE, OVERRIDES[0]),
+    (CACHE_CONTROL, OVERRIDES[1]),
+    (CONTENT_DISPOSITION, OVERRIDES[2]),
+    (CONTENT_ENCODING, OVERRIDES[3]),
+    (CONTENT_LANGUAGE, OVERRIDES[4]),
+    (EXPIRES, OVERRIDES[5]),
 ];
 
 /// The type of content whose writer named none.

@@ -1,21 +1,22 @@
 //! Requests in the words of policies. What is asked is decided by [`access::decide`] alone; here it is translated: the
-//! operation into an action, path and object into a resource, headers and query into the context of conditions.
+//! operation into an action, path and object into a resource; what conditions may ask is in [`crate::context`].
 //!
 //! Every operation passes [`Gateway::bucket`], [`Gateway::object`] or one of the `authorize` functions before it reads
 //! or changes anything.
 
 use crate::acl::{Acl, Permission};
 use crate::auth::Caller;
+use crate::context::{About, NOTHING, Said, context};
 use crate::error::{Code, Result, S3Error};
 use crate::names;
 use crate::operation::Operation;
 use crate::ops::Gateway;
 use crate::public_access::PublicAccessBlock;
 use crate::request::Request;
-use access::{Action, Ask, Attached, BucketRights, Context, Decision, KeyRights, Policy, decide};
-use base::calendar::{UtcDay, iso8601, parse_iso8601};
+use access::{Action, Ask, Attached, BucketRights, Context, Decision, KeyRights, Policy, Why, decide};
 use bytes::Bytes;
 use client::{BucketInfo, ConfigurationKind, KeyRow, ObjectVersion};
+use http::HeaderMap;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -69,14 +70,35 @@ impl Policies {
     }
 }
 
-/// What is asked for besides the action.
-struct Wish<'a> {
+/// What is asked for.
+#[derive(Clone, Copy)]
+pub struct Wish<'a> {
     action: Action,
     bucket: &'a BucketInfo,
     /// Empty: the bucket itself.
     key: &'a [u8],
-    version: Option<&'a Bytes>,
+    /// The version that the request names: in its query, its document or as the source of a copy.
+    named: Option<&'a Bytes>,
     object: Option<&'a ObjectVersion>,
+    said: &'a Said,
+}
+
+impl<'a> Wish<'a> {
+    pub fn new(action: Action, bucket: &'a BucketInfo, key: &'a [u8]) -> Wish<'a> {
+        Wish { action, bucket, key, named: None, object: None, said: &NOTHING }
+    }
+
+    pub fn naming(self, version: Option<&'a Bytes>) -> Wish<'a> {
+        Wish { named: version, ..self }
+    }
+
+    pub fn about(self, object: &'a ObjectVersion) -> Wish<'a> {
+        Wish { object: Some(object), ..self }
+    }
+
+    pub fn saying(self, said: &'a Said) -> Wish<'a> {
+        Wish { said, ..self }
+    }
 }
 
 impl Gateway {
@@ -92,26 +114,37 @@ impl Gateway {
     /// The bucket that the request names, for a caller who may do what the request asks.
     pub async fn bucket(&self, request: &Request) -> Result<BucketInfo> {
         let bucket = self.lookup(request).await?;
-        let version = request.version()?;
-        for action in actions(request) {
-            self.authorize(request, &bucket, action, &request.target.key, version.as_ref()).await?;
-        }
+        self.authorize_own(request, &bucket, &NOTHING).await?;
         Ok(bucket)
     }
 
-    /// Whether the caller may do this to a bucket (`key` empty) or to an object, known by its name alone.
-    pub async fn authorize(
-        &self,
-        request: &Request,
-        bucket: &BucketInfo,
-        action: Action,
-        key: &[u8],
-        version: Option<&Bytes>,
-    ) -> Result<()> {
-        let mut wish = Wish { action, bucket, key, version, object: None };
+    /// Whether the caller may do what the request asks of its own target. `said`: what its document says.
+    pub async fn authorize_own(&self, request: &Request, bucket: &BucketInfo, said: &Said) -> Result<()> {
+        let version = request.version()?;
+        for action in actions(request) {
+            let wish = Wish::new(action, bucket, &request.target.key).naming(version.as_ref()).saying(said);
+            self.authorize(request, wish).await?;
+        }
+        if creates_object(request) && sets_list(&request.headers) {
+            self.refuse_denied(request, Wish::new(Action::PUT_OBJECT_ACL, bucket, &request.target.key)).await?;
+        }
+        Ok(())
+    }
+
+    /// Refuses what a policy denies expressly. What a creation sets besides, it sets by the right to create.
+    async fn refuse_denied(&self, request: &Request, wish: Wish<'_>) -> Result<()> {
+        match self.decide(request, &wish, &wish.bucket.owner, false, None).await? {
+            Decision::Denied(Why::Default) => Ok(()),
+            decision => verdict(decision),
+        }
+    }
+
+    /// Whether the caller may do this to a bucket (no key) or to an object, known by its name alone.
+    pub async fn authorize(&self, request: &Request, mut wish: Wish<'_>) -> Result<()> {
+        let Wish { action, bucket, key, named, .. } = wish;
         let known;
         if !key.is_empty() && self.asks_for_tags(request, bucket).await? {
-            let found = crate::ops::object::find(self, bucket, &Bytes::copy_from_slice(key), version.cloned()).await;
+            let found = crate::ops::object::find(self, bucket, &Bytes::copy_from_slice(key), named.cloned()).await;
             known = match found {
                 Ok(object) => Some(object),
                 Err(error) if is_absence(&error) => None,
@@ -123,60 +156,71 @@ impl Gateway {
         let acl = self.effective(bucket, Acl::of_bucket(bucket));
         let by_list = permission_of_bucket(action).filter(|_| request.operation != Operation::PutObjectTagging);
         let granted = grants(&acl, request, by_list);
-        self.decide(request, &wish, &bucket.owner, granted).await
+        verdict(self.decide(request, &wish, &bucket.owner, granted, None).await?)
     }
 
     /// Whether the caller may do this to an object that was found: its own owner, list and tags count.
-    pub async fn authorize_object(
-        &self,
-        request: &Request,
-        bucket: &BucketInfo,
-        action: Action,
-        object: &ObjectVersion,
-    ) -> Result<()> {
-        let wish = Wish { action, bucket, key: &object.key, version: Some(&object.version), object: Some(object) };
-        let acl = self.effective(bucket, Acl::of_object(bucket, object));
-        let by_list = permission_of_object(action);
+    pub async fn authorize_object(&self, request: &Request, wish: Wish<'_>, object: &ObjectVersion) -> Result<()> {
+        let wish = Wish { object: Some(object), ..wish };
+        let acl = self.effective(wish.bucket, Acl::of_object(wish.bucket, object));
+        let by_list = permission_of_object(wish.action);
         let granted = grants(&acl, request, by_list);
         // Whoever wrote an object owns its bytes and its list; locks and tags are the bucket owner's.
-        let owner = if by_list.is_some() { &acl.owner } else { &bucket.owner };
-        self.decide(request, &wish, owner, granted).await
+        let owner = if by_list.is_some() { &acl.owner } else { &wish.bucket.owner };
+        verdict(self.decide(request, &wish, owner, granted, None).await?)
     }
 
     /// An object for a caller who may do this with it. Whether one that is not there is missing is told only to those
     /// who may list the bucket.
-    pub async fn object(
-        &self,
-        request: &Request,
-        bucket: &BucketInfo,
-        key: &Bytes,
-        version: Option<Bytes>,
-        action: Action,
-    ) -> Result<ObjectVersion> {
-        match crate::ops::object::find(self, bucket, key, version).await {
+    pub async fn object(&self, request: &Request, wish: Wish<'_>) -> Result<ObjectVersion> {
+        let Wish { bucket, key, named, .. } = wish;
+        match crate::ops::object::find(self, bucket, &Bytes::copy_from_slice(key), named.cloned()).await {
             Ok(object) => {
-                self.authorize_object(request, bucket, action, &object).await?;
+                self.authorize_object(request, wish, &object).await?;
                 Ok(object)
             }
             Err(missing) if missing.code == Code::InternalError => Err(missing),
             Err(missing) => {
                 let acl = self.effective(bucket, Acl::of_bucket(bucket));
                 let granted = grants(&acl, request, Some(Permission::Read));
-                let wish = Wish { action: Action::LIST_BUCKET, bucket, key: b"", version: None, object: None };
+                let lists = Wish::new(Action::LIST_BUCKET, bucket, b"");
                 let prefix = std::str::from_utf8(key).unwrap_or_default();
-                self.decide_with(request, &wish, &bucket.owner, granted, Some(prefix)).await?;
+                verdict(self.decide(request, &lists, &bucket.owner, granted, Some(prefix)).await?)?;
                 Err(missing)
             }
         }
     }
 
-    /// Whether the caller may do what is about no bucket that exists: list its own, or make one called `name`.
-    pub async fn authorize_service(&self, request: &Request, action: Action, name: &str) -> Result<()> {
+    /// Whether the caller may list its own buckets.
+    pub async fn authorize_listing(&self, request: &Request) -> Result<()> {
+        verdict(self.decide_service(request, Action::LIST_ALL_MY_BUCKETS, "*", &NOTHING).await?)
+    }
+
+    /// Whether the caller may make the bucket `name`, with all that the request's headers set on it. `said`: what its
+    /// document says.
+    pub async fn authorize_creation(&self, request: &Request, name: &str, said: &Said) -> Result<()> {
+        verdict(self.decide_service(request, Action::CREATE_BUCKET, name, said).await?)?;
+        for action in set_at_creation(&request.headers) {
+            match self.decide_service(request, action, name, said).await? {
+                Decision::Denied(Why::Default) => {}
+                decision => verdict(decision)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides what is about no bucket that exists.
+    async fn decide_service(&self, request: &Request, action: Action, name: &str, said: &Said) -> Result<Decision> {
         let (caller, row) = self.caller(request).await?;
-        let resource = format!("arn:aws:s3:::{}", if name.is_empty() { "*" } else { name });
-        let context = context(request, row.as_ref(), None, None, None, self.client.wall_ms());
-        let ask = Ask { caller: &caller, action, resource: &resource, bucket: None, context: &context };
-        verdict(decide(&ask))
+        let resource = format!("arn:aws:s3:::{name}");
+        let about = About { said, ..self.about(row.as_ref()) };
+        let context = context(request, &about);
+        Ok(decide(&Ask { caller: &caller, action, resource: &resource, bucket: None, context: &context }))
+    }
+
+    fn about<'a>(&'a self, key: Option<&'a KeyRow>) -> About<'a> {
+        let now_ms = self.client.wall_ms();
+        About { key, region: &self.region, version: None, object: None, prefix: None, said: &NOTHING, now_ms }
     }
 
     /// Listing is the caller's own buckets, or all for the root user and for keys that live by their policy alone.
@@ -185,17 +229,15 @@ impl Gateway {
         Ok(row.is_some_and(|row| row.root || !row.policy.is_empty()))
     }
 
-    /// Whether the caller may bypass governance for this version, and asks to.
-    pub async fn bypasses_governance(
-        &self,
-        request: &Request,
-        bucket: &BucketInfo,
-        key: &[u8],
-        version: Option<&Bytes>,
-    ) -> Result<bool> {
+    /// Whether the caller may bypass governance where it wishes something, and asks to.
+    pub async fn bypasses_governance(&self, request: &Request, wish: Wish<'_>) -> Result<bool> {
         let asks = request.header(&names::BYPASS_GOVERNANCE).is_some_and(|value| value.eq_ignore_ascii_case("true"));
         if asks {
-            self.authorize(request, bucket, Action::BYPASS_GOVERNANCE_RETENTION, key, version).await?;
+            let wish = Wish { action: Action::BYPASS_GOVERNANCE_RETENTION, ..wish };
+            match wish.object {
+                Some(object) => self.authorize_object(request, wish, object).await?,
+                None => self.authorize(request, wish).await?,
+            }
         }
         Ok(asks)
     }
@@ -205,18 +247,14 @@ impl Gateway {
         if PublicAccessBlock::of(bucket).ignore_public_acls { acl.without_public() } else { acl }
     }
 
-    async fn decide(&self, request: &Request, wish: &Wish<'_>, owner: &str, granted_by_acl: bool) -> Result<()> {
-        self.decide_with(request, wish, owner, granted_by_acl, None).await
-    }
-
-    async fn decide_with(
+    async fn decide(
         &self,
         request: &Request,
         wish: &Wish<'_>,
         owner: &str,
         granted_by_acl: bool,
         prefix: Option<&str>,
-    ) -> Result<()> {
+    ) -> Result<Decision> {
         let (caller, row) = self.caller(request).await?;
         let rights = BucketRights {
             owner: owner.to_owned(),
@@ -226,14 +264,15 @@ impl Gateway {
         };
         let has_policy = !rights.policy.is_none() || row.as_ref().is_some_and(|row| !row.policy.is_empty());
         let context = if has_policy {
-            context(request, row.as_ref(), wish.version, wish.object, prefix, self.client.wall_ms())
+            let Wish { named: version, object, said, .. } = *wish;
+            context(request, &About { version, object, prefix, said, ..self.about(row.as_ref()) })
         } else {
             Context::default()
         };
         let resource = resource(wish);
         let ask =
             Ask { caller: &caller, action: wish.action, resource: &resource, bucket: Some(&rights), context: &context };
-        verdict(decide(&ask))
+        Ok(decide(&ask))
     }
 
     /// The caller with its rights. A key that was removed since its signature was compared is nobody's.
@@ -368,6 +407,31 @@ fn writes(request: &Request) -> Vec<Action> {
     actions
 }
 
+fn creates_object(request: &Request) -> bool {
+    use Operation as O;
+    matches!(request.operation, O::PutObject | O::PostObject | O::CopyObject | O::CreateMultipartUpload)
+}
+
+/// Whether headers ask for an access list.
+fn sets_list(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| *name == names::ACL || name.as_str().starts_with("x-amz-grant-"))
+}
+
+/// What CreateBucket sets besides.
+fn set_at_creation(headers: &HeaderMap) -> Vec<Action> {
+    let mut actions = Vec::new();
+    if sets_list(headers) {
+        actions.push(Action::PUT_BUCKET_ACL);
+    }
+    if headers.contains_key(names::OBJECT_OWNERSHIP) {
+        actions.push(Action::PUT_BUCKET_OWNERSHIP_CONTROLS);
+    }
+    if headers.contains_key(names::BUCKET_OBJECT_LOCK_ENABLED) {
+        actions.extend([Action::PUT_BUCKET_OBJECT_LOCK_CONFIGURATION, Action::PUT_BUCKET_VERSIONING]);
+    }
+    actions
+}
+
 fn read_attributes(versioned: bool) -> Vec<Action> {
     if versioned {
         vec![Action::GET_OBJECT_VERSION, Action::GET_OBJECT_VERSION_ATTRIBUTES]
@@ -428,135 +492,18 @@ fn permission_of_object(action: Action) -> Option<Permission> {
     })
 }
 
-/// Headers that conditions may speak of, each under `s3:` and its name.
-const CONDITION_HEADERS: &[&str] = &[
-    "x-amz-acl",
-    "x-amz-content-sha256",
-    "x-amz-grant-full-control",
-    "x-amz-grant-read",
-    "x-amz-grant-read-acp",
-    "x-amz-grant-write",
-    "x-amz-grant-write-acp",
-    "x-amz-metadata-directive",
-    "x-amz-object-ownership",
-    "x-amz-server-side-encryption",
-    "x-amz-server-side-encryption-aws-kms-key-id",
-    "x-amz-server-side-encryption-customer-algorithm",
-    "x-amz-storage-class",
-    "x-amz-website-redirect-location",
-    "if-match",
-    "if-none-match",
-];
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Everything that conditions may ask about a request.
-fn context(
-    request: &Request,
-    key: Option<&KeyRow>,
-    version: Option<&Bytes>,
-    object: Option<&ObjectVersion>,
-    prefix: Option<&str>,
-    now_ms: u64,
-) -> Context {
-    let mut context = Context::default();
-    context.set("aws:CurrentTime", iso8601(now_ms));
-    context.set("aws:EpochTime", (now_ms / 1000).to_string());
-    context.set("aws:SecureTransport", request.peer.secure.to_string());
-    if let Some(address) = request.peer.address {
-        // Never from a forwarded header: anybody can write one.
-        context.set("aws:SourceIp", address.to_string());
-    }
-    match key {
-        None => context.set("aws:PrincipalType", "Anonymous"),
-        Some(key) => {
-            let name = if key.name.is_empty() { &key.access_key } else { &key.name };
-            let arn = if key.root { "arn:aws:iam:::root".to_owned() } else { format!("arn:aws:iam:::user/{name}") };
-            context.set("aws:username", name.as_str());
-            context.set("aws:userid", key.access_key.as_str());
-            context.set("aws:PrincipalArn", arn);
-            context.set("aws:PrincipalType", if key.root { "Account" } else { "User" });
+    /// An object whose tags cannot be read may have the tag that forbids: only what is not there has none.
+    #[test]
+    fn what_cannot_be_looked_at_is_not_taken_for_absent() {
+        for code in [Code::NoSuchKey, Code::NoSuchVersion, Code::MethodNotAllowed] {
+            assert!(is_absence(&S3Error::new(code, "")), "{code:?}");
         }
-    }
-    of_headers(request, &mut context, now_ms);
-    of_query(request, &mut context, prefix);
-    of_signature(request, &mut context, now_ms);
-    if let Some(version) = version.filter(|_| request.query.has("versionId")) {
-        context.set("s3:VersionId", crate::encoding::version_text(version));
-    }
-    for tag in object.and_then(|object| object.attributes.as_ref()).map_or(&[][..], |attributes| &attributes.tags) {
-        context.set(&format!("s3:ExistingObjectTag/{}", tag.name), tag.value.as_str());
-    }
-    context
-}
-
-fn of_headers(request: &Request, context: &mut Context, now_ms: u64) {
-    let text = |name: &str| request.headers.get(name).and_then(|value| value.to_str().ok());
-    for name in CONDITION_HEADERS {
-        if let Some(value) = text(name) {
-            context.set(&format!("s3:{name}"), value);
+        for code in [Code::InternalError, Code::ServiceUnavailable, Code::SlowDown, Code::NoSuchBucket] {
+            assert!(!is_absence(&S3Error::new(code, "")), "{code:?}");
         }
-    }
-    for (name, key) in [("user-agent", "aws:UserAgent"), ("referer", "aws:Referer")] {
-        if let Some(value) = text(name) {
-            context.set(key, value);
-        }
-    }
-    if let Some(source) = text("x-amz-copy-source") {
-        let decoded = crate::encoding::percent_decode(source, false).and_then(|raw| String::from_utf8(raw).ok());
-        context.set("s3:x-amz-copy-source", decoded.unwrap_or_default().trim_start_matches('/'));
-    }
-    // Elsewhere these headers have no effect, and must not speak for the document that has.
-    let writes = matches!(
-        request.operation,
-        Operation::PutObject | Operation::PostObject | Operation::CopyObject | Operation::CreateMultipartUpload
-    );
-    if !writes {
-        return;
-    }
-    for tag in crate::tags::of_headers(&request.headers).unwrap_or_default() {
-        context.add("s3:RequestObjectTagKeys", tag.name.as_str());
-        context.set(&format!("s3:RequestObjectTag/{}", tag.name), tag.value);
-    }
-    for (name, key) in [
-        ("x-amz-object-lock-mode", "s3:object-lock-mode"),
-        ("x-amz-object-lock-retain-until-date", "s3:object-lock-retain-until-date"),
-        ("x-amz-object-lock-legal-hold", "s3:object-lock-legal-hold"),
-    ] {
-        if let Some(value) = text(name) {
-            context.set(key, value);
-        }
-    }
-    if let Some(until) = text("x-amz-object-lock-retain-until-date").and_then(parse_iso8601) {
-        let days = UtcDay::of(until).0.saturating_sub(UtcDay::of(now_ms).0);
-        context.set("s3:object-lock-remaining-retention-days", days.to_string());
-    }
-}
-
-fn of_query(request: &Request, context: &mut Context, prefix: Option<&str>) {
-    for (name, key) in [("delimiter", "s3:delimiter"), ("max-keys", "s3:max-keys"), ("prefix", "s3:prefix")] {
-        if let Some(value) = request.query.get(name) {
-            context.set(key, value);
-        }
-    }
-    if let Some(prefix) = prefix {
-        context.set("s3:prefix", prefix);
-    }
-}
-
-fn of_signature(request: &Request, context: &mut Context, now_ms: u64) {
-    if matches!(request.caller, Caller::Anonymous) {
-        return;
-    }
-    let presigned = request.query.has("X-Amz-Signature");
-    let kind = match request.operation {
-        Operation::PostObject => "POST",
-        _ if presigned => "REST-QUERY-STRING",
-        _ => "REST-HEADER",
-    };
-    context.set("s3:authType", kind);
-    context.set("s3:signatureversion", "AWS4-HMAC-SHA256");
-    let of_header = request.headers.get(names::DATE).and_then(|value| value.to_str().ok());
-    let date = request.query.get("X-Amz-Date").or(of_header).and_then(crate::date::parse_amz_date);
-    if let Some(date) = date {
-        context.set("s3:signatureAge", now_ms.saturating_sub(date).to_string());
     }
 }

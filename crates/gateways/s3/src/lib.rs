@@ -15,6 +15,7 @@ mod authorize;
 mod body;
 mod checksum;
 mod conditions;
+mod context;
 mod cors;
 mod date;
 mod encoding;

@@ -357,4 +357,32 @@ mod tests {
             assert_eq!(code(&inside), expected, "{inside}");
         }
     }
+
+    /// A filter with a misspelt or misplaced part once became one without it: the whole bucket.
+    #[test]
+    fn no_part_of_a_rule_is_passed_over() {
+        let tag = "<Tag><Key>k</Key><Value>v</Value></Tag>";
+        for parts in [
+            format!("<Filter><Perfix>a/</Perfix></Filter>{DAYS}"),
+            format!("<Filter><prefix>a/</prefix></Filter>{DAYS}"),
+            format!("<Filter><Key>k</Key></Filter>{DAYS}"),
+            format!("<Filter><And><Prefix>a/</Prefix>{tag}</And><Prefix>b/</Prefix></Filter>{DAYS}"),
+            format!("<Filter><And><And>{tag}</And></And></Filter>{DAYS}"),
+            format!("<Filter><Prefix>a/</Prefix><Prefix>b/</Prefix></Filter>{DAYS}"),
+            format!("<Filter/><ObjectSizeGreaterThan>5</ObjectSizeGreaterThan>{DAYS}"),
+            format!("<Filter/>{tag}{DAYS}"),
+            format!("<Prefix>a/</Prefix>{DAYS}{DAYS}"),
+            "<Filter/><Expiration><days>3</days></Expiration>".to_owned(),
+            "<Filter/><Expiration><Days>3</Days><NewerNoncurrentVersions>1</NewerNoncurrentVersions></Expiration>"
+                .to_owned(),
+            "<Filter/><NoncurrentVersionExpiration><NoncurrentDays>3</NoncurrentDays><Days>1</Days>\
+             </NoncurrentVersionExpiration>"
+                .to_owned(),
+        ] {
+            assert_eq!(parse(&rule(&parts)).unwrap_err().code, Code::MalformedXML, "{parts}");
+        }
+        let both =
+            parse(&rule(&format!("<Filter>{tag}<Tag><Key>l</Key><Value>w</Value></Tag></Filter>{DAYS}"))).unwrap();
+        assert_eq!(both.rules[0].tags.len(), 2);
+    }
 }

@@ -24,7 +24,7 @@ fn mode_named(name: &str) -> Option<RetentionMode> {
     }
 }
 
-fn mode_name(mode: RetentionMode) -> Option<&'static str> {
+pub fn mode_name(mode: RetentionMode) -> Option<&'static str> {
     match mode {
         RetentionMode::None => None,
         RetentionMode::Governance => Some("GOVERNANCE"),
@@ -58,9 +58,13 @@ pub fn of_write(headers: &HeaderMap, now_ms: u64) -> Result<Option<ObjectLock>> 
     Ok((mode.is_some() || hold.is_some()).then_some(lock))
 }
 
+/// A date of retention.
+pub fn parse_until(text: &str) -> Option<u64> {
+    parse_iso8601(text).or_else(|| parse_http_date(text))
+}
+
 fn future(text: &str, now_ms: u64) -> Result<u64> {
-    let ms = parse_iso8601(text).or_else(|| parse_http_date(text));
-    let ms = ms.ok_or_else(|| invalid("The retain until date must be provided in ISO 8601 format"))?;
+    let ms = parse_until(text).ok_or_else(|| invalid("The retain until date must be provided in ISO 8601 format"))?;
     if ms > now_ms { Ok(ms) } else { Err(invalid("The retain until date must be in the future!")) }
 }
 

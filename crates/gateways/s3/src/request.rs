@@ -11,8 +11,8 @@ use crate::payload::Payload;
 use crate::query::Query;
 use crate::target::Target;
 use crate::xml;
-use client::Terms;
 use bytes::Bytes;
+use client::Terms;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 

@@ -26,7 +26,10 @@ impl Target {
         let hosted = host.zip(domain).and_then(|(host, domain)| hosted_bucket(host, domain));
         let (bucket, key) = match hosted {
             Some(bucket) => (bucket, path),
-            None => path.split_once('/').map_or((path.to_owned(), ""), |(bucket, key)| (bucket.to_owned(), key)),
+            None => {
+                let (bucket, key) = path.split_once('/').unwrap_or((path, ""));
+                (of_unnamed_tenant(bucket).to_owned(), key)
+            }
         };
         Target::new(bucket, key)
     }
@@ -52,6 +55,11 @@ impl Target {
     pub fn key_text(&self) -> &str {
         std::str::from_utf8(&self.key).expect("keys are made from strings")
     }
+}
+
+/// Clients of Ceph's gateway may write `TENANT:BUCKET`. There is one tenant here, and it has no name.
+fn of_unnamed_tenant(bucket: &str) -> &str {
+    bucket.strip_prefix(':').filter(|name| !name.is_empty()).unwrap_or(bucket)
 }
 
 /// The bucket in a virtual-hosted name `bucket.domain[:port]`.
@@ -104,6 +112,16 @@ mod tests {
         #[test]
         fn garbage_never_panics(path: String, host: String) {
             let _ = Target::read(&path, Some(&host), Some("s3.example.com"));
+        }
+    }
+
+    #[test]
+    fn the_one_tenant_has_no_name() {
+        for path in ["/:bucket/key", "/%3Abucket/key"] {
+            assert_eq!(read(path).unwrap(), ("bucket".to_owned(), "key".to_owned()));
+        }
+        for path in ["/tenant:bucket/key", "/::bucket/key", "/:/key", "/:"] {
+            assert_eq!(read(path).unwrap_err().code, Code::InvalidBucketName, "{path}");
         }
     }
 

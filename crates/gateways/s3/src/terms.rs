@@ -95,7 +95,9 @@ mod tests {
         assert_eq!(of("lock:7"), Some((Bytes::from_static(b"lock"), 7)));
         assert_eq!(of("a:b:18446744073709551615"), Some((Bytes::from_static(b"a:b"), u64::MAX)));
         let long = "k".repeat(129);
-        for bad in ["", "7", ":7", "lock:", "lock:x", "lock:-1", "lock:+1", "a b:7", "lock:18446744073709551616", "\u{e9}:7"] {
+        for bad in
+            ["", "7", ":7", "lock:", "lock:x", "lock:-1", "lock:+1", "a b:7", "lock:18446744073709551616", "\u{e9}:7"]
+        {
             assert_eq!(of(bad), None, "{bad:?}");
         }
         assert_eq!(of(&format!("{long}:7")), None);

@@ -24,6 +24,9 @@ use crate::units::show_bytes;
 const GET_SET_BYTES_MAX: u64 = 256 << 20;
 const GET_SET_OBJECTS_MAX: u64 = 4096;
 
+/// How long a run that counts objects may take.
+const COUNTED_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// After a request that did not reach the server or broke, before the next.
 pub const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(10);
 
@@ -127,6 +130,7 @@ impl Run {
         })?;
         let prefix = format!("{:012x}", system_random().next_u64() >> 16);
         let deadline = Instant::now() + Duration::from_secs_f64(args.seconds);
+        let deadline = if args.objects.is_some() { Instant::now() + COUNTED_MAX } else { deadline };
         Ok(Run { s3, args, log, prefix, deadline })
     }
 
@@ -144,7 +148,7 @@ impl Run {
     }
 
     pub fn keeps_objects(&self) -> bool {
-        self.args.keep || self.args.ack_log.is_some()
+        self.args.keep || self.args.ack_log.is_some() || self.args.objects.is_some()
     }
 
     /// Prints the figures; exit status 2 when a wrong byte was read.
@@ -226,7 +230,10 @@ pub async fn put(args: BenchLoadArgs) -> Result<ExitCode, Failure> {
 }
 
 fn key_of(run: &Run, number: u64) -> String {
-    format!("{}/{number:09}", run.prefix)
+    match u64::from(run.args.folders) {
+        0 => format!("{}/{number:09}", run.prefix),
+        folders => format!("{}/{:06}/{number:012}", run.prefix, number % folders),
+    }
 }
 
 async fn put_worker(run: Arc<Run>, next: Arc<AtomicU64>, index: u32) -> Result<Tally, Failure> {
@@ -235,7 +242,11 @@ async fn put_worker(run: Arc<Run>, next: Arc<AtomicU64>, index: u32) -> Result<T
     // Without a log nobody asks which object has which contents; then the client's work is not measured.
     let same = payload(&run.prefix, 0, run.size());
     while Instant::now() < run.deadline {
-        let key = key_of(&run, next.fetch_add(1, Ordering::Relaxed));
+        let number = next.fetch_add(1, Ordering::Relaxed);
+        if run.args.objects.is_some_and(|objects| number >= objects) {
+            break;
+        }
+        let key = key_of(&run, number);
         let body = if run.log.is_some() { payload(&key, 1, run.size()) } else { same.clone() };
         run.log(|| put_line(&run, key.clone(), 1, &body, Outcome::Sent))?;
         let began = Instant::now();

@@ -8,5 +8,7 @@ mod fsck;
 mod harness;
 mod join;
 mod s3;
+mod s3_access;
+mod s3_client;
 mod seeing;
 mod server;

@@ -113,8 +113,12 @@ fn completing_ten_thousand_parts_reads_each_once_and_listing_walks_over_none() {
     let mut shard = Shard::new(Versioning::Off);
     let named = crate::uploads::upload(&mut shard, "k", 1, 10_000);
     let view = Counting { rows: &shard.rows, read: Cell::new(0) };
-    let entry =
-        ShardEntry { slot: None, range_epoch: 1, fence: None, command: Some(crate::uploads::complete("k", 1, named.clone())) };
+    let entry = ShardEntry {
+        slot: None,
+        range_epoch: 1,
+        fence: None,
+        command: Some(crate::uploads::complete("k", 1, named.clone())),
+    };
     let (changes, _) = meta::object::apply(&view, GROUP, base::ids::LogIndex(99_999), entry).unwrap();
     assert!(view.read.get() < 10_100, "{} rows", view.read.get());
     assert!(changes.0.len() < 5);

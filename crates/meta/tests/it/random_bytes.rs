@@ -84,7 +84,10 @@ fn entries(shard: &mut Shard) -> Vec<ShardEntry> {
         ShardCommand::InitShard(InitShard { range_epoch: 1, feature_level: 1, ..InitShard::default() }),
     ];
     let slot = Some(SlotRef { node: 1, generation: 1, slot: 2, sequence: 3 });
-    commands.into_iter().map(|command| ShardEntry { slot, range_epoch: 1, fence: None, command: Some(command) }).collect()
+    commands
+        .into_iter()
+        .map(|command| ShardEntry { slot, range_epoch: 1, fence: None, command: Some(command) })
+        .collect()
 }
 
 fn reads() -> Vec<ShardRead> {

@@ -11,7 +11,8 @@ fn a_fresh_put_of_an_unversioned_bucket_writes_the_version_and_the_slot() {
     let body = shard.body(10);
     let slot = SlotRef { node: 1, generation: 1, slot: 0, sequence: 1 };
     let put = ShardCommand::PutObject(put_of("k", "e", body));
-    let (changes, outcome) = shard.entry(ShardEntry { slot: Some(slot), range_epoch: 1, command: Some(put), ..ShardEntry::default() });
+    let (changes, outcome) =
+        shard.entry(ShardEntry { slot: Some(slot), range_epoch: 1, command: Some(put), ..ShardEntry::default() });
     assert!(matches!(outcome, ShardOutcome::Written(written) if written.version.is_empty()));
     assert_eq!(changes.0.len(), 2);
     assert_eq!(shard.get("k", None), Ok("e".into()));

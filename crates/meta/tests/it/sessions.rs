@@ -39,8 +39,12 @@ fn a_retry_gets_the_first_answer_and_changes_nothing() {
     for _ in 0..2 {
         let body = shard.body(10);
         let put = PutObject { precondition: condition.clone(), ..put_of("k", "e", body) };
-        let entry =
-            ShardEntry { slot: Some(slot(1, 0, 2)), range_epoch: 1, fence: None, command: Some(ShardCommand::PutObject(put)) };
+        let entry = ShardEntry {
+            slot: Some(slot(1, 0, 2)),
+            range_epoch: 1,
+            fence: None,
+            command: Some(ShardCommand::PutObject(put)),
+        };
         assert_refused(shard.entry(entry).1, Reason::PreconditionFailed);
         shard.delete("k", None);
     }

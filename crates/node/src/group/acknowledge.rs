@@ -77,7 +77,9 @@ impl Waiting {
         for (index, (reply, answer)) in std::mem::take(&mut self.strict) {
             match &lacking {
                 _ if index <= reached && voters.len() >= whole => drop(answer.send(Ok(reply))),
-                Some(why) => drop(answer.send(Err(GroupError::Unknown(format!("a majority has the write, but {why}"))))),
+                Some(why) => {
+                    drop(answer.send(Err(GroupError::Unknown(format!("a majority has the write, but {why}")))))
+                }
                 None => drop(self.strict.insert(index, (reply, answer))),
             }
         }

@@ -24,7 +24,7 @@ use super::acknowledge::{Answer, Voter, Waiting};
 use super::freshness::Freshness;
 use super::install::{self, Installed};
 use super::reads::Reads;
-use super::{Acknowledge, acknowledge, GroupError, GroupHandle, Parts, Request, Shared, encode_hard_state};
+use super::{Acknowledge, GroupError, GroupHandle, Parts, Request, Shared, acknowledge, encode_hard_state};
 use crate::events::{EventKind, EventLog};
 use crate::heartbeats::{self, Heartbeats};
 use crate::machine::{Machine, Reply};

@@ -67,6 +67,16 @@ proptest! {
         prop_assert_eq!(file, content);
     }
 
+    /// What ends a field is found wherever the pieces of the body are cut.
+    #[test]
+    fn any_field_comes_out_as_it_went_in(noise in "[\r\nXa-]{0,60}", piece in 1usize..12) {
+        prop_assume!(find(noise.as_bytes(), b"\r\n--XX").is_none() && !noise.ends_with('\r'));
+        let body = part("key", &noise) + &file("f");
+        let (form, file) = read_in(body.as_bytes(), piece).unwrap();
+        prop_assert_eq!(form.get("key").unwrap(), noise);
+        prop_assert_eq!(file, "f");
+    }
+
     #[test]
     fn garbage_never_panics(body in "(--XX|\r\n|Content-Disposition: form-data; name=\"?[a-z]?\"?|;|=|file|--|.){0,30}", json in "[\\[\\]{}\":,a-z0-9$-]{0,60}") {
         let _ = read(&body);

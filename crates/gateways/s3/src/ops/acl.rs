@@ -3,6 +3,7 @@
 use super::object::insert_version;
 use super::{Gateway, is_versioned};
 use crate::acl::{self, Acl, Kind, Ownership};
+use crate::authorize::Wish;
 use crate::error::{Code, Result, S3Error};
 use crate::payload::Payload;
 use crate::public_access::PublicAccessBlock;
@@ -22,7 +23,8 @@ pub async fn get_of_object(gateway: &Gateway, request: &Request) -> Result<Reply
     let bucket = gateway.lookup(request).await?;
     let version = request.version()?;
     let action = if version.is_some() { Action::GET_OBJECT_VERSION_ACL } else { Action::GET_OBJECT_ACL };
-    let object = gateway.object(request, &bucket, &request.target.key, version, action).await?;
+    let wish = Wish::new(action, &bucket, &request.target.key).naming(version.as_ref());
+    let object = gateway.object(request, wish).await?;
     let mut reply = document(&Acl::of_object(&bucket, &object));
     if is_versioned(&bucket) {
         insert_version(&mut reply, &object.version);
@@ -45,7 +47,8 @@ pub async fn put_of_object(gateway: &Gateway, request: &Request, payload: Payloa
     let bucket = gateway.lookup(request).await?;
     let version = request.version()?;
     let action = if version.is_some() { Action::PUT_OBJECT_VERSION_ACL } else { Action::PUT_OBJECT_ACL };
-    let object = gateway.object(request, &bucket, &request.target.key, version, action).await?;
+    let wish = Wish::new(action, &bucket, &request.target.key).naming(version.as_ref());
+    let object = gateway.object(request, wish).await?;
     let owner = Acl::of_object(&bucket, &object).owner;
     let acl = asked(gateway, request, payload, &bucket, Kind::Object, &owner).await?;
     // The version that was looked at: a newer one may have another owner.

@@ -2,6 +2,7 @@
 
 use super::acl::AtCreation;
 use super::{Gateway, write_owner};
+use crate::context::Said;
 use crate::date::iso8601;
 use crate::encoding::{continuation_key, continuation_token};
 use crate::error::{Code, Result, S3Error, not_implemented};
@@ -9,7 +10,6 @@ use crate::names;
 use crate::payload::Payload;
 use crate::request::{Reply, Request, empty, insert, malformed_xml, xml_reply};
 use crate::xml::Writer;
-use access::Action;
 use client::{ConfigurationKind, Versioning};
 use http::StatusCode;
 
@@ -27,7 +27,7 @@ pub async fn list(gateway: &Gateway, request: &Request) -> Result<Reply> {
         None => Vec::new(),
     };
     let mut buckets = gateway.client.list_buckets().await?;
-    gateway.authorize_service(request, Action::LIST_ALL_MY_BUCKETS, "").await?;
+    gateway.authorize_listing(request).await?;
     if !gateway.sees_all_buckets(request).await? {
         buckets.retain(|bucket| bucket.owner == request.caller.access_key());
     }
@@ -69,14 +69,15 @@ pub async fn create(gateway: &Gateway, request: &Request, payload: Payload) -> R
         constrained = constraint.to_owned();
     }
     let name = &request.target.bucket;
-    gateway.authorize_service(request, Action::CREATE_BUCKET, name).await?;
+    let said = Said { location: (!constrained.is_empty()).then(|| constrained.clone()), ..Said::default() };
+    gateway.authorize_creation(request, name, &said).await?;
     let owner = request.caller.access_key();
     let asked = AtCreation::read(&request.headers, owner)?;
     asked.check(gateway).await?;
     match gateway.client.create_bucket_in(name, owner, &constrained).await {
         Ok(bucket) => {
             asked.keep(gateway, &bucket).await?;
-            super::lock::at_creation(gateway, request).await?;
+            super::lock::at_creation(gateway, request, true).await?;
         }
         Err(client::Error::BucketExists { owner: present }) if present == owner => {
             let bucket = gateway.client.bucket(name).await?;
@@ -85,7 +86,7 @@ pub async fn create(gateway: &Gateway, request: &Request, payload: Payload) -> R
                 return Err(S3Error::new(Code::BucketAlreadyExists, message).field("BucketName", name.as_str()));
             }
             // An earlier try may have got only so far.
-            super::lock::at_creation(gateway, request).await?;
+            super::lock::at_creation(gateway, request, false).await?;
             if gateway.region != CLASSIC_REGION {
                 let message = "Your previous request to create the named bucket succeeded and you already own it.";
                 return Err(S3Error::new(Code::BucketAlreadyOwnedByYou, message).field("BucketName", name.as_str()));

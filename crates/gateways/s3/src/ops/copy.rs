@@ -3,9 +3,10 @@
 
 use super::object::{insert_written_version, of_write, size_of, write_checksum_elements};
 use super::{Gateway, is_versioned};
-use crate::authorize::check_owner;
+use crate::authorize::{Wish, check_owner};
 use crate::checksum::{Algorithm, Hashes, Sums};
 use crate::conditions::{ReadConditions, of_write as write_conditions};
+use crate::context::Said;
 use crate::date::iso8601;
 use crate::encoding::{percent_decode, unhex, version_text};
 use crate::error::{Code, Result, S3Error};
@@ -24,13 +25,18 @@ use std::ops::Range;
 
 /// `x-amz-copy-source: [/]BUCKET/KEY[?versionId=ID]`, percent-encoded.
 #[derive(Debug, PartialEq, Eq)]
-struct CopySource {
+pub struct CopySource {
     target: Target,
     version: Option<Bytes>,
 }
 
 impl CopySource {
-    fn read(header: &[u8]) -> Result<CopySource> {
+    /// `BUCKET/KEY`, decoded.
+    pub fn path(&self) -> String {
+        format!("{}/{}", self.target.bucket, self.target.key_text())
+    }
+
+    pub fn read(header: &[u8]) -> Result<CopySource> {
         let invalid = |why: &str| S3Error::new(Code::InvalidArgument, format!("Invalid copy source: {why}."));
         let text = std::str::from_utf8(header).map_err(|_| invalid("it is not UTF-8"))?;
         // A question mark in the key is percent-encoded.
@@ -65,7 +71,8 @@ async fn source(gateway: &Gateway, request: &Request) -> Result<Source> {
     check_owner(&bucket, request.header(&names::EXPECTED_SOURCE_BUCKET_OWNER))?;
     let version_named = wanted.version.is_some();
     let action = if version_named { Action::GET_OBJECT_VERSION } else { Action::GET_OBJECT };
-    let found = gateway.object(request, &bucket, &wanted.target.key, wanted.version, action).await;
+    let of_action = |action| Wish::new(action, &bucket, &wanted.target.key).naming(wanted.version.as_ref());
+    let found = gateway.object(request, of_action(action)).await;
     // A marker that is named as the source is a bad request, not a method that is not allowed.
     let object = found.map_err(|error| match error.code {
         Code::MethodNotAllowed => S3Error::new(
@@ -79,10 +86,12 @@ async fn source(gateway: &Gateway, request: &Request) -> Result<Source> {
         && request.operation == Operation::CopyObject
     {
         // The tags come along: whoever may not read them may not copy them.
-        gateway.authorize_object(request, &bucket, Action::GET_OBJECT_TAGGING, &object).await?;
+        let action = if version_named { Action::GET_OBJECT_VERSION_TAGGING } else { Action::GET_OBJECT_TAGGING };
+        gateway.authorize_object(request, of_action(action), &object).await?;
     }
     ReadConditions::of_copy_source(&request.headers)?.check(&object)?;
-    Ok(Source { bucket, object, version_named, is_target: wanted.target == request.target })
+    let is_target = wanted.target == request.target;
+    Ok(Source { bucket, object, version_named, is_target })
 }
 
 pub async fn object(gateway: &Gateway, request: &Request) -> Result<Reply> {
@@ -104,6 +113,12 @@ pub async fn object(gateway: &Gateway, request: &Request) -> Result<Reply> {
     }
     let asked = of_write(gateway, request, &bucket).await?;
     let known = source.object.attributes.clone().unwrap_or_default();
+    if !replace_tags && !known.tags.is_empty() {
+        // Tags that come along are set as well.
+        let said = Said { tags: known.tags.clone(), ..Said::default() };
+        let wish = Wish::new(Action::PUT_OBJECT_TAGGING, &bucket, &request.target.key).saying(&said);
+        gateway.authorize(request, wish).await?;
+    }
     let wanted = request.header(&names::CHECKSUM_ALGORITHM).map(Algorithm::wanted).transpose()?;
     let mut writer = gateway.client.write(&bucket, request.target.key.clone(), Some(size));
     let copied = match Copied::of_object(&known, wanted) {

@@ -1,6 +1,7 @@
 //! Deleting one object, and up to a thousand.
 
 use super::Gateway;
+use crate::authorize::Wish;
 use crate::conditions::{bare_etag, of_delete};
 use crate::date::{parse_http_date, parse_iso8601};
 use crate::encoding::version_text;
@@ -25,9 +26,8 @@ const IN_FLIGHT_MAX: usize = 16;
 pub async fn object(gateway: &Gateway, request: &Request) -> Result<Reply> {
     let bucket = gateway.bucket(request).await?;
     let version = request.version()?;
-    let key = &request.target.key;
-    let bypass_governance =
-        version.is_some() && gateway.bypasses_governance(request, &bucket, key, version.as_ref()).await?;
+    let wish = Wish::new(Action::DELETE_OBJECT_VERSION, &bucket, &request.target.key).naming(version.as_ref());
+    let bypass_governance = version.is_some() && gateway.bypasses_governance(request, wish).await?;
     let wanted = DeleteRequest { version, precondition: of_delete(&request.headers)?, bypass_governance };
     let named = wanted.version.clone();
     let deleted = delete(gateway, &bucket, &request.target.key, wanted).await?;
@@ -108,9 +108,9 @@ async fn delete_wanted(gateway: &Gateway, request: &Request, bucket: &BucketInfo
         let mut asked = delete_request(&wanted)?;
         let version = asked.version.clone();
         let action = if version.is_some() { Action::DELETE_OBJECT_VERSION } else { Action::DELETE_OBJECT };
-        gateway.authorize(request, bucket, action, &target.key, version.as_ref()).await?;
-        asked.bypass_governance =
-            version.is_some() && gateway.bypasses_governance(request, bucket, &target.key, version.as_ref()).await?;
+        let wish = Wish::new(action, bucket, &target.key).naming(version.as_ref());
+        gateway.authorize(request, wish).await?;
+        asked.bypass_governance = version.is_some() && gateway.bypasses_governance(request, wish).await?;
         delete(gateway, bucket, &target.key, asked).await
     };
     let result = result.await;

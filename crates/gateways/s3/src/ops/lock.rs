@@ -3,6 +3,8 @@
 
 use super::object::{change, insert_version};
 use super::{Gateway, is_versioned};
+use crate::authorize::Wish;
+use crate::context::{NOTHING, Said};
 use crate::error::{Code, Result, S3Error};
 use crate::lock;
 use crate::names;
@@ -47,8 +49,8 @@ async fn keep(gateway: &Gateway, bucket: &BucketInfo, wanted: &BucketLock) -> Re
     Ok(gateway.client.set_configuration(bucket, ConfigurationKind::ObjectLock, value, None).await?)
 }
 
-/// `x-amz-bucket-object-lock-enabled` of CreateBucket.
-pub async fn at_creation(gateway: &Gateway, request: &Request) -> Result<()> {
+/// `x-amz-bucket-object-lock-enabled` of CreateBucket. `is_new`: this request has made the bucket; else its policy is asked.
+pub async fn at_creation(gateway: &Gateway, request: &Request, is_new: bool) -> Result<()> {
     let asks = request.header(&names::BUCKET_OBJECT_LOCK_ENABLED).is_some_and(|text| text.eq_ignore_ascii_case("true"));
     if !asks {
         return Ok(());
@@ -58,18 +60,35 @@ pub async fn at_creation(gateway: &Gateway, request: &Request) -> Result<()> {
     if of_bucket(&bucket).is_some() {
         return Ok(());
     }
+    if !is_new {
+        for action in [Action::PUT_BUCKET_OBJECT_LOCK_CONFIGURATION, Action::PUT_BUCKET_VERSIONING] {
+            gateway.authorize(request, Wish::new(action, &bucket, b"")).await?;
+        }
+    }
     gateway.client.set_versioning(name, Versioning::Enabled).await?;
     keep(gateway, &bucket, &BucketLock::default()).await
 }
 
 /// The version that is asked about, of a bucket with object lock.
-async fn version_of(gateway: &Gateway, request: &Request, action: Action) -> Result<(BucketInfo, ObjectVersion)> {
+async fn version_of(gateway: &Gateway, request: &Request, action: Action) -> Result<ObjectVersion> {
     let bucket = gateway.lookup(request).await?;
-    let object = gateway.object(request, &bucket, &request.target.key, request.version()?, action).await?;
-    if of_bucket(&bucket).is_none() {
+    version_in(gateway, request, &bucket, action, &NOTHING).await
+}
+
+async fn version_in(
+    gateway: &Gateway,
+    request: &Request,
+    bucket: &BucketInfo,
+    action: Action,
+    said: &Said,
+) -> Result<ObjectVersion> {
+    let version = request.version()?;
+    let wish = Wish::new(action, bucket, &request.target.key).naming(version.as_ref()).saying(said);
+    let object = gateway.object(request, wish).await?;
+    if of_bucket(bucket).is_none() {
         return Err(client::Error::NotLockable.into());
     }
-    Ok((bucket, object))
+    Ok(object)
 }
 
 fn kept_lock(object: &ObjectVersion) -> Option<ObjectLock> {
@@ -82,30 +101,38 @@ fn no_lock() -> S3Error {
 }
 
 pub async fn get_retention(gateway: &Gateway, request: &Request) -> Result<Reply> {
-    let (_, object) = version_of(gateway, request, Action::GET_OBJECT_RETENTION).await?;
+    let object = version_of(gateway, request, Action::GET_OBJECT_RETENTION).await?;
     let document = kept_lock(&object).and_then(|kept| lock::write_retention(&kept));
     document.map(xml_reply).ok_or_else(no_lock)
 }
 
 pub async fn get_hold(gateway: &Gateway, request: &Request) -> Result<Reply> {
-    let (_, object) = version_of(gateway, request, Action::GET_OBJECT_LEGAL_HOLD).await?;
+    let object = version_of(gateway, request, Action::GET_OBJECT_LEGAL_HOLD).await?;
     kept_lock(&object).map(|kept| xml_reply(lock::write_hold(&kept))).ok_or_else(no_lock)
 }
 
 pub async fn put_retention(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
-    let (bucket, object) = version_of(gateway, request, Action::PUT_OBJECT_RETENTION).await?;
+    let bucket = gateway.lookup(request).await?;
+    // Policies may ask what is set, so it is read before anything is decided.
     let document = request.xml_body(payload, "Retention", true).await?;
     let retention = Some(lock::read_retention(&document, gateway.client.wall_ms())?);
-    let key = &request.target.key;
-    let bypass_governance = gateway.bypasses_governance(request, &bucket, key, Some(&object.version)).await?;
+    let said = Said { retention, ..Said::default() };
+    let object = version_in(gateway, request, &bucket, Action::PUT_OBJECT_RETENTION, &said).await?;
+    let version = request.version()?;
+    let wish = Wish::new(Action::BYPASS_GOVERNANCE_RETENTION, &bucket, &request.target.key);
+    let wish = wish.naming(version.as_ref()).saying(&said).about(&object);
+    let bypass_governance = gateway.bypasses_governance(request, wish).await?;
     let wanted = ChangeRequest { retention, bypass_governance, ..ChangeRequest::default() };
     keep_change(gateway, request, &bucket, object.version, wanted).await
 }
 
 pub async fn put_hold(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
-    let (bucket, object) = version_of(gateway, request, Action::PUT_OBJECT_LEGAL_HOLD).await?;
+    let bucket = gateway.lookup(request).await?;
     let document = request.xml_body(payload, "LegalHold", true).await?;
-    let wanted = ChangeRequest { legal_hold: Some(lock::read_hold(&document)?), ..ChangeRequest::default() };
+    let legal_hold = Some(lock::read_hold(&document)?);
+    let said = Said { legal_hold, ..Said::default() };
+    let object = version_in(gateway, request, &bucket, Action::PUT_OBJECT_LEGAL_HOLD, &said).await?;
+    let wanted = ChangeRequest { legal_hold, ..ChangeRequest::default() };
     keep_change(gateway, request, &bucket, object.version, wanted).await
 }
 

@@ -2,7 +2,7 @@
 
 mod acl;
 mod bucket;
-mod copy;
+pub mod copy;
 mod cors;
 mod delete;
 mod lifecycle;

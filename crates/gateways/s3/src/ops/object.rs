@@ -2,7 +2,9 @@
 
 use super::{Gateway, is_versioned};
 use crate::acl;
-use crate::attributes::{kept_headers, write_checksums, write_headers};
+use crate::attributes::{OVERRIDES, kept_headers, write_checksums, write_headers};
+use crate::auth::Caller;
+use crate::authorize::Wish;
 use crate::body::ResponseBody;
 use crate::checksum::{Algorithm, ChecksumType, Hashes, Promised, Sums};
 use crate::conditions::{ReadConditions, of_write as write_conditions};
@@ -135,10 +137,15 @@ fn if_range_holds(request: &Request, object: &ObjectVersion) -> bool {
 }
 
 async fn select(gateway: &Gateway, request: &Request) -> Result<(BucketInfo, ObjectVersion, Selected)> {
+    if matches!(request.caller, Caller::Anonymous) && OVERRIDES.iter().any(|name| request.query.has(name)) {
+        let message = "Request specific response headers cannot be used for anonymous GET requests.";
+        return Err(S3Error::new(Code::InvalidRequest, message));
+    }
     let bucket = gateway.lookup(request).await?;
     let version = request.version()?;
     let action = if version.is_some() { Action::GET_OBJECT_VERSION } else { Action::GET_OBJECT };
-    let object = gateway.object(request, &bucket, &request.target.key, version, action).await?;
+    let wish = Wish::new(action, &bucket, &request.target.key).naming(version.as_ref());
+    let object = gateway.object(request, wish).await?;
     ReadConditions::of_read(&request.headers)?.check(&object)?;
     let range = request.header(&RANGE).and_then(ByteRange::read).filter(|_| if_range_holds(request, &object));
     let mut selected = match (request.query.number("partNumber")?, range) {
@@ -251,9 +258,10 @@ pub async fn attributes(gateway: &Gateway, request: &Request) -> Result<Reply> {
     let version = request.version()?;
     let of_version = version.is_some();
     let action = if of_version { Action::GET_OBJECT_VERSION } else { Action::GET_OBJECT };
-    let object = gateway.object(request, &bucket, &request.target.key, version, action).await?;
+    let of_action = |action| Wish::new(action, &bucket, &request.target.key).naming(version.as_ref());
+    let object = gateway.object(request, of_action(action)).await?;
     let action = if of_version { Action::GET_OBJECT_VERSION_ATTRIBUTES } else { Action::GET_OBJECT_ATTRIBUTES };
-    gateway.authorize_object(request, &bucket, action, &object).await?;
+    gateway.authorize_object(request, of_action(action), &object).await?;
     let wanted: Vec<String> = request
         .headers
         .get_all(names::OBJECT_ATTRIBUTES)

@@ -2,6 +2,8 @@
 
 use super::object::insert_version;
 use super::{Gateway, is_versioned};
+use crate::authorize::Wish;
+use crate::context::Said;
 use crate::error::{Code, Result, S3Error};
 use crate::payload::Payload;
 use crate::request::{Reply, Request, empty, xml_reply};
@@ -16,7 +18,8 @@ pub async fn get(gateway: &Gateway, request: &Request) -> Result<Reply> {
     let version = request.version()?;
     let of_version = version.is_some();
     let action = if of_version { Action::GET_OBJECT_VERSION_TAGGING } else { Action::GET_OBJECT_TAGGING };
-    let object = gateway.object(request, &bucket, &request.target.key, version, action).await?;
+    let wish = Wish::new(action, &bucket, &request.target.key).naming(version.as_ref());
+    let object = gateway.object(request, wish).await?;
     let tags = object.attributes.map(|attributes| attributes.tags).unwrap_or_default();
     let mut reply = xml_reply(tags::to_xml(&tags));
     if is_versioned(&bucket) {
@@ -26,9 +29,12 @@ pub async fn get(gateway: &Gateway, request: &Request) -> Result<Reply> {
 }
 
 pub async fn put(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
-    let bucket = gateway.bucket(request).await?;
+    let bucket = gateway.lookup(request).await?;
+    // Policies may ask which tags these are, so they are read before anything is decided.
     let document = request.xml_body(payload, "Tagging", true).await?;
-    set(gateway, request, &bucket, tags::of_xml(&document, tags::OF_OBJECT_MAX)?, StatusCode::OK).await
+    let said = Said { tags: tags::of_xml(&document, tags::OF_OBJECT_MAX)?, ..Said::default() };
+    gateway.authorize_own(request, &bucket, &said).await?;
+    set(gateway, request, &bucket, said.tags, StatusCode::OK).await
 }
 
 pub async fn delete(gateway: &Gateway, request: &Request) -> Result<Reply> {
