@@ -211,7 +211,11 @@ impl Nemesis {
             how @ 0..2 => {
                 self.await_safe("before a node falls behind").await?;
                 let lives = self.lives_of(survivor);
-                if how == 0 { self.slow_down(survivor).await } else { self.slow_down_disk(survivor).await }
+                if how == 0 {
+                    self.slow_down(survivor).await
+                } else {
+                    self.slow_down_disk(survivor).await
+                }
                 // Whoever is voted down is not waited for, and need not have everything.
                 if self.lives_of(survivor) != lives {
                     self.heal_delays();
@@ -321,7 +325,8 @@ impl Nemesis {
         let nodes = self.cluster.nodes();
         // None of them the one that decides about the map.
         let late: Vec<NodeId> = nodes.into_iter().filter(|node| Some(*node) != leader).take(2).collect();
-        let started = if self.sim.below(4) == 0 { started.await } else { self.lag_behind(&late, None, LAG_STEPS, started).await };
+        let started =
+            if self.sim.below(4) == 0 { started.await } else { self.lag_behind(&late, None, LAG_STEPS, started).await };
         started.into_iter().collect::<Result<(), Refused>>()?;
         self.await_safe("after nodes were added").await
     }

@@ -254,7 +254,11 @@ impl Plan {
     pub fn draw(random: &dyn Random, wanted: Option<Profile>) -> Plan {
         let drawn = Profile::draw(random);
         let profile = wanted.unwrap_or(drawn);
-        let keys = if profile == Profile::Wear { 40 } else { 3 + random.below(10) };
+        let keys = match profile {
+            Profile::Wear => 40,
+            Profile::Renewal => 12,
+            _ => 3 + random.below(10),
+        };
         Plan {
             profile,
             nodes: match profile {
@@ -302,7 +306,11 @@ impl Plan {
             self.nodes,
             self.disks,
             self.clients,
-            if self.profile.is_story() { "as much as comes".into() } else { format!("{} operations each", self.operations) },
+            if self.profile.is_story() {
+                "as much as comes".into()
+            } else {
+                format!("{} operations each", self.operations)
+            },
             self.keys.len(),
             self.buckets.len(),
             self.crashes,

@@ -22,6 +22,8 @@ const SPREAD_MAX: Duration = Duration::from_secs(12);
 const SLOWNESS: u64 = 60;
 /// How long a slow body takes: longer than it takes to vote a node out and to sweep what its sessions left.
 const BODY: Duration = Duration::from_millis(8500);
+/// Bursts of writes through those that know older maps.
+const BURSTS_MAX: u32 = 16;
 /// So long are leaders apart that never agree to part.
 const APART: Duration = Duration::from_secs(12);
 
@@ -66,9 +68,8 @@ impl Nemesis {
     async fn successor(&self, group: GroupId, before: NodeId, term: Term) -> Option<NodeId> {
         let began = self.sim.now();
         while self.sim.now().since(began) < SUCCESSION_MAX {
-            let newer = |(led, in_term, node): &(GroupId, Term, NodeId)| {
-                *led == group && *in_term > term && *node != before
-            };
+            let newer =
+                |(led, in_term, node): &(GroupId, Term, NodeId)| *led == group && *in_term > term && *node != before;
             if let Some((_, _, node)) = self.cluster.claims().into_iter().find(newer) {
                 return Some(node);
             }
@@ -78,7 +79,13 @@ impl Nemesis {
     }
 
     fn term_of(&self, group: GroupId) -> Term {
-        self.cluster.claims().iter().filter(|(led, _, _)| *led == group).map(|(_, term, _)| *term).max().unwrap_or(Term(0))
+        self.cluster
+            .claims()
+            .iter()
+            .filter(|(led, _, _)| *led == group)
+            .map(|(_, term, _)| *term)
+            .max()
+            .unwrap_or(Term(0))
     }
 
     /// Every node that serves, but `of` itself, has a map by which sessions of `of` that began before now are fenced.
@@ -102,7 +109,8 @@ impl Nemesis {
         let (Some(asleep), term) = (self.serving_on(zombie), self.term_of(SHARD)) else { return Ok(()) };
         self.ration.strike(zombie, self.plan.nodes);
         self.recorder.fault("a node sleeps until it is fenced");
-        self.recorder.note(|| format!("NEMESIS node {zombie} stops in the middle of writes, until others have gone on"));
+        self.recorder
+            .note(|| format!("NEMESIS node {zombie} stops in the middle of writes, until others have gone on"));
         let burst = Burst { bucket: self.sim.below(self.plan.buckets.len() as u64) as usize, count: 6, len_max: 9000 };
         let paused = async {
             self.sim.sleep(Duration::from_micros(self.sim.below(4000))).await;
@@ -142,7 +150,8 @@ impl Nemesis {
         let others: Vec<NodeId> = self.cluster.nodes().into_iter().filter(|node| *node != old).collect();
         let term = self.term_of(group);
         self.recorder.fault("power is lost between two elections");
-        self.recorder.note(|| format!("NEMESIS nobody reaches node {old}, which leads group {group}; all disks are slow"));
+        self.recorder
+            .note(|| format!("NEMESIS nobody reaches node {old}, which leads group {group}; all disks are slow"));
         let (to, from) = self.links_of(old);
         self.set_slowness(SLOWNESS);
         self.sever(&to);
@@ -254,7 +263,8 @@ impl Nemesis {
                 }
                 1 => {
                     self.recorder.fault("a leader goes with many writes under way");
-                    self.recorder.note(|| format!("NEMESIS node {leader}, which leads, goes with many writes under way"));
+                    self.recorder
+                        .note(|| format!("NEMESIS node {leader}, which leads, goes with many writes under way"));
                     self.ration.strike(leader, self.plan.nodes);
                     if self.sim.below(2) == 0 {
                         let (to, from) = self.links_of(leader);
@@ -302,61 +312,78 @@ impl Nemesis {
         Ok(())
     }
 
-    /// New machines for old: three nodes join, and then all that were there before are emptied, while two nodes know older
-    /// maps than the others, and write.
+    /// New machines for old: as many nodes and one more join, and all that were there before are emptied, while some know
+    /// older maps than the others, and write whenever placement groups have begun to move.
     pub async fn renew_all(&self) -> Result<(), Refused> {
         self.until_set_up().await;
         let old = self.cluster.nodes();
         self.recorder.fault("nodes are added");
-        for _ in 0..old.len() {
-            self.join().await?;
+        let mut newcomers = Vec::new();
+        for _ in 0..=old.len() {
+            newcomers.push(self.admit().await?);
         }
-        self.await_safe("after nodes were added").await?;
+        let started = join_all(newcomers.iter().map(|node| self.start(*node))).await;
+        started.into_iter().collect::<Result<(), Refused>>()?;
+        if self.sim.below(2) == 0 {
+            self.await_safe("after nodes were added").await?;
+        }
         let leader = self.cluster.leaders().get(&0).copied();
-        let all = self.cluster.nodes();
-        let late = self.draw_late(&old, all, leader);
-        let from = if self.sim.below(2) == 0 { leader } else { None };
+        let late = self.draw_late(&old, &newcomers, leader);
+        let from = if self.sim.below(3) > 0 { leader } else { None };
+        let is_over = AtomicBool::new(false);
+        let until = self.sim.sleep(Duration::from_millis(3000 + self.sim.below(10_000)));
+        let lagging = self.lag_behind(&late, from, LAG_STEPS_FEW, until);
         let drained = async {
-            // They lag behind by then.
-            self.sim.sleep(Duration::from_millis(1500)).await;
             let drained = join_all(old.iter().map(|node| self.drain(*node))).await;
             drained.into_iter().collect::<Result<(), Refused>>()
         };
-        let is_over = AtomicBool::new(false);
-        let bursts = async {
-            while !is_over.load(Ordering::Relaxed) {
-                for serving in self.cluster.all_serving().into_iter().filter(|serving| late.contains(&serving.node)) {
-                    let bucket = self.plan.buckets.len() - 1;
-                    self.verifier.burst(&serving, Burst { bucket, count: 8, len_max: 6000 }).await;
-                }
-                self.sim.sleep(Duration::from_millis(20 + self.sim.below(400))).await;
-            }
-        };
-        let until = self.sim.sleep(Duration::from_millis(2000 + self.sim.below(10_000)));
-        let lagging = self.lag_behind(&late, from, LAG_STEPS_FEW, until);
         let moved = async {
             let (done, ()) = join(drained, lagging).await;
             is_over.store(true, Ordering::Relaxed);
             done
         };
-        let (done, ()) = join(moved, bursts).await;
+        let (done, ()) = join(moved, self.write_through_late(&late, &is_over)).await;
         done?;
         self.await_safe("after all old nodes were emptied").await
     }
 
-    /// Two old nodes, or all that are new, or any two; never the one that decides about the map.
-    fn draw_late(&self, old: &[NodeId], all: Vec<NodeId>, leader: Option<NodeId>) -> Vec<NodeId> {
-        let which = self.sim.below(4);
-        let is_eligible = |node: &NodeId| match which {
-            0..2 => old.contains(node),
-            2 => !old.contains(node),
-            _ => true,
-        };
-        let mut late: Vec<NodeId> =
-            all.into_iter().filter(is_eligible).filter(|node| Some(*node) != leader).collect();
-        while which != 2 && late.len() > 2 {
-            late.remove(self.sim.below(late.len() as u64) as usize);
+    /// Bursts of writes through nodes that know older maps than the others, a moment after the others' map has changed.
+    async fn write_through_late(&self, late: &[NodeId], is_over: &AtomicBool) {
+        let mut seen = None;
+        let mut bursts = 0;
+        while bursts < BURSTS_MAX && !is_over.load(Ordering::Relaxed) {
+            let all = self.cluster.all_serving();
+            let (behind, ahead): (Vec<Serving>, Vec<Serving>) =
+                all.into_iter().partition(|serving| late.contains(&serving.node));
+            let map = ahead.iter().map(|serving| serving.client.map()).max_by_key(|map| map.version());
+            if let Some(map) = map.filter(|map| seen != Some(map.version()))
+                && map.map.pgs.iter().any(|row| row.closed)
+            {
+                seen = Some(map.version());
+                bursts += 1;
+                self.sim.sleep(Duration::from_millis(self.sim.below(250))).await;
+                let burst = Burst { bucket: self.plan.buckets.len() - 1, count: 12, len_max: 6000 };
+                join_all(behind.iter().map(|serving| self.verifier.burst(serving, burst))).await;
+            }
+            self.sim.sleep(Duration::from_millis(5)).await;
         }
-        late
+    }
+
+    /// Two old nodes, or one that is new, or all that are, or any two; never the one that decides about the map.
+    fn draw_late(&self, old: &[NodeId], new: &[NodeId], leader: Option<NodeId>) -> Vec<NodeId> {
+        let eligible =
+            |nodes: &[NodeId]| -> Vec<NodeId> { nodes.iter().copied().filter(|node| Some(*node) != leader).collect() };
+        match self.sim.below(4) {
+            0 => eligible(old),
+            1 => vec![new[new.len() - 1]],
+            2 => eligible(new),
+            _ => {
+                let mut late = eligible(&[old, new].concat());
+                while late.len() > 2 {
+                    late.remove(self.sim.below(late.len() as u64) as usize);
+                }
+                late
+            }
+        }
     }
 }
