@@ -252,9 +252,9 @@ mod tests {
 
     #[test]
     fn a_header_without_effect_says_nothing() {
-        let source = ("x-amz-copy-source", "/b/%61?versionId=null");
+        let source = ("x-amz-copy-source", "/buc/%61?versionId=null");
         let directive = ("x-amz-metadata-directive", "REPLACE");
-        let copied = [("s3:x-amz-copy-source", "b/a"), ("s3:x-amz-metadata-directive", "REPLACE")];
+        let copied = [("s3:x-amz-copy-source", "buc/a"), ("s3:x-amz-metadata-directive", "REPLACE")];
         let put = |operation| seen(operation, "", &[source, directive], &NOTHING);
         assert_eq!(put(Operation::CopyObject), of(&[copied[0], copied[1], CREATES]));
         assert_eq!(put(Operation::UploadPartCopy), of(&[copied[0], copied[1], PART]));
