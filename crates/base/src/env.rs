@@ -296,4 +296,9 @@ pub trait Net: Send + Sync {
 pub trait Handler: Send + Sync {
     /// Answers a request. For a one-way message the answer is dropped.
     fn handle(&self, from: NodeId, channel: Channel, request: Frame) -> BoxFuture<Frame>;
+    /// The process of a node has ended: its connections broke, and its machine says that nobody listens there. A hint that
+    /// saves waiting for its silence: it may never come, and by now another process may run there.
+    fn ended(&self, node: NodeId) {
+        let _ = node;
+    }
 }

@@ -174,6 +174,11 @@ impl Observations {
         ends.map(|(a, b)| if a == own { b } else { a }).filter(serves).collect()
     }
 
+    /// The process of a node is said to have ended.
+    pub fn ended(&mut self, node: NodeId, now: MonoTime) -> Option<Turn> {
+        self.detector.ended(node, now)
+    }
+
     /// Others were asked about a suspect.
     pub fn told(&mut self, suspect: NodeId, is_reached: bool) -> Option<Turn> {
         self.detector.told(suspect, is_reached)

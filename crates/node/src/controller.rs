@@ -48,6 +48,16 @@ impl Control {
         self.observations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The process of a node is said to have ended: others are asked.
+    pub fn ended(service: &Arc<Service>, node: NodeId) {
+        let turn = service.control.observations().ended(node, service.env.now());
+        if let Some(turn) = turn {
+            tracing::info!("node {node}: its process has ended");
+            service.events.record(EventKind::Suspected, turn.node, format!("the process of node {node} has ended"));
+            service.env.spawn("confirm an end", confirm(service.clone(), node));
+        }
+    }
+
     /// Takes in the report of `from`.
     pub fn hear(&self, env: &Env, events: &EventLog, from: NodeId, report: NodeReport) {
         let wall_ms = env.clock.wall().0;

@@ -88,6 +88,11 @@ impl Handler for Front {
             wire::frame(&answer, bulk)
         })
     }
+
+    fn ended(&self, node: NodeId) {
+        self.0.replicas.all().iter().for_each(|group| group.ended(node));
+        Control::ended(&self.0, node);
+    }
 }
 
 type Answered = (Answer, Vec<Bytes>);

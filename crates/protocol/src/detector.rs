@@ -143,6 +143,15 @@ impl Detector {
         (turns, asks)
     }
 
+    /// The machine of a node says that its process has ended: nobody waits for its silence, others are asked at once.
+    /// Answers the turn, when it had been trusted.
+    pub fn ended(&mut self, node: NodeId, now: MonoTime) -> Option<Turn> {
+        let held = self.observed.get_mut(&node).filter(|held| held.opinion == Opinion::Trusted)?;
+        held.opinion = Opinion::Suspect;
+        (held.ask_at, held.ask_pause) = (now + ASK_AGAIN_MIN, ASK_AGAIN_MIN);
+        Some(Turn { node, from: Opinion::Trusted, to: Opinion::Suspect })
+    }
+
     /// What others said of a node that is not trusted: whether one of them reaches it.
     pub fn told(&mut self, node: NodeId, is_reached: bool) -> Option<Turn> {
         let held = self.observed.get_mut(&node).filter(|held| held.opinion != Opinion::Trusted)?;
@@ -308,6 +317,21 @@ mod tests {
         assert_eq!(detector.hear(A, at(5400)).map(|turn| turn.from), Some(Opinion::Cut));
         assert_eq!(detector.opinion(A), Opinion::Trusted);
         assert_eq!(detector.told(A, false), None, "an answer that comes too late");
+    }
+
+    #[test]
+    fn the_end_of_a_process_makes_a_suspect_at_once() {
+        let mut detector = detector();
+        run(&mut detector, 0, 1000, &[A, B]);
+        let suspected = Some(Turn { node: A, from: Opinion::Trusted, to: Opinion::Suspect });
+        assert_eq!(detector.ended(A, at(1000)), suspected);
+        assert_eq!(detector.ended(A, at(1001)), None, "said once");
+        assert_eq!(detector.ended(NodeId(99), at(1000)), None);
+        assert_eq!(detector.look(at(1050)).1, vec![], "whoever was told asks");
+        assert_eq!(detector.told(A, false).map(|turn| turn.to), Some(Opinion::Silent));
+        // It was started again: its first word ends the suspicion, and it has its usual time.
+        assert_eq!(detector.hear(A, at(1100)).map(|turn| turn.to), Some(Opinion::Trusted));
+        assert_eq!(run(&mut detector, 1150, 1400, &[B]), vec![]);
     }
 
     #[test]

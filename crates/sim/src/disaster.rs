@@ -109,8 +109,9 @@ impl Nemesis {
             match self.sim.below(6) {
                 0 => disk.inject(Fault::LostWrite, soon),
                 1 => disk.inject(Fault::MisdirectedWrite, soon),
+                // Both copies of the identity are no chunks: a disk without one is replaced by hand.
                 _ => {
-                    if let Some((file, offset)) = disk.flip_anywhere() {
+                    if let Some((file, offset)) = disk.flip_where(|file| file != "identity") {
                         self.recorder
                             .note(|| format!("NEMESIS a bit flips on node {victim} in {file} at byte {offset}"));
                     }

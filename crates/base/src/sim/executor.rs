@@ -422,6 +422,7 @@ impl Core {
     /// As `crash`, but only the process dies and the operating system goes on.
     pub(super) fn kill(self: &Arc<Core>, node: NodeId) {
         self.stop(node, SimDisk::kill);
+        self.net_end(node);
     }
 
     fn stop(self: &Arc<Core>, node: NodeId, stop_disk: impl Fn(&SimDisk)) {

@@ -114,6 +114,8 @@ enum PacketKind {
     OneWay,
     Request(u64),
     Answer(u64),
+    /// The connection breaks, because the sender's process has ended.
+    End,
 }
 
 impl Packet {
@@ -204,6 +206,18 @@ impl Core {
             self.cancel(call.deadline);
         }
         (listener, calls)
+    }
+
+    /// Those who are connected to a process that has ended learn it soon.
+    pub(super) fn net_end(self: &Arc<Core>, node: NodeId) {
+        let others: Vec<NodeId> = lock(&self.net).listeners.keys().copied().filter(|other| *other != node).collect();
+        for to in others {
+            let to_start = self.running_start(to).unwrap_or(0);
+            let (channel, frame, kind) = (Channel::Control, Frame::default(), PacketKind::End);
+            let packet = Packet { from: node, to, to_start, channel, frame, kind };
+            let nanos = lock(&self.net).delay_nanos(0);
+            self.schedule_in(nanos, Event::Deliver(Box::new(packet)));
+        }
     }
 
     fn net_call(
@@ -313,6 +327,10 @@ impl Core {
         };
         let (incarnation, handler) = (listener.incarnation.clone(), listener.handler.clone());
         drop(net);
+        if packet.kind == PacketKind::End {
+            let task = async move { handler.ended(packet.from) };
+            return self.spawn(incarnation.slot, Some(&incarnation), "hear of an end", Box::pin(task));
+        }
         let guard = AnswerGuard {
             core: self.clone(),
             from: packet.to,

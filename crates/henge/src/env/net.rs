@@ -261,6 +261,13 @@ impl Net for RealNet {
 }
 
 impl NetShared {
+    /// A peer's process has ended.
+    fn tell_ended(&self, peer: NodeId) {
+        if let Some(handler) = self.handler.get() {
+            handler.ended(peer);
+        }
+    }
+
     fn peers(&self) -> MutexGuard<'_, BTreeMap<NodeId, Peer>> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
     }

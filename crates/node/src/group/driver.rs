@@ -208,6 +208,8 @@ impl Driver {
             Request::Step { from, message } => self.step(from, message),
             Request::Gone { peer } => self.peer_gone(peer),
             Request::Installed(result) => self.installed(result),
+            Request::Ended { node } if self.leader_node() == Some(node) => self.raft.leader_ended(),
+            Request::Ended { .. } => {}
             Request::Hurt { why, reply } => {
                 let _ = reply.send(self.hurt(why));
             }

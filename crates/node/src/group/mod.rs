@@ -81,6 +81,10 @@ enum Request {
         peer: PeerId,
     },
     Installed(Result<Box<Installed>, install::Failed>),
+    /// The process on that node has ended.
+    Ended {
+        node: NodeId,
+    },
     /// Rows of this replica's state cannot be read.
     Hurt {
         why: String,
@@ -187,6 +191,11 @@ impl GroupHandle {
     /// Hands over a message of a peer. Lost when the driver is behind, as a network may lose it.
     pub fn step(&self, from: NodeId, message: Message) {
         let _ = self.mailbox.try_send(Request::Step { from, message });
+    }
+
+    /// The process on `node` has ended: if it led, nobody waits for it.
+    pub fn ended(&self, node: NodeId) {
+        let _ = self.mailbox.try_send(Request::Ended { node });
     }
 
     /// Rows of this replica's state cannot be read. Answers whether the replica has stopped serving, so that its group

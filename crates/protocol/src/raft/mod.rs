@@ -27,6 +27,8 @@ pub use configuration::{Configuration, ConfigurationChange, MEMBERS_MAX};
 pub use message::{MESSAGE_LEN_MAX, Message, MessageKind};
 use message::{data_out, raft_entry};
 
+/// Ticks between the candidacies of peers who know that the leader's process has ended.
+const ENDED_TICKS_APART: usize = 2;
 /// Ticks without a leader before an election, at least; drawn up to twice this.
 pub const ELECTION_TICKS: usize = 10;
 /// Ticks between heartbeats of a leader.
@@ -254,6 +256,21 @@ impl RaftPeer {
             let _ = self.node.campaign();
         }
         self.redraw_election_timeout();
+    }
+
+    /// The process that leads has ended. Nobody waits for its silence: this peer votes for others at once, and is a
+    /// candidate itself when the others know it too, one peer after the other.
+    pub fn leader_ended(&mut self) {
+        let leader = PeerId(self.node.raft.leader_id);
+        if self.node.raft.state != StateRole::Follower || leader == PeerId(0) {
+            return;
+        }
+        self.node.raft.leader_id = 0;
+        let own = PeerId(self.node.raft.id);
+        let before = self.configuration.voters.iter().filter(|peer| **peer != leader && **peer < own).count();
+        let pause = 1 + before * ENDED_TICKS_APART;
+        let due = self.election_timeout_ticks.saturating_sub(pause);
+        self.node.raft.election_elapsed = self.node.raft.election_elapsed.max(due);
     }
 
     /// Whether an election would be sound now: with a state, whose log is durable. (`raft-rs` stops the process when

@@ -122,6 +122,41 @@ fn three_peers_elect_one_leader_and_agree() {
     assert_eq!(logs[1], logs[2]);
 }
 
+#[test]
+fn when_the_leader_s_process_has_ended_nobody_waits_for_its_silence() {
+    for seed in 0..50 {
+        let mut peers: Vec<RaftPeer> =
+            (1..=3).map(|i| RaftPeer::new(fresh(i, &[1, 2, 3]), random(seed * 10 + i)).unwrap()).collect();
+        let exchange = |peers: &mut [RaftPeer], away: Option<usize>| {
+            for _ in 0..8 {
+                let messages: Vec<Message> = peers.iter_mut().flat_map(|peer| settle(peer).1).collect();
+                for message in messages {
+                    let (from, to) = (message.from().0 as usize - 1, message.to().0 as usize - 1);
+                    if Some(from) != away && Some(to) != away {
+                        peers[to].step(message).unwrap();
+                    }
+                }
+            }
+        };
+        peers[0].campaign();
+        exchange(&mut peers, None);
+        peers.iter_mut().for_each(RaftPeer::tick);
+        exchange(&mut peers, None);
+        let term = peers[0].leadership().term;
+        assert_eq!(peers[0].leadership().role, Role::Leader);
+        peers.iter_mut().for_each(RaftPeer::leader_ended);
+        assert_eq!(peers[0].leadership().role, Role::Leader, "a leader knows better");
+        let mut ticks = 0;
+        while peers[1..].iter().all(|peer| peer.leadership().role != Role::Leader) {
+            peers[1..].iter_mut().for_each(RaftPeer::tick);
+            exchange(&mut peers, Some(0));
+            ticks += 1;
+            assert!(ticks <= 2, "seed {seed}: far sooner than after {ELECTION_TICKS} ticks of silence");
+        }
+        assert!(peers[1..].iter().any(|peer| peer.leadership().term > term));
+    }
+}
+
 /// Two peers whose messages the test carries: the first leads.
 fn pair() -> (RaftPeer, RaftPeer) {
     let mut peers: Vec<RaftPeer> = (1..=2).map(|i| RaftPeer::new(fresh(i, &[1, 2]), random(i)).unwrap()).collect();

@@ -227,10 +227,17 @@ impl SimDisk {
 
     /// Flips one bit anywhere in what is allocated. Where it was, or `None` on an empty disk.
     pub fn flip_anywhere(&self) -> Option<(String, u64)> {
+        self.flip_where(|_| true)
+    }
+
+    /// The same, in a file that is wanted; `None` as well when none was drawn.
+    pub fn flip_where(&self, is_wanted: impl Fn(&str) -> bool) -> Option<(String, u64)> {
+        const DRAWS_MAX: usize = 64;
         let drawn = {
             let mut state = self.state();
             let state = &mut *state;
-            state.medium.draw_bit(&mut state.prng)
+            let mut draws = (0..DRAWS_MAX).map_while(|_| state.medium.draw_bit(&mut state.prng));
+            draws.find(|(name, _, _)| is_wanted(name))
         };
         let (name, offset, mask) = drawn?;
         self.flip(&name, offset, mask);

@@ -29,6 +29,11 @@ const GREETING_MAX: Duration = Duration::from_secs(1);
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_millis(500);
 
+/// After a connection broke: how long to look whether the peer's machine refuses new ones, and how often.
+const PROBE_MAX: Duration = Duration::from_millis(100);
+const PROBE_PAUSE: Duration = Duration::from_millis(5);
+const PROBES_MAX: usize = 2;
+
 /// Calls that wait for their answers at once.
 const CALLS_MAX: usize = 1024;
 const _: () = assert!(CALLS_MAX <= super::accept::CALLS_MAX, "a peer takes what one caller asks at once");
@@ -68,6 +73,19 @@ impl Drop for Call {
             self.link.outbox.withdraw(self.id);
         }
     }
+}
+
+/// Whether nobody listens at an address any more: the machine says so, it is not merely silent.
+async fn has_ended(address: &str) -> bool {
+    for _ in 0..PROBES_MAX {
+        match timeout(PROBE_MAX, TcpStream::connect(address)).await {
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => return true,
+            // Of a process that ends, the listener may be closed a moment after the connections.
+            Ok(Ok(_)) => tokio::time::sleep(PROBE_PAUSE).await,
+            _ => return false,
+        }
+    }
+    false
 }
 
 impl Link {
@@ -133,6 +151,7 @@ impl Link {
         loop {
             self.outbox.wait_filled().await;
             let address = addresses.borrow_and_update().clone();
+            let mut was_connected = false;
             match self.connect(&net, &address).await {
                 Err(error) => {
                     tracing::debug!(peer = self.peer.0, channel = ?self.channel, address, %error, "not connected");
@@ -140,12 +159,15 @@ impl Link {
                 }
                 Ok(stream) => {
                     tracing::debug!(peer = self.peer.0, channel = ?self.channel, address, "connected");
-                    backoff = BACKOFF_MIN;
+                    (backoff, was_connected) = (BACKOFF_MIN, true);
                     let error = self.converse(&net, stream, &mut addresses).await;
                     tracing::debug!(peer = self.peer.0, channel = ?self.channel, address, %error, "connection lost");
                 }
             }
             self.fail_all(net.random.jitter(backoff));
+            if was_connected && self.channel != Channel::Bulk && has_ended(&address).await {
+                net.tell_ended(self.peer);
+            }
         }
     }
 

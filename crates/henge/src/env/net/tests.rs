@@ -110,6 +110,34 @@ async fn calls_fail_at_once_when_the_peer_dies_and_succeed_when_it_is_back_elsew
 }
 
 #[tokio::test]
+async fn the_end_of_a_process_is_told_and_a_broken_connection_alone_is_not() {
+    struct Listening(tokio::sync::mpsc::UnboundedSender<NodeId>);
+    impl Handler for Listening {
+        fn handle(&self, _: NodeId, _: Channel, request: Frame) -> BoxFuture<Frame> {
+            Box::pin(async move { request })
+        }
+        fn ended(&self, node: NodeId) {
+            let _ = self.0.send(node);
+        }
+    }
+    let authority = Authority::make().unwrap();
+    let near = TestNode::start(1, &authority);
+    let (sender, mut told) = tokio::sync::mpsc::unbounded_channel();
+    near.net.serve(Arc::new(Listening(sender)));
+    let (far, other) = (TestNode::start(2, &authority).serving(), TestNode::start(3, &authority).serving());
+    near.knows(&far);
+    near.knows(&other);
+    near.call_until(2, Ok(())).await;
+    near.call_until(3, Ok(())).await;
+    // The other one breaks the connection, and goes on listening.
+    other.net.expel(&BTreeSet::from([NodeId(1)]));
+    near.call_until(3, Err(NetError::NotSent)).await;
+    drop(far);
+    assert_eq!(told.recv().await, Some(NodeId(2)));
+    assert!(told.try_recv().is_err());
+}
+
+#[tokio::test]
 async fn who_has_moved_is_found_as_soon_as_it_calls() {
     let authority = Authority::make().unwrap();
     let near = TestNode::start(1, &authority).serving();
