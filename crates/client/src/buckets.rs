@@ -3,8 +3,8 @@
 use base::ids::{BucketId, GroupId};
 use bytes::Bytes;
 use meta::map::command::{
-    BucketConfigurationRow, BucketEntry, BucketId as BucketRefInMap, BucketState, ConfigurationKind, MapCommand,
-    MapOutcome, SetBucketConfiguration,
+    Acknowledgement, BucketConfigurationRow, BucketEntry, BucketId as BucketRefInMap, BucketState, ConfigurationKind,
+    MapCommand, MapOutcome, SetBucketConfiguration,
 };
 use meta::object::command::{
     BucketRef, BucketRow, Done, ShardCommand, ShardFound, ShardOutcome, ShardRead, Versioning,
@@ -38,6 +38,8 @@ pub struct BucketInfo {
     /// As the creator named it; empty: that of the cluster.
     pub region: String,
     pub versioning: Versioning,
+    /// What a write that does not say anything else waits for.
+    pub acknowledgement: Acknowledgement,
     /// What is done through this value is done under these terms.
     pub terms: Terms,
     configurations: Arc<[BucketConfigurationRow]>,
@@ -130,7 +132,7 @@ impl Client {
             ..BucketRow::default()
         };
         for (group, epoch) in self.groups_of(BucketId(entry.id)) {
-            self.change_shard(group, epoch, ShardCommand::SetBucket(row.clone()), true).await?;
+            self.change_shard(group, epoch, ShardCommand::SetBucket(row.clone()), Acknowledgement::All).await?;
         }
         Ok(())
     }
@@ -158,7 +160,8 @@ impl Client {
         let groups = self.groups_of(BucketId(entry.id));
         let bucket = BucketRef { bucket: entry.id };
         for (group, epoch) in &groups {
-            self.change_shard(*group, *epoch, ShardCommand::FreezeBucket(bucket.clone()), true).await?;
+            let freeze = ShardCommand::FreezeBucket(bucket.clone());
+            self.change_shard(*group, *epoch, freeze, Acknowledgement::All).await?;
         }
         let reply = self.change_map(MapCommand::RemoveBucket(BucketRefInMap { id: entry.id })).await?;
         if !matches!(reply.outcome(), MapOutcome::Done | MapOutcome::NotFound) {
@@ -166,7 +169,8 @@ impl Client {
         }
         for (group, epoch) in &groups {
             // Uploads in progress go a bounded number at a time.
-            let drop = || self.change_shard(*group, *epoch, ShardCommand::DropBucket(bucket.clone()), true);
+            let command = ShardCommand::DropBucket(bucket.clone());
+            let drop = || self.change_shard(*group, *epoch, command.clone(), Acknowledgement::All);
             while drop().await? == ShardOutcome::Done(Done { more: true }) {}
         }
         Ok(())
@@ -245,14 +249,15 @@ impl Client {
 
     /// Counts what is not counted yet of a bucket with a quota.
     pub async fn count_usage(&self, group: GroupId, epoch: u64, bucket: u64) -> Result<(), Error> {
-        let count = || self.change_shard(group, epoch, ShardCommand::CountUsage(CountUsage { bucket }), false);
+        let command = ShardCommand::CountUsage(CountUsage { bucket });
+        let count = || self.change_shard(group, epoch, command.clone(), Acknowledgement::Majority);
         while count().await? == ShardOutcome::Done(Done { more: true }) {}
         Ok(())
     }
 
     /// Has lifecycle rules done to what a search found.
     pub async fn expire(&self, group: GroupId, expire: Expire) -> Result<(), Error> {
-        let send = || self.change_shard(group, 0, ShardCommand::Expire(expire.clone()), false);
+        let send = || self.change_shard(group, 0, ShardCommand::Expire(expire.clone()), Acknowledgement::Majority);
         while send().await? == ShardOutcome::Done(Done { more: true }) {}
         Ok(())
     }
@@ -276,18 +281,28 @@ impl Client {
         if versioning == Versioning::Off {
             return Err(Error::Invalid("versioning can be enabled or suspended, not switched off".into()));
         }
-        let map = self.refresh_map().await?;
-        let mut entry = map.active_bucket(name).cloned().ok_or(Error::NoSuchBucket)?;
-        entry.versioning = versioning as i32;
-        let reply = self.change_map(MapCommand::SetBucket(entry)).await?;
-        match reply.outcome() {
-            MapOutcome::Done => {}
-            MapOutcome::Stale => return Err(Error::Unavailable("the bucket's settings were changed meanwhile".into())),
-            MapOutcome::Invalid => return Err(Error::Invalid(reply.detail)),
-            _ => return Err(Error::NoSuchBucket),
-        }
+        self.change_bucket(name, |entry| entry.versioning = versioning as i32).await?;
         let entry = self.map().active_bucket(name).cloned().ok_or(Error::NoSuchBucket)?;
         self.spread_settings(&entry).await
+    }
+
+    /// What writes to the bucket wait for that do not say anything else. Gateways elsewhere follow when they next hear
+    /// from the cluster.
+    pub async fn set_acknowledgement(&self, name: &str, acknowledgement: Acknowledgement) -> Result<(), Error> {
+        self.change_bucket(name, |entry| entry.acknowledgement = acknowledgement as i32).await
+    }
+
+    async fn change_bucket(&self, name: &str, change: impl FnOnce(&mut BucketEntry)) -> Result<(), Error> {
+        let map = self.refresh_map().await?;
+        let mut entry = map.active_bucket(name).cloned().ok_or(Error::NoSuchBucket)?;
+        change(&mut entry);
+        let reply = self.change_map(MapCommand::SetBucket(entry)).await?;
+        match reply.outcome() {
+            MapOutcome::Done => Ok(()),
+            MapOutcome::Stale => Err(Error::Unavailable("the bucket's settings were changed meanwhile".into())),
+            MapOutcome::Invalid => Err(Error::Invalid(reply.detail)),
+            _ => Err(Error::NoSuchBucket),
+        }
     }
 }
 
@@ -299,6 +314,7 @@ fn info(map: &MapView, entry: &BucketEntry) -> BucketInfo {
         created_ms: entry.created_ms,
         region: entry.region.clone(),
         versioning: entry.versioning(),
+        acknowledgement: entry.acknowledgement(),
         terms: Terms::default(),
         configurations: map.configurations(BucketId(entry.id)),
     }

@@ -5,7 +5,7 @@ use base::Env;
 use base::env::{Channel, Frame, MonoTime, NetError, RandomExt};
 use base::ids::{GROUP_ZERO, GroupId, NodeId, Session};
 use bytes::Bytes;
-use meta::map::command::MapCommand;
+use meta::map::command::{Acknowledgement, MapCommand};
 use meta::object::command::{
     CloseSession, Done, InitShard, Reason, Refused, RetireGarbage, ShardAnswer, ShardCommand, ShardEntry, ShardFound,
     ShardOutcome, ShardQuery, ShardRead,
@@ -24,6 +24,8 @@ use crate::wire::{self, Answer, Ask, Failure, ProposeShard, QueryShard, Request,
 
 /// How long one attempt at a command or a query may take.
 pub(crate) const ATTEMPT_MAX: Duration = Duration::from_secs(2);
+/// How long one replica of several may take to answer from what it has.
+const EVENTUAL_ATTEMPT_MAX: Duration = Duration::from_millis(500);
 /// As ATTEMPT_MAX, for a question to which the leader reads all its rows: tens of millions.
 const SCAN_ATTEMPT_MAX: Duration = Duration::from_secs(600);
 /// How long an operation is tried before the caller is told.
@@ -44,7 +46,7 @@ const HINTS_MAX: u32 = 3;
 /// Retries that a client may save up, one for each answer. When a whole cluster is in trouble and none are left, retries
 /// come as slowly as they may, so that they do not multiply the load.
 const RETRY_BUDGET_MAX: u32 = 1000;
-/// Chunks of which some copies are still under way after their acknowledgement (`majority`): bounds memory.
+/// Chunks of which some copies are still under way after their acknowledgement (`majority`, `one`): bounds memory.
 const LAGGING_STORES_MAX: usize = 64;
 
 /// What a client is made from.
@@ -183,19 +185,24 @@ impl Client {
         self.life().next_chunk.load(Ordering::Relaxed)
     }
 
+    /// Chunks that were acknowledged while copies of them are still under way (`majority`, `one`).
+    pub fn lagging_stores(&self) -> usize {
+        LAGGING_STORES_MAX - self.shared.lagging.available_permits()
+    }
+
     pub(crate) fn life(&self) -> Arc<Life> {
         self.shared.life.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Gives a new shard its range.
     pub async fn init_shard(&self, group: GroupId, init: InitShard) -> Result<(), Error> {
-        self.change_shard(group, 0, ShardCommand::InitShard(init), true).await.map(|_| ())
+        self.change_shard(group, 0, ShardCommand::InitShard(init), Acknowledgement::All).await.map(|_| ())
     }
 
     /// The chunks of these garbage rows have tombstones now.
     pub async fn retire_garbage(&self, group: GroupId, sequences: Vec<u64>) -> Result<(), Error> {
         let retire = ShardCommand::RetireGarbage(RetireGarbage { sequences });
-        self.change_shard(group, 0, retire, false).await.map(|_| ())
+        self.change_shard(group, 0, retire, Acknowledgement::Majority).await.map(|_| ())
     }
 
     /// From here on, `group` refuses what earlier sessions of `floor.node` still have under way.
@@ -205,22 +212,22 @@ impl Client {
             return self.change_map_checked(MapCommand::CloseSession(close)).await.map(|_| ());
         }
         // Slot rows go a bounded number at a time.
-        let close = || self.change_shard(group, 0, ShardCommand::CloseSession(close.clone()), false);
+        let majority = Acknowledgement::Majority;
+        let close = || self.change_shard(group, 0, ShardCommand::CloseSession(close.clone()), majority);
         while close().await? == ShardOutcome::Done(Done { more: true }) {}
         Ok(())
     }
 
-    /// Changes a shard, once, whatever is lost on the way. A refusal is an error. `everyone`: see
-    /// [`ProposeShard::everyone`].
+    /// Changes a shard, once, whatever is lost on the way. A refusal is an error.
     pub(crate) async fn change_shard(
         &self,
         group: GroupId,
         range_epoch: u64,
         command: ShardCommand,
-        everyone: bool,
+        acknowledgement: Acknowledgement,
     ) -> Result<ShardOutcome, Error> {
         let entry = ShardEntry { range_epoch, command: Some(command), ..ShardEntry::default() };
-        self.change_shard_in(&self.life(), group, entry, everyone).await
+        self.change_shard_in(&self.life(), group, entry, acknowledgement).await
     }
 
     /// As `change_shard`, in a session that may be renewed meanwhile. The entry's slot is filled in here.
@@ -229,11 +236,12 @@ impl Client {
         life: &Life,
         group: GroupId,
         entry: ShardEntry,
-        everyone: bool,
+        acknowledgement: Acknowledgement,
     ) -> Result<ShardOutcome, Error> {
         let slot = life.slots(group).take().await;
         let entry = ShardEntry { slot: Some(slot.reference()), ..entry };
-        let ask = Ask::ProposeShard(ProposeShard { group: group.0, entry: Some(entry), everyone });
+        let acknowledgement = acknowledgement as i32;
+        let ask = Ask::ProposeShard(ProposeShard { group: group.0, entry: Some(entry), acknowledgement });
         match self.ask_leader(group, ask).await? {
             Told::ShardReply(reply) => match reply.outcome {
                 Some(ShardOutcome::Refused(refused)) => Err(refusal(&refused)),
@@ -247,12 +255,52 @@ impl Client {
     /// Reads from a shard, linearizably.
     pub(crate) async fn query_shard(&self, group: GroupId, epoch: u64, read: ShardRead) -> Result<ShardFound, Error> {
         let query = ShardQuery { range_epoch: epoch, read: Some(read) };
-        let ask = Ask::QueryShard(QueryShard { group: group.0, query: Some(query) });
+        let ask = Ask::QueryShard(QueryShard { group: group.0, query: Some(query), eventual: false });
         match self.ask_leader(group, ask).await? {
             Told::ShardAnswer(ShardAnswer { found: Some(ShardFound::Refused(refused)) }) => Err(refusal(&refused)),
             Told::ShardAnswer(ShardAnswer { found: Some(found) }) => Ok(found),
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Reads from whichever replica answers first, as of whatever it has applied; the own node's is asked first. Answers
+    /// for how many milliseconds that replica has not known that it holds everything; `None`: nobody knows.
+    pub(crate) async fn query_any(
+        &self,
+        group: GroupId,
+        epoch: u64,
+        read: ShardRead,
+    ) -> Result<(ShardFound, Option<u64>), Error> {
+        let query = ShardQuery { range_epoch: epoch, read: Some(read) };
+        let ask = Ask::QueryShard(QueryShard { group: group.0, query: Some(query), eventual: true });
+        let own = self.session().node;
+        let mut nodes = self.contacts(group);
+        nodes.sort_by_key(|node| *node != own);
+        let mut why = String::new();
+        for node in nodes {
+            let frame = wire::frame(&self.request(ask.clone()), Vec::new());
+            let answer = match self.call(node, Channel::Control, frame, EVENTUAL_ATTEMPT_MAX).await {
+                Ok(reply) => wire::head::<Answer>(&reply),
+                Err(none) => Err(none.why),
+            };
+            let answer = match answer {
+                Ok(answer) => answer,
+                Err(error) => {
+                    why = error;
+                    continue;
+                }
+            };
+            self.map_shown(answer.map_version, node);
+            match answer.told {
+                Some(Told::ShardAnswer(ShardAnswer { found: Some(ShardFound::Refused(refused)) })) => {
+                    return Err(refusal(&refused));
+                }
+                Some(Told::ShardAnswer(ShardAnswer { found: Some(found) })) => return Ok((found, answer.staleness_ms)),
+                Some(Told::Failed(failed)) => why = format!("node {node}: {}", failed.detail),
+                _ => why = format!("node {node} sent another answer"),
+            }
+        }
+        Err(Error::Unavailable(format!("no replica of group {group} answers: {why}")))
     }
 
     pub(crate) fn slots(&self, group: GroupId) -> Arc<Slots> {
@@ -447,6 +495,7 @@ impl Client {
             Failure::Busy => Attempt::NotDone(failed.detail),
             Failure::Unknown => Attempt::Unknown(failed.detail),
             Failure::Full => Attempt::Final(Error::Full),
+            Failure::TooFewCopies => Attempt::Final(Error::Unavailable(failed.detail)),
             // Surely not done, and it never will be: a command belongs to the life that sent it.
             Failure::StaleGeneration if is_change => Attempt::Final(Error::Unavailable(failed.detail)),
             Failure::StaleGeneration => Attempt::Fenced(failed.detail),

@@ -13,7 +13,7 @@
 use base::CHUNK_SIZE_MAX;
 use base::checksum::Crc64;
 use base::env::{BoxFuture, MonoTime, Random};
-use base::ids::{BucketId, ChunkId, DiskId, PoolId, Slot};
+use base::ids::{ChunkId, DiskId, PoolId, Slot};
 use base::plant::{self, Plant};
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -124,7 +124,7 @@ enum Verdict {
 /// Judges the copies of a chunk that was placed as `drawn` says. `now` is the same group in the newest map.
 ///
 /// `All`: every member that the map does not mark out of service has stored, and they are a majority of the members.
-/// `Majority`: a majority of the members has stored.
+/// `Majority`: a majority of the members has stored. `One`: a member has. `AllStrict`: every member has, in service or not.
 fn judge(
     drawn: &Placement,
     now: Option<&Placement>,
@@ -137,8 +137,20 @@ fn judge(
     let majority = now.majority();
     let is_stored = |member: &&Member| copies.get(&member.disk) == Some(&CopyState::Stored);
     let stored = now.members.iter().filter(is_stored).count();
-    if (rule == Acknowledgement::Majority || plant::is(Plant::StoreAtMajority)) && stored >= majority {
+    let enough = match rule {
+        _ if plant::is(Plant::StoreAtMajority) => majority,
+        Acknowledgement::One => 1,
+        Acknowledgement::Majority => majority,
+        Acknowledgement::All | Acknowledgement::AllStrict => now.members.len(),
+    };
+    if stored >= enough {
         return Verdict::Enough;
+    }
+    if rule == Acknowledgement::AllStrict
+        && let Some(gone) = now.members.iter().find(|member| !member.usable && !is_stored(member))
+    {
+        let why = format!("all-strict needs all copies, and node {} or its disk is out of service", gone.node);
+        return Verdict::Abandon(Failure::TooFewCopies, why);
     }
     // Who is out of service is waited for no more, whatever it said.
     let waited_for: Vec<&Member> = now.members.iter().filter(|member| member.usable && !is_stored(member)).collect();
@@ -147,10 +159,20 @@ fn judge(
             return Verdict::Abandon(*failure, why.clone());
         }
     }
-    if stored + waited_for.len() < majority {
+    if stored + waited_for.len() < enough.min(majority) {
         return Verdict::Abandon(Failure::Busy, "most of the disks of its placement group are out of service".into());
     }
     if waited_for.is_empty() { Verdict::Enough } else { Verdict::Wait }
+}
+
+fn no_group(rule: Acknowledgement) -> &'static str {
+    match rule {
+        Acknowledgement::AllStrict => {
+            "all-strict needs a placement group with all its copies in service, and there is none"
+        }
+        Acknowledgement::One => "no placement group has a disk in service",
+        _ => "no placement group has a majority of its disks in service",
+    }
 }
 
 /// Who has not answered, and why nothing can be done about it.
@@ -181,7 +203,7 @@ impl Client {
         let crc64 = crc.finish();
         let env = &self.shared.env;
         let mut backoff = Backoff::for_operation(env);
-        let mut why = String::from("no placement group has a majority of its disks in service");
+        let mut why = String::from(no_group(self.acknowledgement(&self.map(), bucket)));
         let mut full = 0;
         let mut homeless: Option<MonoTime> = None;
         for attempt in 0..GROUPS_MAX {
@@ -229,7 +251,8 @@ impl Client {
             return Err(Error::Invalid(format!("bucket {} is in pool {pool}, which cannot be", bucket.name)));
         };
         let random: &dyn Random = &*self.shared.env.random;
-        let Some((slot, placement)) = map.draw(pool, || random.next_u64() as u32) else { return Ok(None) };
+        let rule = self.acknowledgement(&map, bucket);
+        let Some((slot, placement)) = map.draw(pool, rule, || random.next_u64() as u32) else { return Ok(None) };
         let (session, counter) = life.next_chunk_number()?;
         let (slot, counter) =
             if plant::is(Plant::ReuseChunkId) { (Slot::new(slot.get() >> 17 << 17), 1) } else { (slot, counter) };
@@ -259,7 +282,7 @@ impl Client {
         loop {
             let map = self.map();
             let now = map.placement(copy.id);
-            let rule = map.acknowledgement(BucketId(bucket.id));
+            let rule = self.acknowledgement(&map, bucket);
             match judge(placement, now.as_ref(), &copies, rule) {
                 // An answer has shown a newer map: it may say that there is somebody else to wait for.
                 Verdict::Enough if rule == Acknowledgement::All && !self.shared.newest.is_newest(&map) => {}
@@ -406,13 +429,32 @@ mod tests {
     }
 
     #[test]
+    fn one_is_enough_where_the_writer_says_so() {
+        let one = |members: &str, copies: &[CopyState]| verdict(members, copies, Acknowledgement::One);
+        assert_eq!(one("uuu", &[Stored, UnderWay, UnderWay]), Verdict::Enough);
+        assert_eq!(one("udd", &[Stored, Wanted, Wanted]), Verdict::Enough);
+        assert_eq!(one("udd", &[UnderWay, Wanted, Wanted]), Verdict::Wait);
+        assert!(matches!(one("ddd", &[Wanted, Wanted, Wanted]), Verdict::Abandon(..)));
+    }
+
+    #[test]
+    fn all_strict_takes_nothing_less_than_all() {
+        let strict = |members: &str, copies: &[CopyState]| verdict(members, copies, Acknowledgement::AllStrict);
+        assert_eq!(strict("uuu", &[Stored, Stored, Stored]), Verdict::Enough);
+        assert_eq!(strict("uuu", &[Stored, Stored, UnderWay]), Verdict::Wait);
+        assert!(matches!(strict("uud", &[Stored, Stored, UnderWay]), Verdict::Abandon(Failure::TooFewCopies, _)));
+        assert_eq!(strict("uud", &[Stored, Stored, Stored]), Verdict::Enough, "what it has flushed before, it has");
+    }
+
+    #[test]
     fn a_group_that_moves_takes_no_chunk_however_many_have_stored() {
         let drawn = placement(4, false, "uuu");
         let copies = (0..3).map(|number| (DiskId(number), Stored)).collect();
         for now in
             [None, Some(placement(5, false, "uuu")), Some(placement(5, true, "uuu")), Some(placement(4, true, "uuu"))]
         {
-            for rule in [Acknowledgement::All, Acknowledgement::Majority] {
+            use Acknowledgement::{All, AllStrict, Majority, One};
+            for rule in [All, Majority, AllStrict, One] {
                 let verdict = judge(&drawn, now.as_ref(), &copies, rule);
                 assert!(matches!(verdict, Verdict::Abandon(Failure::StalePlacement, _)), "{now:?}");
             }

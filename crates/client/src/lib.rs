@@ -31,7 +31,7 @@ pub use call::{Client, ClientConfig};
 pub use error::Error;
 pub use map::{MapView, Member, Placement, disk_id};
 /// The words of the object shard that gateways need.
-pub use meta::map::command::{ConfigurationKind, KeyRow};
+pub use meta::map::command::{Acknowledgement, ConfigurationKind, KeyRow};
 pub use meta::object::command::{
     Attributes, Body, Checksum, CreateUpload, Deleted, Header, NamedPart, ObjectPage, ObjectVersion, Part, PartPage,
     PartSize, Precondition, Retention, Upload, UploadPage, Versioning, Written,
@@ -46,5 +46,5 @@ pub use objects::{
 };
 pub use peers::NAMED_IDS_MAX;
 pub use read::ObjectReader;
-pub use terms::Terms;
+pub use terms::{Reads, Staleness, Terms};
 pub use write::{FinishPart, FinishPut, ObjectWriter};

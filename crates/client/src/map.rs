@@ -127,25 +127,37 @@ impl MapView {
     }
 
     /// Draws a slot whose group is open and has all its members in service; with `draw` uniform in 24 bits. When there
-    /// is none, one whose group is open and has a majority of its members in service.
-    pub fn draw(&self, pool: PoolId, mut draw: impl FnMut() -> u32) -> Option<(Slot, Placement)> {
+    /// is none, one whose group is open and has as many members in service as `rule` waits for at least.
+    pub fn draw(
+        &self,
+        pool: PoolId,
+        rule: Acknowledgement,
+        mut draw: impl FnMut() -> u32,
+    ) -> Option<(Slot, Placement)> {
+        let copies = self.map.pools.iter().find(|row| pool_id(row.id) == pool).map_or(1, |row| row.copies as usize);
+        let fitness = |placement: &Placement| Fitness::of(placement, rule, copies);
         const DRAWS_MAX: usize = 16;
         let mut fallback = None;
         for _ in 0..DRAWS_MAX {
             let slot = Slot::new(draw());
             let probe = ChunkId { pool, slot, session: Session::default(), counter: 0 };
             let Some(placement) = self.placement(probe) else { continue };
-            match Fitness::of(&placement) {
+            match fitness(&placement) {
                 Fitness::Whole => return Some((slot, placement)),
-                Fitness::Majority => fallback = Some((slot, placement)),
+                Fitness::Enough => fallback = Some((slot, placement)),
                 Fitness::Unfit => {}
             }
         }
         // Hardly any group is fit: all are looked at, from a random one on.
-        fallback.or_else(|| self.draw_from_all(pool, draw()))
+        fallback.or_else(|| self.draw_from_all(pool, fitness, draw()))
     }
 
-    fn draw_from_all(&self, pool: PoolId, random: u32) -> Option<(Slot, Placement)> {
+    fn draw_from_all(
+        &self,
+        pool: PoolId,
+        fitness: impl Fn(&Placement) -> Fitness,
+        random: u32,
+    ) -> Option<(Slot, Placement)> {
         let bits = *self.pg_bits.get(&pool)?;
         let slots = |prefix| PgId { pool, bits, prefix }.slots();
         let mut best = None;
@@ -155,9 +167,9 @@ impl MapView {
             let placement = self.placement_of(&self.map.pgs[*row]);
             // Within the group any slot will do: the low bits are as random as the high ones.
             let slot = || Slot::new((slots(*prefix).start() & !low_bits(bits)) | (random & low_bits(bits)));
-            match Fitness::of(&placement) {
+            match fitness(&placement) {
                 Fitness::Whole => return Some((slot(), placement)),
-                Fitness::Majority if best.is_none() => best = Some((slot(), placement)),
+                Fitness::Enough if best.is_none() => best = Some((slot(), placement)),
                 _ => {}
             }
         }
@@ -182,21 +194,26 @@ impl MapView {
 /// How well a placement group can take new chunks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Fitness {
-    /// Closed, or too few members in service for any acknowledgement.
+    /// Closed, or too few members in service for the acknowledgement.
     Unfit,
-    Majority,
+    Enough,
     Whole,
 }
 
 impl Fitness {
-    fn of(placement: &Placement) -> Fitness {
+    /// `copies`: what the pool's policy asks for.
+    fn of(placement: &Placement, rule: Acknowledgement, copies: usize) -> Fitness {
         let usable = placement.members.iter().filter(|member| member.usable).count();
+        let needed = match rule {
+            Acknowledgement::AllStrict => placement.members.len().max(copies),
+            Acknowledgement::All | Acknowledgement::Majority => placement.majority(),
+            Acknowledgement::One => 1,
+        };
         match placement.members.len() {
-            _ if placement.closed => Fitness::Unfit,
+            _ if placement.closed || usable < needed => Fitness::Unfit,
             0 => Fitness::Unfit,
             all if usable == all => Fitness::Whole,
-            _ if usable >= placement.majority() => Fitness::Majority,
-            _ => Fitness::Unfit,
+            _ => Fitness::Enough,
         }
     }
 }
@@ -261,6 +278,10 @@ mod tests {
 
     /// The groups that are drawn, by prefix.
     fn drawn(map: &MapView) -> Vec<u32> {
+        drawn_under(map, Acknowledgement::All)
+    }
+
+    fn drawn_under(map: &MapView, rule: Acknowledgement) -> Vec<u32> {
         let mut seed = 7u64;
         let mut random = || {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
@@ -268,7 +289,7 @@ mod tests {
         };
         let mut drawn: Vec<u32> = Vec::new();
         for _ in 0..200 {
-            let Some((slot, placement)) = map.draw(POOL, &mut random) else { continue };
+            let Some((slot, placement)) = map.draw(POOL, rule, &mut random) else { continue };
             let id = ChunkId { pool: POOL, slot, session: Session::default(), counter: 0 };
             assert_eq!(map.placement(id), Some(placement), "the slot is in the group that was drawn");
             drawn.push(slot.get() >> 22);
@@ -296,6 +317,21 @@ mod tests {
     }
 
     #[test]
+    fn how_many_must_be_in_service_follows_the_rule() {
+        let groups = ["123", "12", "!123", "23"];
+        let one_up = map(&[Up, Down, Down], &groups);
+        assert_eq!(drawn_under(&one_up, Acknowledgement::One), [0, 1]);
+        assert_eq!(drawn_under(&one_up, Acknowledgement::Majority), []);
+        let two_up = map(&[Up, Up, Down], &groups);
+        assert_eq!(
+            drawn_under(&two_up, Acknowledgement::AllStrict),
+            [],
+            "a group of two is not the three of the policy"
+        );
+        assert_eq!(drawn_under(&map(&[Up, Up, Up], &groups), Acknowledgement::AllStrict), [0]);
+    }
+
+    #[test]
     fn one_fit_group_among_many_is_found() {
         let mut map = map(&[Up, Down], &["!1"]).map;
         map.pools[0].pg_bits = 12;
@@ -303,7 +339,7 @@ mod tests {
         map.pgs = (0..1 << 12).map(|prefix| PgRow { prefix, closed: prefix != 77, ..row.clone() }).collect();
         let map = MapView::new(map);
         for random in [0, 1 << 23, (1 << 24) - 1] {
-            let (slot, placement) = map.draw(POOL, || random).unwrap();
+            let (slot, placement) = map.draw(POOL, Acknowledgement::All, || random).unwrap();
             assert!(!placement.closed && slot.get() >> 12 == 77);
         }
     }

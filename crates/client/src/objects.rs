@@ -3,7 +3,6 @@
 use base::env::RandomExt;
 use base::ids::{BucketId, GroupId};
 use bytes::Bytes;
-use meta::map::command::Acknowledgement;
 use meta::object::command::{
     AbortUpload, ChangeVersion, Checksum, CompleteUpload, CreateUpload, DeleteObject, Deleted, GetObject, GetUpload,
     Header, ListObjects, ListParts, ListUploads, ListVersions, NamedPart, ObjectPage, ObjectVersion, PartPage,
@@ -14,6 +13,7 @@ use meta::object::command::{
 use crate::buckets::BucketInfo;
 use crate::call::{Client, Life};
 use crate::error::Error;
+use crate::terms::Reads;
 
 #[derive(Clone, Debug, Default)]
 pub struct DeleteRequest {
@@ -269,15 +269,25 @@ impl Client {
         command: ShardCommand,
     ) -> Result<ShardOutcome, Error> {
         let (group, epoch) = self.shard_of(bucket, key).await?;
-        let everyone = self.map().acknowledgement(BucketId(bucket.id)) == Acknowledgement::All;
         let fence = bucket.terms.fence.clone();
         let entry = ShardEntry { slot: None, range_epoch: epoch, fence, command: Some(command) };
-        self.change_shard_in(life, group, entry, everyone).await
+        let acknowledgement = self.acknowledgement(&self.map(), bucket);
+        self.change_shard_in(life, group, entry, acknowledgement).await
     }
 
     async fn read_key(&self, bucket: &BucketInfo, key: &[u8], read: ShardRead) -> Result<ShardFound, Error> {
-        let (group, epoch) = self.shard_of(bucket, key).await?;
-        self.query_shard(group, epoch, read).await
+        match &bucket.terms.reads {
+            Reads::Strong => {
+                let (group, epoch) = self.shard_of(bucket, key).await?;
+                self.query_shard(group, epoch, read).await
+            }
+            Reads::Eventual(staleness) => {
+                let (group, epoch) = self.shard_of(bucket, key).await?;
+                let (found, staleness_ms) = self.query_any(group, epoch, read).await?;
+                staleness.note(staleness_ms);
+                Ok(found)
+            }
+        }
     }
 
     /// The shard that owns a key. (One shard holds everything until ranges split; listings then go from range to range.)

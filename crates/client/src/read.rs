@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::buckets::BucketInfo;
-use crate::call::{Backoff, Client};
+use crate::call::{Backoff, Client, LEADERLESS_MAX};
 use crate::error::Error;
 use crate::map::{Member, Placement};
 use crate::wire::{Ask, Failure, GetChunk};
@@ -187,6 +187,7 @@ impl Client {
     ) -> Result<Vec<Bytes>, Error> {
         let mut backoff = Backoff::for_operation(&self.shared.env);
         let mut patience = FIRST_TRY_MAX;
+        let mut absent_since = None;
         loop {
             let placement = self.map().placement(chunk.id);
             let holders = self.holders(placement.as_ref());
@@ -217,7 +218,12 @@ impl Client {
             if all_bad && self.is_where(chunk.id, placement.as_ref()).await {
                 return Err(Error::Damaged(lost));
             }
-            if !backoff.wait(&self.shared.env).await {
+            // Everybody who serves has denied it: who else may hold it is out of service, and may stay so for long.
+            let serving = holders.iter().filter(|member| member.usable).count();
+            let is_absent = round.bad > 0 && round.bad >= serving && serving < holders.len();
+            absent_since = absent_since.filter(|_| is_absent).or(is_absent.then(|| self.shared.env.now()));
+            let is_hopeless = absent_since.is_some_and(|since| self.shared.env.now().since(since) >= LEADERLESS_MAX);
+            if is_hopeless || !backoff.wait(&self.shared.env).await {
                 return Err(Error::Unavailable(lost));
             }
             patience = TRY_MAX;

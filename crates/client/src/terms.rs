@@ -1,18 +1,60 @@
 //! The terms of one request: what its sender asks for beyond what the bucket says.
 
-use meta::map::command::{ConfigurationKind, MapCommand, MapOutcome, NextFence};
+use base::ids::BucketId;
+use meta::map::command::{Acknowledgement, ConfigurationKind, MapCommand, MapOutcome, NextFence};
 use meta::object::fence::{Fence, FencePolicy};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::buckets::{BucketInfo, Configuration};
 use crate::call::Client;
 use crate::error::Error;
+use crate::map::MapView;
 
 /// What writes and reads through a [`BucketInfo`] are done under.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
     /// Of writes: the token of the lock that the sender holds.
     pub fence: Option<Fence>,
+    /// Of writes: what the answer waits for. Absent: what the bucket says.
+    pub acknowledgement: Option<Acknowledgement>,
+    pub reads: Reads,
 }
+
+/// Which replica of the metadata a read may ask. Bytes are read from any copy that verifies in either case.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Reads {
+    /// The leader, confirmed by a quorum: everything that was acknowledged before is seen.
+    #[default]
+    Strong,
+    /// Any, as of whatever it has applied; how stale that was is noted here.
+    Eventual(Arc<Staleness>),
+}
+
+/// How stale what was read may be, at most.
+#[derive(Debug, Default)]
+pub struct Staleness(AtomicU64);
+
+impl Staleness {
+    const UNKNOWN: u64 = u64::MAX;
+
+    pub(crate) fn note(&self, staleness_ms: Option<u64>) {
+        self.0.fetch_max(staleness_ms.unwrap_or(Staleness::UNKNOWN), Ordering::Relaxed);
+    }
+
+    /// The greatest of all reads, in milliseconds; `None`: a replica did not know.
+    pub fn get_ms(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|staleness_ms| *staleness_ms != Staleness::UNKNOWN)
+    }
+}
+
+impl PartialEq for Staleness {
+    fn eq(&self, other: &Staleness) -> bool {
+        self.get_ms() == other.get_ms()
+    }
+}
+
+impl Eq for Staleness {}
 
 impl BucketInfo {
     /// Whether what changes objects needs a fence token, as of the map that the bucket was looked up in. What cannot be
@@ -31,6 +73,11 @@ impl BucketInfo {
 }
 
 impl Client {
+    /// What a write through `bucket` waits for.
+    pub(crate) fn acknowledgement(&self, map: &MapView, bucket: &BucketInfo) -> Acknowledgement {
+        bucket.terms.acknowledgement.unwrap_or_else(|| map.acknowledgement(BucketId(bucket.id)))
+    }
+
     /// From when this returns on, the bucket takes writes only with a fence token, or also without.
     pub async fn require_fence(&self, bucket: &str, required: bool) -> Result<(), Error> {
         let bucket = self.bucket(bucket).await?;

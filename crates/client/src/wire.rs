@@ -3,7 +3,7 @@
 
 use base::env::Frame;
 use bytes::Bytes;
-use meta::map::command::{ClusterMap, MapEntry, MapReply};
+use meta::map::command::{Acknowledgement, ClusterMap, MapEntry, MapReply};
 use meta::object::command::{ShardAnswer, ShardEntry, ShardQuery, ShardReply};
 use prost::Message;
 
@@ -78,9 +78,9 @@ pub struct ProposeShard {
     pub group: u64,
     #[prost(message, optional, tag = "2")]
     pub entry: Option<ShardEntry>,
-    /// The answer waits until every voter that is not down has flushed the entry; else a majority is enough.
-    #[prost(bool, tag = "3")]
-    pub everyone: bool,
+    /// Whose flush of the entry the answer waits for.
+    #[prost(enumeration = "Acknowledgement", tag = "4")]
+    pub acknowledgement: i32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -89,6 +89,9 @@ pub struct QueryShard {
     pub group: u64,
     #[prost(message, optional, tag = "2")]
     pub query: Option<ShardQuery>,
+    /// Whatever this replica has applied will do; the answer says how stale it may be.
+    #[prost(bool, tag = "3")]
+    pub eventual: bool,
 }
 
 /// The payload is the frame's bulk.
@@ -355,6 +358,9 @@ pub struct Answer {
     /// Newest map that the answering node knows.
     #[prost(uint64, tag = "1")]
     pub map_version: u64,
+    /// Of an eventual query: for how long the replica has not known that it holds everything. Absent: it never did.
+    #[prost(uint64, optional, tag = "2")]
+    pub staleness_ms: Option<u64>,
     #[prost(oneof = "Told", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22")]
     pub told: Option<Told>,
 }
@@ -441,6 +447,8 @@ pub enum Failure {
     StaleGeneration = 10,
     /// The disk has failed, or the node does not have it.
     NoDisk = 11,
+    /// Nothing was done: fewer copies would be made than were asked for.
+    TooFewCopies = 12,
 }
 
 impl Failed {
@@ -461,7 +469,7 @@ impl Answer {
     }
 
     pub fn of(told: Told) -> Answer {
-        Answer { map_version: 0, told: Some(told) }
+        Answer { told: Some(told), ..Answer::default() }
     }
 }
 

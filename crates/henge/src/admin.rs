@@ -111,6 +111,8 @@ pub struct BucketView {
     pub versioning: String,
     /// Whether writes need a fence token.
     pub fence_required: bool,
+    /// What a write waits for that does not say anything else.
+    pub acknowledge: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -127,6 +129,9 @@ pub struct BucketChange {
     /// Whether writes need a fence token.
     #[serde(default)]
     pub fence_required: Option<bool>,
+    /// `all-strict`, `all`, `majority` or `one`.
+    #[serde(default)]
+    pub acknowledge: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -445,6 +450,14 @@ async fn change_bucket(
         Some(_) => return Err(refuse(StatusCode::BAD_REQUEST, "versioning is enabled or suspended")),
         None => None,
     };
+    let acknowledge = change.acknowledge.as_deref().map(|name| {
+        let unknown = || refuse(StatusCode::BAD_REQUEST, "acknowledge is all-strict, all, majority or one");
+        client::Acknowledgement::from_name(name).ok_or_else(unknown)
+    });
+    if let Some(acknowledge) = acknowledge.transpose()? {
+        client.set_acknowledgement(&name, acknowledge).await.map_err(refuse_error)?;
+        tracing::info!(target: "audit", name, ?acknowledge, "bucket changed");
+    }
     if let Some(versioning) = versioning {
         client.set_versioning(&name, versioning).await.map_err(refuse_error)?;
         tracing::info!(target: "audit", name, ?versioning, "bucket changed");
@@ -562,6 +575,7 @@ async fn remove_disk(
 
 fn bucket_view(bucket: client::BucketInfo, region: String) -> BucketView {
     let fence_required = bucket.requires_fence();
+    let acknowledge = bucket.acknowledgement.name().to_owned();
     let versioning = match bucket.versioning {
         client::Versioning::Off => "off",
         client::Versioning::Enabled => "enabled",
@@ -574,6 +588,7 @@ fn bucket_view(bucket: client::BucketInfo, region: String) -> BucketView {
         region,
         versioning: versioning.into(),
         fence_required,
+        acknowledge,
     }
 }
 

@@ -14,8 +14,8 @@ use crate::admin::{
 };
 use crate::basic_auth;
 use crate::cli::{
-    BucketAction, BucketQuotaArgs, FenceAction, FenceArg, KeyAction, KeyPolicyArgs, StatusArgs, TargetArgs,
-    VersioningArg,
+    AcknowledgeArg, BucketAction, BucketQuotaArgs, FenceAction, FenceArg, KeyAction, KeyPolicyArgs, StatusArgs,
+    TargetArgs, VersioningArg,
 };
 use crate::failure::{Context, Failure};
 use crate::http_client::{Answer, HttpClient, HttpError};
@@ -143,7 +143,16 @@ pub async fn bucket(action: BucketAction) -> Result<ExitCode, Failure> {
                 VersioningArg::Suspended => "suspended".to_owned(),
             });
             let fence_required = args.fence.map(|fence| fence == FenceArg::Required);
-            let change = BucketChange { versioning, fence_required };
+            let acknowledge = args.acknowledge.map(|rule| {
+                match rule {
+                    AcknowledgeArg::AllStrict => "all-strict",
+                    AcknowledgeArg::All => "all",
+                    AcknowledgeArg::Majority => "majority",
+                    AcknowledgeArg::One => "one",
+                }
+                .to_owned()
+            });
+            let change = BucketChange { versioning, fence_required, acknowledge };
             let path = format!("/v1/buckets/{}", path_segment(&args.name)?);
             let bucket: BucketView = ask_as_root(&args.target, Method::PATCH, &path, Some(&change)).await?;
             if args.json {
@@ -158,7 +167,11 @@ pub async fn bucket(action: BucketAction) -> Result<ExitCode, Failure> {
 
 fn settings(bucket: &BucketView) -> String {
     let fence = if bucket.fence_required { ", writes need a fence token" } else { "" };
-    format!("versioning {}{fence}", bucket.versioning)
+    let acknowledge = match bucket.acknowledge.as_str() {
+        "all" => String::new(),
+        rule => format!(", acknowledged by {rule}"),
+    };
+    format!("versioning {}{fence}{acknowledge}", bucket.versioning)
 }
 
 pub async fn fence(action: FenceAction) -> Result<ExitCode, Failure> {

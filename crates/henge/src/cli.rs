@@ -438,6 +438,9 @@ pub struct BucketSetArgs {
     /// Whether writes need a fence token (header x-henge-fence)
     #[arg(long, value_enum, group = "setting")]
     pub fence: Option<FenceArg>,
+    /// What a write waits for: that all copies are flushed, in service or not; those in service; a majority; one
+    #[arg(long, value_enum, group = "setting")]
+    pub acknowledge: Option<AcknowledgeArg>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -449,6 +452,14 @@ pub struct BucketSetArgs {
 pub enum FenceArg {
     Required,
     Optional,
+}
+
+#[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AcknowledgeArg {
+    AllStrict,
+    All,
+    Majority,
+    One,
 }
 
 #[derive(ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]

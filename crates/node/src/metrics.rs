@@ -63,10 +63,13 @@ struct UrgencyLabel {
 
 type Seconds<L> = Family<L, Gauge<f64, AtomicU64>>;
 
-/// All metrics in the text exposition format; `more` registers those of others, such as gateways.
-pub fn text(service: &Service, status: &Status, more: &dyn Fn(&mut Registry)) -> String {
+/// All metrics in the text exposition format; `lagging`: chunks acknowledged while copies of them are under way; `more`
+/// registers those of others, such as gateways.
+pub fn text(service: &Service, status: &Status, lagging: usize, more: &dyn Fn(&mut Registry)) -> String {
     let mut registry = Registry::with_prefix("henge");
     register_counters(&mut registry, service);
+    let help = "Chunks that were acknowledged while copies are under way (majority, one)";
+    gauge(&mut registry, "lagging_stores", help, lagging as u64);
     register_status(&mut registry, status);
     register_placement(&mut registry, service);
     register_nodes(&mut registry, service);

@@ -8,7 +8,7 @@ use base::plant::{self, Plant};
 use bytes::Bytes;
 use client::MapView;
 use client::wire::{self, Answer, Ask, ChunkDone, Failed, Failure, Request, Told};
-use meta::map::command::ClusterMap;
+use meta::map::command::{Acknowledgement, ClusterMap};
 use meta::object::command::{Reason, Refused, ShardAnswer, ShardFound, ShardRead};
 use meta::view::ViewError;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -125,9 +125,16 @@ impl Service {
             }
             Ask::ProposeShard(propose) => {
                 self.follow(request.map_version).await;
+                let acknowledge = match propose.acknowledgement() {
+                    Acknowledgement::All => Acknowledge::Everyone,
+                    Acknowledgement::Majority | Acknowledgement::One => Acknowledge::Majority,
+                    Acknowledgement::AllStrict => Acknowledge::Strict,
+                };
                 let command = Command::Shard(propose.entry.unwrap_or_default());
-                let acknowledge = if propose.everyone { Acknowledge::Everyone } else { Acknowledge::Majority };
                 (self.propose(GroupId(propose.group), command, acknowledge).await, Vec::new())
+            }
+            Ask::QueryShard(query) if query.eventual => {
+                (self.query_stale(GroupId(query.group), query.query.unwrap_or_default()), Vec::new())
             }
             Ask::QueryShard(query) => {
                 (self.query(GroupId(query.group), query.query.unwrap_or_default()).await, Vec::new())
@@ -267,6 +274,26 @@ impl Service {
         match meta::object::query(&KvView::of(&self.kv), id, query) {
             Ok(answer) => Answer::of(Told::ShardAnswer(answer)),
             Err(error) => self.unreadable(&group, &error).await,
+        }
+    }
+
+    /// From what the replica here has applied. What it cannot answer another replica can.
+    fn query_stale(&self, id: GroupId, query: meta::object::command::ShardQuery) -> Answer {
+        let group = match self.group(id) {
+            Ok(group) => group,
+            Err(failed) => return failed.into(),
+        };
+        if !group.is_ready() || group.failed().is_some() || group.applied().0 == 0 {
+            return Answer::failed(Failure::Busy, format!("the replica of group {id} has no state to answer from"));
+        }
+        // Before the rows are read: they may become newer meanwhile, never older.
+        let staleness = group.staleness(self.env.now());
+        match meta::object::query(&KvView::of(&self.kv), id, query) {
+            Ok(answer) => {
+                let staleness_ms = staleness.map(|staleness| staleness.as_millis() as u64);
+                Answer { staleness_ms, ..Answer::of(Told::ShardAnswer(answer)) }
+            }
+            Err(error) => Answer::failed(Failure::Busy, error.to_string()),
         }
     }
 
@@ -436,6 +463,7 @@ fn group_failure(error: GroupError) -> Answer {
         }
         GroupError::Busy(why) => Answer::failed(Failure::Busy, why),
         GroupError::Unknown(why) => Answer::failed(Failure::Unknown, why),
+        GroupError::TooFewCopies(why) => Answer::failed(Failure::TooFewCopies, why),
         GroupError::Failed(why) => Answer::failed(Failure::Damaged, why),
     }
 }

@@ -297,7 +297,7 @@ impl Node {
 
     /// As `metrics_text`, with the metrics that `more` registers.
     pub fn metrics_text_with(&self, more: &dyn Fn(&mut Registry)) -> String {
-        metrics::text(&self.service, &self.status(), more)
+        metrics::text(&self.service, &self.status(), self.client.lagging_stores(), more)
     }
 
     /// Stops workers, flushes the key-value store (so that the next start replays little), closes the disks.

@@ -82,7 +82,7 @@ impl Worker {
         let serving = self.serving().await;
         let Some(bucket) = self.fenced_bucket(&serving).await else { return };
         let fence = Fence { key: Bytes::from(format!("lock{lock}")), token };
-        let bucket = bucket.under(Terms { fence: Some(fence) });
+        let bucket = bucket.under(Terms { fence: Some(fence), ..Terms::default() });
         let key = Bytes::from(format!("state{lock}"));
         let client = serving.client.clone();
         let floor = self.tokens.with(lock, |known| {

@@ -29,8 +29,8 @@ pub struct State {
     pub chunks: BTreeMap<(u32, ChunkId), Bytes>,
     /// What a node answers to chunk requests instead of carrying them out.
     pub refuses: BTreeMap<u32, Failure>,
-    /// The last shard command asked for everyone.
-    pub everyone: bool,
+    /// What the last shard command asked for.
+    pub acknowledgement: Option<Acknowledgement>,
     /// Chunks that were made from others on their nodes.
     pub clones: usize,
 }
@@ -91,7 +91,7 @@ impl State {
             Ask::GetMap(get) if leads || !get.linearizable => Told::Map(self.map()),
             Ask::ProposeMap(entry) if leads => Told::MapReply(self.apply_map(entry)),
             Ask::ProposeShard(propose) if leads => {
-                self.everyone = propose.everyone;
+                self.acknowledgement = Some(propose.acknowledgement());
                 Told::ShardReply(self.apply_shard(propose.entry.unwrap()))
             }
             Ask::QueryShard(query) if leads => {
@@ -149,7 +149,7 @@ impl Handler for FakeNode {
         let mut state = self.state.lock().unwrap();
         let ask = wire::head::<Request>(&request).unwrap().ask.unwrap();
         let (told, bulk) = state.answer(self.id, ask, request.bulk);
-        let answer = Answer { map_version: state.map().version, told: Some(told) };
+        let answer = Answer { map_version: state.map().version, told: Some(told), ..Answer::default() };
         Box::pin(async move { wire::frame(&answer, bulk) })
     }
 }

@@ -5,10 +5,10 @@ mod fake;
 
 use base::ids::NodeId;
 use bytes::Bytes;
-use client::Error;
 use client::wire::Failure;
+use client::{Error, Terms};
 use fake::{Fake, GATEWAY};
-use meta::map::command::Acknowledgement::{All, Majority};
+use meta::map::command::Acknowledgement::{All, AllStrict, Majority, One};
 use meta::map::command::{MapCommand, NodeRow};
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ fn all_means_every_member_that_is_not_down() {
     let bucket = fake.bucket(All);
     fake.put(&bucket, "k", body()).unwrap();
     assert_eq!(fake.holders(), [1, 2, 3]);
-    assert!(fake.state().everyone);
+    assert_eq!(fake.state().acknowledgement, Some(All));
     assert_eq!(fake.get(&bucket, "k").unwrap(), body());
 }
 
@@ -88,11 +88,60 @@ fn a_majority_does_not_wait_for_the_last() {
     let before = millis(&fake);
     fake.put(&bucket, "k", body()).unwrap();
     assert!(millis(&fake) - before < 200);
-    assert!(!fake.state().everyone);
+    assert_eq!(fake.state().acknowledgement, Some(Majority));
     // The rest follows in the background.
     fake.sim().resume(NodeId(3));
     fake.sim().run_for(Duration::from_secs(10));
     assert_eq!(fake.holders(), [1, 2, 3]);
+}
+
+#[test]
+fn a_request_may_ask_for_more_or_less_than_its_bucket() {
+    let fake = Fake::new(5);
+    let under = |rule| fake.bucket(All).under(Terms { acknowledgement: Some(rule), ..Terms::default() });
+    fake.sim().pause(NodeId(2));
+    fake.sim().pause(NodeId(3));
+    let before = millis(&fake);
+    fake.put(&under(One), "k", body()).unwrap();
+    assert!(millis(&fake) - before < 200);
+    assert_eq!(fake.holders(), [1]);
+    assert_eq!(fake.state().acknowledgement, Some(One));
+    fake.sim().resume(NodeId(2));
+    fake.sim().resume(NodeId(3));
+    fake.sim().run_for(Duration::from_secs(10));
+    assert_eq!(fake.holders(), [1, 2, 3], "the rest follows");
+    fake.put(&under(AllStrict), "k2", body()).unwrap();
+    fake.state().vote_down(3);
+    fake.put(&under(All), "k3", body()).unwrap();
+    let refused = fake.put(&under(AllStrict), "k4", body());
+    assert!(matches!(&refused, Err(Error::Unavailable(why)) if why.contains("all-strict")), "{refused:?}");
+}
+
+/// What `one` gives up: the only copy is away, and the answer says so within seconds.
+#[test]
+fn an_only_copy_that_is_away_is_named() {
+    let fake = Fake::new(6);
+    let bucket = fake.bucket(All).under(Terms { acknowledgement: Some(One), ..Terms::default() });
+    for node in [2, 3] {
+        fake.state().refuses.insert(node, Failure::Full);
+    }
+    fake.state().vote_down(2);
+    fake.state().vote_down(3);
+    fake.put(&bucket, "k", body()).unwrap();
+    fake.state().refuses.clear();
+    for (node, up) in [(2, true), (3, true), (1, false)] {
+        if up {
+            let back = NodeRow { id: node, generation: 2, feature_level_max: 1, ..NodeRow::default() };
+            fake.state().change(MapCommand::SetNode(back));
+        } else {
+            fake.state().refuses.insert(node, Failure::Busy);
+            fake.state().vote_down(node);
+        }
+    }
+    let before = millis(&fake);
+    let lost = fake.get(&bucket, "k");
+    assert!(matches!(&lost, Err(Error::Unavailable(why)) if why.contains("chunk")), "{lost:?}");
+    assert!(millis(&fake) - before < 12_000, "{}", millis(&fake) - before);
 }
 
 /// Bytes that tell where they stood, in several chunks.

@@ -13,7 +13,6 @@ use crate::operation::Operation;
 use crate::ops::Gateway;
 use crate::public_access::PublicAccessBlock;
 use crate::request::Request;
-use crate::terms;
 use access::{Action, Ask, Attached, BucketRights, Context, Decision, KeyRights, Policy, Why, decide};
 use bytes::Bytes;
 use client::{BucketInfo, ConfigurationKind, KeyRow, ObjectVersion};
@@ -109,7 +108,7 @@ impl Gateway {
         // Whether a bucket exists is no secret (names are global), as in S3.
         let bucket = bucket?;
         check_owner(&bucket, request.header(&names::EXPECTED_BUCKET_OWNER))?;
-        Ok(bucket.under(terms::of_headers(&request.headers)?))
+        Ok(bucket.under(request.terms.clone()))
     }
 
     /// The bucket that the request names, for a caller who may do what the request asks.

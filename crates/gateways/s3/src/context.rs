@@ -233,6 +233,7 @@ mod tests {
             query: Query::read(query).unwrap(),
             headers: headers.collect(),
             caller: Caller::Anonymous,
+            terms: client::Terms::default(),
             peer: crate::request::Peer::default(),
             success: None,
             announced: Vec::new(),

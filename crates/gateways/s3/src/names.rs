@@ -31,7 +31,10 @@ names! {
     EXPECTED_BUCKET_OWNER = "x-amz-expected-bucket-owner";
     EXPIRATION = "x-amz-expiration";
     EXPECTED_SOURCE_BUCKET_OWNER = "x-amz-source-expected-bucket-owner";
+    ACKNOWLEDGE = "x-henge-acknowledge";
+    CONSISTENCY = "x-henge-consistency";
     FENCE = "x-henge-fence";
+    STALENESS_MS = "x-henge-staleness-ms";
     IF_MATCH_LAST_MODIFIED_TIME = "x-amz-if-match-last-modified-time";
     IF_MATCH_SIZE = "x-amz-if-match-size";
     METADATA_DIRECTIVE = "x-amz-metadata-directive";

@@ -12,6 +12,7 @@ use crate::query::Query;
 use crate::target::Target;
 use crate::xml;
 use bytes::Bytes;
+use client::Terms;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 
@@ -33,6 +34,8 @@ pub struct Request {
     pub query: Query,
     pub headers: HeaderMap,
     pub caller: Caller,
+    /// What the sender asks for beyond what the bucket says.
+    pub terms: Terms,
     pub peer: Peer,
     /// What the sender of a form wants to be told.
     pub success: Option<Success>,

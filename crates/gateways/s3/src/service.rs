@@ -17,6 +17,7 @@ use crate::payload::{Length, Payload, RawBody};
 use crate::query::Query;
 use crate::request::{Peer, Reply, Request, empty, insert};
 use crate::target::Target;
+use crate::terms;
 use base::env::{BoxFuture, Clock, Random, RandomExt};
 use bytes::Bytes;
 use client::Client;
@@ -127,10 +128,23 @@ impl Inner {
     async fn serve(&self, request: &Request, payload: Payload) -> Result<Reply> {
         let (tenant, weight) = (tenant_of(request), weight_of(request, &payload));
         let mut place = self.places.take(tenant, weight, &*self.options.clock).await?;
-        let mut reply = ops::run(&self.gateway, request, payload).await?;
+        let run = ops::run(&self.gateway, request, payload).await;
         place.begin();
-        reply.body_mut().hold(place);
-        Ok(reply)
+        let staleness = terms::staleness(&request.terms);
+        match (run, staleness) {
+            (Ok(mut reply), staleness) => {
+                if let Some(staleness) = staleness {
+                    insert(&mut reply, names::STALENESS_MS, &staleness);
+                }
+                reply.body_mut().hold(place);
+                Ok(reply)
+            }
+            (Err(error), Some(staleness)) if staleness != "unknown" => {
+                let value = HeaderValue::from_str(&staleness).expect("digits are valid in a header");
+                Err(error.header(names::STALENESS_MS, value))
+            }
+            (Err(error), _) => Err(error),
+        }
     }
 }
 
@@ -182,10 +196,12 @@ pub(crate) async fn admit(
     headers_from_query(&query, &mut headers);
     let operation = Operation::resolve(&parts.method, &target, &query, &headers)?;
     refuse_unbuilt(&headers)?;
+    let reads = matches!(parts.method, Method::GET | Method::HEAD);
+    let terms = terms::of_headers(&headers, reads)?;
     let announced = announced_trailers(&headers);
     let length = content_length(&body, &proof, &headers)?;
     let payload = Payload::new(body, proof, length, announced.clone(), options.clock.clone());
-    Ok((Request { operation, target, query, headers, caller, peer, success: None, announced }, payload))
+    Ok((Request { operation, target, query, headers, caller, terms, peer, success: None, announced }, payload))
 }
 
 /// Turns a browser's form into the PUT that it stands for: its fields are the headers, its file is the body.
@@ -207,6 +223,7 @@ async fn admit_form(
     let target = Target::new(target.bucket, &form.key()?)?;
     let headers = form.headers()?;
     refuse_unbuilt(&headers)?;
+    let terms = terms::of_headers(&headers, false)?;
     let length = Length::Between(*allowed.start(), CONTENT_LENGTH_MAX.min(*allowed.end()));
     let payload = Payload::new(file, BodyProof::None, length, Vec::new(), options.clock.clone());
     let request = Request {
@@ -215,6 +232,7 @@ async fn admit_form(
         query: Query::default(),
         headers,
         caller,
+        terms,
         peer,
         success: Some(form.success()),
         announced: Vec::new(),

@@ -3,20 +3,45 @@
 use crate::error::{Code, Result, S3Error};
 use crate::names;
 use bytes::Bytes;
-use client::{FENCE_KEY_LEN_MAX, Fence, Terms};
+use client::{Acknowledgement, FENCE_KEY_LEN_MAX, Fence, Reads, Terms};
 use http::{HeaderMap, HeaderName};
+use std::sync::Arc;
 
-const KNOWN: [HeaderName; 1] = [names::FENCE];
+const KNOWN: [HeaderName; 3] = [names::FENCE, names::ACKNOWLEDGE, names::CONSISTENCY];
 
-/// The terms in a request's headers. A misspelt one would be a promise that nobody keeps: unknown ones are refused.
-pub fn of_headers(headers: &HeaderMap) -> Result<Terms> {
+/// The terms in the headers of a request. `reads`: it changes nothing; what a write reads on its way is always strong. A
+/// misspelt header would be a promise that nobody keeps: unknown ones are refused.
+pub fn of_headers(headers: &HeaderMap, reads: bool) -> Result<Terms> {
     let is_unknown = |name: &&HeaderName| name.as_str().starts_with("x-henge-") && !KNOWN.contains(name);
     if let Some(name) = headers.keys().find(is_unknown) {
         return Err(S3Error::new(Code::InvalidArgument, format!("The header {name} is not known."))
             .field("ArgumentName", name.as_str()));
     }
     let fence = headers.get(names::FENCE).map(|value| fence(value.as_bytes())).transpose()?;
-    Ok(Terms { fence })
+    let acknowledgement = headers.get(names::ACKNOWLEDGE).map(|value| acknowledgement(value.as_bytes())).transpose()?;
+    let reads = match headers.get(names::CONSISTENCY).map(|value| value.as_bytes()) {
+        Some(b"eventual") if reads => Reads::Eventual(Arc::default()),
+        Some(b"eventual" | b"strong") | None => Reads::Strong,
+        Some(_) => return Err(invalid(&names::CONSISTENCY, "The header x-henge-consistency is strong or eventual.")),
+    };
+    Ok(Terms { fence, acknowledgement, reads })
+}
+
+/// `x-henge-staleness-ms`: for how long the replica that answered an eventual read has not known that it holds
+/// everything; `unknown` when it never did.
+pub fn staleness(terms: &Terms) -> Option<String> {
+    let Reads::Eventual(staleness) = &terms.reads else { return None };
+    Some(staleness.get_ms().map_or_else(|| "unknown".to_owned(), |staleness_ms| staleness_ms.to_string()))
+}
+
+fn invalid(name: &HeaderName, message: &'static str) -> S3Error {
+    S3Error::new(Code::InvalidArgument, message).field("ArgumentName", name.as_str())
+}
+
+fn acknowledgement(value: &[u8]) -> Result<Acknowledgement> {
+    let known = std::str::from_utf8(value).ok().and_then(Acknowledgement::from_name);
+    let message = "The header x-henge-acknowledge is all-strict, all, majority or one.";
+    known.ok_or_else(|| invalid(&names::ACKNOWLEDGE, message))
 }
 
 /// `x-henge-fence: KEY:TOKEN`. The key is 1 to 128 visible ASCII characters and may hold colons; the token is a decimal
@@ -32,7 +57,7 @@ fn fence(value: &[u8]) -> Result<Fence> {
     read().ok_or_else(|| {
         let message = "The header x-henge-fence must be KEY:TOKEN, with a key of 1 to 128 visible ASCII characters and a \
                        decimal number.";
-        S3Error::new(Code::InvalidArgument, message).field("ArgumentName", "x-henge-fence")
+        invalid(&names::FENCE, message)
     })
 }
 
@@ -40,13 +65,28 @@ fn fence(value: &[u8]) -> Result<Fence> {
 mod tests {
     use super::*;
 
+    fn terms(name: &'static str, value: &str, reads: bool) -> Option<Terms> {
+        let headers = HeaderMap::from_iter([(HeaderName::from_static(name), value.parse().unwrap())]);
+        of_headers(&headers, reads).ok()
+    }
+
     #[test]
     fn unknown_terms_are_refused() {
-        let headers =
-            |name: &'static str| HeaderMap::from_iter([(HeaderName::from_static(name), "a:1".parse().unwrap())]);
-        assert!(of_headers(&headers("x-henge-fence")).unwrap().fence.is_some());
-        assert!(of_headers(&headers("x-henge-fense")).is_err());
-        assert_eq!(of_headers(&headers("x-amz-acl")).unwrap(), Terms::default());
+        assert!(terms("x-henge-fence", "a:1", false).unwrap().fence.is_some());
+        assert_eq!(terms("x-henge-fense", "a:1", false), None);
+        assert_eq!(terms("x-amz-acl", "private", false), Some(Terms::default()));
+        assert_eq!(terms("x-henge-acknowledge", "most", false), None);
+        assert_eq!(terms("x-henge-consistency", "weak", true), None);
+    }
+
+    #[test]
+    fn what_a_write_reads_is_strong() {
+        let reads = |reads| terms("x-henge-consistency", "eventual", reads).unwrap().reads;
+        assert_ne!(reads(true), Reads::Strong);
+        assert_eq!(reads(false), Reads::Strong);
+        for (name, rule) in [("all-strict", Acknowledgement::AllStrict), ("one", Acknowledgement::One)] {
+            assert_eq!(terms("x-henge-acknowledge", name, false).unwrap().acknowledgement, Some(rule));
+        }
     }
 
     #[test]

@@ -218,3 +218,28 @@ fn a_client_that_lost_its_lock_is_fenced_out() {
     set("optional");
     assert_eq!(s3.put("/bucket/a", b"y").status, 200);
 }
+
+#[test]
+fn a_request_chooses_its_consistency() {
+    let (_directory, server, s3) = started("consistency");
+    let put = |rule: &str| s3.send("PUT", "/bucket/a", &[("x-henge-acknowledge", rule)], b"x");
+    for rule in ["all", "majority", "one"] {
+        assert_eq!(put(rule).status, 200, "{rule}");
+    }
+    let strict = put("all-strict");
+    assert_eq!(strict.outcome(), (503, "ServiceUnavailable".to_owned()), "one node never makes three copies");
+    assert!(strict.text().contains("all-strict") && strict.text().contains("Nothing was changed"), "{}", strict.text());
+    assert_eq!(put("most").status, 400);
+    let read = |consistency: &str, target: &str| s3.send("GET", target, &[("x-henge-consistency", consistency)], b"");
+    let stale = read("eventual", "/bucket/a");
+    assert_eq!((stale.status, stale.text().as_str()), (200, "x"));
+    assert!(stale.header("x-henge-staleness-ms").unwrap().parse::<u64>().unwrap() < 60_000);
+    assert!(read("eventual", "/bucket?list-type=2").header("x-henge-staleness-ms").is_some());
+    assert!(read("eventual", "/bucket/absent").header("x-henge-staleness-ms").is_some());
+    assert_eq!(read("strong", "/bucket/a").header("x-henge-staleness-ms"), None);
+    assert_eq!(read("weak", "/bucket/a").status, 400);
+    let set = server.command(&["bucket", "set", "bucket", "--acknowledge", "all-strict"]);
+    assert!(stdout(&set).contains("all-strict"), "{}", stdout(&set));
+    assert_eq!(s3.put("/bucket/b", b"y").status, 503);
+    assert_eq!(put("all").status, 200, "a request may ask for less");
+}

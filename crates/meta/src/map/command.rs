@@ -212,8 +212,32 @@ pub struct SetBucketConfiguration {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, prost::Enumeration)]
 #[repr(i32)]
 pub enum Acknowledgement {
+    /// Every copy whose node and disk the map does not mark as out of service, never fewer than a majority.
     All = 0,
     Majority = 1,
+    /// As many copies as the policy asks for, or no answer.
+    AllStrict = 2,
+    /// One copy of the bytes; metadata by a majority, as always.
+    One = 3,
+}
+
+impl Acknowledgement {
+    pub const EVERY: [Acknowledgement; 4] =
+        [Acknowledgement::AllStrict, Acknowledgement::All, Acknowledgement::Majority, Acknowledgement::One];
+
+    /// As people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Acknowledgement::AllStrict => "all-strict",
+            Acknowledgement::All => "all",
+            Acknowledgement::Majority => "majority",
+            Acknowledgement::One => "one",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Acknowledgement> {
+        Acknowledgement::EVERY.into_iter().find(|rule| rule.name() == name)
+    }
 }
 
 /// A bucket exists for clients only while `Active`.

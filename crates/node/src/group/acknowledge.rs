@@ -26,17 +26,23 @@ pub type Answer = oneshot::Sender<Result<Reply, GroupError>>;
 #[derive(Default)]
 pub struct Waiting {
     replies: BTreeMap<LogIndex, (Reply, Answer)>,
+    /// Those that wait for every voter, down or not.
+    strict: BTreeMap<LogIndex, (Reply, Answer)>,
     /// Voters that were down, with what they must hold to count again: fixed when they are seen up.
     behind: BTreeMap<PeerId, Option<LogIndex>>,
 }
 
 impl Waiting {
     pub fn is_empty(&self) -> bool {
-        self.replies.is_empty()
+        self.replies.is_empty() && self.strict.is_empty()
     }
 
     pub fn add(&mut self, index: LogIndex, reply: Reply, answer: Answer) {
         self.replies.insert(index, (reply, answer));
+    }
+
+    pub fn add_strict(&mut self, index: LogIndex, reply: Reply, answer: Answer) {
+        self.strict.insert(index, (reply, answer));
     }
 
     /// Follows who is down and who has caught up: also while nothing waits. `committed` is what a majority holds.
@@ -54,13 +60,28 @@ impl Waiting {
         }
     }
 
-    /// Sends every reply whose index all counted voters hold.
-    pub fn release(&mut self, voters: &[Voter], committed: LogIndex) {
+    /// Sends every reply whose index all counted voters hold. `whole`: voters without which nothing is strict.
+    pub fn release(&mut self, voters: &[Voter], committed: LogIndex, whole: usize) {
+        self.release_strict(voters, committed, whole);
         self.observe(voters, committed);
         let reached = self.reached(voters, committed);
         let later = self.replies.split_off(&LogIndex(reached.0 + 1));
         for (reply, answer) in std::mem::replace(&mut self.replies, later).into_values() {
             let _ = answer.send(Ok(reply));
+        }
+    }
+
+    fn release_strict(&mut self, voters: &[Voter], committed: LogIndex, whole: usize) {
+        let reached = voters.iter().map(|voter| voter.matched).fold(committed, LogIndex::min);
+        let lacking = lacking(voters, whole);
+        for (index, (reply, answer)) in std::mem::take(&mut self.strict) {
+            match &lacking {
+                _ if index <= reached && voters.len() >= whole => drop(answer.send(Ok(reply))),
+                Some(why) => {
+                    drop(answer.send(Err(GroupError::Unknown(format!("a majority has the write, but {why}")))))
+                }
+                None => drop(self.strict.insert(index, (reply, answer))),
+            }
         }
     }
 
@@ -71,7 +92,8 @@ impl Waiting {
 
     /// Leadership was lost, or the replica stops: what was executed may have fewer copies than promised.
     pub fn abandon(&mut self, why: &str) {
-        for (_, answer) in std::mem::take(&mut self.replies).into_values() {
+        let replies = std::mem::take(&mut self.replies).into_values();
+        for (_, answer) in replies.chain(std::mem::take(&mut self.strict).into_values()) {
             let _ = answer.send(Err(GroupError::Unknown(why.into())));
         }
     }
@@ -82,9 +104,19 @@ impl Waiting {
     }
 }
 
+/// Why not every voter of a whole group can acknowledge a write now.
+pub fn lacking(voters: &[Voter], whole: usize) -> Option<String> {
+    if voters.len() < whole {
+        return Some(format!("all-strict needs {whole} copies of the metadata, and there are {}", voters.len()));
+    }
+    let down = voters.iter().filter(|voter| !voter.is_up).count();
+    (down > 0).then(|| format!("all-strict needs all copies, and {down} of {} voters are out of service", voters.len()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use meta::object::command::ShardReply;
 
     fn voter(peer: u64, is_up: bool, matched: u64) -> Voter {
         Voter { peer: PeerId(peer), is_up, matched: LogIndex(matched) }
@@ -113,6 +145,32 @@ mod tests {
         assert_eq!(reached(&mut waiting, [voter(1, true, 9), voter(2, true, 9), voter(3, false, 5)], 9), 9);
         assert_eq!(reached(&mut waiting, [voter(1, true, 9), voter(2, true, 9), voter(3, true, 6)], 9), 9);
         assert_eq!(reached(&mut waiting, [voter(1, true, 14), voter(2, true, 14), voter(3, true, 11)], 14), 11);
+    }
+
+    #[test]
+    fn a_strict_reply_waits_for_all_and_is_unknown_when_one_goes() {
+        let reply = || Reply::Shard(ShardReply::default());
+        let voters = |matched: [u64; 3], up: bool| {
+            [voter(1, true, matched[0]), voter(2, true, matched[1]), voter(3, up, matched[2])]
+        };
+        let mut waiting = Waiting::default();
+        let mut answers = Vec::new();
+        for index in [4, 5, 6] {
+            let (answer, answered) = oneshot::channel();
+            waiting.add_strict(LogIndex(index), reply(), answer);
+            answers.push(answered);
+        }
+        waiting.release(&voters([6, 6, 4], true), LogIndex(6), 3);
+        assert!(matches!(answers[0].try_recv(), Ok(Ok(_))));
+        assert!(answers[1].try_recv().is_err(), "it waits");
+        // The third has flushed 5 and goes: that one is whole, the next never will be.
+        waiting.release(&voters([6, 6, 5], false), LogIndex(6), 3);
+        assert!(matches!(answers[1].try_recv(), Ok(Ok(_))));
+        assert!(matches!(answers[2].try_recv(), Ok(Err(GroupError::Unknown(_)))));
+        assert!(waiting.is_empty());
+        assert!(lacking(&voters([1, 1, 1], true), 3).is_none());
+        assert!(lacking(&voters([1, 1, 1], false), 3).is_some());
+        assert!(lacking(&voters([1, 1, 1], true)[..2], 3).is_some());
     }
 
     #[test]

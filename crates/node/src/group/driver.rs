@@ -21,9 +21,10 @@ use store::{Engine, RaftEntry, RaftWrite, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::acknowledge::{Answer, Voter, Waiting};
+use super::freshness::Freshness;
 use super::install::{self, Installed};
 use super::reads::Reads;
-use super::{Acknowledge, GroupError, GroupHandle, Parts, Request, Shared, encode_hard_state};
+use super::{Acknowledge, GroupError, GroupHandle, Parts, Request, Shared, acknowledge, encode_hard_state};
 use crate::events::{EventKind, EventLog};
 use crate::heartbeats::{self, Heartbeats};
 use crate::machine::{Machine, Reply};
@@ -69,7 +70,10 @@ pub struct Driver {
     proposals: BTreeMap<LogIndex, Proposal>,
     waiting: Waiting,
     reads: Reads,
+    freshness: Freshness,
     applied: LogIndex,
+    /// The term of the last entry that was applied since the start.
+    applied_term: Term,
     /// The term in which this replica leads.
     led: Option<Term>,
     /// A snapshot is being fetched; what is committed meanwhile is kept for afterwards.
@@ -142,7 +146,9 @@ impl Driver {
             proposals: BTreeMap::new(),
             waiting: Waiting::default(),
             reads: Reads::default(),
+            freshness: Freshness::default(),
             applied: parts.applied,
+            applied_term: Term(0),
             led: None,
             fetching: None,
             stateless: parts.stateless,
@@ -244,6 +250,12 @@ impl Driver {
             let _ = answer.send(Err(GroupError::Failed(why)));
             return;
         }
+        if acknowledge == Acknowledge::Strict
+            && let Some(why) = acknowledge::lacking(&self.voters(), VOTERS)
+        {
+            let _ = answer.send(Err(GroupError::TooFewCopies(why)));
+            return;
+        }
         if self.machine.unflushed_bytes() > UNFLUSHED_BYTES_MAX {
             let _ = answer.send(Err(GroupError::Busy("the key-value store is behind with its flushes".into())));
             return;
@@ -280,6 +292,7 @@ impl Driver {
         if matches!(message.kind(), MessageKind::Append | MessageKind::Heartbeat | MessageKind::Snapshot) {
             self.shared.leader_heard.store(self.env.now().0, Ordering::Relaxed);
         }
+        self.note_freshness(&message);
         if self.failed().is_some() {
             return;
         }
@@ -295,6 +308,19 @@ impl Driver {
         }
         if let Err(why) = self.raft.step(message) {
             tracing::warn!(group = self.id.0, "{why}");
+        }
+    }
+
+    fn note_freshness(&mut self, message: &Message) {
+        if message.term() < self.raft.leadership().term {
+            return;
+        }
+        let now = self.env.now();
+        match message.kind() {
+            MessageKind::Append => self.freshness.told(message.committed(), self.applied, true, now),
+            MessageKind::Heartbeat => self.freshness.told(message.committed(), self.applied, false, now),
+            MessageKind::AppendReply | MessageKind::HeartbeatReply => self.freshness.answered(message.from(), now),
+            _ => {}
         }
     }
 
@@ -424,7 +450,7 @@ impl Driver {
                     return false;
                 }
             };
-            self.applied = applied.last.0;
+            (self.applied, self.applied_term) = applied.last;
             self.shared.applied.store(self.applied.0, Ordering::Release);
             if self.configuration != *self.raft.configuration() {
                 let before = std::mem::replace(&mut self.configuration, self.raft.configuration().clone());
@@ -467,6 +493,8 @@ impl Driver {
         if proposal.term != term {
             // Another leader's entry took the place: ours will never be committed.
             let _ = proposal.answer.send(Err(GroupError::NotLeader(self.leader_node())));
+        } else if proposal.acknowledge == Acknowledge::Strict {
+            self.waiting.add_strict(index, reply, proposal.answer);
         } else if proposal.acknowledge == Acknowledge::Everyone
             && self.configuration.voters.len() > 1
             && !plant::is(Plant::AckAtMajority)
@@ -482,7 +510,7 @@ impl Driver {
     fn release(&mut self) {
         if self.led.is_some() && !self.waiting.is_empty() {
             let voters = self.voters();
-            self.waiting.release(&voters, self.applied);
+            self.waiting.release(&voters, self.applied, VOTERS);
         }
     }
 
@@ -505,6 +533,7 @@ impl Driver {
                 self.abandon(&GroupError::NotLeader(self.leader_node()));
             }
             self.waiting.forget();
+            self.freshness.turn();
             self.gone.clear();
             if let Some(term) = leads {
                 let what = format!("node {} leads group {} in term {}", self.node, self.id, term.0);
@@ -540,12 +569,18 @@ impl Driver {
         self.configuration.nodes.get(&peer).or_else(|| self.heard_from.get(&peer)).copied()
     }
 
-    fn show(&self) {
+    fn show(&mut self) {
         let leadership = self.raft.leadership();
         let leader = self.leader_node().map_or(0, |node| u64::from(node.0));
         self.shared.term.store(leadership.term.0, Ordering::Relaxed);
         self.shared.leader_node.store(leader, Ordering::Relaxed);
         self.shared.leads.store(leadership.role == Role::Leader, Ordering::Relaxed);
+        if leadership.role == Role::Leader && self.applied_term == leadership.term {
+            self.freshness.lead(self.peer, &self.configuration.voters, self.env.now());
+        }
+        self.freshness.applied(self.applied);
+        let fresh_at = self.freshness.as_of().map_or(0, |at| at.0);
+        self.shared.fresh_at.store(fresh_at, Ordering::Relaxed);
         let ready = self.fetching.is_none() && !self.stateless;
         self.shared.ready.store(ready, Ordering::Relaxed);
         self.shared.log_bytes.store(self.raft.log_size().0, Ordering::Relaxed);

@@ -5,6 +5,7 @@
 
 mod acknowledge;
 mod driver;
+mod freshness;
 pub mod install;
 mod reads;
 
@@ -45,6 +46,8 @@ pub enum GroupError {
     NotLeader(Option<NodeId>),
     /// Nothing was done; later it may be.
     Busy(String),
+    /// Nothing was done: the voters that were asked for are not there.
+    TooFewCopies(String),
     /// The command may or may not be executed later.
     Unknown(String),
     /// This replica's state is damaged or its disk has failed: it serves nothing any more. Nothing was done.
@@ -57,6 +60,8 @@ pub enum Acknowledge {
     /// Every voter that the map does not mark as down, never fewer than a majority.
     Everyone,
     Majority,
+    /// Every voter, as many as a whole group has; without them nothing is done.
+    Strict,
 }
 
 enum Request {
@@ -119,6 +124,8 @@ struct Shared {
     writing_since: AtomicU64,
     /// When a leader was last heard, in monotonic nanoseconds.
     leader_heard: AtomicU64,
+    /// Everything committed by then is applied, in monotonic nanoseconds; 0: it was never known.
+    fresh_at: AtomicU64,
     configuration: Mutex<Arc<Configuration>>,
     failed: Mutex<Option<String>>,
 }
@@ -159,6 +166,7 @@ pub fn start(parts: Parts) -> GroupHandle {
         log_bytes: AtomicU64::new(0),
         writing_since: AtomicU64::new(0),
         leader_heard: AtomicU64::new(parts.env.now().0),
+        fresh_at: AtomicU64::new(0),
         configuration: Mutex::new(Arc::new(parts.configuration.clone())),
         failed: Mutex::new(None),
     });
@@ -260,6 +268,14 @@ impl GroupHandle {
     /// When the replica last heard from a leader, or else when it began.
     pub fn leader_heard(&self) -> MonoTime {
         MonoTime(self.shared.leader_heard.load(Ordering::Relaxed))
+    }
+
+    /// For how long the replica has not known that it holds everything; `None`: it never has.
+    pub fn staleness(&self, now: MonoTime) -> Option<Duration> {
+        match self.shared.fresh_at.load(Ordering::Relaxed) {
+            0 => None,
+            at => Some(now.since(MonoTime(at))),
+        }
     }
 
     /// For how long its disk has owed an answer to the write that is under way.

@@ -1,6 +1,7 @@
 //! One node of real code on simulated disks: the shortest stories. The long ones are told by `sim`.
 
 mod cluster;
+mod consistency;
 mod heal;
 mod rules;
 
