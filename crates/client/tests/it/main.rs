@@ -98,7 +98,10 @@ fn a_majority_does_not_wait_for_the_last() {
 #[test]
 fn a_request_may_ask_for_more_or_less_than_its_bucket() {
     let fake = Fake::new(5);
-    let under = |rule| fake.bucket(All).under(Terms { acknowledgement: Some(rule), ..Terms::default() });
+    let bucket = fake.bucket(All);
+    let under = |rule| bucket.clone().under(Terms { acknowledgement: Some(rule), ..Terms::default() });
+    // From here on the client knows who leads.
+    fake.put(&under(All), "k0", Bytes::from_static(b"inline")).unwrap();
     fake.sim().pause(NodeId(2));
     fake.sim().pause(NodeId(3));
     let before = millis(&fake);
