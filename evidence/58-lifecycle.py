@@ -31,8 +31,9 @@ def rule(s3, bucket, inside):
     check(status == 200, "the rule", answer)
 
 
-def listed(s3, bucket):
-    names, after = [], ""
+def listed(bucket):
+    # A connection of its own: those that are silent for long are closed.
+    s3, names, after = connect(), [], ""
     while True:
         status, page = s3.request("GET", f"/{bucket}", query=f"list-type=2&max-keys={PAGE}&start-after={after}")
         check(status == 200, "a listing", page)
@@ -91,7 +92,7 @@ def expiry():
     print(f"{OBJECTS} objects stored in {loaded - began:.0f} s: {out.splitlines()[1]}", flush=True)
     end = loaded + DAY + max(120, OBJECTS / 200)
     while True:
-        left = [name for name in listed(s3, "life") if not name.startswith("hot/")]
+        left = [name for name in listed("life") if not name.startswith("hot/")]
         if not left:
             break
         check(time.monotonic() < end, f"{len(left)} objects are left {time.monotonic() - loaded - DAY:.0f} s after the last was due")
@@ -99,7 +100,7 @@ def expiry():
     gone = time.monotonic()
     stop.set()
     [thread.join() for thread in threads]
-    hot = [name for name in listed(s3, "life") if name.startswith("hot/")]
+    hot = [name for name in listed("life") if name.startswith("hot/")]
     check(len(hot) == HOT, "hot keys are missing", len(hot))
     print(f"all gone {max(0.0, gone - loaded - DAY):.0f} s after the last was due (a day is {DAY} s); meanwhile {counts['read']} reads, "
           f"{counts['gone']} of them found what was due gone, {counts['overwritten']} overwrites of {HOT} keys, none of which was lost", flush=True)
@@ -126,6 +127,7 @@ def lock():
         # A newer version, so that the first is noncurrent and due a day later.
         check(s3.request("PUT", f"/locked/{mode}", b"second")[0] == 200, mode)
     time.sleep(2.5 * DAY)
+    s3.reconnect()
     end = time.monotonic() + 60
     while s3.request("GET", "/locked/FREE", query=f"versionId={kept['FREE']}")[0] != 404:
         check(time.monotonic() < end, "lifecycle never came to the version without a lock")

@@ -21,7 +21,6 @@ const CONDITION_HEADERS: &[&str] = &[
     "x-amz-grant-read-acp",
     "x-amz-grant-write",
     "x-amz-grant-write-acp",
-    "x-amz-metadata-directive",
     "x-amz-object-ownership",
     "x-amz-server-side-encryption",
     "x-amz-server-side-encryption-aws-kms-key-id",
@@ -107,10 +106,27 @@ fn of_headers(request: &Request, context: &mut Context) {
             context.set(key, value);
         }
     }
-    if let Some(source) = request.headers.get(names::COPY_SOURCE) {
+    let is_copy = matches!(request.operation, Operation::CopyObject | Operation::UploadPartCopy);
+    if let Some(source) = request.headers.get(names::COPY_SOURCE).filter(|_| is_copy) {
         // As the copy will read it; what cannot be read is refused there.
         context
             .set("s3:x-amz-copy-source", CopySource::read(source.as_bytes()).map_or(String::new(), |read| read.path()));
+    }
+    if let Some(directive) = text(names::METADATA_DIRECTIVE.as_str()).filter(|_| is_copy) {
+        context.set("s3:x-amz-metadata-directive", directive);
+    }
+    if let Some(creates) = creates_object(request.operation) {
+        context.set("s3:ObjectCreationOperation", creates.to_string());
+    }
+}
+
+/// Of the operations that need the right to put an object: whether it makes one.
+fn creates_object(operation: Operation) -> Option<bool> {
+    use Operation as O;
+    match operation {
+        O::PutObject | O::PostObject | O::CopyObject | O::CompleteMultipartUpload => Some(true),
+        O::CreateMultipartUpload | O::UploadPart | O::UploadPartCopy => Some(false),
+        _ => None,
     }
 }
 
@@ -197,5 +213,82 @@ fn of_signature(request: &Request, context: &mut Context, now_ms: u64) {
     let date = request.query.get("X-Amz-Date").or(of_header).and_then(crate::date::parse_amz_date);
     if let Some(date) = date {
         context.set("s3:signatureAge", now_ms.saturating_sub(date).to_string());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::query::Query;
+    use crate::target::Target;
+
+    const NOW_MS: u64 = 1_700_000_000_000;
+
+    /// What a condition sees, and nobody has signed.
+    fn seen(operation: Operation, query: &str, headers: &[(&'static str, &str)], said: &Said) -> Context {
+        let headers = headers.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap()));
+        let request = Request {
+            operation,
+            target: Target::new("bucket".to_owned(), "key").unwrap(),
+            query: Query::read(query).unwrap(),
+            headers: headers.collect(),
+            caller: Caller::Anonymous,
+            terms: client::Terms::default(),
+            peer: crate::request::Peer::default(),
+            success: None,
+            announced: Vec::new(),
+        };
+        let about = About { key: None, region: "r", version: None, object: None, prefix: None, said, now_ms: NOW_MS };
+        context(&request, &about)
+    }
+
+    fn of(pairs: &[(&str, &str)]) -> Context {
+        let mut context = seen(Operation::ListBuckets, "", &[], &NOTHING);
+        pairs.iter().for_each(|(key, value)| context.add(key, *value));
+        context
+    }
+
+    const CREATES: (&str, &str) = ("s3:ObjectCreationOperation", "true");
+    const PART: (&str, &str) = ("s3:ObjectCreationOperation", "false");
+
+    #[test]
+    fn a_header_without_effect_says_nothing() {
+        let source = ("x-amz-copy-source", "/buc/%61?versionId=null");
+        let directive = ("x-amz-metadata-directive", "REPLACE");
+        let copied = [("s3:x-amz-copy-source", "buc/a"), ("s3:x-amz-metadata-directive", "REPLACE")];
+        let put = |operation| seen(operation, "", &[source, directive], &NOTHING);
+        assert_eq!(put(Operation::CopyObject), of(&[copied[0], copied[1], CREATES]));
+        assert_eq!(put(Operation::UploadPartCopy), of(&[copied[0], copied[1], PART]));
+        assert_eq!(put(Operation::PostObject), of(&[CREATES]), "a field of a form copies nothing");
+        let tags = ("x-amz-tagging", "a=1&b=2");
+        let tagged = [
+            ("s3:RequestObjectTagKeys", "a"),
+            ("s3:RequestObjectTagKeys", "b"),
+            ("s3:RequestObjectTag/a", "1"),
+            ("s3:RequestObjectTag/b", "2"),
+        ];
+        let put = |operation, more: &[(&'static str, &str)]| seen(operation, "", &[&[tags], more].concat(), &NOTHING);
+        let with = |more: &[(&str, &str)]| of(&[&tagged[..], more].concat());
+        assert_eq!(put(Operation::PutObject, &[]), with(&[CREATES]));
+        assert_eq!(put(Operation::PutObjectTagging, &[]), of(&[]));
+        assert_eq!(put(Operation::CopyObject, &[]), of(&[CREATES]), "the source's tags come along");
+        assert_eq!(put(Operation::CopyObject, &[("x-amz-tagging-directive", "REPLACE")]), with(&[CREATES]));
+    }
+
+    #[test]
+    fn a_document_says_what_it_sets() {
+        let until_ms = NOW_MS + 3 * 86_400_000;
+        let retention = Some(Retention { mode: client::RetentionMode::Compliance as i32, until_ms });
+        let said = Said { retention, legal_hold: Some(false), ..Said::default() };
+        let lock = ("x-amz-object-lock-mode", "GOVERNANCE");
+        let expected = of(&[
+            ("s3:object-lock-mode", "COMPLIANCE"),
+            ("s3:object-lock-retain-until-date", &iso8601(until_ms)),
+            ("s3:object-lock-remaining-retention-days", "3"),
+            ("s3:object-lock-legal-hold", "OFF"),
+        ]);
+        assert_eq!(seen(Operation::PutObjectRetention, "", &[lock], &said), expected);
+        let removed = Said { retention: Some(Retention::default()), ..Said::default() };
+        assert_eq!(seen(Operation::PutObjectRetention, "", &[lock], &removed), of(&[]));
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! A tenant is an access key, or the address of somebody who has none. What runs is bounded (and with it memory), what
 //! waits is bounded, and how long it waits is bounded; beyond that the answer is `503 SlowDown`. No tenant may hold all
-//! places: whoever floods the gateway waits for itself.
+//! places: whoever floods the gateway waits for itself. While several ask, each has few small requests at work at once, so
+//! that nobody's wait long behind another's in the queues below.
 
 use crate::error::{Code, Result, S3Error};
-use base::env::Clock;
+use base::env::{Clock, MonoTime};
 use http::HeaderValue;
 use http::header::RETRY_AFTER;
 use std::collections::{BTreeMap, VecDeque};
@@ -17,6 +18,10 @@ use tokio::sync::oneshot;
 const UNITS_MAX: usize = 512;
 /// Units of one tenant that run at once.
 const UNITS_OF_TENANT_MAX: usize = 384;
+/// Light requests of one tenant that are at work at once while others ask as well: enough to keep the disks busy.
+const LIGHT_SHARED_MAX: usize = 64;
+/// Tenants share for so long after another one asked.
+const SHARED_FOR: Duration = Duration::from_secs(1);
 /// Requests that wait: all, and of one tenant.
 const WAITING_MAX: usize = 2048;
 const WAITING_OF_TENANT_MAX: usize = 512;
@@ -43,11 +48,18 @@ struct State {
     tenants: BTreeMap<String, Tenant>,
     /// Tenants that wait, each once.
     turn: VecDeque<String>,
+    /// Who asked last, and when.
+    last: Option<(String, MonoTime)>,
+    shared_until: MonoTime,
+    /// Whether several tenants have asked of late.
+    is_shared: bool,
 }
 
 #[derive(Default)]
 struct Tenant {
     running: usize,
+    /// Of these, light requests whose answer has not begun.
+    light: usize,
     queue: VecDeque<(Weight, oneshot::Sender<()>)>,
 }
 
@@ -56,19 +68,22 @@ pub struct Place {
     places: Places,
     tenant: String,
     weight: Weight,
+    /// The answer has begun: it waits for its reader now, and nobody for it.
+    has_begun: bool,
 }
 
 impl Places {
     /// Waits for a place, in turn.
     pub async fn take(&self, tenant: String, weight: Weight, clock: &dyn Clock) -> Result<Place> {
-        let granted = self.ask(&tenant, weight)?;
+        let granted = self.ask(&tenant, weight, clock.now())?;
         // From here on the place is given back whatever happens: also when the grant and the end of patience cross.
         let place = Claim { places: self.clone(), tenant, weight, granted };
         place.wait(clock).await
     }
 
-    fn ask(&self, tenant: &str, weight: Weight) -> Result<oneshot::Receiver<()>> {
+    fn ask(&self, tenant: &str, weight: Weight, now: MonoTime) -> Result<oneshot::Receiver<()>> {
         let mut state = self.lock();
+        state.note(tenant, now);
         let waiting = state.tenants.get(tenant).map_or(0, |tenant| tenant.queue.len());
         if state.waiting >= WAITING_MAX || waiting >= WAITING_OF_TENANT_MAX {
             return Err(slow_down());
@@ -87,18 +102,55 @@ impl Places {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn give_back(&self, tenant: &str, weight: Weight) {
+    fn give_back(&self, tenant: &str, weight: Weight, has_begun: bool) {
         let mut state = self.lock();
         state.running -= weight as usize;
         if let Some(tenant) = state.tenants.get_mut(tenant) {
             tenant.running -= weight as usize;
+            if !has_begun {
+                tenant.light -= weight.light();
+            }
         }
         state.forget(tenant);
         state.grant();
     }
 }
 
+impl Weight {
+    /// What it counts among light requests.
+    fn light(self) -> usize {
+        usize::from(self == Weight::Light)
+    }
+}
+
+impl Place {
+    /// The answer begins. From here on its reader decides how long it takes.
+    pub fn begin(&mut self) {
+        if std::mem::replace(&mut self.has_begun, true) {
+            return;
+        }
+        let mut state = self.places.lock();
+        if let Some(tenant) = state.tenants.get_mut(&self.tenant) {
+            tenant.light -= self.weight.light();
+        }
+        state.grant();
+    }
+}
+
 impl State {
+    fn note(&mut self, tenant: &str, now: MonoTime) {
+        match &mut self.last {
+            Some((last, at)) if last == tenant => *at = now,
+            last => {
+                if last.as_ref().is_some_and(|(_, at)| now < *at + SHARED_FOR) {
+                    self.shared_until = now + SHARED_FOR;
+                }
+                *last = Some((tenant.to_owned(), now));
+            }
+        }
+        self.is_shared = now < self.shared_until;
+    }
+
     /// Gives free places to those whose turn it is.
     fn grant(&mut self) {
         let mut passed_over = 0;
@@ -110,16 +162,18 @@ impl State {
                 tenant.queue.pop_front();
                 self.waiting -= 1;
             }
-            let Some(weight) = tenant.queue.front().map(|(weight, _)| *weight as usize) else {
+            let Some(kind) = tenant.queue.front().map(|(weight, _)| *weight) else {
                 self.forget(&name);
                 continue;
             };
+            let weight = kind as usize;
             if self.running + weight > UNITS_MAX {
                 // Nobody overtakes: else a heavy request would wait for ever behind light ones.
                 self.turn.push_front(name);
                 return;
             }
-            if tenant.running + weight > UNITS_OF_TENANT_MAX {
+            let light_max = if self.is_shared { LIGHT_SHARED_MAX } else { UNITS_OF_TENANT_MAX };
+            if tenant.running + weight > UNITS_OF_TENANT_MAX || tenant.light + kind.light() > light_max {
                 self.turn.push_back(name);
                 passed_over += 1;
                 continue;
@@ -129,6 +183,7 @@ impl State {
             if grant.send(()).is_ok() {
                 self.running += weight;
                 tenant.running += weight;
+                tenant.light += kind.light();
             }
             if tenant.queue.is_empty() {
                 self.forget(&name);
@@ -165,8 +220,8 @@ impl Claim {
         if !granted {
             return Err(slow_down());
         }
-        let place =
-            Place { places: self.places.clone(), tenant: std::mem::take(&mut self.tenant), weight: self.weight };
+        let (places, tenant) = (self.places.clone(), std::mem::take(&mut self.tenant));
+        let place = Place { places, tenant, weight: self.weight, has_begun: false };
         // Taken over: nothing is left to give back.
         self.granted.close();
         Ok(place)
@@ -178,14 +233,14 @@ impl Drop for Claim {
         // Granted in the moment in which patience ended, or the request was broken off.
         self.granted.close();
         if self.granted.try_recv().is_ok() {
-            self.places.give_back(&self.tenant, self.weight);
+            self.places.give_back(&self.tenant, self.weight, false);
         }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.places.give_back(&self.tenant, self.weight);
+        self.places.give_back(&self.tenant, self.weight, self.has_begun);
     }
 }
 
@@ -235,6 +290,27 @@ mod tests {
         drop(flood);
         let state = places.lock();
         assert_eq!((state.running, state.waiting, state.tenants.len(), state.turn.len()), (0, 0, 0, 0));
+    }
+
+    /// Small requests of a flood would fill the queues of disks and log, and another tenant's stand behind them.
+    #[test]
+    fn while_others_ask_a_flood_has_few_small_requests_at_work() {
+        let places = Places::default();
+        let of = |tenant: &str| now(&places, tenant, Weight::Light);
+        let mut flood: Vec<Place> = (0..200).map(|_| of("flood").expect("alone it has room")).collect();
+        drop(of("other").expect("there is room"));
+        assert!(of("flood").is_none(), "it has more at work than while others ask");
+        flood.truncate(LIGHT_SHARED_MAX);
+        assert!(of("flood").is_none());
+        // An answer that streams is its reader's business.
+        flood[0].begin();
+        flood[0].begin();
+        let one = of("flood").expect("one has begun to answer");
+        assert!(of("flood").is_none());
+        assert!(now(&places, "flood", Weight::Heavy).is_some(), "large ones are bounded by what they hold in memory");
+        drop((flood, one));
+        let tenants = &places.lock().tenants;
+        assert!(tenants.is_empty(), "nothing is left");
     }
 
     #[test]

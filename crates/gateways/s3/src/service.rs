@@ -127,8 +127,9 @@ impl Inner {
     /// Runs a request when it is its turn.
     async fn serve(&self, request: &Request, payload: Payload) -> Result<Reply> {
         let (tenant, weight) = (tenant_of(request), weight_of(request, &payload));
-        let place = self.places.take(tenant, weight, &*self.options.clock).await?;
+        let mut place = self.places.take(tenant, weight, &*self.options.clock).await?;
         let run = ops::run(&self.gateway, request, payload).await;
+        place.begin();
         let staleness = terms::staleness(&request.terms);
         match (run, staleness) {
             (Ok(mut reply), staleness) => {
