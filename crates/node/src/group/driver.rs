@@ -606,16 +606,24 @@ impl Driver {
         *self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 
-    /// Rows here cannot be read. The replica stops serving when a majority of voters is at work without it.
+    /// Rows here cannot be read. The replica stops serving when a majority of voters is at work without it; as long as that
+    /// is not so, or voters change, another one leads if it can.
     fn hurt(&mut self, why: String) -> bool {
-        if self.failed().is_none() {
-            let voters = self.configuration.voters.len();
-            if self.others_at_work() <= voters / 2 {
-                return false;
-            }
-            self.fail(why);
+        if self.failed().is_some() {
+            return true;
         }
-        true
+        if !self.raft.pending_configuration() && self.others_at_work() > self.configuration.voters.len() / 2 {
+            self.fail(why);
+            return true;
+        }
+        let able = |it: &protocol::raft::PeerProgress| {
+            it.peer != self.peer && it.active && self.configuration.is_voter(it.peer) && !self.gone.contains(&it.peer)
+        };
+        let heir = self.raft.progress().into_iter().filter(able).max_by_key(|it| it.matched);
+        heir.is_some_and(|heir| {
+            self.raft.transfer_leadership(heir.peer);
+            true
+        })
     }
 
     /// How many other voters serve, as far as is known here.

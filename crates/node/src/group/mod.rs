@@ -210,8 +210,8 @@ impl GroupHandle {
         let _ = self.mailbox.try_send(Request::Ended { node });
     }
 
-    /// Rows of this replica's state cannot be read. Answers whether the replica has stopped serving, so that its group
-    /// goes on without it and makes it anew: it does not while the group could not go on.
+    /// Rows of this replica's state cannot be read. Answers whether another replica is to be asked: this one has stopped
+    /// serving, and its group makes it anew; or, while the group could not do without it, another one is to lead.
     pub async fn hurt(&self, why: String) -> bool {
         let (reply, answer) = oneshot::channel();
         self.send(Request::Hurt { why, reply }).await.is_ok() && answer.await.unwrap_or(false)
