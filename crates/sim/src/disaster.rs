@@ -23,7 +23,6 @@ pub const LAG_STEPS_FEW: u32 = 6;
 impl Nemesis {
     /// The one event that the ration does not hold for: everything that was acknowledged is on disks.
     pub async fn cut_all_power(&self) -> Result<(), Refused> {
-        self.recorder.fault("a power cut of all nodes");
         if self.sim.below(2) == 0 {
             // Much is on its way to the disks then.
             self.recorder.note(|| "NEMESIS all disks are slow".into());
@@ -31,6 +30,11 @@ impl Nemesis {
             self.sim.sleep(Duration::from_millis(self.sim.below(2000))).await;
         }
         self.recorder.note(|| "NEMESIS all nodes lose their power".into());
+        self.cut_power_of_all().await
+    }
+
+    pub async fn cut_power_of_all(&self) -> Result<(), Refused> {
+        self.recorder.fault("a power cut of all nodes");
         self.cluster.crash_all().await;
         self.set_slowness(1);
         let starts = self.cluster.nodes().into_iter().map(|node| async move {

@@ -183,14 +183,11 @@ pub fn hunting_ground(plant: Plant) -> Profile {
         Plant::VoteBeforeFlush => Profile::Ballot,
         Plant::ResurrectBehindCut => Profile::Stranded,
         Plant::InstallUnmarked => Profile::Behind,
-        Plant::DeleteEarly | Plant::ForgetReply => Profile::Surge,
+        Plant::DeleteEarly | Plant::ForgetReply | Plant::AckBeforeFlush => Profile::Surge,
         Plant::IgnoreFence => Profile::Fences,
-        Plant::AckBeforeQuorum
-        | Plant::AckBeforeFlush
-        | Plant::ForgetVote
-        | Plant::ListStale
-        | Plant::RetryTwice
-        | Plant::DropRepair => Profile::Cluster3,
+        Plant::AckBeforeQuorum | Plant::ForgetVote | Plant::ListStale | Plant::RetryTwice | Plant::DropRepair => {
+            Profile::Cluster3
+        }
     }
 }
 

@@ -249,10 +249,18 @@ impl Nemesis {
             count: 16,
             len_max: [900, 20_000][self.sim.below(2) as usize],
         };
-        let soon = Duration::from_micros(self.sim.below(7000));
+        let is_slow = self.sim.below(2) == 0;
+        if is_slow {
+            self.set_slowness(SLOWNESS);
+        }
+        let soon = Duration::from_micros(self.sim.below(if is_slow { 400_000 } else { 7000 }));
         let trouble = async {
             self.sim.sleep(soon).await;
-            match self.sim.below(3) {
+            match self.sim.below(4) {
+                3 => {
+                    self.recorder.note(|| "NEMESIS all nodes lose their power, with many writes under way".into());
+                    return self.cut_power_of_all().await;
+                }
                 0 => {
                     let (to, _) = self.links_of(gateway);
                     self.recorder.fault("a node with many writes under way hears nobody");
@@ -281,6 +289,7 @@ impl Nemesis {
             Ok(())
         };
         let ((), struck) = join(self.verifier.burst(&serving, burst), trouble).await;
+        self.set_slowness(1);
         struck
     }
 
