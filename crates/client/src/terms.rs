@@ -31,7 +31,7 @@ pub enum Reads {
     Eventual(Arc<Staleness>),
 }
 
-/// How stale what was read may be, at most.
+/// How stale what was read may be, at most. Holds one more than the milliseconds; 0: no replica has answered.
 #[derive(Debug, Default)]
 pub struct Staleness(AtomicU64);
 
@@ -39,18 +39,27 @@ impl Staleness {
     const UNKNOWN: u64 = u64::MAX;
 
     pub(crate) fn note(&self, staleness_ms: Option<u64>) {
-        self.0.fetch_max(staleness_ms.unwrap_or(Staleness::UNKNOWN), Ordering::Relaxed);
+        let held = staleness_ms.map_or(Staleness::UNKNOWN, |staleness_ms| staleness_ms.saturating_add(1));
+        self.0.fetch_max(held, Ordering::Relaxed);
     }
 
-    /// The greatest of all reads, in milliseconds; `None`: a replica did not know.
+    /// Whether a replica has answered at all.
+    pub fn is_noted(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+
+    /// The greatest of all reads, in milliseconds; `None`: a replica did not know, or none has answered.
     pub fn get_ms(&self) -> Option<u64> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|staleness_ms| *staleness_ms != Staleness::UNKNOWN)
+        match self.0.load(Ordering::Relaxed) {
+            0 | Staleness::UNKNOWN => None,
+            held => Some(held - 1),
+        }
     }
 }
 
 impl PartialEq for Staleness {
     fn eq(&self, other: &Staleness) -> bool {
-        self.get_ms() == other.get_ms()
+        (self.is_noted(), self.get_ms()) == (other.is_noted(), other.get_ms())
     }
 }
 
