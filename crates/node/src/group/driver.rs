@@ -238,8 +238,8 @@ impl Driver {
             self.membership_due = now + MEMBERSHIP_INTERVAL;
             self.plan_membership();
         }
-        // Clients do not ask a node that is voted out, even if it leads.
-        if now >= self.leadership_due || (is_due && !is_up(&self.map.borrow(), self.node)) {
+        // Clients do not ask a node that is voted out, even if it leads; and all wait for one that is slow.
+        if now >= self.leadership_due || (is_due && !is_fit(&self.map.borrow(), self.node)) {
             self.leadership_due = now + LEADERSHIP_INTERVAL;
             self.plan_leadership();
         }
@@ -416,7 +416,12 @@ impl Driver {
 
     fn written(&mut self, result: Result<(), StoreError>) {
         let Some(writing) = self.writing.take() else { return };
-        self.shared.writing_since.store(0, Ordering::Relaxed);
+        let since = self.shared.writing_since.swap(0, Ordering::Relaxed);
+        if since > 0 {
+            let now = self.env.now();
+            let mut tail = self.shared.log_tail.lock().unwrap_or_else(PoisonError::into_inner);
+            tail.note(now.since(MonoTime(since)), now);
+        }
         match result {
             Ok(()) => {
                 if writing.number > 0 {
@@ -687,10 +692,10 @@ impl Driver {
         let map = self.map.borrow().clone();
         let able = self.raft.progress().into_iter().filter(|peer| peer.active && peer.matched >= self.applied);
         let able: Vec<PeerId> = able.map(|progress| progress.peer).collect();
-        // One that is voted out gives leadership to anybody who can take it at once.
-        let anybody = !is_up(&map, self.node);
+        // One that is voted out, or slow, gives leadership to anybody who can take it at once.
+        let anybody = !is_fit(&map, self.node);
         let is_able = |node| self.configuration.peer_of(node).is_some_and(|peer| able.contains(&peer));
-        let may_lead = |node: &NodeId| is_up(&map, *node) && (!anybody || is_able(*node));
+        let may_lead = |node: &NodeId| is_fit(&map, *node) && (!anybody || is_able(*node));
         let up: Vec<NodeId> = map.nodes.iter().map(|row| NodeId(row.id)).filter(may_lead).collect();
         let Some(preferred) = membership::preferred_leader(self.id, &self.configuration, &up) else { return };
         if preferred != self.peer && able.contains(&preferred) {
@@ -823,6 +828,11 @@ fn is_up(map: &ClusterMap, node: NodeId) -> bool {
     map.nodes
         .iter()
         .any(|row| row.id == node.0 && matches!(row.state(), NodeState::Up | NodeState::Draining | NodeState::Joining))
+}
+
+/// Up, and its metadata is on no slow disk.
+fn is_fit(map: &ClusterMap, node: NodeId) -> bool {
+    is_up(map, node) && !map.disks.iter().any(|row| row.node == node.0 && row.metadata && row.slow)
 }
 
 /// Nodes that were up at least once.

@@ -315,6 +315,7 @@ mod tests {
             node: id,
             capacity_bytes: 1,
             state: state as i32,
+            ..DiskRow::default()
         };
         let map = ClusterMap {
             nodes: vec![

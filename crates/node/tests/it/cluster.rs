@@ -365,6 +365,41 @@ fn a_disk_that_hangs_takes_its_node_out_and_no_more() {
     assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
+/// A disk that is only slow: others lead within seconds, everything goes on, and when it is as fast as before it is used
+/// as before.
+#[test]
+fn a_slow_disk_loses_leadership_and_gets_it_back() {
+    let cluster = three(27);
+    let leader_of = |cluster: &Cluster, group: usize| cluster.nodes[&NodeId(1)].status().groups[group].leader as u32;
+    let client = cluster.client(NodeId(1));
+    let env = cluster.sim_node(NodeId(1)).env();
+    let task_env = env.clone();
+    env.spawn("load", async move {
+        let env = task_env;
+        let bucket = client.create_bucket("photos", "root").await.expect("the name is free");
+        for i in 0u32.. {
+            let _ = put(&client, &bucket, &format!("load-{}", i % 50), bytes_of(5000, i as u8)).await;
+            env.sleep(Duration::from_millis(20)).await;
+        }
+    });
+    cluster.sim.run_for(Duration::from_secs(8));
+    let sick = leader_of(&cluster, 1);
+    let disk = cluster.sim.disk(NodeId(sick), "disk");
+    disk.set_slowness(1000);
+    let leads_nothing = |cluster: &Cluster| (0..2).all(|group| leader_of(cluster, group) != sick);
+    cluster.wait("leadership moves", Duration::from_secs(8), leads_nothing);
+    let asked = cluster.nodes[&NodeId(1)].clone();
+    let status = cluster.on(NodeId(1), async move { asked.cluster_status().await });
+    let states: Vec<&str> = status.nodes.iter().map(|node| node.disks[0].state.as_str()).collect();
+    assert_eq!(states.iter().filter(|state| **state == "slow").count(), 1, "{states:?}");
+    assert!(status.doing.iter().any(|line| line.contains("slower than its peers")), "{:?}", status.doing);
+    assert_eq!(state_of(&cluster, NodeId(1), NodeId(sick)), NodeState::Up, "it is not voted down");
+    cluster.sim.run_for(Duration::from_secs(40));
+    assert!(leads_nothing(&cluster), "it stays so while it is slow");
+    disk.set_slowness(1);
+    cluster.wait("it leads again", Duration::from_secs(60), |cluster| !leads_nothing(cluster));
+}
+
 /// Copies are parted by zone as zones come, metadata too; what happened can be read afterwards.
 #[test]
 fn copies_stand_in_three_zones_and_the_timeline_tells_how() {
