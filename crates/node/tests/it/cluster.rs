@@ -217,6 +217,56 @@ fn a_survivor_is_recovered_and_what_was_before_stays_out() {
     }
 }
 
+/// A node had come back and been given the state of a shard; the others were destroyed before it flushed that state
+/// again. It had everything, and `recover` said that it had no whole state. Found by the simulator.
+#[test]
+fn a_survivor_whose_snapshot_was_not_flushed_again_is_recovered() {
+    let mut cluster = Cluster::found(5);
+    cluster.join();
+    cluster.join();
+    cluster.wait_for_voters(&[1, 2, 3]);
+    let client = cluster.client(NodeId(1));
+    cluster.on(NodeId(1), async move {
+        let bucket = client.create_bucket("photos", "root").await.expect("the name is free");
+        put(&client, &bucket, "small", bytes_of(100, 1)).await.expect("stored inline");
+    });
+    for id in [1, 2, 3] {
+        cluster.sim.crash(NodeId(id));
+        cluster.nodes.remove(&NodeId(id));
+    }
+    let id = NodeId(2);
+    let (data, disk): (Arc<dyn Disk>, Arc<dyn Disk>) = (cluster.sim.disk(id, "data"), cluster.sim.disk(id, "disk"));
+    let env = cluster.sim_node(id).env();
+    let told = cluster.on(id, async move {
+        mark_as_just_installed(&env, disk.clone()).await;
+        node::offline::recover(&env, &*data, disk).await
+    });
+    assert_eq!(told.expect("node 2 has whole state").len(), 2);
+    cluster.start(id);
+    let client = cluster.client(id);
+    cluster.on(id, async move {
+        let bucket = client.bucket("photos").await.expect("the bucket is there");
+        assert!(get(&client, &bucket, "small").await.expect("the object is there") == bytes_of(100, 1));
+    });
+}
+
+/// Leaves the rows of both groups as they are right after a snapshot.
+async fn mark_as_just_installed(env: &base::Env, disk: Arc<dyn Disk>) {
+    let identity = store::Engine::read_identity(&disk).await.expect("readable").expect("a node has been here");
+    let opened = store::kv::LsmKv::open(env, disk, identity.disk.0, store::kv::KvOptions::default()).await;
+    let (kv, _) = opened.expect("it opens");
+    for group in [base::ids::GROUP_ZERO, base::ids::GroupId(1)] {
+        let state = meta::group::load(&node::offline::KvView::over(&*kv), group).expect("whole");
+        let mark = match meta::group::mark(group, &state, meta::group::Install::LogDue) {
+            meta::view::Change::Put { key, value } => store::kv::Change::Put { key, value },
+            meta::view::Change::Delete { .. } => unreachable!("a mark is a row"),
+        };
+        store::kv::Kv::commit(&*kv, vec![mark]).expect("committed");
+    }
+    store::kv::Kv::flush(&*kv).await.expect("flushed");
+    kv.close().await;
+}
+
 const OBJECTS: u32 = 60;
 
 fn object(i: u32) -> Bytes {
