@@ -63,7 +63,7 @@ plants! {
     TrimBeyondFlush = "trim-beyond-flush",
     /// The manifest of the key-value store names runs that are not flushed.
     SkipRunFlush = "skip-run-flush",
-    /// A snapshot replaces a state without saying so first.
+    /// A snapshot replaces a state without a mark that says so, before or after.
     InstallUnmarked = "install-unmarked",
     /// A leader takes for committed what it alone holds.
     AckBeforeQuorum = "ack-before-quorum",
@@ -107,9 +107,9 @@ plants! {
     SweepBeforeClose = "sweep-before-close",
     /// Of eight chunks that a disk lacks, one is reported pulled and is not.
     DropRepair = "drop-repair",
-    /// A placement group counts as healthy without having been compared.
+    /// A placement group counts as healthy whatever its comparison has shown.
     ClaimHealth = "claim-health",
-    /// A disk that left a placement group lets go of its chunks without asking who holds them.
+    /// A disk that is to leave a placement group lets go of its chunks at once, without asking who holds them.
     EvictBlindly = "evict-blindly",
     /// An inventory is answered before its disk's node has adopted the epoch that it is asked for.
     InventoryEarly = "inventory-early",

@@ -378,6 +378,7 @@ mod tests {
             disk: DiskId(number as u128),
             node: NodeId(number as u32),
             usable: letter == 'u',
+            slow: false,
         };
         let members = members.chars().enumerate().map(member).collect();
         Placement { epoch: PgEpoch(epoch), closed, members, members_before: vec![] }

@@ -26,6 +26,7 @@ pub struct MapView {
 struct DiskPlace {
     node: NodeId,
     usable: bool,
+    slow: bool,
 }
 
 /// Where a chunk goes or is.
@@ -44,6 +45,8 @@ pub struct Member {
     pub node: NodeId,
     /// Neither its node nor itself is known to be out of service.
     pub usable: bool,
+    /// It answers far more slowly than its peers.
+    pub slow: bool,
 }
 
 impl MapView {
@@ -55,7 +58,7 @@ impl MapView {
             .iter()
             .filter_map(|row| {
                 let usable = row.state().serves() && serves(row.node);
-                Some((disk_id(&row.id)?, DiskPlace { node: NodeId(row.node), usable }))
+                Some((disk_id(&row.id)?, DiskPlace { node: NodeId(row.node), usable, slow: row.slow }))
             })
             .collect();
         let pgs = map.pgs.iter().enumerate().map(|(i, row)| ((pool_id(row.pool), row.prefix), i)).collect();
@@ -118,7 +121,7 @@ impl MapView {
 
     fn member(&self, disk: DiskId) -> Option<Member> {
         let place = self.disks.get(&disk)?;
-        Some(Member { disk, node: place.node, usable: place.usable })
+        Some(Member { disk, node: place.node, usable: place.usable, slow: place.slow })
     }
 
     /// Whether neither the disk nor its node is known to be out of service.
@@ -126,8 +129,8 @@ impl MapView {
         self.member(disk).is_some_and(|member| member.usable)
     }
 
-    /// Draws a slot whose group is open and has all its members in service; with `draw` uniform in 24 bits. When there
-    /// is none, one whose group is open and has as many members in service as `rule` waits for at least.
+    /// Draws a slot whose group is open and has all its members in service; with `draw` uniform in 24 bits. Those
+    /// without slow disks come first. When there is none, one whose group is open and has as many members in service as `rule` waits for at least.
     pub fn draw(
         &self,
         pool: PoolId,
@@ -137,19 +140,18 @@ impl MapView {
         let copies = self.map.pools.iter().find(|row| pool_id(row.id) == pool).map_or(1, |row| row.copies as usize);
         let fitness = |placement: &Placement| Fitness::of(placement, rule, copies);
         const DRAWS_MAX: usize = 16;
-        let mut fallback = None;
+        let mut best = Best::default();
         for _ in 0..DRAWS_MAX {
             let slot = Slot::new(draw());
             let probe = ChunkId { pool, slot, session: Session::default(), counter: 0 };
             let Some(placement) = self.placement(probe) else { continue };
-            match fitness(&placement) {
-                Fitness::Whole => return Some((slot, placement)),
-                Fitness::Enough => fallback = Some((slot, placement)),
-                Fitness::Unfit => {}
+            best.offer(fitness(&placement), slot, placement);
+            if best.is_whole() {
+                break;
             }
         }
         // Hardly any group is fit: all are looked at, from a random one on.
-        fallback.or_else(|| self.draw_from_all(pool, fitness, draw()))
+        best.found.or_else(|| self.draw_from_all(pool, fitness, draw()))
     }
 
     fn draw_from_all(
@@ -160,20 +162,19 @@ impl MapView {
     ) -> Option<(Slot, Placement)> {
         let bits = *self.pg_bits.get(&pool)?;
         let slots = |prefix| PgId { pool, bits, prefix }.slots();
-        let mut best = None;
+        let mut best = Best::default();
         let first = PgId::of_slot(pool, bits, Slot::new(random)).prefix;
         let from_first = self.pgs.range((pool, first)..=(pool, u32::MAX));
         for ((_, prefix), row) in from_first.chain(self.pgs.range((pool, 0)..(pool, first))) {
             let placement = self.placement_of(&self.map.pgs[*row]);
             // Within the group any slot will do: the low bits are as random as the high ones.
-            let slot = || Slot::new((slots(*prefix).start() & !low_bits(bits)) | (random & low_bits(bits)));
-            match fitness(&placement) {
-                Fitness::Whole => return Some((slot(), placement)),
-                Fitness::Enough if best.is_none() => best = Some((slot(), placement)),
-                _ => {}
+            let slot = Slot::new((slots(*prefix).start() & !low_bits(bits)) | (random & low_bits(bits)));
+            best.offer(fitness(&placement), slot, placement);
+            if best.is_whole() {
+                break;
             }
         }
-        best
+        best.found
     }
 
     /// The shard whose range holds `(bucket, key)`.
@@ -191,12 +192,34 @@ impl MapView {
     }
 }
 
+/// The fittest group so far.
+#[derive(Default)]
+struct Best {
+    fitness: Fitness,
+    found: Option<(Slot, Placement)>,
+}
+
+impl Best {
+    fn offer(&mut self, fitness: Fitness, slot: Slot, placement: Placement) {
+        if fitness > self.fitness {
+            *self = Best { fitness, found: Some((slot, placement)) };
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.fitness == Fitness::Whole
+    }
+}
+
 /// How well a placement group can take new chunks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Fitness {
     /// Closed, or too few members in service for the acknowledgement.
+    #[default]
     Unfit,
     Enough,
+    /// All members are in service, and the disk of one is slow.
+    Slow,
     Whole,
 }
 
@@ -212,8 +235,9 @@ impl Fitness {
         match placement.members.len() {
             _ if placement.closed || usable < needed => Fitness::Unfit,
             0 => Fitness::Unfit,
-            all if usable == all => Fitness::Whole,
-            _ => Fitness::Enough,
+            all if usable < all => Fitness::Enough,
+            _ if placement.members.iter().any(|member| member.slow) => Fitness::Slow,
+            _ => Fitness::Whole,
         }
     }
 }
@@ -314,6 +338,17 @@ mod tests {
         assert_eq!(drawn(&map(&[Up, Up, Down], &["123", "123", "123", "!123"])), [0, 1, 2]);
         assert_eq!(drawn(&map(&[Up, Down, Joining], &["123", "12", "1", "123"])), [2]);
         assert_eq!(drawn(&map(&[Up, Down, Down], &["123", "12", "!1", "23"])), []);
+    }
+
+    #[test]
+    fn slow_disks_are_given_nothing_new_while_others_can_take_it() {
+        let slow = |groups: &[&str]| {
+            let mut map = map(&[Up; 4], groups).map;
+            map.disks[3].slow = true;
+            MapView::new(map)
+        };
+        assert_eq!(drawn(&slow(&["123", "234", "134", "124"])), [0]);
+        assert_eq!(drawn(&slow(&["!123", "234", "134", "124"])), [1, 2, 3], "better slow than less");
     }
 
     #[test]

@@ -277,7 +277,7 @@ impl Client {
         }
     }
 
-    /// Members that should hold a chunk: those in service first, the new before the old, the own node before others.
+    /// Members that should hold a chunk: those in service first, slow ones last of these, the new before the old, the own node before others.
     fn holders(&self, placement: Option<&Placement>) -> Vec<Member> {
         let Some(placement) = placement else { return Vec::new() };
         let mut members: Vec<Member> = Vec::new();
@@ -286,7 +286,7 @@ impl Client {
                 members.push(*member);
             }
         }
-        members.sort_by_key(|member| (!member.usable, member.node != self.session().node));
+        members.sort_by_key(|member| (!member.usable, member.slow, member.node != self.session().node));
         members
     }
 

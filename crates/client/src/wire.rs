@@ -174,6 +174,19 @@ pub struct NodeReport {
     /// The sender lives and is not to be counted on: it cannot follow the map, or a disk of its does not answer.
     #[prost(bool, tag = "5")]
     pub unfit: bool,
+    /// How slow the sender's disks are.
+    #[prost(message, repeated, tag = "6")]
+    pub tails: Vec<DiskTail>,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct DiskTail {
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub disk: Bytes,
+    /// The latency that is met in every second of work (`protocol::slowness::Tail`).
+    #[prost(uint64, tag = "2")]
+    pub tail_us: u64,
 }
 
 /// Asks whether the receiver reaches a node, which may be itself, now.

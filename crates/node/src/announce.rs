@@ -335,6 +335,8 @@ async fn announce_disks(node: NodeId, disks: &Disks, client: &Client) -> Result<
             node: node.0,
             capacity_bytes: disk.usage().capacity_bytes / BLOCK as u64 * BLOCK as u64,
             state: state as i32,
+            metadata: disk.id == disks.all[0].id,
+            ..DiskRow::default()
         };
         client.change_map_checked(MapCommand::SetDisk(row)).await?;
     }

@@ -11,16 +11,22 @@
 //! new generation.
 
 use base::env::MonoTime;
-use base::ids::{GROUP_ZERO, Generation, GroupId, NodeId, PgEpoch, PgId, PoolId, Session};
+use base::ids::{DiskId, GROUP_ZERO, Generation, GroupId, NodeId, PgEpoch, PgId, PoolId, Session};
+use bytes::Bytes;
 use client::disk_id;
-use client::wire::{GroupReport, NodeReport, PgDone};
-use meta::map::command::{ClusterMap, DiskState, MapCommand, NodeRow, NodeState, PgRow, PgRows, PoolRow, SetNodeState};
+use client::wire::{DiskTail, GroupReport, NodeReport, PgDone};
+use meta::map::command::{
+    ClusterMap, DiskRow, DiskState, MapCommand, NodeRow, NodeState, PgRow, PgRows, PoolRow, SetDiskSlow, SetNodeState,
+};
 use protocol::detector::{self, Detector, Life, Links, Opinion, Turn};
 use protocol::placement::Locality;
 use protocol::rebalance::{self, Change, Cluster, DiskView, GroupView, PoolView, Step};
+use protocol::slowness;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+/// Disks of a node whose latencies are kept.
+const TAILS_MAX: usize = 256;
 /// Groups whose reports are kept.
 const GROUPS_MAX: usize = 4096;
 /// Wall clocks further apart than this are told to the operator; nothing else depends on them.
@@ -62,6 +68,7 @@ pub struct Observations {
     down_since: BTreeMap<NodeId, MonoTime>,
     unfit_since: BTreeMap<NodeId, MonoTime>,
     cut_since: BTreeMap<(NodeId, NodeId), MonoTime>,
+    slowness: slowness::Judge,
 }
 
 impl Default for Observations {
@@ -75,6 +82,7 @@ impl Default for Observations {
             down_since: BTreeMap::new(),
             unfit_since: BTreeMap::new(),
             cut_since: BTreeMap::new(),
+            slowness: slowness::Judge::default(),
         }
     }
 }
@@ -86,6 +94,8 @@ struct Heard {
     /// Whom it does not hear although others do.
     cut: BTreeSet<NodeId>,
     unfit: bool,
+    /// How slow its disks are.
+    tails: BTreeMap<DiskId, Duration>,
 }
 
 /// What a report changed.
@@ -111,7 +121,9 @@ impl Observations {
         }
         let done = report.done.iter().filter_map(done).collect();
         let cut = report.cut.iter().copied().map(NodeId).collect();
-        let heard = Heard { clock_offset_ms, done, cut, unfit: report.unfit };
+        let tail = |tail: &DiskTail| Some((disk_id(&tail.disk)?, Duration::from_micros(tail.tail_us)));
+        let tails = report.tails.iter().take(TAILS_MAX).filter_map(tail).collect();
+        let heard = Heard { clock_offset_ms, done, cut, unfit: report.unfit, tails };
         let before = self.nodes.insert(from, heard);
         let was_suspect = before.is_some_and(|before| is_suspect(before.clock_offset_ms));
         let turn = self.detector.hear(from, now);
@@ -193,6 +205,7 @@ impl Observations {
         self.led_since = now;
         self.down_since.clear();
         self.unfit_since.clear();
+        self.slowness.reset();
     }
 
     /// By how much the wall clocks of other nodes are ahead of the own, in milliseconds.
@@ -333,6 +346,33 @@ fn decide_node(
     Some((MapCommand::SetNodeState(change), format!("node {id} {why}: {then}")))
 }
 
+/// Disks that are to be called slow, or slow no more; each with a sentence for the timeline.
+pub fn decide_slow(map: &ClusterMap, seen: &mut Observations, now: MonoTime) -> Vec<(MapCommand, String)> {
+    let serving: BTreeSet<NodeId> =
+        map.nodes.iter().filter(|row| row.state().serves()).map(|row| NodeId(row.id)).collect();
+    let disk = |row: &DiskRow| {
+        let (id, node) = (disk_id(&row.id)?, NodeId(row.node));
+        let tail = seen.nodes.get(&node).and_then(|heard| heard.tails.get(&id)).copied();
+        row.state().serves().then_some((id, slowness::Disk { node, tail, slow: row.slow }))
+    };
+    let disks: BTreeMap<DiskId, slowness::Disk> = map.disks.iter().filter_map(disk).collect();
+    let members = map.nodes.iter().filter(|row| is_observed(row)).count();
+    let verdicts = seen.slowness.look(&disks, &serving, members, now);
+    let command = |verdict: slowness::Verdict| {
+        let id = Bytes::copy_from_slice(&verdict.disk.0.to_be_bytes());
+        let ms = |tail: Option<Duration>| tail.map_or("?".to_owned(), |tail| tail.as_millis().to_string());
+        let (node, own, peers) = (disks[&verdict.disk].node, ms(verdict.tail), ms(verdict.peers));
+        let then = match verdict.slow {
+            true => "it leads nothing and is given nothing new that others can take",
+            false => "it is used as before",
+        };
+        let is = if verdict.slow { "is slow" } else { "is slow no more" };
+        let what = format!("disk {} of node {node} {is} ({own} ms, its peers {peers} ms): {then}", verdict.disk);
+        (MapCommand::SetDiskSlow(SetDiskSlow { id, slow: verdict.slow }), what)
+    };
+    verdicts.into_iter().map(command).collect()
+}
+
 /// No placement group names a disk of this node, and no group has it as a voter.
 fn is_unused(map: &ClusterMap, seen: &Observations, node: NodeId) -> bool {
     let disks: BTreeSet<&[u8]> = map.disks.iter().filter(|row| row.node == node.0).map(|row| row.id.as_ref()).collect();
@@ -445,9 +485,7 @@ pub fn sessions_due(map: &ClusterMap, closed: &BTreeMap<(GroupId, NodeId), u32>)
 #[cfg(test)]
 mod tests {
     use super::*;
-    use base::ids::DiskId;
-    use bytes::Bytes;
-    use meta::map::command::{DiskRow, ShardRow};
+    use meta::map::command::ShardRow;
 
     const OWN: NodeId = NodeId(1);
     const RULES: Rules = Rules { own: OWN, lost_after: Duration::from_secs(600) };
@@ -462,7 +500,7 @@ mod tests {
 
     fn map(nodes: u32) -> ClusterMap {
         let node = |id| NodeRow { id, generation: 3, generation_floor: 3, ..NodeRow::default() };
-        let disk = |id: u32| DiskRow { id: raw(id.into()), node: id, capacity_bytes: 1 << 40, state: 0 };
+        let disk = |id: u32| DiskRow { id: raw(id.into()), node: id, capacity_bytes: 1 << 40, ..DiskRow::default() };
         let pg = |prefix| PgRow { pool: 1, prefix, epoch: 1, members: vec![raw(1)], ..PgRow::default() };
         ClusterMap {
             nodes: (1..=nodes).map(node).collect(),
@@ -596,6 +634,33 @@ mod tests {
         map.nodes[1].state = NodeState::Down as i32;
         map.version += 1;
         assert_eq!(first_decision(&map, &mut seen, (3000, 6000), &[unfit(2), unfit(3)], false), None);
+    }
+
+    #[test]
+    fn a_disk_far_slower_than_its_peers_is_called_slow_and_recovers() {
+        let (mut map, mut seen) = (map(3), heard(3, at(0)));
+        let tails = |ms: u64, disk: u128| NodeReport {
+            tails: vec![DiskTail { disk: raw(disk), tail_us: ms * 1000 }],
+            ..report(&[])
+        };
+        let mut look = |map: &ClusterMap, (from, to): (u64, u64), of_two: u64| {
+            (from..to).step_by(100).find_map(|millis| {
+                for (node, ms) in [(1, 8), (2, of_two), (3, 12)] {
+                    seen.hear(NodeId(node), tails(ms, node.into()), at(millis), 0);
+                }
+                let (command, what) = decide_slow(map, &mut seen, at(millis)).pop()?;
+                let MapCommand::SetDiskSlow(set) = command else { panic!("{command:?}") };
+                assert_eq!(set.id, raw(2));
+                Some((millis - from, set.slow, what))
+            })
+        };
+        let (after, slow, what) = look(&map, (0, 5000), 400).unwrap();
+        assert!(slow && after <= 2000, "{after}");
+        assert!(what.contains("400 ms") && what.contains("node 2"), "{what}");
+        map.disks[1].slow = true;
+        assert_eq!(look(&map, (5000, 60_000), 300), None);
+        let (after, slow, _) = look(&map, (60_000, 200_000), 9).unwrap();
+        assert!(!slow && after >= 29_000, "{after}");
     }
 
     #[test]

@@ -4,8 +4,9 @@
 use base::Env;
 use base::env::{Channel, MonoTime};
 use base::ids::{GROUP_ZERO, GroupId, NodeId, Session};
+use bytes::Bytes;
 use client::Client;
-use client::wire::{self, Answer, Ask, GroupReport, NodeReport, Reach, Told};
+use client::wire::{self, Answer, Ask, DiskTail, GroupReport, NodeReport, Reach, Told};
 use futures_util::future::join_all;
 use meta::map::command::{ClusterMap, MapCommand, MapEntry, MapOutcome, NodeState};
 use protocol::detector::{Opinion, Turn};
@@ -16,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::control::{self, DETECTION, Observations, Rules};
+use crate::disks::NodeDisk;
 use crate::events::{EventKind, EventLog};
 use crate::group::{Acknowledge, GroupHandle};
 use crate::machine::{Command, Reply};
@@ -99,7 +101,8 @@ pub async fn report(env: Env, service: Arc<Service>, client: Client, mut stop: w
         let cut = service.control.observations().cut().iter().map(|node| node.0).collect();
         let brief =
             NodeReport { wall_ms: env.clock.wall().0, cut, unfit: is_unfit(&env, &service), ..NodeReport::default() };
-        let report = NodeReport { done: service.repair.done(), groups: led_groups(&service), ..brief.clone() };
+        let tails = tails(&service, env.now());
+        let report = NodeReport { done: service.repair.done(), groups: led_groups(&service), tails, ..brief.clone() };
         let frame = |report| wire::frame(&client.request(Ask::NodeReport(report)), Vec::new());
         let (brief, whole) = (frame(brief), frame(report.clone()));
         let watchers = watchers(&service, &client);
@@ -112,6 +115,16 @@ pub async fn report(env: Env, service: Arc<Service>, client: Client, mut stop: w
         }
         service.control.hear(&env, &service.events, service.node, report);
     }
+}
+
+/// How slow this node's disks are. The logs of its groups are on the first.
+fn tails(service: &Service, now: MonoTime) -> Vec<DiskTail> {
+    let logs = service.replicas.all().iter().filter_map(|group| group.log_tail(now)).max();
+    let own = |(number, disk): (usize, &NodeDisk)| {
+        let tail = disk.meter.tail(now).max(logs.filter(|_| number == 0))?;
+        Some(DiskTail { disk: Bytes::copy_from_slice(&disk.id.0.to_be_bytes()), tail_us: tail.as_micros() as u64 })
+    };
+    service.disks.all.iter().enumerate().filter_map(own).collect()
 }
 
 /// Who hears no leader, or whose disk hangs, is not to be counted on, however well it is heard: writes would wait for it
@@ -207,7 +220,8 @@ pub async fn control(
         closer.close_due(&env, &service, &client);
         if !lead.proposing.load(Ordering::Acquire) {
             let commands = lead.decide(&service, now, &rules);
-            propose(&env, group, commands, &lead.proposing, &service.events);
+            let map = service.map.borrow().clone();
+            propose(&env, group, map, commands, &lead.proposing, &service.events);
         }
     }
 }
@@ -239,7 +253,10 @@ impl Lead {
     fn decide(&mut self, service: &Service, now: MonoTime, rules: &Rules) -> Vec<(MapCommand, String)> {
         let map = service.map.borrow().clone();
         let mut seen = service.control.observations();
-        let commands = control::decide_nodes(&map, &mut seen, now, rules);
+        let mut commands = control::decide_nodes(&map, &mut seen, now, rules);
+        if commands.is_empty() {
+            commands = control::decide_slow(&map, &mut seen, now);
+        }
         let is_due =
             self.placed.is_none_or(|(version, at)| version != map.version || now.since(at) > PLACEMENT_INTERVAL);
         if !commands.is_empty() || !is_due {
@@ -268,6 +285,7 @@ impl Lead {
 fn propose(
     env: &Env,
     group: GroupHandle,
+    map: Arc<ClusterMap>,
     commands: Vec<(MapCommand, String)>,
     proposing: &Arc<AtomicBool>,
     events: &Arc<EventLog>,
@@ -279,7 +297,7 @@ fn propose(
     let (proposing, events) = (proposing.clone(), events.clone());
     env.spawn("control", async move {
         for (command, what) in commands {
-            let kinds = kinds_of(&command);
+            let kinds = kinds_of(&command, &map);
             let entry = MapEntry { slot: None, command: Some(command) };
             match group.propose(Command::Map(entry), Acknowledge::Majority).await {
                 Ok(Reply::Map(reply)) if reply.outcome() == MapOutcome::Done => {
@@ -313,7 +331,7 @@ fn describe(command: &MapCommand, map: &ClusterMap) -> String {
 }
 
 /// What the timeline calls a change that was made.
-fn kinds_of(command: &MapCommand) -> Option<(EventKind, NodeId)> {
+fn kinds_of(command: &MapCommand, map: &ClusterMap) -> Option<(EventKind, NodeId)> {
     Some(match command {
         MapCommand::SetNodeState(change) => {
             let kind = match change.state() {
@@ -324,6 +342,10 @@ fn kinds_of(command: &MapCommand) -> Option<(EventKind, NodeId)> {
                 NodeState::Up | NodeState::Joining => EventKind::Up,
             };
             (kind, NodeId(change.id))
+        }
+        MapCommand::SetDiskSlow(set) => {
+            let row = map.disks.iter().find(|row| row.id == set.id);
+            (EventKind::Slow, NodeId(row.map_or(0, |row| row.node)))
         }
         MapCommand::SetPool(_) => (EventKind::CopiesRaised, NodeId(0)),
         MapCommand::SetPgs(rows) if rows.rows.iter().any(|row| row.closed) => (EventKind::Moving, NodeId(0)),

@@ -5,6 +5,7 @@ use base::env::MonoTime;
 use base::ids::DiskId;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use protocol::slowness::{self, Tail};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -32,6 +33,8 @@ pub struct DiskMeter {
     pub read_seconds: Histogram,
     /// Stores and reads that the disk failed.
     pub errors: Counter,
+    /// Latencies of stores, as they are compared with other nodes' disks.
+    tail: Mutex<Tail>,
     /// Operations for users, so that background work can see them.
     served: AtomicU64,
     /// Scrub passes when last looked, and when the last of them had ended.
@@ -127,6 +130,7 @@ impl Default for DiskMeter {
             store_seconds: seconds(),
             read_seconds: seconds(),
             errors: Counter::default(),
+            tail: Mutex::default(),
             served: AtomicU64::new(0),
             scrubbed: Mutex::default(),
         }
@@ -161,6 +165,16 @@ impl DiskMeter {
         *scrubbed.1.get_or_insert(now_ms)
     }
 
+    /// The latency that is met in every second of work; what is under way counts as far as it has come.
+    pub fn tail(&self, now: MonoTime) -> Option<Duration> {
+        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let stalled = self.stalled_for(now);
+        if stalled > slowness::SLOW_MIN {
+            tail.note(stalled, now);
+        }
+        tail.get(now)
+    }
+
     /// For how long operations have been under way and none has ended.
     pub fn stalled_for(&self, now: MonoTime) -> Duration {
         if self.in_flight.load(Ordering::Acquire) == 0 {
@@ -174,9 +188,13 @@ impl DiskMeter {
 impl UnderWay<'_> {
     /// The disk has answered.
     pub fn answered(self, operation: Operation, is_failure: bool) {
-        let seconds = self.env.now().since(self.since).as_secs_f64();
+        let now = self.env.now();
+        let seconds = now.since(self.since).as_secs_f64();
         match operation {
-            Operation::Store => self.meter.store_seconds.observe(seconds),
+            Operation::Store => {
+                self.meter.store_seconds.observe(seconds);
+                self.meter.tail.lock().unwrap_or_else(PoisonError::into_inner).note(now.since(self.since), now);
+            }
             Operation::Read => self.meter.read_seconds.observe(seconds),
         }
         if is_failure {

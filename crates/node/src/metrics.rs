@@ -228,6 +228,17 @@ fn register_disk(registry: &mut Registry, service: &Service, disk: &NodeDisk) {
     gauge(sub, "disk_used_bytes", "What is taken on the disk", usage.used_bytes);
     let is_out = u64::from(!matches!(disk.state().0, "up" | "full"));
     gauge(sub, "disk_out_of_service", "1 when the disk has failed", is_out);
+    let map = service.map.borrow().clone();
+    let row = map.disks.iter().find(|row| client::disk_id(&row.id) == Some(disk.id));
+    gauge(
+        sub,
+        "disk_slow",
+        "1 while the disk is far slower than its peers",
+        u64::from(row.is_some_and(|row| row.slow)),
+    );
+    let tail: Gauge<f64, AtomicU64> = Gauge::default();
+    tail.set(disk.meter.tail(service.env.now()).unwrap_or_default().as_secs_f64());
+    sub.register("disk_tail_seconds", "The latency of stores that is met in every second of work", tail);
     let meter = &disk.meter;
     sub.register("disk_store_seconds", "From a store of a chunk to its flush", meter.store_seconds.clone());
     sub.register("disk_read_seconds", "From a read of a chunk to its verified bytes", meter.read_seconds.clone());

@@ -13,6 +13,7 @@ use store::{Engine, EngineOptions, RaftWrite};
 
 pub use crate::home::{HomeError, NodeIdentity};
 pub use crate::machine::KvView;
+use crate::replicas::reset_log;
 
 /// Whose directory `data` is; `None` when no node has been here. Checks all of the node's own files.
 pub async fn identity(data: &dyn Disk) -> Result<Option<NodeIdentity>, HomeError> {
@@ -55,9 +56,13 @@ async fn recover_group(
     id: GroupId,
 ) -> Result<String, String> {
     let state = group::load(&KvView::over(&**kv), id).map_err(|error| error.to_string())?;
-    let log = engine.raft_load(id).await.map_err(|error| error.to_string())?.ok_or("its log is gone")?;
-    if state.install() != Install::Whole || state.conf_state.is_empty() {
+    let mut log = engine.raft_load(id).await.map_err(|error| error.to_string())?.ok_or("its log is gone")?;
+    if state.install() == Install::Incomplete || state.conf_state.is_empty() {
         return Err("this node has no whole state of it: recover another node".into());
+    }
+    if state.install() == Install::LogDue {
+        // A snapshot was installed, and the state was not flushed again since.
+        log = reset_log(engine, id, log, &state).await?;
     }
     let before = Configuration::decode(&state.conf_state)?;
     // Changes of the members that were never applied would bring the others back: they become empty entries. The log

@@ -388,7 +388,7 @@ impl Replicas {
             Install::Whole => {}
             // Its log still vouches for what this peer acknowledged.
             Install::Incomplete => state.applied_index = 0,
-            Install::LogDue => log = self.reset_log(id, log, &state).await.map_err(refuse)?,
+            Install::LogDue => log = reset_log(&self.engine, id, log, &state).await.map_err(refuse)?,
         }
         let configuration = match state.conf_state.is_empty() {
             true => Configuration::default(),
@@ -442,29 +442,34 @@ impl Replicas {
         self.groups.write().unwrap_or_else(PoisonError::into_inner).insert(id, handle);
         Ok(())
     }
+}
 
-    /// After the installation of a snapshot that was cut off at its end.
-    async fn reset_log(&self, id: GroupId, log: RaftLog, state: &group::GroupState) -> Result<RaftLog, String> {
-        let (index, term) = (LogIndex(state.applied_index), Term(state.applied_term));
-        let holds = (index, term) == log.base || log.entries.iter().any(|e| e.index == index && e.term == term);
-        if holds {
-            return Ok(log);
-        }
-        // The term of the log's hard state is never below the snapshot's: it came under a leader of such a term.
-        let mut hard_state = log.hard_state.as_deref().and_then(decode_hard_state).unwrap_or_default();
-        if hard_state.term < term {
-            hard_state = HardState { term, vote: PeerId(0) };
-        }
-        let reset = RaftWrite {
-            group: id,
-            peer: log.peer,
-            hard_state: Some(driver::encode_hard_state(hard_state)),
-            entries: Vec::new(),
-            trim_to: None,
-            reset: Some((index, term)),
-        };
-        self.engine.raft_write(reset).await.map_err(|error| error.to_string())?;
-        let log = self.engine.raft_load(id).await.map_err(|error| error.to_string())?;
-        log.ok_or_else(|| "its log cannot be read back".into())
+/// After the installation of a snapshot that was cut off at its end.
+pub async fn reset_log(
+    engine: &Engine,
+    id: GroupId,
+    log: RaftLog,
+    state: &group::GroupState,
+) -> Result<RaftLog, String> {
+    let (index, term) = (LogIndex(state.applied_index), Term(state.applied_term));
+    let holds = (index, term) == log.base || log.entries.iter().any(|e| e.index == index && e.term == term);
+    if holds {
+        return Ok(log);
     }
+    // The term of the log's hard state is never below the snapshot's: it came under a leader of such a term.
+    let mut hard_state = log.hard_state.as_deref().and_then(decode_hard_state).unwrap_or_default();
+    if hard_state.term < term {
+        hard_state = HardState { term, vote: PeerId(0) };
+    }
+    let reset = RaftWrite {
+        group: id,
+        peer: log.peer,
+        hard_state: Some(driver::encode_hard_state(hard_state)),
+        entries: Vec::new(),
+        trim_to: None,
+        reset: Some((index, term)),
+    };
+    engine.raft_write(reset).await.map_err(|error| error.to_string())?;
+    let log = engine.raft_load(id).await.map_err(|error| error.to_string())?;
+    log.ok_or_else(|| "its log cannot be read back".into())
 }

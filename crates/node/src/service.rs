@@ -325,7 +325,7 @@ impl Service {
         client::Error::Damaged(error.to_string())
     }
 
-    /// Notes that rows of this node's replica are damaged. Answers whether it has stopped serving because of it.
+    /// Notes that rows of this node's replica are damaged. Answers whether another replica is to be asked.
     async fn give_up(&self, group: &GroupHandle, error: &ViewError) -> bool {
         self.counters.damaged_rows.inc();
         tracing::error!(group = group.id.0, "{error}");

@@ -72,6 +72,8 @@ pub struct Tuning {
     pub garbage_grace: Duration,
     /// Entries that a log keeps for followers that lag a little; those that lag more are sent a snapshot.
     pub tail_entries: u64,
+    /// Rows of one page of a snapshot.
+    pub snapshot_page_rows: usize,
     pub healing: Healing,
     pub lifecycle: LifecyclePace,
 }
@@ -111,6 +113,7 @@ impl Default for Tuning {
             flush_bytes: workers::FLUSH_BYTES,
             garbage_grace: workers::GARBAGE_GRACE,
             tail_entries: crate::group::TAIL_ENTRIES,
+            snapshot_page_rows: crate::group::install::PAGE_ROWS,
             healing: Healing::default(),
             lifecycle: LifecyclePace::default(),
         }
@@ -184,7 +187,7 @@ impl Node {
             map: replicas.watch_map(),
             replicas: Arc::new(replicas),
             kv: kv.clone(),
-            offered: Offered::default(),
+            offered: Offered::new(tuning.snapshot_page_rows),
             standing: watch::Sender::new(Standing::Starting),
             counters: Arc::new(Counters::default()),
             control: Arc::default(),

@@ -24,7 +24,7 @@ pub const FOUNDER: NodeId = NodeId(1);
 pub const OWNER: &str = "root";
 
 /// The group of the one object shard.
-const SHARD: GroupId = GroupId(1);
+pub const SHARD: GroupId = GroupId(1);
 
 /// Virtual time within which a start must end, one way or the other.
 const START_MAX: Duration = Duration::from_secs(120);
@@ -64,6 +64,11 @@ pub struct Serving {
 }
 
 impl Serving {
+    /// The same for a client that waits for as long as it takes.
+    pub fn patient(&self) -> Serving {
+        Serving { patience: None, ..self.clone() }
+    }
+
     /// Runs `task` within the node: it dies with it.
     pub async fn run<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> Result<T, NoAnswer> {
         let (sender, receiver) = oneshot::channel();
@@ -110,6 +115,7 @@ struct Shared {
     members: BTreeMap<NodeId, Member>,
     /// Those that are to be emptied and to go.
     leaving: BTreeSet<NodeId>,
+    recoveries: u64,
 }
 
 /// A node that belongs to the cluster, running or not.
@@ -122,7 +128,7 @@ struct Member {
 impl Cluster {
     pub fn new(sim: SimHandle, plan: Arc<Plan>, recorder: Recorder) -> Cluster {
         let founder = BTreeMap::from([(FOUNDER, Member::default())]);
-        let shared = Arc::new(Mutex::new(Shared { members: founder, leaving: BTreeSet::new() }));
+        let shared = Arc::new(Mutex::new(Shared { members: founder, ..Shared::default() }));
         Cluster { sim, plan, recorder, shared, changes: Arc::new(watch::Sender::new(0)) }
     }
 
@@ -284,6 +290,7 @@ impl Cluster {
 
     /// Makes a stopped node the only voter of every group. Answers what was done.
     pub async fn recover(&self, node: NodeId) -> Result<Vec<String>, String> {
+        self.shared().recoveries += 1;
         let env = self.sim.env(node);
         let data: Arc<dyn Disk> = self.sim.disk(node, "data");
         let metadata: Arc<dyn Disk> = self.chunk_disks(node)[0].clone();
@@ -291,6 +298,11 @@ impl Cluster {
         let recovered = recovered.await.unwrap_or_else(|Crashed| Err("the node crashed".into()));
         self.sim.kill(node);
         recovered
+    }
+
+    /// How often all nodes but one were given up.
+    pub fn recoveries(&self) -> u64 {
+        self.shared().recoveries
     }
 
     /// A node that gives up by itself is a violation: none that is removed runs here, but those that are emptied.

@@ -15,7 +15,10 @@ use crate::nemesis::{Nemesis, Refused};
 const VOTED_DOWN: Duration = Duration::from_secs(3);
 /// How messages to those that lag behind become slower.
 const LAG_STEP: Duration = Duration::from_millis(100);
+/// So far that some of what is asked is given up.
 const LAG_STEPS: u32 = 20;
+/// So far that everything works, slowly.
+pub const LAG_STEPS_FEW: u32 = 6;
 
 impl Nemesis {
     /// The one event that the ration does not hold for: everything that was acknowledged is on disks.
@@ -37,7 +40,7 @@ impl Nemesis {
         join_all(starts).await.into_iter().collect()
     }
 
-    fn set_slowness(&self, factor: u64) {
+    pub fn set_slowness(&self, factor: u64) {
         let disks = self.cluster.nodes().into_iter().flat_map(|node| self.cluster.disks(node));
         disks.for_each(|disk| disk.set_slowness(factor));
     }
@@ -191,15 +194,92 @@ impl Nemesis {
     /// Two of three nodes are destroyed at once, in the middle of everything. What was acknowledged by all that are up is
     /// on the third, which is made the only voter and goes on; two new nodes join.
     pub async fn lose_all_but_one(&self) -> Result<(), Refused> {
-        while !self.is_set_up.load(std::sync::atomic::Ordering::Relaxed) {
-            self.sim.sleep(VOTED_DOWN).await;
-        }
-        self.sim.sleep(Duration::from_millis(self.sim.below(4000))).await;
+        self.until_set_up().await;
+        self.sim.sleep(Duration::from_millis(self.sim.below(2000))).await;
         let nodes = self.cluster.nodes();
         let survivor = nodes[self.sim.below(nodes.len() as u64) as usize];
+        self.lose_all_but(survivor).await
+    }
+
+    /// The same, when the third is hard to keep up with: its links or a disk of its are slow; or it has just come back,
+    /// with or without what it had, and everybody says that everything is safe.
+    pub async fn trust_and_lose(&self) -> Result<(), Refused> {
+        self.until_set_up().await;
+        let nodes = self.cluster.nodes();
+        let survivor = nodes[self.sim.below(nodes.len() as u64) as usize];
+        match self.sim.below(4) {
+            how @ 0..2 => {
+                self.await_safe("before a node falls behind").await?;
+                let lives = self.lives_of(survivor);
+                if how == 0 {
+                    self.slow_down(survivor).await
+                } else {
+                    self.slow_down_disk(survivor).await
+                }
+                // Whoever is voted down is not waited for, and need not have everything.
+                if self.lives_of(survivor) != lives {
+                    self.heal_delays();
+                    self.set_slowness(1);
+                    return Ok(());
+                }
+            }
+            how => {
+                self.ration.strike(survivor, self.plan.nodes);
+                self.recorder.note(|| format!("NEMESIS node {survivor} is away for a while"));
+                self.cluster.crash(survivor).await;
+                if how == 2 {
+                    let disk = &self.cluster.chunk_disks(survivor)[1];
+                    self.recorder.fault("a disk is replaced by an empty one");
+                    disk.erase();
+                }
+                self.sim.sleep(VOTED_DOWN + Duration::from_millis(self.sim.below(3000))).await;
+                self.start(survivor).await?;
+                self.ration.mend(survivor);
+                self.await_safe("after a node came back").await?;
+            }
+        }
+        self.lose_all_but(survivor).await
+    }
+
+    /// The lives under which the node serves, by every node's map.
+    fn lives_of(&self, node: NodeId) -> Vec<Option<u32>> {
+        let life = |other: NodeId| {
+            let status = self.cluster.status(other)?;
+            let row = status.nodes.iter().find(|row| row.id == node.0 && row.state == "up")?;
+            Some(row.generation)
+        };
+        self.cluster.nodes().into_iter().map(life).collect()
+    }
+
+    /// Slower and slower, so that it is not taken to be silent.
+    async fn slow_down(&self, node: NodeId) {
+        let others: Vec<NodeId> = self.cluster.nodes().into_iter().filter(|other| *other != node).collect();
+        let links: Vec<(NodeId, NodeId)> = others.iter().map(|other| (*other, node)).collect();
+        self.recorder.fault("links to some nodes become slower and slower");
+        self.recorder.note(|| format!("NEMESIS node {node} hears later and later of what the others say"));
+        for step in 1..=LAG_STEPS_FEW {
+            self.set_delays(&links, LAG_STEP * step);
+            self.sim.sleep(LAG_STEP * 2).await;
+        }
+        self.sim.sleep(Duration::from_millis(self.sim.below(2000))).await;
+    }
+
+    /// The disk without metadata takes long for everything.
+    async fn slow_down_disk(&self, node: NodeId) {
+        self.recorder.fault("a disk without metadata is slow");
+        self.recorder.note(|| format!("NEMESIS a disk of node {node} is slow"));
+        self.cluster.chunk_disks(node)[1].set_slowness(300);
+        self.sim.sleep(Duration::from_millis(500 + self.sim.below(2500))).await;
+    }
+
+    async fn lose_all_but(&self, survivor: NodeId) -> Result<(), Refused> {
+        let nodes = self.cluster.nodes();
         self.recorder.fault("all nodes but one are destroyed, and that one is recovered");
         self.recorder.note(|| format!("NEMESIS all nodes but node {survivor} are destroyed"));
         self.cluster.crash_all().await;
+        self.sim.heal();
+        self.heal_delays();
+        self.set_slowness(1);
         let gone: Vec<NodeId> = nodes.into_iter().filter(|node| *node != survivor).collect();
         for node in &gone {
             self.cluster.disks(*node).iter().for_each(|disk| disk.erase());
@@ -221,6 +301,12 @@ impl Nemesis {
         self.await_safe("after the recovery").await
     }
 
+    fn heal_delays(&self) {
+        let nodes = self.cluster.nodes();
+        let links: Vec<(NodeId, NodeId)> = nodes.iter().flat_map(|from| nodes.iter().map(|to| (*from, *to))).collect();
+        self.set_delays(&links, Duration::ZERO);
+    }
+
     /// As many nodes again join, all at the same moment.
     pub async fn grow(&self) -> Result<(), Refused> {
         self.sim.sleep(Duration::from_millis(self.sim.below(3000))).await;
@@ -235,7 +321,12 @@ impl Nemesis {
             self.sim.sleep(VOTED_DOWN).await;
             started
         };
-        let started = if self.sim.below(4) == 0 { started.await } else { self.lag_behind(started).await };
+        let leader = self.cluster.leaders().get(&0).copied();
+        let nodes = self.cluster.nodes();
+        // None of them the one that decides about the map.
+        let late: Vec<NodeId> = nodes.into_iter().filter(|node| Some(*node) != leader).take(2).collect();
+        let started =
+            if self.sim.below(4) == 0 { started.await } else { self.lag_behind(&late, None, LAG_STEPS, started).await };
         started.into_iter().collect::<Result<(), Refused>>()?;
         self.await_safe("after nodes were added").await
     }
@@ -252,18 +343,22 @@ impl Nemesis {
         self.await_safe("after nodes were emptied").await
     }
 
-    /// Two nodes, none of them the one that decides about the map, hear ever later of what the others say: as long as it
-    /// takes until `done`, they know an older map.
-    async fn lag_behind<T>(&self, done: impl Future<Output = T>) -> T {
-        let leader = self.cluster.leaders().get(&0).copied();
+    /// These nodes hear ever later of what the others say, or only of what `from` says: as long as it takes until `done`,
+    /// they know an older map.
+    pub async fn lag_behind<T>(
+        &self,
+        late: &[NodeId],
+        from: Option<NodeId>,
+        steps: u32,
+        done: impl Future<Output = T>,
+    ) -> T {
         let nodes = self.cluster.nodes();
-        let late: Vec<NodeId> = nodes.iter().copied().filter(|node| Some(*node) != leader).take(2).collect();
-        let prompt = nodes.iter().filter(|node| !late.contains(node));
+        let prompt = nodes.iter().filter(|node| !late.contains(node) && from.is_none_or(|from| from == **node));
         let links: Vec<(NodeId, NodeId)> = prompt.flat_map(|from| late.iter().map(|to| (*from, *to))).collect();
         self.recorder.fault("links to some nodes become slower and slower");
         self.recorder.note(|| format!("NEMESIS nodes {late:?} hear later and later of what the others say"));
         // Slowly, so that nobody is taken to be silent.
-        for step in 1..=LAG_STEPS {
+        for step in 1..=steps {
             self.set_delays(&links, LAG_STEP * step);
             self.sim.sleep(LAG_STEP * 2).await;
         }
@@ -303,7 +398,7 @@ impl Nemesis {
     }
 
     /// Starts a node that waits for others and may not crash on the way: they are not there yet.
-    async fn start_plainly(&self, node: NodeId) -> Result<(), Refused> {
+    pub async fn start_plainly(&self, node: NodeId) -> Result<(), Refused> {
         match self.cluster.start(node).await {
             Ok(()) => Ok(()),
             Err(failure) => {

@@ -49,6 +49,8 @@ mod ration;
 mod recorder;
 mod run;
 mod safety;
+mod stories;
+mod surge;
 mod timeline;
 mod trouble;
 mod upload;

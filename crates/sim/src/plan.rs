@@ -37,12 +37,26 @@ pub enum Profile {
     LostLog,
     /// Leaders of different groups do not reach each other.
     Apart,
+    /// Two of three nodes are destroyed at once, while the third is slow or has only just come back; it goes on alone.
+    Disaster,
+    /// A node is paused until others have taken its place, and wakes up with old requests.
+    Zombie,
+    /// One vote, and two elections that ask for it around a power cut.
+    Ballot,
+    /// A leader that nobody reaches gathers entries which others' replace, and loses its power.
+    Stranded,
+    /// A node that is brought up to date loses its power again and again in the middle of it.
+    Behind,
+    /// Many writes are under way when a node stops hearing, messages are lost, or a leader goes.
+    Surge,
+    /// Three nodes are replaced by three new ones, while some know only old maps.
+    Renewal,
     /// Three nodes, and clients that take locks; in no mixture, but on demand.
     Fences,
 }
 
 impl Profile {
-    pub const ALL: [Profile; 13] = [
+    pub const ALL: [Profile; 20] = [
         Profile::Crashes,
         Profile::FlushErrors,
         Profile::BitRot,
@@ -55,23 +69,37 @@ impl Profile {
         Profile::Growth,
         Profile::LostLog,
         Profile::Apart,
+        Profile::Disaster,
+        Profile::Zombie,
+        Profile::Ballot,
+        Profile::Stranded,
+        Profile::Behind,
+        Profile::Surge,
+        Profile::Renewal,
         Profile::Fences,
     ];
 
     fn draw(random: &dyn Random) -> Profile {
         match random.below(100) {
-            0..42 => Profile::Crashes,
-            42..46 => Profile::Wear,
-            46..53 => Profile::FlushErrors,
-            53..58 => Profile::BitRot,
-            58..62 => Profile::MetadataRot,
-            62..66 => Profile::DiskFull,
-            66..82 => Profile::Cluster3,
-            82..90 => Profile::Cluster5,
-            90..93 => Profile::Calm,
-            93..96 => Profile::Growth,
-            96..98 => Profile::LostLog,
-            _ => Profile::Apart,
+            0..34 => Profile::Crashes,
+            34..38 => Profile::Wear,
+            38..44 => Profile::FlushErrors,
+            44..49 => Profile::BitRot,
+            49..53 => Profile::MetadataRot,
+            53..56 => Profile::DiskFull,
+            56..70 => Profile::Cluster3,
+            70..76 => Profile::Cluster5,
+            76..78 => Profile::Calm,
+            78..81 => Profile::Growth,
+            81..83 => Profile::LostLog,
+            83..85 => Profile::Apart,
+            85..88 => Profile::Disaster,
+            88..90 => Profile::Zombie,
+            90..92 => Profile::Ballot,
+            92..94 => Profile::Stranded,
+            94..96 => Profile::Behind,
+            96..98 => Profile::Surge,
+            _ => Profile::Renewal,
         }
     }
 
@@ -82,7 +110,21 @@ impl Profile {
 
     /// Those whose story is told in a quiet network have none that loses and repeats.
     pub fn may_be_rough(self) -> bool {
-        !matches!(self, Profile::Calm | Profile::LostLog | Profile::Apart)
+        !matches!(self, Profile::Calm | Profile::LostLog | Profile::Disaster) && !self.is_story()
+    }
+
+    /// A story that waits for its moment: clients go on until it has been told.
+    pub fn is_story(self) -> bool {
+        matches!(
+            self,
+            Profile::Apart
+                | Profile::Zombie
+                | Profile::Ballot
+                | Profile::Stranded
+                | Profile::Behind
+                | Profile::Surge
+                | Profile::Renewal
+        )
     }
 
     pub fn nodes(self) -> usize {
@@ -92,6 +134,13 @@ impl Profile {
             | Profile::Growth
             | Profile::LostLog
             | Profile::Apart
+            | Profile::Disaster
+            | Profile::Zombie
+            | Profile::Ballot
+            | Profile::Stranded
+            | Profile::Behind
+            | Profile::Surge
+            | Profile::Renewal
             | Profile::Fences => 3,
             Profile::Cluster5 => 5,
             Profile::Crashes
@@ -124,26 +173,24 @@ pub fn hunting_ground(plant: Plant) -> Profile {
         Plant::RetryFlush => Profile::FlushErrors,
         Plant::CutDamage => Profile::MetadataRot,
         Plant::IgnoreChecksum => Profile::BitRot,
-        Plant::AckAtMajority | Plant::StoreAtMajority | Plant::UnsentStores | Plant::UnsentDeletes => Profile::Calm,
+        Plant::UnsentStores | Plant::UnsentDeletes => Profile::Calm,
+        Plant::AckAtMajority | Plant::StoreAtMajority | Plant::ClaimHealth => Profile::Disaster,
         Plant::VoteAfterLoss => Profile::LostLog,
-        Plant::OpenEarly | Plant::EvictBlindly | Plant::InventoryEarly | Plant::StaleEpoch => Profile::Growth,
+        Plant::OpenEarly => Profile::Growth,
+        Plant::EvictBlindly | Plant::InventoryEarly | Plant::StaleEpoch => Profile::Renewal,
+        Plant::SweepBeforeClose | Plant::ForgetFloor => Profile::Apart,
+        Plant::ReadWithoutIndex | Plant::StaleGeneration => Profile::Zombie,
+        Plant::VoteBeforeFlush => Profile::Ballot,
+        Plant::ResurrectBehindCut => Profile::Stranded,
+        Plant::InstallUnmarked => Profile::Behind,
+        Plant::DeleteEarly | Plant::ForgetReply => Profile::Surge,
         Plant::IgnoreFence => Profile::Fences,
-        Plant::SweepBeforeClose => Profile::Apart,
-        Plant::InstallUnmarked
-        | Plant::ResurrectBehindCut
-        | Plant::AckBeforeQuorum
+        Plant::AckBeforeQuorum
         | Plant::AckBeforeFlush
-        | Plant::VoteBeforeFlush
         | Plant::ForgetVote
-        | Plant::ReadWithoutIndex
         | Plant::ListStale
-        | Plant::StaleGeneration
-        | Plant::ForgetFloor
         | Plant::RetryTwice
-        | Plant::ForgetReply
-        | Plant::DeleteEarly
-        | Plant::DropRepair
-        | Plant::ClaimHealth => Profile::Cluster3,
+        | Plant::DropRepair => Profile::Cluster3,
     }
 }
 
@@ -151,8 +198,9 @@ fn buckets(profile: Profile) -> Vec<BucketPlan> {
     let plan = |name, versioned, majority| BucketPlan { name, versioned, majority };
     let mut buckets = vec![plan("plain", false, false), plan("versions", true, false)];
     // Two nodes that are destroyed at once may take with them what a majority has acknowledged.
-    if profile.nodes() > 1 && profile != Profile::Calm {
-        buckets.push(plan("quick", false, true));
+    if profile.nodes() > 1 && !matches!(profile, Profile::Calm | Profile::Disaster) {
+        // Where versions stay, what was lost is not hidden by what was written over it.
+        buckets.push(plan("quick", profile == Profile::Renewal, true));
     }
     buckets
 }
@@ -206,7 +254,11 @@ impl Plan {
     pub fn draw(random: &dyn Random, wanted: Option<Profile>) -> Plan {
         let drawn = Profile::draw(random);
         let profile = wanted.unwrap_or(drawn);
-        let keys = if profile == Profile::Wear { 40 } else { 3 + random.below(10) };
+        let keys = match profile {
+            Profile::Wear => 40,
+            Profile::Renewal => 12,
+            _ => 3 + random.below(10),
+        };
         Plan {
             profile,
             nodes: match profile {
@@ -215,19 +267,23 @@ impl Plan {
             },
             patience: (profile.nodes() > 1).then(|| Duration::from_secs([3, 12, 40][random.below(3) as usize])),
             disks: match profile {
-                Profile::BitRot => 2,
+                Profile::BitRot | Profile::Disaster => 2,
                 _ if profile.nodes() > 1 => 1 + random.below(2) as usize,
                 Profile::DiskFull | Profile::Wear => 1,
                 _ => 1 + random.below(3) as usize,
             },
-            clients: 2 + random.below(5) as u32,
+            clients: 2 + random.below(if profile.is_story() { 2 } else { 5 }) as u32,
             operations: match profile {
+                // Until its end.
+                _ if profile.is_story() => u32::MAX,
                 Profile::Wear => 150,
                 Profile::Growth => 120,
                 _ => 20 + random.below(60) as u32,
             },
             crashes: match profile {
                 Profile::Wear => 24,
+                Profile::Renewal => 1,
+                _ if profile.is_story() => 1 + random.below(3) as u32,
                 _ => 1 + random.below(if profile.nodes() > 1 { 10 } else { 6 }) as u32,
             },
             // Some in folders, some not; no key is the beginning of another.
@@ -244,13 +300,17 @@ impl Plan {
     pub fn in_words(&self) -> String {
         let network = if self.is_rough { "a network that loses, repeats and delays" } else { "a quiet network" };
         format!(
-            "a story of kind {}: {} nodes with {} disks each, {network}; {} clients with {} operations each on {} keys in {} \
+            "a story of kind {}: {} nodes with {} disks each, {network}; {} clients with {} on {} keys in {} \
              buckets; at most {} troubles; lost after {:?}",
             self.profile.name(),
             self.nodes,
             self.disks,
             self.clients,
-            self.operations,
+            if self.profile.is_story() {
+                "as much as comes".into()
+            } else {
+                format!("{} operations each", self.operations)
+            },
             self.keys.len(),
             self.buckets.len(),
             self.crashes,
@@ -291,6 +351,7 @@ impl Plan {
             flush_bytes: 4 * KIB,
             garbage_grace: Duration::from_millis(300),
             tail_entries: 8,
+            snapshot_page_rows: 24,
             lifecycle: LifecyclePace { interval: Duration::from_secs(2), ..LifecyclePace::default() },
             healing: Healing {
                 lost_after: self.lost_after,

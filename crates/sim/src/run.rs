@@ -20,6 +20,22 @@ use crate::worker::{Excuses, Worker};
 /// Task runs and events of one run; more is a live lock.
 const EVENTS_MAX: u64 = 20_000_000;
 
+/// Words in the names of faults after which disks do not hold what was written to them.
+const DAMAGE: [&str; 12] = [
+    "fail",
+    "flipped",
+    "writes lost",
+    "misdirected",
+    "spoilt",
+    "rots",
+    "vanishes",
+    "full",
+    "replaced by",
+    "another's",
+    "destroyed",
+    "log is lost",
+];
+
 /// What is not left to the seed.
 #[derive(Clone, Default, Debug)]
 pub struct Wanted {
@@ -80,11 +96,19 @@ fn run_in(sim: &Sim, wanted: &Wanted) -> Report {
     let shown = tracing::subscriber::set_default(timeline.clone());
     sim.block_on(live(SimHandle::clone(sim), nemesis, wanted.plant));
     drop(shown);
+    if let Some(planted) = wanted.plant {
+        recorder.note(|| format!("the planted defect {} was committed {} times", planted.name(), plant::reached()));
+    }
     plant::set(None);
     let is_versioned = |bucket: usize| plan.buckets[bucket].versioned;
     let (histories, undecided) = recorder.check_histories(is_versioned);
     let mut faults = recorder.faults();
     faults.extend(sim.fault_counts());
+    if !nemesis_damage(&faults) {
+        for cry in timeline.cries() {
+            recorder.violation(format!("nothing was damaged, and the product finds damage: {cry}"));
+        }
+    }
     Report {
         seed: sim.seed(),
         profile: plan.profile,
@@ -98,6 +122,11 @@ fn run_in(sim: &Sim, wanted: &Wanted) -> Report {
         events: sim.events_done(),
         trace_hash: sim.trace_hash(),
     }
+}
+
+/// Whether anything was done to what disks hold that a power cut alone does not do.
+fn nemesis_damage(faults: &BTreeMap<&'static str, u64>) -> bool {
+    faults.keys().any(|what| DAMAGE.iter().any(|damage| what.contains(damage)))
 }
 
 fn nemesis(sim: &SimHandle, plan: &Arc<Plan>, recorder: &Recorder) -> Nemesis {

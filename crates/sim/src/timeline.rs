@@ -19,7 +19,13 @@ pub struct Timeline {
     sim: SimHandle,
     level: Option<Level>,
     reached: Arc<Mutex<BTreeSet<Point>>>,
+    cries: Arc<Mutex<Vec<String>>>,
 }
+
+/// Words with which the product says that what a disk holds is not what was written there.
+const CRIES: [&str; 3] = ["damage", "made anew", "cannot be restored"];
+/// Cries that are kept.
+const CRIES_MAX: usize = 20;
 
 impl Timeline {
     pub fn new(sim: SimHandle, shown: Shown) -> Timeline {
@@ -28,7 +34,22 @@ impl Timeline {
             Shown::Story => Some(Level::INFO),
             Shown::Everything => Some(Level::DEBUG),
         };
-        Timeline { sim, level, reached: Arc::default() }
+        Timeline { sim, level, reached: Arc::default(), cries: Arc::default() }
+    }
+
+    /// What the product has said of damage that it found.
+    pub fn cries(&self) -> Vec<String> {
+        self.cries.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn keep_cry(&self, event: &Event<'_>) {
+        let mut line = Line::default();
+        event.record(&mut line);
+        let mut cries = self.cries.lock().unwrap_or_else(PoisonError::into_inner);
+        if cries.len() < CRIES_MAX && CRIES.iter().any(|cry| line.0.contains(cry)) {
+            let node = self.sim.running_node().map_or(String::new(), |node| format!("node {node}: "));
+            cries.push(format!("{}  {node}{}", stamp(&self.sim).trim(), line.0));
+        }
     }
 
     /// Every point that was reached so far.
@@ -54,6 +75,9 @@ impl Subscriber for Timeline {
         let metadata = event.metadata();
         if let (Some(file), Some(line)) = (metadata.file(), metadata.line()) {
             self.reached.lock().unwrap_or_else(PoisonError::into_inner).insert((file, line));
+        }
+        if *metadata.level() == Level::ERROR {
+            self.keep_cry(event);
         }
         if self.level.is_none_or(|level| *metadata.level() > level) {
             return;

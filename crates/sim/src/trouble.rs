@@ -148,12 +148,21 @@ impl Nemesis {
                 Profile::Growth if number > 1 => break,
                 Profile::Growth if number == 0 => self.grow().await?,
                 Profile::Growth => self.shrink().await?,
+                Profile::Disaster if number > 0 => break,
+                Profile::Disaster => self.trust_and_lose().await?,
                 Profile::LostLog => self.lose_a_log().await?,
-                Profile::Apart => self.part_leaders().await?,
+                Profile::Apart => self.part_leaders_for_long().await?,
+                Profile::Zombie => self.wake_zombie().await?,
+                Profile::Ballot => self.vote_twice().await?,
+                Profile::Stranded => self.strand_entries().await?,
+                Profile::Behind => self.interrupt_install().await?,
+                Profile::Surge => self.surge().await?,
+                Profile::Renewal => self.renew_all().await?,
                 _ => self.bring_some().await?,
             }
             self.excuses.calm_since_nanos.store(self.sim.now().0, Ordering::Relaxed);
         }
+        self.excuses.told.store(true, Ordering::Relaxed);
         Ok(())
     }
 
@@ -396,7 +405,7 @@ impl Nemesis {
     }
 
     /// For a while, the whole network loses, repeats and delays.
-    async fn roughen(&self) -> Result<(), Refused> {
+    pub async fn roughen(&self) -> Result<(), Refused> {
         let outage = self.outage();
         self.recorder.fault("a rough network");
         self.recorder.note(|| format!("NEMESIS the network loses, repeats and delays messages, for {outage:?}"));

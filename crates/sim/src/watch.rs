@@ -13,14 +13,16 @@ const INTERVAL: Duration = Duration::from_millis(50);
 
 /// Watches until the run ends.
 pub async fn watch(sim: SimHandle, cluster: Cluster, recorder: Recorder) {
-    let mut claims: BTreeMap<(GroupId, Term), NodeId> = BTreeMap::new();
+    let mut claims: BTreeMap<(u64, GroupId, Term), NodeId> = BTreeMap::new();
     loop {
         cluster.note_fences();
+        // A cluster that was recovered begins anew where its survivor was, and may use terms again that only others knew.
+        let life = cluster.recoveries();
         for (group, term, node) in cluster.claims() {
-            let known = claims.get(&(group, term)).copied();
+            let known = claims.get(&(life, group, term)).copied();
             match known {
                 None => {
-                    claims.insert((group, term), node);
+                    claims.insert((life, group, term), node);
                     recorder.count("leaders_elected", 1);
                     let what = if group.0 == 0 { "the cluster map" } else { "the objects" };
                     recorder.note(|| format!("node {node} leads group {group} ({what}), term {term}"));

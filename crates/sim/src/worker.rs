@@ -27,6 +27,8 @@ pub struct Excuses {
     pub full: AtomicBool,
     /// In a cluster: since when nothing stands in the way of an answer; `TROUBLE` while something does.
     pub calm_since_nanos: AtomicU64,
+    /// The story has been told: clients that go on until then may end.
+    pub told: AtomicBool,
 }
 
 /// There is no calm.

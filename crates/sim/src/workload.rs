@@ -5,6 +5,7 @@ use bytes::Bytes;
 use client::{BucketInfo, DeleteRequest, Error, ListObjectsRequest, ListVersionsRequest, ObjectPage};
 use futures_util::future::join_all;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use crate::cluster::Serving;
 use crate::content::Content;
@@ -15,13 +16,20 @@ use crate::worker::{self, Got, Judged, Worker};
 /// Pages of one listing.
 const PAGES_MAX: u32 = 1000;
 
+/// Between two operations of a client that goes on until a story has been told.
+const STORY_PAUSE_MILLIS: u64 = 200;
+
 /// The whole of an object, in thousandths.
 const WHOLE: Range<u64> = 0..1000;
 
 impl Worker {
     /// Works through its share of operations, through all crashes.
     pub async fn work(self) {
+        let is_story = self.plan.profile.is_story();
         for _ in 0..self.plan.operations {
+            if is_story && self.excuses.told.load(Ordering::Relaxed) {
+                return;
+            }
             let serving = self.serving().await;
             self.operate(&serving).await;
             self.recorder.count("operations", 1);
@@ -29,6 +37,7 @@ impl Worker {
             // In a cluster they must last through troubles of seconds.
             let slower = if self.plan.nodes > 1 { 8 } else { 1 };
             match self.sim.below(20) {
+                _ if is_story => self.pause(20 + self.sim.below(STORY_PAUSE_MILLIS)).await,
                 0 => self.pause(self.sim.below(400) * slower).await,
                 1..5 => self.pause(self.sim.below(20) * slower).await,
                 _ => {}
@@ -200,7 +209,7 @@ impl Worker {
         self.record_write(serving, key, begin, Action::Delete { condition }, &judged);
     }
 
-    fn record_write<T>(&self, serving: &Serving, key: &KeyName, begin: u64, action: Action, judged: &Judged<T>) {
+    pub fn record_write<T>(&self, serving: &Serving, key: &KeyName, begin: u64, action: Action, judged: &Judged<T>) {
         if let Some(outcome) = judged.outcome() {
             let is_over = !matches!(judged, Judged::Pending);
             let session = is_over.then(|| serving.client.session());

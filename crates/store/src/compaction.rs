@@ -260,6 +260,10 @@ async fn move_journal(
     if !volume.rewrite && (damaged || !holes.is_empty()) || !known {
         return Err(StoreError::Damaged("the volume has damage: it stays".into()));
     }
+    if !holes.is_empty() {
+        // Marks that lay in a hole are known from before it was one.
+        (tombstones, evicted) = marks_in(inner, number).await;
+    }
     move_chunks(inner, number, file, alive, pacer).await?;
     move_logs(inner, number).await?;
     let (mut idle, needed, marks) = {
@@ -420,18 +424,37 @@ pub async fn large_in(inner: &Inner, number: VolumeNumber) -> Vec<(ChunkId, Live
     found
 }
 
-/// Live chunks, by id. Looks through the index in steps, so that nobody waits long for it.
+/// Live chunks, by id.
 pub async fn live_where(inner: &Inner, is_wanted: impl Fn(&Live) -> bool) -> Vec<(ChunkId, Live)> {
+    let live = |slot| match slot {
+        Slot::Live(live) => is_wanted(&live).then_some(live),
+        Slot::Deleted { .. } | Slot::Evicted { .. } => None,
+    };
+    slots_where(inner, live).await
+}
+
+/// Tombstones, and marks of chunks that have left, whose records lie in this volume.
+async fn marks_in(inner: &Inner, number: VolumeNumber) -> (Vec<ChunkId>, Vec<ChunkId>) {
+    let here = |slot: Slot| slot.mark().filter(|(journal, _)| *journal == number).map(|_| slot);
+    let marks = slots_where(inner, here).await;
+    let (deleted, evicted): (Vec<_>, Vec<_>) =
+        marks.into_iter().partition(|(_, slot)| matches!(slot, Slot::Deleted { .. }));
+    let ids = |marks: Vec<(ChunkId, Slot)>| marks.into_iter().map(|(id, _)| id).collect();
+    (ids(deleted), ids(evicted))
+}
+
+/// Looks through the index in steps, so that nobody waits long for it.
+async fn slots_where<T>(inner: &Inner, wanted: impl Fn(Slot) -> Option<T>) -> Vec<(ChunkId, T)> {
     const STEP: usize = 8192;
     let mut found = Vec::new();
     let mut from = ChunkId::from_u128(0);
     loop {
         let step: Vec<_> = {
             let shared = inner.shared();
-            shared.state.index.live_in(from..=ChunkId::from_u128(u128::MAX)).take(STEP).collect()
+            shared.state.index.slots_in(from..=ChunkId::from_u128(u128::MAX)).take(STEP).collect()
         };
         let (len, last) = (step.len(), step.last().map(|(id, _)| id.to_u128()));
-        found.extend(step.into_iter().filter(|(_, live)| is_wanted(live)));
+        found.extend(step.into_iter().filter_map(|(id, slot)| Some((id, wanted(slot)?))));
         match last {
             Some(last) if len == STEP && last < u128::MAX => from = ChunkId::from_u128(last + 1),
             _ => return found,

@@ -274,7 +274,7 @@ fn set_up(state: &mut State) {
     state.change(MapCommand::InitCluster(InitCluster { cluster, region: "r".into(), feature_level: 1 }));
     for id in 1..=3 {
         state.change(MapCommand::SetNode(NodeRow { id, generation: 1, feature_level_max: 1, ..NodeRow::default() }));
-        state.change(MapCommand::SetDisk(DiskRow { id: disk(id), node: id, capacity_bytes: 1, state: 0 }));
+        state.change(MapCommand::SetDisk(DiskRow { id: disk(id), node: id, capacity_bytes: 1, ..DiskRow::default() }));
     }
     let pool = PoolRow { id: 1, name: "p".into(), copies: 3, copies_effective: 3, pg_bits: 2 };
     state.change(MapCommand::SetPool(pool));

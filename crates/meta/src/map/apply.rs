@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::command::{
     ClusterMap, DiskRow, DiskState, InitCluster, KeyName, KeyRow, MapCommand, MapEntry, MapOutcome, MapReply, NodeRow,
-    NodeState, PoolRow, SetKeyPolicy, ShardRow,
+    NodeState, PoolRow, SetDiskSlow, SetKeyPolicy, ShardRow,
 };
 use super::{ACCESS_KEYS_MAX, COPIES_MAX, DISKS_MAX, NODES_MAX, PG_BITS_MAX, POLICY_LEN_MAX, SHARDS_MAX, TEXT_LEN_MAX};
 use crate::group::{decode_row, read_row};
@@ -177,6 +177,7 @@ impl Step<'_> {
             MapCommand::SetClusterGeneration(raise) => self.set_cluster_generation(raise.generation),
             MapCommand::SetNodeState(change) => self.set_node_state(&change),
             MapCommand::SetBucketConfiguration(set) => self.set_bucket_configuration(set),
+            MapCommand::SetDiskSlow(set) => self.set_disk_slow(&set),
             MapCommand::NextFence(_) => self.next_fence(),
         }
     }
@@ -227,7 +228,7 @@ impl Step<'_> {
         Ok(MapReply::default())
     }
 
-    fn set_disk(&mut self, row: DiskRow) -> Result<MapReply, Halt> {
+    fn set_disk(&mut self, mut row: DiskRow) -> Result<MapReply, Halt> {
         let id = id_u128(&row.id)?;
         require(DiskState::try_from(row.state).is_ok(), "the disk's state is not known")?;
         if self.read::<NodeRow>(&Key::Node { id: NodeId(row.node) })?.is_none() {
@@ -235,6 +236,7 @@ impl Step<'_> {
         }
         let key = Key::Disk { id };
         let before: Option<DiskRow> = self.read(&key)?;
+        row.slow = before.as_ref().is_some_and(|before| before.slow);
         match &before {
             Some(before) => {
                 let was_removed = before.state == DiskState::Removed as i32;
@@ -243,6 +245,17 @@ impl Step<'_> {
             None => count_up(&mut self.state.disks, DISKS_MAX, "disks")?,
         }
         self.put(&key, &row, before.as_ref());
+        Ok(MapReply::default())
+    }
+
+    fn set_disk_slow(&mut self, set: &SetDiskSlow) -> Result<MapReply, Halt> {
+        let key = Key::Disk { id: id_u128(&set.id)? };
+        let before = self.read::<DiskRow>(&key)?.filter(|row| row.state() != DiskState::Removed);
+        let Some(before) = before else {
+            return refuse(MapOutcome::NotFound, "no such disk");
+        };
+        let after = DiskRow { slow: set.slow, ..before.clone() };
+        self.put(&key, &after, Some(&before));
         Ok(MapReply::default())
     }
 

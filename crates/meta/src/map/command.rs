@@ -65,6 +65,13 @@ pub struct DiskRow {
     pub capacity_bytes: u64,
     #[prost(enumeration = "DiskState", tag = "4")]
     pub state: i32,
+    /// Its node's groups have their logs and rows on it.
+    #[prost(bool, tag = "5")]
+    pub metadata: bool,
+    /// It answers far more slowly than its peers: who can do without it does. Set and cleared by `SetDiskSlow`; `SetDisk`
+    /// keeps it.
+    #[prost(bool, tag = "6")]
+    pub slow: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, prost::Enumeration)]
@@ -339,7 +346,7 @@ pub struct MapEntry {
     pub slot: Option<SlotRef>,
     #[prost(
         oneof = "MapCommand",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 40, 50"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 40, 50, 51"
     )]
     pub command: Option<MapCommand>,
 }
@@ -414,6 +421,9 @@ pub enum MapCommand {
     /// Hands out a fence token (`MapReply::id`): higher than every one before, also than those that a recovery forgot.
     #[prost(message, tag = "50")]
     NextFence(NextFence),
+    /// `NotFound` for a disk that is not there or was removed.
+    #[prost(message, tag = "51")]
+    SetDiskSlow(SetDiskSlow),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -502,6 +512,15 @@ pub struct SetKeyPolicy {
     /// As [`KeyRow::policy`].
     #[prost(string, tag = "2")]
     pub policy: String,
+}
+
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct SetDiskSlow {
+    /// 16 bytes, big-endian.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub id: Bytes,
+    #[prost(bool, tag = "2")]
+    pub slow: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]

@@ -101,7 +101,7 @@ pub fn commands() -> Vec<MapCommand> {
     vec![
         MapCommand::InitCluster(InitCluster { cluster: random(1), region: "r".into(), feature_level: 1 }),
         MapCommand::SetNode(node(1, 1)),
-        MapCommand::SetDisk(DiskRow { id: random(5), node: 1, capacity_bytes: 9, state: 0 }),
+        MapCommand::SetDisk(DiskRow { id: random(5), node: 1, capacity_bytes: 9, ..DiskRow::default() }),
         MapCommand::SetPool(PoolRow { id: 1, name: "p".into(), copies: 3, copies_effective: 1, pg_bits: 1 }),
         MapCommand::SetPgs(PgRows { rows: vec![pg(0, 1), pg(1, 1)] }),
         MapCommand::SetShard(ShardRow { group: 1, range_epoch: 1, nodes: vec![1], ..ShardRow::default() }),
@@ -356,4 +356,18 @@ fn fence_tokens_rise_over_a_recovery_and_leave_the_map_as_it_is() {
     let before_loss = next(&mut map) + 1000;
     map.run(MapCommand::SetClusterGeneration(ClusterGeneration { generation: 1 }));
     assert!(next(&mut map) > before_loss, "a recovery may have forgotten tokens that were handed out");
+}
+
+#[test]
+fn a_slow_disk_stays_slow_until_somebody_says_otherwise() {
+    let mut map = Map::initialised();
+    let slow = |map: &mut Map, slow| map.run(MapCommand::SetDiskSlow(SetDiskSlow { id: random(5), slow })).outcome();
+    assert_eq!(slow(&mut map, true), MapOutcome::Done);
+    let again = DiskRow { id: random(5), node: 1, capacity_bytes: 10, ..DiskRow::default() };
+    map.run(MapCommand::SetDisk(again));
+    assert!(map.map().disks[0].slow, "its node has started anew");
+    assert_eq!(slow(&mut map, false), MapOutcome::Done);
+    assert!(!map.map().disks[0].slow);
+    let unknown = SetDiskSlow { id: random(77), slow: true };
+    assert_eq!(map.run(MapCommand::SetDiskSlow(unknown)).outcome(), MapOutcome::NotFound);
 }

@@ -18,7 +18,7 @@ fn map_of_disks() -> Map {
     map.expect(MapCommand::CreateToken(token(1)), MapOutcome::Done);
     assert_eq!(map.expect(MapCommand::RedeemToken(redeem(1, 1500)), MapOutcome::Done).id, 5);
     for number in 2..6 {
-        let row = DiskRow { id: random(4 + u128::from(number)), node: number, capacity_bytes: 9, state: 0 };
+        let row = DiskRow { id: random(4 + u128::from(number)), node: number, capacity_bytes: 9, ..DiskRow::default() };
         map.expect(MapCommand::SetDisk(row), MapOutcome::Done);
     }
     map
@@ -84,8 +84,13 @@ fn a_new_group_starts_at_epoch_1() {
 #[test]
 fn what_was_removed_takes_no_new_data_and_is_still_named_while_it_is_left() {
     let mut map = map_of_disks();
-    let removed =
-        |id: u128, node| DiskRow { id: random(id), node, capacity_bytes: 9, state: DiskState::Removed as i32 };
+    let removed = |id: u128, node| DiskRow {
+        id: random(id),
+        node,
+        capacity_bytes: 9,
+        state: DiskState::Removed as i32,
+        ..DiskRow::default()
+    };
     map.expect(MapCommand::SetDisk(removed(6, 2)), MapOutcome::Done);
     map.expect(MapCommand::SetDisk(removed(5, 1)), MapOutcome::Done);
     map.expect(closed(2, &[6], &[5]), MapOutcome::Invalid);

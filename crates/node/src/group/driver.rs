@@ -238,8 +238,8 @@ impl Driver {
             self.membership_due = now + MEMBERSHIP_INTERVAL;
             self.plan_membership();
         }
-        // Clients do not ask a node that is voted out, even if it leads.
-        if now >= self.leadership_due || (is_due && !is_up(&self.map.borrow(), self.node)) {
+        // Clients do not ask a node that is voted out, even if it leads; and all wait for one that is slow.
+        if now >= self.leadership_due || (is_due && !is_fit(&self.map.borrow(), self.node)) {
             self.leadership_due = now + LEADERSHIP_INTERVAL;
             self.plan_leadership();
         }
@@ -423,7 +423,12 @@ impl Driver {
 
     fn written(&mut self, result: Result<(), StoreError>) {
         let Some(writing) = self.writing.take() else { return };
-        self.shared.writing_since.store(0, Ordering::Relaxed);
+        let since = self.shared.writing_since.swap(0, Ordering::Relaxed);
+        if since > 0 {
+            let now = self.env.now();
+            let mut tail = self.shared.log_tail.lock().unwrap_or_else(PoisonError::into_inner);
+            tail.note(now.since(MonoTime(since)), now);
+        }
         match result {
             Ok(()) => {
                 if writing.number > 0 {
@@ -608,16 +613,24 @@ impl Driver {
         *self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 
-    /// Rows here cannot be read. The replica stops serving when a majority of voters is at work without it.
+    /// Rows here cannot be read. The replica stops serving when a majority of voters is at work without it; as long as that
+    /// is not so, or voters change, another one leads if it can.
     fn hurt(&mut self, why: String) -> bool {
-        if self.failed().is_none() {
-            let voters = self.configuration.voters.len();
-            if self.others_at_work() <= voters / 2 {
-                return false;
-            }
-            self.fail(why);
+        if self.failed().is_some() {
+            return true;
         }
-        true
+        if !self.raft.pending_configuration() && self.others_at_work() > self.configuration.voters.len() / 2 {
+            self.fail(why);
+            return true;
+        }
+        let able = |it: &protocol::raft::PeerProgress| {
+            it.peer != self.peer && it.active && self.configuration.is_voter(it.peer) && !self.gone.contains(&it.peer)
+        };
+        let heir = self.raft.progress().into_iter().filter(able).max_by_key(|it| it.matched);
+        heir.is_some_and(|heir| {
+            self.raft.transfer_leadership(heir.peer);
+            true
+        })
     }
 
     /// How many other voters serve, as far as is known here.
@@ -687,10 +700,10 @@ impl Driver {
         let map = self.map.borrow().clone();
         let able = self.raft.progress().into_iter().filter(|peer| peer.active && peer.matched >= self.applied);
         let able: Vec<PeerId> = able.map(|progress| progress.peer).collect();
-        // One that is voted out gives leadership to anybody who can take it at once.
-        let anybody = !is_up(&map, self.node);
+        // One that is voted out, or slow, gives leadership to anybody who can take it at once.
+        let anybody = !is_fit(&map, self.node);
         let is_able = |node| self.configuration.peer_of(node).is_some_and(|peer| able.contains(&peer));
-        let may_lead = |node: &NodeId| is_up(&map, *node) && (!anybody || is_able(*node));
+        let may_lead = |node: &NodeId| is_fit(&map, *node) && (!anybody || is_able(*node));
         let up: Vec<NodeId> = map.nodes.iter().map(|row| NodeId(row.id)).filter(may_lead).collect();
         let Some(preferred) = membership::preferred_leader(self.id, &self.configuration, &up) else { return };
         if preferred != self.peer && able.contains(&preferred) {
@@ -823,6 +836,11 @@ fn is_up(map: &ClusterMap, node: NodeId) -> bool {
     map.nodes
         .iter()
         .any(|row| row.id == node.0 && matches!(row.state(), NodeState::Up | NodeState::Draining | NodeState::Joining))
+}
+
+/// Up, and its metadata is on no slow disk.
+fn is_fit(map: &ClusterMap, node: NodeId) -> bool {
+    is_up(map, node) && !map.disks.iter().any(|row| row.node == node.0 && row.metadata && row.slow)
 }
 
 /// Nodes that were up at least once.

@@ -23,7 +23,7 @@ use crate::machine::KvView;
 use crate::replicas::erase_all;
 
 /// Rows and bytes of one page.
-const PAGE_ROWS: usize = 4096;
+pub const PAGE_ROWS: usize = 4096;
 const PAGE_BYTES: usize = 4 << 20;
 /// How long a page may take, and how often it is asked for.
 const PAGE_MAX: Duration = Duration::from_secs(2);
@@ -117,7 +117,8 @@ async fn replace(
         page_now = page(&fetch, page_now.token, after).await?;
     }
     fetch.check()?;
-    commit(kv, vec![crate::machine::change_out(group::mark(fetch.group, &state, Install::LogDue))])?;
+    let installed = if plant::is(Plant::InstallUnmarked) { Install::Whole } else { Install::LogDue };
+    commit(kv, vec![crate::machine::change_out(group::mark(fetch.group, &state, installed))])?;
     kv.flush().await.map_err(|error| error.to_string())?;
     Ok(Installed {
         index: LogIndex(state.applied_index),
@@ -165,8 +166,8 @@ async fn page(fetch: &Fetch, token: u64, after: Bytes) -> Result<wire::SnapshotR
 }
 
 /// The snapshots that this node serves to others.
-#[derive(Default)]
 pub struct Offered {
+    page_rows: usize,
     open: Mutex<BTreeMap<u64, Offer>>,
 }
 
@@ -177,6 +178,10 @@ struct Offer {
 }
 
 impl Offered {
+    pub fn new(page_rows: usize) -> Offered {
+        Offered { page_rows, open: Mutex::default() }
+    }
+
     /// One page of rows; token 0 takes a new snapshot.
     pub fn page(&self, env: &Env, kv: &dyn Kv, ask: &SnapshotPage) -> Result<wire::SnapshotRows, String> {
         let group = GroupId(ask.group);
@@ -200,11 +205,17 @@ impl Offered {
             }
         };
         // Kept also after its last page, whose answer may be lost.
-        read_page(&*rows, group, token, &ask.after)
+        read_page(&*rows, group, token, &ask.after, self.page_rows)
     }
 }
 
-fn read_page(rows: &dyn KvRead, group: GroupId, token: u64, after: &Bytes) -> Result<wire::SnapshotRows, String> {
+fn read_page(
+    rows: &dyn KvRead,
+    group: GroupId,
+    token: u64,
+    after: &Bytes,
+    page_rows: usize,
+) -> Result<wire::SnapshotRows, String> {
     let view = KvView::over(rows);
     let state = group::load(&view, group).map_err(|error| error.to_string())?;
     if state.install() != Install::Whole || state.conf_state.is_empty() {
@@ -222,14 +233,14 @@ fn read_page(rows: &dyn KvRead, group: GroupId, token: u64, after: &Bytes) -> Re
         };
         while from < to {
             const STEP: usize = 256;
-            let found = rows.scan(&from, &to, STEP).map_err(|error| error.to_string())?;
+            let found = rows.scan(&from, &to, STEP.min(page_rows)).map_err(|error| error.to_string())?;
             let Some(last) = found.last() else { break };
             from = [last.key.as_ref(), &[0]].concat().into();
             for row in found {
                 bytes += row.key.len() + row.value.len();
                 page.rows.push(wire::SnapshotRow { key: row.key, value: row.value });
             }
-            if page.rows.len() >= PAGE_ROWS || bytes >= PAGE_BYTES {
+            if page.rows.len() >= page_rows || bytes >= PAGE_BYTES {
                 return Ok(page);
             }
         }

@@ -15,6 +15,7 @@ use base::ids::{GroupId, LogIndex, NodeId, PeerId, Term};
 use bytes::Bytes;
 use meta::map::command::ClusterMap;
 use protocol::raft::{Configuration, HardState, Message, RaftPeer, UNCOMMITTED_BYTES_MAX};
+use protocol::slowness::{SLOW_MIN, Tail};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -124,6 +125,8 @@ struct Shared {
     log_bytes: AtomicU64,
     /// When the write to the log that is under way began, in monotonic nanoseconds; 0: none is.
     writing_since: AtomicU64,
+    /// How long writes to the log take.
+    log_tail: Mutex<Tail>,
     /// When a leader was last heard, in monotonic nanoseconds.
     leader_heard: AtomicU64,
     /// Everything committed by then is applied, in monotonic nanoseconds; 0: it was never known.
@@ -167,6 +170,7 @@ pub fn start(parts: Parts) -> GroupHandle {
         reopen: AtomicBool::new(false),
         log_bytes: AtomicU64::new(0),
         writing_since: AtomicU64::new(0),
+        log_tail: Mutex::default(),
         leader_heard: AtomicU64::new(parts.env.now().0),
         fresh_at: AtomicU64::new(0),
         configuration: Mutex::new(Arc::new(parts.configuration.clone())),
@@ -208,8 +212,8 @@ impl GroupHandle {
         let _ = self.mailbox.try_send(Request::Ended { node });
     }
 
-    /// Rows of this replica's state cannot be read. Answers whether the replica has stopped serving, so that its group
-    /// goes on without it and makes it anew: it does not while the group could not go on.
+    /// Rows of this replica's state cannot be read. Answers whether another replica is to be asked: this one has stopped
+    /// serving, and its group makes it anew; or, while the group could not do without it, another one is to lead.
     pub async fn hurt(&self, why: String) -> bool {
         let (reply, answer) = oneshot::channel();
         self.send(Request::Hurt { why, reply }).await.is_ok() && answer.await.unwrap_or(false)
@@ -286,6 +290,16 @@ impl GroupHandle {
             0 => Duration::ZERO,
             since => now.since(MonoTime(since)),
         }
+    }
+
+    /// How long writes to the log take: the latency that is met in every second of work.
+    pub fn log_tail(&self, now: MonoTime) -> Option<Duration> {
+        let mut tail = self.shared.log_tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let writing = self.writing_for(now);
+        if writing > SLOW_MIN {
+            tail.note(writing, now);
+        }
+        tail.get(now)
     }
 
     /// Bytes of entries that the log still needs.

@@ -184,8 +184,8 @@ impl Progress {
             let is_open = !group.degraded && !group.closed && !group.others.is_empty();
             is_open && state.healthy.get(&group.key()) == Some(&Mark::of(group))
         };
-        let mut own = groups.iter().filter(|group| group.own == disk);
-        state.compared.is_some_and(|began| began > since) && own.all(is_whole)
+        let mut own = groups.iter().filter(|group| group.own == disk).peekable();
+        state.compared.is_some_and(|began| began > since) && own.peek().is_some() && own.all(is_whole)
     }
 
     /// Whether no member can bring this chunk back: its group is healthy with all of them, or is none of this node's.

@@ -2,6 +2,7 @@
 
 use base::env::MonoTime;
 use base::ids::{ChunkId, DiskId, NodeId, PgEpoch, PgId, PoolId};
+use base::plant::{self, Plant};
 use client::disk_id;
 use meta::map::command::{ClusterMap, DiskState, NodeState, PgRow};
 use std::collections::BTreeMap;
@@ -82,7 +83,8 @@ pub fn groups_of(map: &ClusterMap, node: NodeId) -> Vec<Group> {
 pub fn left_by(map: &ClusterMap, disk: DiskId) -> Vec<Group> {
     let places = Places::new(map);
     let raw = disk.0.to_be_bytes();
-    let is_elsewhere = |row: &&PgRow| !row.closed && !row.members.iter().any(|member| member.as_ref() == raw);
+    let is_open = |row: &PgRow| !row.closed || plant::is(Plant::EvictBlindly);
+    let is_elsewhere = |row: &&PgRow| is_open(row) && !row.members.iter().any(|member| member.as_ref() == raw);
     let group = |row: &PgRow| {
         let mut group = places.group_for(row, disk)?;
         group.others.iter_mut().for_each(|other| other.required = true);
@@ -315,6 +317,7 @@ mod tests {
             node: id,
             capacity_bytes: 1,
             state: state as i32,
+            ..DiskRow::default()
         };
         let map = ClusterMap {
             nodes: vec![

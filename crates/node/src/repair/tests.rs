@@ -191,7 +191,7 @@ fn options() -> EngineOptions {
 
 fn map(members: &[u32]) -> ClusterMap {
     let node = |id| NodeRow { id, ..NodeRow::default() };
-    let disk = |id: u32| DiskRow { id: raw(id), node: id, capacity_bytes: 1 << 30, state: 0 };
+    let disk = |id: u32| DiskRow { id: raw(id), node: id, capacity_bytes: 1 << 30, ..DiskRow::default() };
     let members: Vec<Bytes> = members.iter().map(|node| raw(*node)).collect();
     ClusterMap {
         version: 1,

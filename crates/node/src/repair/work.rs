@@ -297,6 +297,11 @@ impl Repairer {
     /// Drops here what every member says that it holds, or has deleted. What a member lacks stays: this may be the only
     /// copy left.
     async fn let_go_of(&self, engine: &Engine, group: &Group) -> Result<(), String> {
+        if plant::is(Plant::EvictBlindly) {
+            let own = engine.inventory(None, group.pg.pool, group.pg.slots(), EVICTIONS_MAX);
+            let ids = own.into_iter().map(|stat| stat.id).collect();
+            return engine.evict(ids).await.map_err(|error| error.to_string());
+        }
         let members = group.reachable();
         if members.len() < group.others.len() || !group.all_required_serve() {
             return Err("a member is away".into());
@@ -314,7 +319,7 @@ impl Repairer {
                     (State::Damaged, _) => false,
                 };
                 let holders = states.iter().filter(|(number, state)| *number > 0 && is_there(state)).count();
-                match (own, holders == members.len() || plant::is(Plant::EvictBlindly)) {
+                match (own, holders == members.len()) {
                     (State::Deleted, _) => {}
                     (_, true) => ids.push(*id),
                     (_, false) => kept += 1,
@@ -399,7 +404,7 @@ impl Comparer {
         }
         for group in &open {
             let watched = self.watched.get(&group.key());
-            if let Some(watched) = watched.filter(|watched| !watched.healthy) {
+            if let Some(watched) = watched.filter(|watched| !watched.healthy && !plant::is(Plant::ClaimHealth)) {
                 let held = &mut queue[group.urgency() as usize];
                 *held = held.and(watched.owed);
             }

@@ -1,6 +1,7 @@
 //! The map and the answers of all nodes, put together: pure.
 
 use base::ids::NodeId;
+use client::disk_id;
 use meta::map::command::{ClusterMap, NodeRow, NodeState, PgRow};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -62,6 +63,14 @@ fn repairs(map: &ClusterMap, answers: &Answers, findings: &mut Findings) {
             "{moving} of {all} placement groups are being copied to where they belong; {to_move} copies of groups to go"
         ));
     }
+    for row in map.disks.iter().filter(|row| row.slow && row.state().serves()) {
+        let id = disk_id(&row.id).map_or_else(String::new, |id| id.to_string());
+        findings.does(format!(
+            "disk {id} of node {} is far slower than its peers: it leads nothing and takes nothing new that others can take; \
+             look at it if that lasts",
+            row.node
+        ));
+    }
     for row in map.nodes.iter().filter(|row| row.state() == NodeState::Down) {
         findings.does(format!(
             "writes go on without node {}; if it stays away, its copies are made again on other nodes",
@@ -108,7 +117,7 @@ fn advise(map: &ClusterMap, answers: &Answers, groups: &[GroupStatus], findings:
                     "delete something, or add disks or nodes: disk {} of node {id} is full",
                     disk.path
                 )),
-                "up" | "closed" => {}
+                "up" | "closed" | "slow" => {}
                 _ => findings
                     .asks_for(format!("replace disk {} of node {id}, and start the node with the new one", disk.path)),
             }
@@ -146,7 +155,7 @@ fn nodes(map: &ClusterMap, answers: &Answers, findings: &mut Findings) -> Vec<No
             generation: row.generation,
             state: state(row, silent, findings),
             locality: row.locality.clone(),
-            disks: answer.map(disks).unwrap_or_default(),
+            disks: answer.map(|status| disks(map, status)).unwrap_or_default(),
         });
     }
     nodes
@@ -178,11 +187,14 @@ fn state(row: &NodeRow, silent: bool, findings: &mut Findings) -> &'static str {
     }
 }
 
-fn disks(status: &LocalStatus) -> Vec<DiskStatus> {
+fn disks(map: &ClusterMap, status: &LocalStatus) -> Vec<DiskStatus> {
+    let slow: BTreeSet<String> =
+        map.disks.iter().filter(|row| row.slow).filter_map(|row| disk_id(&row.id)).map(|id| id.to_string()).collect();
+    let is_slow = |disk: &super::local::LocalDisk| disk.state == "up" && slow.contains(&disk.id);
     let disk = |disk: &super::local::LocalDisk| DiskStatus {
         id: disk.id.clone(),
         path: disk.path.clone(),
-        state: disk.state.clone(),
+        state: if is_slow(disk) { "slow".into() } else { disk.state.clone() },
         total_bytes: disk.total_bytes,
         used_bytes: disk.used_bytes,
     };

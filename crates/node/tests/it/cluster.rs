@@ -217,6 +217,56 @@ fn a_survivor_is_recovered_and_what_was_before_stays_out() {
     }
 }
 
+/// A node had come back and been given the state of a shard; the others were destroyed before it flushed that state
+/// again. It had everything, and `recover` said that it had no whole state. Found by the simulator.
+#[test]
+fn a_survivor_whose_snapshot_was_not_flushed_again_is_recovered() {
+    let mut cluster = Cluster::found(5);
+    cluster.join();
+    cluster.join();
+    cluster.wait_for_voters(&[1, 2, 3]);
+    let client = cluster.client(NodeId(1));
+    cluster.on(NodeId(1), async move {
+        let bucket = client.create_bucket("photos", "root").await.expect("the name is free");
+        put(&client, &bucket, "small", bytes_of(100, 1)).await.expect("stored inline");
+    });
+    for id in [1, 2, 3] {
+        cluster.sim.crash(NodeId(id));
+        cluster.nodes.remove(&NodeId(id));
+    }
+    let id = NodeId(2);
+    let (data, disk): (Arc<dyn Disk>, Arc<dyn Disk>) = (cluster.sim.disk(id, "data"), cluster.sim.disk(id, "disk"));
+    let env = cluster.sim_node(id).env();
+    let told = cluster.on(id, async move {
+        mark_as_just_installed(&env, disk.clone()).await;
+        node::offline::recover(&env, &*data, disk).await
+    });
+    assert_eq!(told.expect("node 2 has whole state").len(), 2);
+    cluster.start(id);
+    let client = cluster.client(id);
+    cluster.on(id, async move {
+        let bucket = client.bucket("photos").await.expect("the bucket is there");
+        assert!(get(&client, &bucket, "small").await.expect("the object is there") == bytes_of(100, 1));
+    });
+}
+
+/// Leaves the rows of both groups as they are right after a snapshot.
+async fn mark_as_just_installed(env: &base::Env, disk: Arc<dyn Disk>) {
+    let identity = store::Engine::read_identity(&disk).await.expect("readable").expect("a node has been here");
+    let opened = store::kv::LsmKv::open(env, disk, identity.disk.0, store::kv::KvOptions::default()).await;
+    let (kv, _) = opened.expect("it opens");
+    for group in [base::ids::GROUP_ZERO, base::ids::GroupId(1)] {
+        let state = meta::group::load(&node::offline::KvView::over(&*kv), group).expect("whole");
+        let mark = match meta::group::mark(group, &state, meta::group::Install::LogDue) {
+            meta::view::Change::Put { key, value } => store::kv::Change::Put { key, value },
+            meta::view::Change::Delete { .. } => unreachable!("a mark is a row"),
+        };
+        store::kv::Kv::commit(&*kv, vec![mark]).expect("committed");
+    }
+    store::kv::Kv::flush(&*kv).await.expect("flushed");
+    kv.close().await;
+}
+
 const OBJECTS: u32 = 60;
 
 fn object(i: u32) -> Bytes {
@@ -363,6 +413,41 @@ fn a_disk_that_hangs_takes_its_node_out_and_no_more() {
     assert_eq!(state_of(&cluster, NodeId(leader), sick), NodeState::Down);
     let took = slowest_put(&cluster, NodeId(leader), "photos", 10);
     assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+/// A disk that is only slow: others lead within seconds, everything goes on, and when it is as fast as before it is used
+/// as before.
+#[test]
+fn a_slow_disk_loses_leadership_and_gets_it_back() {
+    let cluster = three(27);
+    let leader_of = |cluster: &Cluster, group: usize| cluster.nodes[&NodeId(1)].status().groups[group].leader as u32;
+    let client = cluster.client(NodeId(1));
+    let env = cluster.sim_node(NodeId(1)).env();
+    let task_env = env.clone();
+    env.spawn("load", async move {
+        let env = task_env;
+        let bucket = client.create_bucket("photos", "root").await.expect("the name is free");
+        for i in 0u32.. {
+            let _ = put(&client, &bucket, &format!("load-{}", i % 50), bytes_of(5000, i as u8)).await;
+            env.sleep(Duration::from_millis(20)).await;
+        }
+    });
+    cluster.sim.run_for(Duration::from_secs(8));
+    let sick = leader_of(&cluster, 1);
+    let disk = cluster.sim.disk(NodeId(sick), "disk");
+    disk.set_slowness(1000);
+    let leads_nothing = |cluster: &Cluster| (0..2).all(|group| leader_of(cluster, group) != sick);
+    cluster.wait("leadership moves", Duration::from_secs(8), leads_nothing);
+    let asked = cluster.nodes[&NodeId(1)].clone();
+    let status = cluster.on(NodeId(1), async move { asked.cluster_status().await });
+    let states: Vec<&str> = status.nodes.iter().map(|node| node.disks[0].state.as_str()).collect();
+    assert_eq!(states.iter().filter(|state| **state == "slow").count(), 1, "{states:?}");
+    assert!(status.doing.iter().any(|line| line.contains("slower than its peers")), "{:?}", status.doing);
+    assert_eq!(state_of(&cluster, NodeId(1), NodeId(sick)), NodeState::Up, "it is not voted down");
+    cluster.sim.run_for(Duration::from_secs(40));
+    assert!(leads_nothing(&cluster), "it stays so while it is slow");
+    disk.set_slowness(1);
+    cluster.wait("it leads again", Duration::from_secs(60), |cluster| !leads_nothing(cluster));
 }
 
 /// Copies are parted by zone as zones come, metadata too; what happened can be read afterwards.

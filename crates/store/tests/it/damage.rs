@@ -453,6 +453,8 @@ fn released_damage_is_rewritten_and_an_inspection_finds_nothing_more() {
     let mut healed = 0;
     for seed in 30..60 {
         let (bench, mut logs) = filled(seed);
+        // What is damaged while the disk serves is known by the index; else recovery has to tell what it was.
+        let running = (seed % 2 == 1).then(|| bench.open());
         for _ in 0..8 {
             let journals = bench.files("journal");
             let file = &journals[bench.sim.below(journals.len() as u64) as usize];
@@ -460,7 +462,7 @@ fn released_damage_is_rewritten_and_an_inspection_finds_nothing_more() {
                 bench.disk.contents(file).unwrap().chunks(4096).filter(|block| block.iter().any(|b| *b != 0)).count();
             bench.disk.flip(file, bench.sim.below(used as u64 * 4096), 1 << bench.sim.below(8));
         }
-        let engine = bench.open();
+        let engine = running.unwrap_or_else(|| bench.open());
         bench.sim.block_on(engine.scrub_now()).unwrap();
         // What other disks would do: the chunks come back, deletions as well, a log begins anew under another peer.
         for number in SMALL.chain(LARGE) {

@@ -31,11 +31,11 @@ pub fn kill_each(arena: &Arena, figures: &mut Figures) -> Result<(), Failure> {
             events.push(now_ms());
             figures.events += 1;
             cluster.kill(number);
-            sleep(arena.time(2_000, 5_000))?;
+            sleep(arena.time(2_000, 8_000))?;
             cluster.start(number)?;
             cluster.wait_ready(number)?;
             load.wait_served(now_ms(), SERVED_PATIENCE)?;
-            sleep(arena.time(1_000, 3_000))?;
+            sleep(arena.time(1_000, 10_000))?;
         }
     }
     load::conclude(cluster, load, &events, figures)
@@ -74,7 +74,7 @@ pub fn power_cycle(arena: &Arena, figures: &mut Figures) -> Result<(), Failure> 
         cluster.kill_all();
         cluster.start_all()?;
         load.wait_served(now_ms(), SERVED_PATIENCE)?;
-        sleep(arena.time(1_000, 3_000))?;
+        sleep(arena.time(1_000, 10_000))?;
     }
     load::conclude(cluster, load, &events, figures)
 }
