@@ -104,6 +104,7 @@ const KEYS: &[&str] = &[
     "s3:x-amz-server-side-encryption-customer-algorithm",
     "s3:x-amz-storage-class",
     "s3:x-amz-website-redirect-location",
+    "s3:x-henge-fence",
 ];
 
 /// Keys that go on with the name of a tag.

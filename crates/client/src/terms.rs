@@ -1,7 +1,9 @@
 //! The terms of one request: what its sender asks for beyond what the bucket says.
 
 use base::ids::BucketId;
+use bytes::Bytes;
 use meta::map::command::{Acknowledgement, ConfigurationKind, MapCommand, MapOutcome, NextFence};
+use meta::object::command::{ResetFence, ShardCommand};
 use meta::object::fence::{Fence, FencePolicy};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -92,6 +94,17 @@ impl Client {
         let bucket = self.bucket(bucket).await?;
         let value = required.then(|| Configuration::encode(&FencePolicy { required }));
         self.set_configuration(&bucket, ConfigurationKind::Fence, value, None).await
+    }
+
+    /// Sets the floor of a fence in a bucket to `token`, or forgets it; one that is not there stays so. What was refused
+    /// before may be done from then on.
+    pub async fn reset_fence(&self, bucket: &str, key: Bytes, token: Option<u64>) -> Result<(), Error> {
+        let bucket = self.bucket(bucket).await?.id;
+        for (group, epoch) in self.groups_of(BucketId(bucket)) {
+            let reset = ShardCommand::ResetFence(ResetFence { bucket, key: key.clone(), token });
+            self.change_shard(group, epoch, reset, Acknowledgement::All).await?;
+        }
+        Ok(())
     }
 
     /// A fence token, higher than all that were handed out before, for whatever key.

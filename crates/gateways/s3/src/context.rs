@@ -27,6 +27,7 @@ const CONDITION_HEADERS: &[&str] = &[
     "x-amz-server-side-encryption-customer-algorithm",
     "x-amz-storage-class",
     "x-amz-website-redirect-location",
+    "x-henge-fence",
     "if-match",
     "if-none-match",
 ];
