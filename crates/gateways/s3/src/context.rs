@@ -253,6 +253,13 @@ mod tests {
     const PART: (&str, &str) = ("s3:ObjectCreationOperation", "false");
 
     #[test]
+    fn a_policy_sees_the_fence() {
+        let fence = [("x-henge-fence", "lock:7")];
+        let put = seen(Operation::DeleteObject, "", &fence, &NOTHING);
+        assert_eq!(put, of(&[("s3:x-henge-fence", "lock:7")]));
+    }
+
+    #[test]
     fn a_header_without_effect_says_nothing() {
         let source = ("x-amz-copy-source", "/buc/%61?versionId=null");
         let directive = ("x-amz-metadata-directive", "REPLACE");
