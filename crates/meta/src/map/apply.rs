@@ -238,7 +238,7 @@ impl Step<'_> {
         }
         let key = Key::Disk { id };
         let before: Option<DiskRow> = self.read(&key)?;
-        row.slow = before.as_ref().is_some_and(|before| before.slow);
+        row.slow = row.state().serves() && before.as_ref().is_some_and(|before| before.slow);
         match &before {
             Some(before) => {
                 let was_removed = before.state == DiskState::Removed as i32;

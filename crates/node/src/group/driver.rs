@@ -8,7 +8,7 @@ use base::env::{BoxFuture, MonoTime};
 use base::ids::{GROUP_ZERO, GroupId, LogIndex, NodeId, PeerId, Term};
 use base::plant::{self, Plant};
 use bytes::Bytes;
-use meta::map::command::{ClusterMap, NodeRow, NodeState};
+use meta::map::command::{ClusterMap, DiskRow, NodeRow, NodeState};
 use protocol::membership::{self, NodeView};
 use protocol::placement::Locality;
 use protocol::raft::{Configuration, Entry, HardState, Message, MessageKind, NotTaken, RaftPeer, Ready, Role};
@@ -840,7 +840,8 @@ fn is_up(map: &ClusterMap, node: NodeId) -> bool {
 
 /// Up, and its metadata is on no slow disk.
 fn is_fit(map: &ClusterMap, node: NodeId) -> bool {
-    is_up(map, node) && !map.disks.iter().any(|row| row.node == node.0 && row.metadata && row.slow)
+    let is_slow = |row: &DiskRow| row.node == node.0 && row.metadata && row.slow && row.state().serves();
+    is_up(map, node) && !map.disks.iter().any(is_slow)
 }
 
 /// Nodes that were up at least once.
