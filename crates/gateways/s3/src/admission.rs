@@ -6,7 +6,8 @@ use crate::checksum::{Hashes, Promised};
 use crate::error::{Code, Result};
 use crate::meter::S3Meter;
 use crate::payload::RawBody;
-use crate::service::{S3Options, admit};
+use crate::request::Peer;
+use crate::service::{S3Options, admit, tenant_of};
 use crate::sign::{SignedBody, Signer};
 use base::env::{BoxFuture, Clock, MonoTime, Random, WallTime};
 use bytes::Bytes;
@@ -460,6 +461,22 @@ fn a_client_that_falls_silent_is_given_up() {
     let mut payload = crate::payload::Payload::new(body, proof, length, Vec::new(), Arc::new(Impatient));
     let error = payload.next().now_or_never().unwrap().unwrap().unwrap_err();
     assert_eq!(error.code, Code::RequestTimeout);
+}
+
+/// With IPv6 one sender has many addresses.
+#[test]
+fn whoever_has_no_key_is_known_by_the_network() {
+    let tenant = |address: &str| {
+        let mut request = request("GET", "/bucket/key", &[]);
+        let peer = Peer { address: Some(address.parse().unwrap()), secure: false };
+        request.extensions_mut().insert(peer);
+        let whole = http_body_util::BodyExt::map_err(Full::new(Bytes::new()), |never| match never {});
+        let admitted = async move { admit(request.into_parts().0, RawBody::new(whole), &Keys, &options()).await };
+        tenant_of(&admitted.now_or_never().expect("nothing here waits").unwrap().0)
+    };
+    assert_eq!(tenant("2001:db8::1"), tenant("2001:db8::ffff:2"));
+    assert_ne!(tenant("2001:db8::1"), tenant("2001:db8:0:1::1"));
+    assert_ne!(tenant("10.0.0.1"), tenant("10.0.0.2"));
 }
 
 #[test]

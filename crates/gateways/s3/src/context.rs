@@ -199,9 +199,7 @@ fn of_query(request: &Request, context: &mut Context, prefix: Option<&str>) {
 }
 
 fn of_signature(request: &Request, context: &mut Context, now_ms: u64) {
-    if matches!(request.caller, Caller::Anonymous) {
-        return;
-    }
+    let Caller::Signed(signed) = &request.caller else { return };
     let presigned = request.query.has("X-Amz-Signature");
     let kind = match request.operation {
         Operation::PostObject => "POST",
@@ -209,7 +207,7 @@ fn of_signature(request: &Request, context: &mut Context, now_ms: u64) {
         _ => "REST-HEADER",
     };
     context.set("s3:authType", kind);
-    context.set("s3:signatureversion", "AWS4-HMAC-SHA256");
+    context.set("s3:signatureversion", signed.signature_version());
     let of_header = request.headers.get(names::DATE).and_then(|value| value.to_str().ok());
     let date = request.query.get("X-Amz-Date").or(of_header).and_then(crate::date::parse_amz_date);
     if let Some(date) = date {
@@ -236,6 +234,7 @@ mod tests {
             caller: Caller::Anonymous,
             terms: client::Terms::default(),
             peer: crate::request::Peer::default(),
+            cost: access::Cost::default(),
             success: None,
             announced: Vec::new(),
         };

@@ -18,6 +18,7 @@ use crate::query::Query;
 use crate::request::{Peer, Reply, Request, empty, insert};
 use crate::target::Target;
 use crate::terms;
+use access::Cost;
 use base::env::{BoxFuture, Clock, Random, RandomExt};
 use bytes::Bytes;
 use client::Client;
@@ -148,9 +149,9 @@ impl Inner {
     }
 }
 
-fn tenant_of(request: &Request) -> String {
+pub(crate) fn tenant_of(request: &Request) -> String {
     match (request.caller.access_key(), request.peer.address) {
-        ("", Some(address)) => format!("from {address}"),
+        ("", Some(address)) => format!("from {}", Peer::sender(address)),
         (access_key, _) => access_key.to_owned(),
     }
 }
@@ -201,7 +202,8 @@ pub(crate) async fn admit(
     let announced = announced_trailers(&headers);
     let length = content_length(&body, &proof, &headers)?;
     let payload = Payload::new(body, proof, length, announced.clone(), options.clock.clone());
-    Ok((Request { operation, target, query, headers, caller, terms, peer, success: None, announced }, payload))
+    let (cost, success) = (Cost::default(), None);
+    Ok((Request { operation, target, query, headers, caller, terms, peer, cost, success, announced }, payload))
 }
 
 /// Turns a browser's form into the PUT that it stands for: its fields are the headers, its file is the body.
@@ -235,6 +237,7 @@ async fn admit_form(
         caller,
         terms,
         peer,
+        cost: Cost::default(),
         success: Some(form.success()),
         announced: Vec::new(),
     };
