@@ -8,6 +8,7 @@ use base::calendar;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Conditions of one statement; values of one condition.
 const TESTS_MAX: usize = 100;
@@ -16,6 +17,10 @@ const VALUES_MAX: usize = 1000;
 /// Steps that comparing texts may take in one decision: tens of milliseconds. The longest policy against the longest key
 /// takes far fewer; only long headers against many wildcards or variables take more.
 const STEPS_MAX: usize = 8 << 20;
+
+/// Of the steps of one decision, those that its request is not charged with: policies of a few dozen statements take no
+/// more, and a request that names a thousand objects makes up to two thousand decisions.
+const STEPS_FREE: usize = 16 << 10;
 
 /// What is known about a request, by condition key in lower case. A key without a value is absent. It serves one decision:
 /// what comparing costs is counted here.
@@ -56,6 +61,22 @@ impl Context {
 
     pub(crate) fn is_exhausted(&self) -> bool {
         self.steps.get() > STEPS_MAX
+    }
+}
+
+/// What all decisions of one request have cost together. Once that is too much, the caller decides nothing more: else
+/// whoever names a thousand objects in one request could have a thousand costly decisions made.
+#[derive(Debug, Default)]
+pub struct Cost(AtomicUsize);
+
+impl Cost {
+    /// Charges for the decision that `context` served.
+    pub fn charge(&self, context: &Context) {
+        self.0.fetch_add(context.steps.get().saturating_sub(STEPS_FREE), Ordering::Relaxed);
+    }
+
+    pub fn is_too_much(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > STEPS_MAX - STEPS_FREE
     }
 }
 
@@ -104,6 +125,7 @@ const KEYS: &[&str] = &[
     "s3:x-amz-server-side-encryption-customer-algorithm",
     "s3:x-amz-storage-class",
     "s3:x-amz-website-redirect-location",
+    "s3:x-henge-fence",
 ];
 
 /// Keys that go on with the name of a tag.

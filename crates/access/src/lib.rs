@@ -18,6 +18,6 @@ mod pattern;
 mod policy;
 
 pub use action::Action;
-pub use condition::Context;
+pub use condition::{Context, Cost};
 pub use decide::{Ask, BucketRights, Caller, Decision, KeyRights, Why, decide};
 pub use policy::{Attached, Malformed, POLICY_LEN_MAX, Policy};

@@ -161,6 +161,7 @@ fn matches(pattern: &[Token], text: &[char], context: &Context) -> Option<bool> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::condition::Cost;
     use proptest::prelude::*;
 
     const ALL: Reading = Reading { wildcards: true, variables: true, fold_case: false };
@@ -213,6 +214,12 @@ mod tests {
         assert_eq!(Pattern::read("a", ALL).unwrap().matches("a", &context), None, "nothing is, from then on");
         let fresh = Context::default();
         assert_eq!(Pattern::read("a", ALL).unwrap().matches("a", &fresh), Some(true));
+        // A request that had one such decision made has no other, and one of a thousand cheap decisions goes on.
+        let cost = Cost::default();
+        (0..2_000).for_each(|_| cost.charge(&fresh));
+        assert!(!cost.is_too_much());
+        cost.charge(&context);
+        assert!(cost.is_too_much());
         // The longest policy of plain patterns against the longest key stays far below.
         let plain = Pattern::read("arn:aws:s3:::b/*/x*y", ALL).unwrap();
         let key = format!("arn:aws:s3:::b/{}", "/x".repeat(512));

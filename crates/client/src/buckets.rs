@@ -143,7 +143,7 @@ impl Client {
     }
 
     /// Every shard that may hold rows of the bucket.
-    fn groups_of(&self, bucket: BucketId) -> Vec<(GroupId, u64)> {
+    pub(crate) fn groups_of(&self, bucket: BucketId) -> Vec<(GroupId, u64)> {
         let first = bucket.0.to_be_bytes();
         let after = (bucket.0 + 1).to_be_bytes();
         let map = self.map();

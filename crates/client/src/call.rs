@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::hedge::Hedge;
 use crate::newest::Newest;
 use crate::slots::Slots;
+use crate::terms::Staleness;
 use crate::wire::{self, Answer, Ask, Failure, ProposeShard, QueryShard, Request, Told};
 
 /// How long one attempt at a command or a query may take.
@@ -263,14 +264,15 @@ impl Client {
         }
     }
 
-    /// Reads from whichever replica answers first, as of whatever it has applied; the own node's is asked first. Answers
-    /// for how many milliseconds that replica has not known that it holds everything; `None`: nobody knows.
+    /// Reads from whichever replica answers first, as of whatever it has applied; the own node's is asked first. Notes
+    /// how stale that may be, of refusals as well.
     pub(crate) async fn query_any(
         &self,
         group: GroupId,
         epoch: u64,
         read: ShardRead,
-    ) -> Result<(ShardFound, Option<u64>), Error> {
+        staleness: &Staleness,
+    ) -> Result<ShardFound, Error> {
         let query = ShardQuery { range_epoch: epoch, read: Some(read) };
         let ask = Ask::QueryShard(QueryShard { group: group.0, query: Some(query), eventual: true });
         let own = self.session().node;
@@ -292,10 +294,13 @@ impl Client {
             };
             self.map_shown(answer.map_version, node);
             match answer.told {
-                Some(Told::ShardAnswer(ShardAnswer { found: Some(ShardFound::Refused(refused)) })) => {
-                    return Err(refusal(&refused));
+                Some(Told::ShardAnswer(ShardAnswer { found: Some(found) })) => {
+                    staleness.note(answer.staleness_ms);
+                    return match found {
+                        ShardFound::Refused(refused) => Err(refusal(&refused)),
+                        found => Ok(found),
+                    };
                 }
-                Some(Told::ShardAnswer(ShardAnswer { found: Some(found) })) => return Ok((found, answer.staleness_ms)),
                 Some(Told::Failed(failed)) => why = format!("node {node}: {}", failed.detail),
                 _ => why = format!("node {node} sent another answer"),
             }

@@ -13,7 +13,7 @@ use meta::object::command::{
 use crate::buckets::BucketInfo;
 use crate::call::{Client, Life};
 use crate::error::Error;
-use crate::terms::Reads;
+use crate::terms::{Reads, Terms};
 
 #[derive(Clone, Debug, Default)]
 pub struct DeleteRequest {
@@ -182,7 +182,8 @@ impl Client {
         }
     }
 
-    /// Parts with a number greater than `after`. Also reads the parts of a completed object (`Body::upload`).
+    /// Parts with a number greater than `after`. Also reads the parts of a completed object (`Body::upload`). Always
+    /// strong: an older row of a part does not belong to the object's row that another replica has shown.
     pub async fn list_parts(
         &self,
         bucket: &BucketInfo,
@@ -192,7 +193,8 @@ impl Client {
         limit: u32,
     ) -> Result<PartPage, Error> {
         let read = ListParts { bucket: bucket.id, key: key.clone(), upload: upload.clone(), after, limit };
-        match self.read_key(bucket, key, ShardRead::ListParts(read)).await? {
+        let strong = bucket.clone().under(Terms::default());
+        match self.read_key(&strong, key, ShardRead::ListParts(read)).await? {
             ShardFound::Parts(page) => Ok(page),
             _ => Err(mixed_up()),
         }
@@ -283,9 +285,7 @@ impl Client {
             }
             Reads::Eventual(staleness) => {
                 let (group, epoch) = self.shard_of(bucket, key).await?;
-                let (found, staleness_ms) = self.query_any(group, epoch, read).await?;
-                staleness.note(staleness_ms);
-                Ok(found)
+                self.query_any(group, epoch, read, staleness).await
             }
         }
     }

@@ -1,7 +1,9 @@
 //! The terms of one request: what its sender asks for beyond what the bucket says.
 
 use base::ids::BucketId;
+use bytes::Bytes;
 use meta::map::command::{Acknowledgement, ConfigurationKind, MapCommand, MapOutcome, NextFence};
+use meta::object::command::{ResetFence, ShardCommand};
 use meta::object::fence::{Fence, FencePolicy};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,7 +33,7 @@ pub enum Reads {
     Eventual(Arc<Staleness>),
 }
 
-/// How stale what was read may be, at most.
+/// How stale what was read may be, at most. Holds one more than the milliseconds; 0: no replica has answered.
 #[derive(Debug, Default)]
 pub struct Staleness(AtomicU64);
 
@@ -39,18 +41,27 @@ impl Staleness {
     const UNKNOWN: u64 = u64::MAX;
 
     pub(crate) fn note(&self, staleness_ms: Option<u64>) {
-        self.0.fetch_max(staleness_ms.unwrap_or(Staleness::UNKNOWN), Ordering::Relaxed);
+        let held = staleness_ms.map_or(Staleness::UNKNOWN, |staleness_ms| staleness_ms.saturating_add(1));
+        self.0.fetch_max(held, Ordering::Relaxed);
     }
 
-    /// The greatest of all reads, in milliseconds; `None`: a replica did not know.
+    /// Whether a replica has answered at all.
+    pub fn is_noted(&self) -> bool {
+        self.0.load(Ordering::Relaxed) > 0
+    }
+
+    /// The greatest of all reads, in milliseconds; `None`: a replica did not know, or none has answered.
     pub fn get_ms(&self) -> Option<u64> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|staleness_ms| *staleness_ms != Staleness::UNKNOWN)
+        match self.0.load(Ordering::Relaxed) {
+            0 | Staleness::UNKNOWN => None,
+            held => Some(held - 1),
+        }
     }
 }
 
 impl PartialEq for Staleness {
     fn eq(&self, other: &Staleness) -> bool {
-        self.get_ms() == other.get_ms()
+        (self.is_noted(), self.get_ms()) == (other.is_noted(), other.get_ms())
     }
 }
 
@@ -83,6 +94,17 @@ impl Client {
         let bucket = self.bucket(bucket).await?;
         let value = required.then(|| Configuration::encode(&FencePolicy { required }));
         self.set_configuration(&bucket, ConfigurationKind::Fence, value, None).await
+    }
+
+    /// Sets the floor of a fence in a bucket to `token`, or forgets it; one that is not there stays so. What was refused
+    /// before may be done from then on.
+    pub async fn reset_fence(&self, bucket: &str, key: Bytes, token: Option<u64>) -> Result<(), Error> {
+        let bucket = self.bucket(bucket).await?.id;
+        for (group, epoch) in self.groups_of(BucketId(bucket)) {
+            let reset = ShardCommand::ResetFence(ResetFence { bucket, key: key.clone(), token });
+            self.change_shard(group, epoch, reset, Acknowledgement::All).await?;
+        }
+        Ok(())
     }
 
     /// A fence token, higher than all that were handed out before, for whatever key.

@@ -139,6 +139,15 @@ pub struct FenceWish {
     pub key: String,
 }
 
+/// The floor of a fence as it shall be.
+#[derive(Serialize, Deserialize)]
+pub struct FenceFloor {
+    pub key: String,
+    /// Absent: none.
+    #[serde(default)]
+    pub token: Option<u64>,
+}
+
 /// `KEY:TOKEN` for the header `x-henge-fence`.
 #[derive(Serialize, Deserialize)]
 pub struct FenceView {
@@ -203,6 +212,7 @@ impl Admin {
             .route("/v1/buckets/{name}", patch(change_bucket))
             .route("/v1/buckets/{name}/quota", get(show_quota).put(set_quota))
             .route("/v1/keys/{name}/policy", put(set_key_policy))
+            .route("/v1/buckets/{name}/fences", post(reset_fence))
             .route("/v1/fences", post(next_fence))
             .route("/v1/tokens", post(create_token))
             .route("/v1/nodes", get(list_nodes))
@@ -475,13 +485,29 @@ async fn next_fence(
     Json(wish): Json<FenceWish>,
 ) -> Result<Json<FenceView>, Refused> {
     let client = admin.for_root(&headers)?.client();
-    let valid = (1..=client::FENCE_KEY_LEN_MAX).contains(&wish.key.len());
-    if !valid || !wish.key.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Err(refuse(StatusCode::BAD_REQUEST, "the key of a fence has 1 to 128 visible ASCII characters"));
-    }
+    check_fence_key(&wish.key)?;
     let token = client.next_fence().await.map_err(refuse_error)?;
     tracing::info!(target: "audit", key = wish.key, token, "fence token handed out");
     Ok(Json(FenceView { key: wish.key, token }))
+}
+
+fn check_fence_key(key: &str) -> Result<(), Refused> {
+    let valid = (1..=client::FENCE_KEY_LEN_MAX).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic());
+    let message = "the key of a fence has 1 to 128 visible ASCII characters";
+    if valid { Ok(()) } else { Err(refuse(StatusCode::BAD_REQUEST, message)) }
+}
+
+async fn reset_fence(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    Path(name): Path<String>,
+    Json(floor): Json<FenceFloor>,
+) -> Result<Json<FenceFloor>, Refused> {
+    let client = admin.for_root(&headers)?.client();
+    check_fence_key(&floor.key)?;
+    client.reset_fence(&name, floor.key.clone().into(), floor.token).await.map_err(refuse_error)?;
+    tracing::info!(target: "audit", name, key = floor.key, token = ?floor.token, "floor of a fence reset");
+    Ok(Json(floor))
 }
 
 async fn create_token(
@@ -722,6 +748,7 @@ mod tests {
             ("POST", "/v1/buckets"),
             ("PATCH", "/v1/buckets/b"),
             ("POST", "/v1/fences"),
+            ("POST", "/v1/buckets/b/fences"),
             ("POST", "/v1/tokens"),
             ("GET", "/v1/nodes"),
             ("POST", "/v1/nodes/1/remove"),

@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::admin::{
-    BucketChange, BucketView, FenceView, FenceWish, KeyPolicy, KeyView, KeyWish, Named, NewKeyView, QuotaView,
-    QuotaWish, Refusal,
+    BucketChange, BucketView, FenceFloor, FenceView, FenceWish, KeyPolicy, KeyView, KeyWish, Named, NewKeyView,
+    QuotaView, QuotaWish, Refusal,
 };
 use crate::basic_auth;
 use crate::cli::{
@@ -180,6 +180,13 @@ pub async fn fence(action: FenceAction) -> Result<ExitCode, Failure> {
             let wish = FenceWish { key: args.key };
             let fence: FenceView = ask_as_root(&args.target, Method::POST, "/v1/fences", Some(&wish)).await?;
             if args.json { print_json(&fence)? } else { println!("{}:{}", fence.key, fence.token) }
+        }
+        FenceAction::Reset(args) => {
+            let path = format!("/v1/buckets/{}/fences", path_segment(&args.bucket)?);
+            let floor = FenceFloor { key: args.key, token: args.token };
+            let floor: FenceFloor = ask_as_root(&args.target, Method::POST, &path, Some(&floor)).await?;
+            let is = floor.token.map_or_else(|| "forgotten".to_owned(), |token| format!("at {token}"));
+            println!("bucket {}: the floor of {} is {is}", args.bucket, floor.key);
         }
     }
     Ok(ExitCode::SUCCESS)

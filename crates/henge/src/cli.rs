@@ -286,6 +286,21 @@ pub enum FenceAction {
     /// Hand out the next token for KEY, higher than all before: writes that carry the header
     /// `x-henge-fence: KEY:TOKEN` are refused once a write with a higher token of the same key has come
     Next(FenceNextArgs),
+    /// Forget the highest token that BUCKET has seen under KEY, or set it: when somebody has written with one that nobody
+    /// can exceed, or when the bucket has as many keys as it may. Writes that were refused as stale may be taken again
+    Reset(FenceResetArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct FenceResetArgs {
+    pub bucket: String,
+    /// The name of the lock
+    pub key: String,
+    /// Writes with a lower token are refused from now on [default: none is]
+    #[arg(long)]
+    pub token: Option<u64>,
+    #[command(flatten)]
+    pub target: TargetArgs,
 }
 
 #[derive(Args, Debug)]

@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -210,7 +210,7 @@ impl Shares {
 
     /// `None`: the address has its share already.
     fn take(&self, address: IpAddr) -> Option<Share> {
-        let address = sender(address);
+        let address = Peer::sender(address);
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let count = taken.entry(address).or_insert(0);
         if *count >= self.max {
@@ -230,14 +230,6 @@ impl Drop for Share {
                 taken.remove(&self.address);
             }
         }
-    }
-}
-
-/// Who is behind an address: with IPv6, whoever has the network of 64 bits has all addresses in it.
-fn sender(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-        v4 => v4,
     }
 }
 

@@ -119,7 +119,8 @@ mod tests {
                 env.clock.sleep_until(next_tick(NodeId(1), env.now())).await;
                 for group in 0..1000 {
                     for to in [2, 3] {
-                        let item = RaftItem { group, message: Bytes::from_static(b"beat"), fresh: round == 0 };
+                        let message = Bytes::from_static(b"beat");
+                        let item = RaftItem { group, message, fresh: round == 0, committed: None };
                         heartbeats.add(NodeId(to), 0, item);
                     }
                 }

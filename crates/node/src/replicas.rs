@@ -248,7 +248,9 @@ impl Replicas {
         let (id, to) = (GroupId(item.group), message.to());
         match self.get(id).filter(|handle| handle.peer == to) {
             Some(handle) if handle.wants_reopening() => return self.change(id, Change::Reopen(to)),
-            Some(handle) if handle.failed().is_none() => return handle.step(from, message),
+            Some(handle) if handle.failed().is_none() => {
+                return handle.step(from, message, item.committed.map(LogIndex));
+            }
             // A failed replica never answers again under this id.
             Some(_) => {}
             None if (item.fresh || plant::is(Plant::VoteAfterLoss))

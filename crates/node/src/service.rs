@@ -279,6 +279,9 @@ impl Service {
 
     /// From what the replica here has applied. What it cannot answer another replica can.
     fn query_stale(&self, id: GroupId, query: meta::object::command::ShardQuery) -> Answer {
+        if *self.standing.borrow() != Standing::Serving {
+            return Answer::failed(Failure::Busy, "the node waits for the cluster to take it back");
+        }
         let group = match self.group(id) {
             Ok(group) => group,
             Err(failed) => return failed.into(),

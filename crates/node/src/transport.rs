@@ -30,6 +30,10 @@ pub struct RaftItem {
     /// The receiver is a learner that never acknowledged anything: it may begin with an empty log.
     #[prost(bool, tag = "3")]
     pub fresh: bool,
+    /// Of a leader that has committed in its own term: all that is committed, whatever the message says. Raft's heartbeats
+    /// name no more than the receiver is known to hold.
+    #[prost(uint64, optional, tag = "4")]
+    pub committed: Option<u64>,
 }
 
 /// This peer does not exist on the sender's node, or was removed from the group by a committed change.

@@ -31,7 +31,6 @@ const PEERS_MIN: usize = 2;
 
 /// Seconds of work that a tail looks at.
 const SECONDS: usize = 5;
-const SECONDS_MIN: usize = 3;
 /// What is older says nothing about now.
 const SECOND_AGE_MAX: Duration = Duration::from_secs(30);
 
@@ -64,7 +63,7 @@ impl Tail {
         let mut longest: Vec<Duration> =
             self.seconds.iter().filter(|(second, _)| *second >= oldest).map(|(_, longest)| *longest).collect();
         longest.sort();
-        (longest.len() >= SECONDS_MIN).then(|| longest[longest.len() / 2])
+        (longest.len() == SECONDS).then(|| longest[longest.len() / 2])
     }
 }
 
@@ -113,7 +112,9 @@ impl Judge {
         self.since.retain(|disk, _| disks.contains_key(disk));
         self.relapses.retain(|disk, _| disks.contains_key(disk));
         let mut verdicts = Vec::new();
-        let mut slow_nodes: BTreeSet<NodeId> = disks.values().filter(|disk| disk.slow).map(|disk| disk.node).collect();
+        // What a node that is gone was called spares nobody.
+        let is_slow = |disk: &&Disk| disk.slow && serving.contains(&disk.node);
+        let mut slow_nodes: BTreeSet<NodeId> = disks.values().filter(is_slow).map(|disk| disk.node).collect();
         for (id, disk) in disks.iter().filter(|(_, disk)| serving.contains(&disk.node)) {
             let peers = median_of_others(disks, serving, disk.node);
             if !self.has_turned(*id, disk, peers, now) {
@@ -166,16 +167,18 @@ impl Judge {
     }
 }
 
-/// The median over other nodes in service of their fastest disk's tail: a second slow disk is no measure.
+/// The median over other nodes in service of the median of their disks' tails: neither a second slow disk nor one of a
+/// faster kind is the measure.
 fn median_of_others(disks: &BTreeMap<DiskId, Disk>, serving: &BTreeSet<NodeId>, own: NodeId) -> Option<Duration> {
-    let mut by_node: BTreeMap<NodeId, Duration> = BTreeMap::new();
+    let mut by_node: BTreeMap<NodeId, Vec<Duration>> = BTreeMap::new();
     for disk in disks.values().filter(|disk| disk.node != own && serving.contains(&disk.node)) {
-        if let Some(tail) = disk.tail {
-            let best = by_node.entry(disk.node).or_insert(tail);
-            *best = tail.min(*best);
-        }
+        by_node.entry(disk.node).or_default().extend(disk.tail);
     }
-    let mut tails: Vec<Duration> = by_node.into_values().collect();
+    let of_node = |mut tails: Vec<Duration>| {
+        tails.sort();
+        tails.get(tails.len().saturating_sub(1) / 2).copied()
+    };
+    let mut tails: Vec<Duration> = by_node.into_values().filter_map(of_node).collect();
     tails.sort();
     // Of two, the larger: to be blamed a disk must be slow beside both.
     (tails.len() >= PEERS_MIN).then(|| tails[tails.len() / 2])
@@ -274,6 +277,23 @@ mod tests {
         };
         assert_eq!(verdicts(&serving(5), 5), 1);
         assert_eq!(verdicts(&[1, 3, 4].map(NodeId).into(), 5), 0, "two of five are down already");
+    }
+
+    #[test]
+    fn one_who_is_gone_spares_nobody_and_a_faster_kind_is_no_measure() {
+        let mut judge = Judge::default();
+        let gone_was_slow = disks(&[8, 400, 10, 9, 500], &[5]);
+        let look = |judge: &mut Judge, ms| judge.look(&gone_was_slow, &serving(4), 5, at(ms));
+        assert_eq!(look(&mut judge, 0), vec![]);
+        assert_eq!(look(&mut judge, 2000).first().map(|verdict| verdict.disk), Some(DiskId(2)));
+        // Each node has a fast disk and two slower ones: these are what the others' slower ones are compared with.
+        let disk = |number: u32| {
+            let tail = Some(ms(if number.is_multiple_of(3) { 2 } else { 90 }));
+            (DiskId(u128::from(number)), Disk { node: NodeId(number / 3 + 1), tail, slow: false })
+        };
+        let mixed: BTreeMap<DiskId, Disk> = (0..9).map(disk).collect();
+        let mut judge = Judge::default();
+        assert!((0..10_000).step_by(100).all(|ms| judge.look(&mixed, &serving(3), 3, at(ms)).is_empty()));
     }
 
     #[test]

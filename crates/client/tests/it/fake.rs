@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-type Rows = BTreeMap<Bytes, Bytes>;
+pub type Rows = BTreeMap<Bytes, Bytes>;
 
 /// Where the client under test lives; not one of the nodes.
 pub const GATEWAY: NodeId = NodeId(9);
@@ -23,7 +23,7 @@ const GROUP: GroupId = GroupId(1);
 #[derive(Default)]
 pub struct State {
     map_rows: Rows,
-    shard_rows: Rows,
+    pub shard_rows: Rows,
     index: u64,
     pub leader: u32,
     pub chunks: BTreeMap<(u32, ChunkId), Bytes>,
@@ -31,6 +31,9 @@ pub struct State {
     pub refuses: BTreeMap<u32, Failure>,
     /// What the last shard command asked for.
     pub acknowledgement: Option<Acknowledgement>,
+    /// What eventual reads are answered from, instead of what there is.
+    pub stale_rows: Option<Rows>,
+    pub staleness_ms: Option<u64>,
     /// Chunks that were made from others on their nodes.
     pub clones: usize,
 }
@@ -94,6 +97,10 @@ impl State {
                 self.acknowledgement = Some(propose.acknowledgement());
                 Told::ShardReply(self.apply_shard(propose.entry.unwrap()))
             }
+            Ask::QueryShard(query) if query.eventual => {
+                let rows = self.stale_rows.as_ref().unwrap_or(&self.shard_rows);
+                Told::ShardAnswer(meta::object::query(rows, GROUP, query.query.unwrap()).unwrap())
+            }
             Ask::QueryShard(query) if leads => {
                 Told::ShardAnswer(meta::object::query(&self.shard_rows, GROUP, query.query.unwrap()).unwrap())
             }
@@ -149,7 +156,8 @@ impl Handler for FakeNode {
         let mut state = self.state.lock().unwrap();
         let ask = wire::head::<Request>(&request).unwrap().ask.unwrap();
         let (told, bulk) = state.answer(self.id, ask, request.bulk);
-        let answer = Answer { map_version: state.map().version, told: Some(told), ..Answer::default() };
+        let map_version = state.map().version;
+        let answer = Answer { map_version, told: Some(told), staleness_ms: state.staleness_ms };
         Box::pin(async move { wire::frame(&answer, bulk) })
     }
 }

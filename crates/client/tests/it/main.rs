@@ -6,10 +6,12 @@ mod fake;
 use base::ids::NodeId;
 use bytes::Bytes;
 use client::wire::Failure;
-use client::{Error, Terms};
+use client::{CompleteRequest, Error, FinishPart, Reads, Staleness, Terms};
 use fake::{Fake, GATEWAY};
 use meta::map::command::Acknowledgement::{All, AllStrict, Majority, One};
 use meta::map::command::{MapCommand, NodeRow};
+use meta::object::command::{CreateUpload, NamedPart};
+use std::sync::Arc;
 use std::time::Duration;
 
 fn body() -> Bytes {
@@ -118,6 +120,67 @@ fn a_request_may_ask_for_more_or_less_than_its_bucket() {
     fake.put(&under(All), "k3", body()).unwrap();
     let refused = fake.put(&under(AllStrict), "k4", body());
     assert!(matches!(&refused, Err(Error::Unavailable(why)) if why.contains("all-strict")), "{refused:?}");
+}
+
+#[test]
+fn an_eventual_answer_says_how_stale_it_is_and_so_does_a_refusal() {
+    let fake = Fake::new(18);
+    let bucket = fake.bucket(All);
+    fake.put(&bucket, "k", Bytes::from_static(b"inline")).unwrap();
+    let ask = |key| {
+        let staleness = Arc::new(Staleness::default());
+        let terms = Terms { reads: Reads::Eventual(staleness.clone()), ..Terms::default() };
+        let found = fake.get(&bucket.clone().under(terms), key);
+        (found.map(|_| ()), staleness.is_noted(), staleness.get_ms())
+    };
+    fake.state().staleness_ms = Some(7000);
+    assert_eq!(ask("k"), (Ok(()), true, Some(7000)));
+    assert_eq!(ask("absent"), (Err(Error::NoSuchKey), true, Some(7000)), "the replica may lack it because it is stale");
+    fake.state().staleness_ms = Some(0);
+    assert_eq!(ask("k"), (Ok(()), true, Some(0)));
+    fake.state().staleness_ms = None;
+    assert_eq!(ask("absent"), (Err(Error::NoSuchKey), true, None));
+    fake.sim().partition(&[&[GATEWAY], &[NodeId(1), NodeId(2), NodeId(3)]]);
+    let (lost, is_noted, _) = ask("k");
+    assert!(matches!(&lost, Err(Error::Unavailable(_))) && !is_noted, "nobody has answered: {lost:?}");
+}
+
+/// The replica that is asked for the parts is staler than the one that showed the object.
+#[test]
+fn the_parts_of_an_object_are_never_older_than_the_object() {
+    let fake = Fake::new(19);
+    let reads = Reads::Eventual(Arc::default());
+    let bucket = fake.bucket(All).under(Terms { reads, ..Terms::default() });
+    let key = Bytes::from_static(b"k");
+    let (client, within) = (fake.client.clone(), bucket.clone());
+    let create = CreateUpload { key: key.clone(), ..CreateUpload::default() };
+    let upload = fake.run(async move { client.create_upload(&within, create).await }).unwrap();
+    let put_part = |bytes: &'static [u8]| {
+        let (client, bucket, key, upload) = (fake.client.clone(), bucket.clone(), key.clone(), upload.clone());
+        fake.run(async move {
+            let mut writer = client.write(&bucket, key, None);
+            writer.write(Bytes::from_static(bytes)).await?;
+            let etag = bytes.escape_ascii().to_string();
+            writer.finish_part(FinishPart { upload, number: 1, etag, ..FinishPart::default() }).await
+        })
+    };
+    put_part(b"old").unwrap();
+    let stale_rows = fake.state().shard_rows.clone();
+    put_part(b"new").unwrap();
+    let (client, within) = (fake.client.clone(), bucket.clone());
+    let object = fake.run(async move {
+        let parts = vec![NamedPart { number: 1, etag: "new".into(), ..NamedPart::default() }];
+        let complete = CompleteRequest { parts, etag: "e-1".into(), ..CompleteRequest::default() };
+        client.complete_upload(&within, &key, &upload, complete).await?;
+        client.head(&within, &key, None).await
+    });
+    fake.state().stale_rows = Some(stale_rows);
+    let client = fake.client.clone();
+    let read = fake.run(async move {
+        let mut reader = client.read(&bucket, &object.unwrap(), 0..u64::MAX);
+        reader.next().await
+    });
+    assert_eq!(read, Some(Ok(Bytes::from_static(b"new"))));
 }
 
 /// What `one` gives up: the only copy is away, and the answer says so within seconds.

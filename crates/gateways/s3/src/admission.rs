@@ -6,7 +6,8 @@ use crate::checksum::{Hashes, Promised};
 use crate::error::{Code, Result};
 use crate::meter::S3Meter;
 use crate::payload::RawBody;
-use crate::service::{S3Options, admit};
+use crate::request::Peer;
+use crate::service::{S3Options, admit, tenant_of};
 use crate::sign::{SignedBody, Signer};
 use base::env::{BoxFuture, Clock, MonoTime, Random, WallTime};
 use bytes::Bytes;
@@ -85,16 +86,28 @@ pub(crate) fn request(method: &str, uri: &str, headers: &[(&'static str, &str)])
     request
 }
 
-/// What came through admission and verification, or the code of the refusal.
-fn send_body(request: http::Request<()>, body: RawBody) -> std::result::Result<Bytes, Code> {
-    let options = S3Options {
+fn options() -> S3Options {
+    S3Options {
         domain: None,
         region: "us-east-1".to_owned(),
         clock: Arc::new(Still),
         random: Arc::new(Still),
         ready: Arc::new(|| true),
         meter: S3Meter::default(),
-    };
+    }
+}
+
+/// The terms that an empty request is admitted under.
+fn terms_of(request: http::Request<()>) -> std::result::Result<client::Terms, Code> {
+    let whole = http_body_util::BodyExt::map_err(Full::new(Bytes::new()), |never| match never {});
+    let admitted = async move { admit(request.into_parts().0, RawBody::new(whole), &Keys, &options()).await };
+    let admitted = admitted.now_or_never().expect("nothing here waits");
+    admitted.map(|(request, _)| request.terms).map_err(|error| error.code)
+}
+
+/// What came through admission and verification, or the code of the refusal.
+fn send_body(request: http::Request<()>, body: RawBody) -> std::result::Result<Bytes, Code> {
+    let options = options();
     let run = async move {
         let (request, mut payload) = admit(request.into_parts().0, body, &Keys, &options).await?;
         let promised = Promised::read(&request.headers, &request.announced)?;
@@ -448,6 +461,42 @@ fn a_client_that_falls_silent_is_given_up() {
     let mut payload = crate::payload::Payload::new(body, proof, length, Vec::new(), Arc::new(Impatient));
     let error = payload.next().now_or_never().unwrap().unwrap().unwrap_err();
     assert_eq!(error.code, Code::RequestTimeout);
+}
+
+/// With IPv6 one sender has many addresses.
+#[test]
+fn whoever_has_no_key_is_known_by_the_network() {
+    let tenant = |address: &str| {
+        let mut request = request("GET", "/bucket/key", &[]);
+        let peer = Peer { address: Some(address.parse().unwrap()), secure: false };
+        request.extensions_mut().insert(peer);
+        let whole = http_body_util::BodyExt::map_err(Full::new(Bytes::new()), |never| match never {});
+        let admitted = async move { admit(request.into_parts().0, RawBody::new(whole), &Keys, &options()).await };
+        tenant_of(&admitted.now_or_never().expect("nothing here waits").unwrap().0)
+    };
+    assert_eq!(tenant("2001:db8::1"), tenant("2001:db8::ffff:2"));
+    assert_ne!(tenant("2001:db8::1"), tenant("2001:db8:0:1::1"));
+    assert_ne!(tenant("10.0.0.1"), tenant("10.0.0.2"));
+}
+
+#[test]
+fn no_term_of_a_request_is_dropped() {
+    let presigned = |query: &str| {
+        let uri = signer().presign(&request("PUT", &format!("/bucket/key?{query}"), &[]), 60, NOW_MS);
+        terms_of(request("PUT", &uri, &[]))
+    };
+    for name in ["x-henge-fence", "X-Henge-Fence", "X-HENGE-FENCE"] {
+        let fence = presigned(&format!("{name}=lock%3A7")).unwrap().fence.unwrap();
+        assert_eq!((&fence.key[..], fence.token), (&b"lock"[..], 7), "{name}");
+    }
+    let refused = Err(Code::InvalidArgument);
+    assert_eq!(presigned("X-Henge-Fense=lock%3A7"), refused);
+    assert_eq!(presigned("x-henge-fence=lock%3A7%0A"), refused, "no header can say this");
+    assert_eq!(presigned("X-Henge-Fence=lock%3A7&x-henge-fence=lock%3A8"), refused);
+    let form = ("content-type", "multipart/form-data; boundary=a");
+    for name in ["x-henge-fence", "x-henge-acknowledge"] {
+        assert_eq!(terms_of(request("POST", "/bucket", &[form, (name, "lock:7")])), refused, "{name}");
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::operation::Operation;
 use crate::ops::Gateway;
 use crate::public_access::PublicAccessBlock;
 use crate::request::Request;
-use access::{Action, Ask, Attached, BucketRights, Context, Decision, KeyRights, Policy, Why, decide};
+use access::{Action, Ask, Attached, BucketRights, Context, Cost, Decision, KeyRights, Policy, Why, decide};
 use bytes::Bytes;
 use client::{BucketInfo, ConfigurationKind, KeyRow, ObjectVersion};
 use http::HeaderMap;
@@ -131,6 +131,13 @@ impl Gateway {
         Ok(())
     }
 
+    /// Refuses, before their document is read, those whom nothing can allow what no list grants: without a policy of the
+    /// bucket, whoever has no key.
+    pub fn refuse_strangers(&self, request: &Request, bucket: &BucketInfo) -> Result<()> {
+        let is_stranger = matches!(request.caller, Caller::Anonymous) && self.policies.of_bucket(bucket).is_none();
+        if is_stranger { Err(denied()) } else { Ok(()) }
+    }
+
     /// Refuses what a policy denies expressly. What a creation sets besides, it sets by the right to create.
     async fn refuse_denied(&self, request: &Request, wish: Wish<'_>) -> Result<()> {
         match self.decide(request, &wish, &wish.bucket.owner, false, None).await? {
@@ -179,7 +186,8 @@ impl Gateway {
                 self.authorize_object(request, wish, &object).await?;
                 Ok(object)
             }
-            Err(missing) if missing.code == Code::InternalError => Err(missing),
+            // Whether it is there is not known: told as a refusal, it would not be asked again.
+            Err(unknown) if !is_absence(&unknown) => Err(unknown),
             Err(missing) => {
                 let acl = self.effective(bucket, Acl::of_bucket(bucket));
                 let granted = grants(&acl, request, Some(Permission::Read));
@@ -215,7 +223,8 @@ impl Gateway {
         let resource = format!("arn:aws:s3:::{name}");
         let about = About { said, ..self.about(row.as_ref()) };
         let context = context(request, &about);
-        Ok(decide(&Ask { caller: &caller, action, resource: &resource, bucket: None, context: &context }))
+        let ask = Ask { caller: &caller, action, resource: &resource, bucket: None, context: &context };
+        Ok(decide_within(&request.cost, &ask))
     }
 
     fn about<'a>(&'a self, key: Option<&'a KeyRow>) -> About<'a> {
@@ -263,7 +272,7 @@ impl Gateway {
             granted_by_acl,
         };
         let has_policy = !rights.policy.is_none() || row.as_ref().is_some_and(|row| !row.policy.is_empty());
-        let context = if has_policy {
+        let context = if has_policy && !request.cost.is_too_much() {
             let Wish { named: version, object, said, .. } = *wish;
             context(request, &About { version, object, prefix, said, ..self.about(row.as_ref()) })
         } else {
@@ -272,7 +281,7 @@ impl Gateway {
         let resource = resource(wish);
         let ask =
             Ask { caller: &caller, action: wish.action, resource: &resource, bucket: Some(&rights), context: &context };
-        Ok(decide(&ask))
+        Ok(decide_within(&request.cost, &ask))
     }
 
     /// The caller with its rights. A key that was removed since its signature was compared is nobody's.
@@ -303,6 +312,16 @@ impl Gateway {
 
 fn grants(acl: &Acl, request: &Request, wanted: Option<Permission>) -> bool {
     wanted.is_some_and(|wanted| acl.allows(request.caller.access_key(), wanted))
+}
+
+/// One of the decisions about a request, at its cost.
+fn decide_within(cost: &Cost, ask: &Ask<'_>) -> Decision {
+    if cost.is_too_much() {
+        return Decision::Denied(Why::TooCostly);
+    }
+    let decision = decide(ask);
+    cost.charge(ask.context);
+    decision
 }
 
 fn verdict(decision: Decision) -> Result<()> {
@@ -505,5 +524,29 @@ mod tests {
         for code in [Code::InternalError, Code::ServiceUnavailable, Code::SlowDown, Code::NoSuchBucket] {
             assert!(!is_absence(&S3Error::new(code, "")), "{code:?}");
         }
+    }
+
+    /// `DeleteObjects` has a decision made for each of its keys.
+    #[test]
+    fn after_a_costly_decision_a_request_has_no_more_made() {
+        let values = vec![r#""*${aws:Referer}b*""#; 100].join(",");
+        let statement = r#""Effect":"Deny","Principal":"*","Action":"s3:*","Resource":"arn:aws:s3:::b/*""#;
+        let condition = format!(r#""Condition":{{"StringLike":{{"aws:UserAgent":[{values}]}}}}"#);
+        let text = format!(r#"{{"Version":"2012-10-17","Statement":[{{{statement},{condition}}}]}}"#);
+        let policy = Attached::Policy(Arc::new(Policy::of_bucket(&text, "b").unwrap()));
+        let rights = BucketRights { owner: "o".to_owned(), policy, restrict_public: false, granted_by_acl: false };
+        let (access_key, name) = ("o".to_owned(), String::new());
+        let caller = access::Caller::Key(KeyRights { access_key, name, root: false, policy: Attached::None });
+        let mut costly = Context::default();
+        costly.set("aws:Referer", "a".repeat(5_000));
+        costly.set("aws:UserAgent", "a".repeat(11_000));
+        let cost = Cost::default();
+        let decided = |context: &Context| {
+            let (action, resource) = (Action::DELETE_OBJECT, "arn:aws:s3:::b/k");
+            decide_within(&cost, &Ask { caller: &caller, action, resource, bucket: Some(&rights), context })
+        };
+        assert!(decided(&Context::default()).is_allowed());
+        assert_eq!(decided(&costly), Decision::Denied(Why::TooCostly));
+        assert_eq!(decided(&Context::default()), Decision::Denied(Why::TooCostly));
     }
 }

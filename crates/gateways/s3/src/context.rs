@@ -27,6 +27,7 @@ const CONDITION_HEADERS: &[&str] = &[
     "x-amz-server-side-encryption-customer-algorithm",
     "x-amz-storage-class",
     "x-amz-website-redirect-location",
+    "x-henge-fence",
     "if-match",
     "if-none-match",
 ];
@@ -198,9 +199,7 @@ fn of_query(request: &Request, context: &mut Context, prefix: Option<&str>) {
 }
 
 fn of_signature(request: &Request, context: &mut Context, now_ms: u64) {
-    if matches!(request.caller, Caller::Anonymous) {
-        return;
-    }
+    let Caller::Signed(signed) = &request.caller else { return };
     let presigned = request.query.has("X-Amz-Signature");
     let kind = match request.operation {
         Operation::PostObject => "POST",
@@ -208,7 +207,7 @@ fn of_signature(request: &Request, context: &mut Context, now_ms: u64) {
         _ => "REST-HEADER",
     };
     context.set("s3:authType", kind);
-    context.set("s3:signatureversion", "AWS4-HMAC-SHA256");
+    context.set("s3:signatureversion", signed.signature_version());
     let of_header = request.headers.get(names::DATE).and_then(|value| value.to_str().ok());
     let date = request.query.get("X-Amz-Date").or(of_header).and_then(crate::date::parse_amz_date);
     if let Some(date) = date {
@@ -235,6 +234,7 @@ mod tests {
             caller: Caller::Anonymous,
             terms: client::Terms::default(),
             peer: crate::request::Peer::default(),
+            cost: access::Cost::default(),
             success: None,
             announced: Vec::new(),
         };
@@ -250,6 +250,13 @@ mod tests {
 
     const CREATES: (&str, &str) = ("s3:ObjectCreationOperation", "true");
     const PART: (&str, &str) = ("s3:ObjectCreationOperation", "false");
+
+    #[test]
+    fn a_policy_sees_the_fence() {
+        let fence = [("x-henge-fence", "lock:7")];
+        let put = seen(Operation::DeleteObject, "", &fence, &NOTHING);
+        assert_eq!(put, of(&[("s3:x-henge-fence", "lock:7")]));
+    }
 
     #[test]
     fn a_header_without_effect_says_nothing() {

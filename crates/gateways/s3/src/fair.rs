@@ -1,9 +1,9 @@
 //! Who is served when more is asked than can be done at once: the tenants in turn, each in the order in which it asked.
 //!
 //! A tenant is an access key, or the address of somebody who has none. What runs is bounded (and with it memory), what
-//! waits is bounded, and how long it waits is bounded; beyond that the answer is `503 SlowDown`. No tenant may hold all
-//! places: whoever floods the gateway waits for itself. While several ask, each has few small requests at work at once, so
-//! that nobody's wait long behind another's in the queues below.
+//! waits is bounded, and how long it waits is bounded; beyond that the answer is `503 SlowDown`, for those of whom the most
+//! wait. No tenant may hold all places: whoever floods the gateway waits for itself. While several ask, each has few small
+//! requests at work at once, so that nobody's wait long behind another's in the queues below.
 
 use crate::error::{Code, Result, S3Error};
 use base::env::{Clock, MonoTime};
@@ -85,7 +85,7 @@ impl Places {
         let mut state = self.lock();
         state.note(tenant, now);
         let waiting = state.tenants.get(tenant).map_or(0, |tenant| tenant.queue.len());
-        if state.waiting >= WAITING_MAX || waiting >= WAITING_OF_TENANT_MAX {
+        if waiting >= WAITING_OF_TENANT_MAX {
             return Err(slow_down());
         }
         let (grant, granted) = oneshot::channel();
@@ -95,6 +95,9 @@ impl Places {
             state.turn.push_back(tenant.to_owned());
         }
         state.grant();
+        if state.waiting > WAITING_MAX {
+            state.refuse_one(tenant);
+        }
         Ok(granted)
     }
 
@@ -191,6 +194,21 @@ impl State {
                 self.turn.push_back(name);
             }
             passed_over = 0;
+        }
+    }
+
+    /// Sends away who came last to the longest queue; of equal ones, to that of `asker`.
+    fn refuse_one(&mut self, asker: &str) {
+        let longest = self.tenants.iter().max_by_key(|(name, tenant)| (tenant.queue.len(), *name == asker));
+        let Some(name) = longest.map(|(name, _)| name.clone()) else { return };
+        let Some(tenant) = self.tenants.get_mut(&name) else { return };
+        // What is dropped here tells the one who waits.
+        if tenant.queue.pop_back().is_some() {
+            self.waiting -= 1;
+        }
+        if tenant.queue.is_empty() {
+            self.turn.retain(|waiting| *waiting != name);
+            self.forget(&name);
         }
     }
 
@@ -342,6 +360,40 @@ mod tests {
             }
         }
         assert_eq!((served["a"], served["b"]), (1, 2), "{served:?}");
+    }
+
+    /// Floods of several tenants fill the queue; whoever comes new still has its place, or its place in the queue.
+    #[test]
+    fn a_full_queue_is_full_for_those_who_filled_it() {
+        let places = Places::default();
+        let wait = |tenant: &str| -> BoxFuture<Result<Place>> {
+            let (places, tenant) = (places.clone(), tenant.to_owned());
+            Box::pin(async move { places.take(tenant, Weight::Light, &PATIENT).await })
+        };
+        let floods = ["a", "b", "c", "d"];
+        let _shared: Vec<Place> = floods.iter().map(|name| now(&places, name, Weight::Light).unwrap()).collect();
+        let mut held = Vec::new();
+        for name in floods {
+            held.extend(std::iter::from_fn(|| now(&places, name, Weight::Light)));
+        }
+        let mut waiting: Vec<(&str, BoxFuture<Result<Place>>)> = Vec::new();
+        for name in floods {
+            waiting.extend((0..WAITING_OF_TENANT_MAX).map(|_| (name, wait(name))));
+        }
+        for (_, wait) in &mut waiting {
+            assert!(wait.now_or_never().is_none());
+        }
+        assert_eq!(places.lock().waiting, WAITING_MAX);
+        held.push(now(&places, "new", Weight::Light).expect("places are free, and nobody's turn is before"));
+        held.extend((0..).map_while(|i| now(&places, &format!("t{i}"), Weight::Light)));
+        assert_eq!(places.lock().running, UNITS_MAX);
+        let mut patient = wait("new");
+        assert!((&mut patient).now_or_never().is_none(), "it waits");
+        let answers = waiting.iter_mut().filter_map(|(_, wait)| wait.now_or_never());
+        let refused: Vec<Code> = answers.map(|answer| answer.err().expect("no place is free").code).collect();
+        assert!(!refused.is_empty() && refused.iter().all(|code| *code == Code::SlowDown), "{refused:?}");
+        drop(held);
+        assert!(patient.now_or_never().unwrap().is_ok());
     }
 
     #[test]

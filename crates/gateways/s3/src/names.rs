@@ -62,6 +62,11 @@ pub fn is_ours(name: &HeaderName) -> bool {
     are_ours(name.as_str())
 }
 
+/// Whether a name, in whatever case, is one of the terms that a request is done under.
+pub fn is_term(name: &str) -> bool {
+    name.get(..8).is_some_and(|start| start.eq_ignore_ascii_case("x-henge-"))
+}
+
 /// The same of a name in lower case.
 pub fn are_ours(name: &str) -> bool {
     name.starts_with("x-amz-") || name.starts_with("x-henge-")

@@ -11,10 +11,12 @@ use crate::payload::Payload;
 use crate::query::Query;
 use crate::target::Target;
 use crate::xml;
+use access::Cost;
 use bytes::Bytes;
 use client::Terms;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
+use std::net::{IpAddr, Ipv6Addr};
 
 /// The longest XML body in bytes: 10,000 parts with a SHA-256 each fit.
 const XML_LENGTH_MAX: u64 = 4 << 20;
@@ -23,9 +25,19 @@ const XML_LENGTH_MAX: u64 = 4 << 20;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Peer {
     /// The address of the socket, never one that a header tells.
-    pub address: Option<std::net::IpAddr>,
+    pub address: Option<IpAddr>,
     /// Over TLS.
     pub secure: bool,
+}
+
+impl Peer {
+    /// Who is behind an address: with IPv6, whoever has the network of 64 bits has all addresses in it.
+    pub fn sender(address: IpAddr) -> IpAddr {
+        match address.to_canonical() {
+            IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+            v4 => v4,
+        }
+    }
 }
 
 pub struct Request {
@@ -37,6 +49,8 @@ pub struct Request {
     /// What the sender asks for beyond what the bucket says.
     pub terms: Terms,
     pub peer: Peer,
+    /// What deciding about it has cost so far.
+    pub cost: Cost,
     /// What the sender of a form wants to be told.
     pub success: Option<Success>,
     /// Names of the trailers that will follow the body, in lower case.

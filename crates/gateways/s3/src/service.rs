@@ -18,12 +18,13 @@ use crate::query::Query;
 use crate::request::{Peer, Reply, Request, empty, insert};
 use crate::target::Target;
 use crate::terms;
+use access::Cost;
 use base::env::{BoxFuture, Clock, Random, RandomExt};
 use bytes::Bytes;
 use client::Client;
 use http::header::{
-    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_LENGTH, HOST, HeaderName,
-    HeaderValue, ORIGIN, TRANSFER_ENCODING,
+    ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD, AUTHORIZATION, CONTENT_LENGTH, Entry, HOST,
+    HeaderName, HeaderValue, ORIGIN, TRANSFER_ENCODING,
 };
 use http::{HeaderMap, Method, StatusCode, request};
 use http_body::Body as _;
@@ -139,18 +140,18 @@ impl Inner {
                 reply.body_mut().hold(place);
                 Ok(reply)
             }
-            (Err(error), Some(staleness)) if staleness != "unknown" => {
-                let value = HeaderValue::from_str(&staleness).expect("digits are valid in a header");
+            (Err(error), Some(staleness)) => {
+                let value = HeaderValue::from_str(&staleness).expect("digits and a word are valid in a header");
                 Err(error.header(names::STALENESS_MS, value))
             }
-            (Err(error), _) => Err(error),
+            (Err(error), None) => Err(error),
         }
     }
 }
 
-fn tenant_of(request: &Request) -> String {
+pub(crate) fn tenant_of(request: &Request) -> String {
     match (request.caller.access_key(), request.peer.address) {
-        ("", Some(address)) => format!("from {address}"),
+        ("", Some(address)) => format!("from {}", Peer::sender(address)),
         (access_key, _) => access_key.to_owned(),
     }
 }
@@ -193,7 +194,7 @@ pub(crate) async fn admit(
     let query = Query::read(raw_query)?;
     let peer = parts.extensions.get::<Peer>().copied().unwrap_or_default();
     let mut headers = parts.headers;
-    headers_from_query(&query, &mut headers);
+    headers_from_query(&query, &mut headers)?;
     let operation = Operation::resolve(&parts.method, &target, &query, &headers)?;
     refuse_unbuilt(&headers)?;
     let reads = matches!(parts.method, Method::GET | Method::HEAD);
@@ -201,7 +202,8 @@ pub(crate) async fn admit(
     let announced = announced_trailers(&headers);
     let length = content_length(&body, &proof, &headers)?;
     let payload = Payload::new(body, proof, length, announced.clone(), options.clock.clone());
-    Ok((Request { operation, target, query, headers, caller, terms, peer, success: None, announced }, payload))
+    let (cost, success) = (Cost::default(), None);
+    Ok((Request { operation, target, query, headers, caller, terms, peer, cost, success, announced }, payload))
 }
 
 /// Turns a browser's form into the PUT that it stands for: its fields are the headers, its file is the body.
@@ -216,6 +218,7 @@ async fn admit_form(
     let peer = parts.extensions.get::<Peer>().copied().unwrap_or_default();
     let length = content_length(&body, &BodyProof::None, &parts.headers)?;
     let whole = Payload::new(body, BodyProof::None, length, Vec::new(), options.clock.clone());
+    terms::refuse_beside_form(&parts.headers)?;
     let (form, file) = Form::read(whole, boundary).await?;
     let signed = auth::authenticate_form(&form, keys, &options.region).await?;
     let caller = signed.map_or(Caller::Anonymous, Caller::Signed);
@@ -234,6 +237,7 @@ async fn admit_form(
         caller,
         terms,
         peer,
+        cost: Cost::default(),
         success: Some(form.success()),
         announced: Vec::new(),
     };
@@ -290,13 +294,27 @@ impl Across {
     }
 }
 
-/// Presigning clients may put `x-amz-*` and `x-henge-*` headers into the query, where the signature covers them.
-fn headers_from_query(query: &Query, headers: &mut HeaderMap) {
-    for (name, value) in query.pairs().filter(|(name, _)| names::are_ours(name)) {
-        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
-            headers.entry(name).or_insert(value);
+/// Presigning clients may put `x-amz-*` and `x-henge-*` headers into the query, where the signature covers them. In what
+/// case `x-henge-*` is written does not matter (`X-Amz-*` is the signature's own), and it is said once.
+fn headers_from_query(query: &Query, headers: &mut HeaderMap) -> Result<()> {
+    for (name, value) in query.pairs() {
+        let is_term = names::is_term(name);
+        if !is_term && !names::are_ours(name) {
+            continue;
+        }
+        let refuse = |why: &str| {
+            let message = format!("The query parameter {name:?} {why}.");
+            Err(S3Error::new(Code::InvalidArgument, message).field("ArgumentName", name))
+        };
+        let read = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value));
+        let (Ok(header), Ok(value)) = read else { return refuse("cannot be a header") };
+        match headers.entry(header) {
+            Entry::Occupied(given) if is_term && given.get() != value => return refuse("is given in another way, too"),
+            Entry::Occupied(_) => {}
+            Entry::Vacant(free) => drop(free.insert(value)),
         }
     }
+    Ok(())
 }
 
 fn announced_trailers(headers: &HeaderMap) -> Vec<String> {

@@ -28,10 +28,19 @@ pub fn of_headers(headers: &HeaderMap, reads: bool) -> Result<Terms> {
 }
 
 /// `x-henge-staleness-ms`: for how long the replica that answered an eventual read has not known that it holds
-/// everything; `unknown` when it never did.
+/// everything; `unknown` when it never did. `None`: no replica was asked for an eventual answer, or none gave one.
 pub fn staleness(terms: &Terms) -> Option<String> {
     let Reads::Eventual(staleness) = &terms.reads else { return None };
-    Some(staleness.get_ms().map_or_else(|| "unknown".to_owned(), |staleness_ms| staleness_ms.to_string()))
+    staleness
+        .is_noted()
+        .then(|| staleness.get_ms().map_or_else(|| "unknown".to_owned(), |staleness_ms| staleness_ms.to_string()))
+}
+
+/// The terms of a form are fields: a header beside it would be a promise that nobody keeps.
+pub fn refuse_beside_form(headers: &HeaderMap) -> Result<()> {
+    let Some(name) = headers.keys().find(|name| name.as_str().starts_with("x-henge-")) else { return Ok(()) };
+    let message = format!("With a form, {name} is given as a field of the form, before the file.");
+    Err(S3Error::new(Code::InvalidArgument, message).field("ArgumentName", name.as_str()))
 }
 
 fn invalid(name: &HeaderName, message: &'static str) -> S3Error {
@@ -77,6 +86,12 @@ mod tests {
         assert_eq!(terms("x-amz-acl", "private", false), Some(Terms::default()));
         assert_eq!(terms("x-henge-acknowledge", "most", false), None);
         assert_eq!(terms("x-henge-consistency", "weak", true), None);
+    }
+
+    #[test]
+    fn nothing_is_said_of_staleness_before_a_replica_has_answered() {
+        let reads = Terms { reads: Reads::Eventual(Arc::default()), ..Terms::default() };
+        assert_eq!((staleness(&reads), staleness(&Terms::default())), (None, None));
     }
 
     #[test]

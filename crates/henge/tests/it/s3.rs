@@ -217,6 +217,10 @@ fn a_client_that_lost_its_lock_is_fenced_out() {
     assert!(stdout(&server.command(&["bucket", "list"])).contains("fence token"));
     set("optional");
     assert_eq!(s3.put("/bucket/a", b"y").status, 200);
+    assert_eq!(put("lock:18446744073709551615", "a").status, 200);
+    assert_eq!(put(&second, "a").status, 412);
+    assert!(server.command(&["fence", "reset", "bucket", "lock"]).status.success());
+    assert_eq!(put(&second, "a").status, 200);
 }
 
 #[test]

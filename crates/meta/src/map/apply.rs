@@ -12,6 +12,7 @@ use super::{ACCESS_KEYS_MAX, COPIES_MAX, DISKS_MAX, NODES_MAX, PG_BITS_MAX, POLI
 use crate::group::{decode_row, read_row};
 use crate::keys::{self, Key};
 use crate::object::command::{CloseSession, SlotRef};
+use crate::object::fence::FENCE_LEVEL_MIN;
 use crate::slots::{self, Standing};
 use crate::view::{Changes, View, ViewError};
 
@@ -194,6 +195,7 @@ impl Step<'_> {
     /// One counter serves all keys. The cluster's generation stands above it: a recovery may forget the newest tokens.
     /// Nobody looks at the counter in a map, so the map's version stays.
     fn next_fence(&mut self) -> Result<MapReply, Halt> {
+        require(self.state.feature_level >= FENCE_LEVEL_MIN, "the cluster's feature level does not know fences yet")?;
         require(self.state.fences < (1 << FENCE_COUNT_BITS) - 1, "there are no more fence tokens")?;
         self.state.fences += 1;
         self.changes.put(Key::MapState.encode(), encode(&self.state));
@@ -236,7 +238,7 @@ impl Step<'_> {
         }
         let key = Key::Disk { id };
         let before: Option<DiskRow> = self.read(&key)?;
-        row.slow = before.as_ref().is_some_and(|before| before.slow);
+        row.slow = row.state().serves() && before.as_ref().is_some_and(|before| before.slow);
         match &before {
             Some(before) => {
                 let was_removed = before.state == DiskState::Removed as i32;

@@ -12,6 +12,7 @@ use super::{BUCKETS_MAX, CONFIGURATION_LEN_MAX, CONFIGURATIONS_LEN_MAX};
 use crate::group::decode_row;
 use crate::keys::{self, Key};
 use crate::object::command::Versioning;
+use crate::object::fence::FENCE_LEVEL_MIN;
 
 /// A kind is a byte of a key.
 const KINDS_MAX: usize = 256;
@@ -102,6 +103,10 @@ impl Step<'_> {
             require(set.value.is_some(), "object lock cannot be switched off")?;
             let keeps_versions = before.versioning == Versioning::Enabled as i32;
             require(keeps_versions, "object lock needs a bucket with versioning enabled")?;
+        }
+        if kind == ConfigurationKind::Fence && set.value.is_some() {
+            let knows = self.state.feature_level >= FENCE_LEVEL_MIN;
+            require(knows, "the cluster's feature level does not know fences yet")?;
         }
         let key = Key::BucketConfiguration { bucket, kind: kind as u8 };
         let row_before = self.read::<BucketConfigurationRow>(&key)?;

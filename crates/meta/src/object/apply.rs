@@ -9,6 +9,7 @@ use super::command::{
     Attributes, Body, CloseSession, Done, InitShard, Reason, Refused, RetireGarbage, ShardCommand, ShardEntry,
     ShardOutcome, ShardReply,
 };
+use super::fence::FENCE_LEVEL_MIN;
 use super::garbage::Dropped;
 use super::usage::Account;
 use super::{ATTRIBUTES_LEN_MAX, CHUNKS_MAX, ETAG_LEN_MAX, INLINE_BYTES_MAX, RETIRE_MAX};
@@ -137,6 +138,7 @@ impl Step<'_> {
             ShardCommand::ChangeVersion(change) => self.change_version(change),
             ShardCommand::Expire(expire) => self.expire(expire),
             ShardCommand::CountUsage(count) => self.count_usage(count),
+            ShardCommand::ResetFence(reset) => self.reset_fence(&reset),
         }
     }
 
@@ -280,6 +282,7 @@ fn level_of(command: &ShardCommand) -> FeatureLevel {
         | ShardCommand::CloseSession(_)
         | ShardCommand::SetFeatureLevel(_) => FeatureLevel(1),
         ShardCommand::ChangeVersion(_) | ShardCommand::Expire(_) | ShardCommand::CountUsage(_) => FeatureLevel(2),
+        ShardCommand::ResetFence(_) => FeatureLevel(FENCE_LEVEL_MIN),
     }
 }
 

@@ -8,6 +8,7 @@ use prost::Message;
 use super::BUCKET_ROW_LEN_MAX;
 use super::apply::{Halt, Step, done, refuse};
 use super::command::{BucketRow, Done, Reason, ShardOutcome, Versioning};
+use super::fence::{self, FENCE_LEVEL_MIN};
 use crate::group::read_row;
 use crate::keys::{Key, Space};
 use crate::map::command::{BucketConfigurationRow, ConfigurationKind};
@@ -57,6 +58,10 @@ impl Step<'_> {
         let Ok(versioning) = Versioning::try_from(row.versioning) else {
             return refuse(Reason::Invalid, format!("versioning {} is not known", row.versioning));
         };
+        // No write could carry a fence: the bucket would take none.
+        if self.state.feature_level < FENCE_LEVEL_MIN && fence::is_required(&row) {
+            return refuse(Reason::Invalid, "the shard's feature level does not know fences yet");
+        }
         let rules = self.split_rules(&mut row);
         if row.encoded_len() > BUCKET_ROW_LEN_MAX {
             return refuse(Reason::Invalid, format!("the bucket's row is longer than {BUCKET_ROW_LEN_MAX} bytes"));

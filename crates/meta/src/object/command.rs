@@ -36,7 +36,7 @@ pub struct ShardEntry {
     /// Of a write to a bucket: the token that its sender holds.
     #[prost(message, optional, tag = "3")]
     pub fence: Option<Fence>,
-    #[prost(oneof = "ShardCommand", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 31, 32")]
+    #[prost(oneof = "ShardCommand", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 31, 32, 33")]
     pub command: Option<ShardCommand>,
 }
 
@@ -86,6 +86,21 @@ pub enum ShardCommand {
     /// Counts what a bucket with a quota holds, a bounded number of rows in one step, as `Expire`.
     #[prost(message, tag = "32")]
     CountUsage(CountUsage),
+    /// Sets or forgets the floor of a fence, if there is one.
+    #[prost(message, tag = "33")]
+    ResetFence(ResetFence),
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct ResetFence {
+    #[prost(uint64, tag = "1")]
+    pub bucket: u64,
+    /// As in [`Fence`].
+    #[prost(bytes = "bytes", tag = "2")]
+    pub key: Bytes,
+    /// The new floor; absent: none.
+    #[prost(uint64, optional, tag = "3")]
+    pub token: Option<u64>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -10,16 +10,17 @@
 //! holder B                                 token 8 ──PUT──> floor 8
 //! ```
 //!
-//! Floors belong to the bucket, not to the object that is written. They never fall, and go with the bucket.
+//! Floors belong to the bucket, not to the object that is written. They never fall unless an operator says so, and go with
+//! the bucket.
 
 use base::ids::BucketId;
 use base::plant::{self, Plant};
 use bytes::Bytes;
 use prost::Message;
 
-use super::apply::{Halt, Step, refuse};
+use super::apply::{Halt, Step, done, refuse};
 use super::buckets::bucket_row;
-use super::command::{BucketRow, Reason, ShardCommand};
+use super::command::{BucketRow, Reason, ResetFence, ShardCommand, ShardOutcome};
 use crate::group::read_row;
 use crate::keys::{self, Key};
 use crate::map::command::ConfigurationKind;
@@ -29,8 +30,8 @@ use crate::view::Changes;
 pub const FENCE_KEY_LEN_MAX: usize = 128;
 /// Keys under which a bucket has floors, in one shard.
 pub const FENCES_MAX: u32 = 10_000;
-/// From this level of a shard on its writes may carry fences.
-const LEVEL_MIN: u32 = 3;
+/// From this level of a shard on its writes may carry fences; from this level of the map on there are tokens.
+pub const FENCE_LEVEL_MIN: u32 = 3;
 /// Floors removed by one `DropBucket`.
 const DROP_FENCES_MAX: usize = 1000;
 
@@ -88,7 +89,7 @@ fn reach_of(command: &ShardCommand) -> Reach {
     }
 }
 
-fn is_required(row: &BucketRow) -> bool {
+pub(super) fn is_required(row: &BucketRow) -> bool {
     let kind = ConfigurationKind::Fence as i32;
     let found = row.configurations.iter().find(|configuration| configuration.kind == kind);
     // What cannot be read is of a newer version, and asks for more rather than less.
@@ -117,7 +118,7 @@ impl Step<'_> {
                 false => Ok(()),
             };
         };
-        if self.state.feature_level < LEVEL_MIN {
+        if self.state.feature_level < FENCE_LEVEL_MIN {
             return refuse(Reason::Invalid, "the shard's feature level does not know fences yet");
         }
         if fence.key.is_empty() || fence.key.len() > FENCE_KEY_LEN_MAX {
@@ -148,6 +149,28 @@ impl Step<'_> {
             raised.put(key.encode(), FenceFloor { token: fence.token }.encode_to_vec().into());
         }
         Ok(())
+    }
+
+    /// What an operator says: a floor that somebody has raised out of everybody's reach, or that nobody needs any more.
+    pub(super) fn reset_fence(&mut self, reset: &ResetFence) -> Result<ShardOutcome, Halt> {
+        let bucket = BucketId(reset.bucket);
+        if bucket_row(self.view, self.group, bucket)?.is_none() {
+            return refuse(Reason::NoSuchBucket, bucket.to_string());
+        }
+        let key = Key::FenceFloor { group: self.group, bucket, name: reset.key.clone() };
+        if read_row::<FenceFloor>(self.view, &key)?.is_none() {
+            return Ok(done());
+        }
+        if let Some(token) = reset.token {
+            self.changes.put(key.encode(), FenceFloor { token }.encode_to_vec().into());
+            return Ok(done());
+        }
+        let count_key = Key::FenceCount { group: self.group, bucket };
+        let count = read_row::<FenceCount>(self.view, &count_key)?.unwrap_or_default();
+        let left = FenceCount { keys: count.keys.saturating_sub(1) };
+        self.changes.put(count_key.encode(), left.encode_to_vec().into());
+        self.changes.delete(key.encode());
+        Ok(done())
     }
 
     /// Removes floors of a bucket that goes, a bounded number. Answers whether some are left.

@@ -26,12 +26,16 @@ fn delete(shard: &mut Shard, key: &str, fence: Option<Fence>) -> ShardOutcome {
     under(shard, fence, ShardCommand::DeleteObject(delete))
 }
 
-fn require(shard: &mut Shard, settings_version: u64) {
+fn requiring(settings_version: u64) -> ShardCommand {
     let value = FencePolicy { required: true }.encode_to_vec().into();
     let kind = ConfigurationKind::Fence as i32;
     let row = BucketConfigurationRow { bucket: BUCKET, kind, version: settings_version, value };
     let row = BucketRow { bucket: BUCKET, settings_version, configurations: vec![row], ..BucketRow::default() };
-    assert_eq!(shard.run(ShardCommand::SetBucket(row)), done());
+    ShardCommand::SetBucket(row)
+}
+
+fn require(shard: &mut Shard, settings_version: u64) {
+    assert_eq!(shard.run(requiring(settings_version)), done());
 }
 
 #[track_caller]
@@ -54,6 +58,33 @@ fn a_lower_token_is_refused_whatever_it_writes() {
     assert_written(put(&mut shard, "a", "5", fence("other", 1)));
     assert_written(put(&mut shard, "a", "6", None));
     assert_written(delete(&mut shard, "a", fence("lock", 9)));
+}
+
+#[test]
+fn an_operator_frees_a_lock_that_somebody_has_taken_for_ever() {
+    let mut shard = Shard::new(Versioning::Off);
+    let reset = |key: &str, token| ShardCommand::ResetFence(ResetFence { bucket: BUCKET, key: text(key), token });
+    assert_written(put(&mut shard, "a", "1", fence("lock", u64::MAX)));
+    assert_refused(put(&mut shard, "a", "2", fence("lock", 7)), Reason::StaleFence);
+    assert_eq!(shard.run(reset("lock", Some(7))), done());
+    assert_refused(put(&mut shard, "a", "2", fence("lock", 6)), Reason::StaleFence);
+    assert_written(put(&mut shard, "a", "2", fence("lock", 7)));
+    for number in 1..FENCES_MAX {
+        delete(&mut shard, "absent", fence(&number.to_string(), 1));
+    }
+    assert_refused(delete(&mut shard, "absent", fence("one more", 1)), Reason::Invalid);
+    assert_eq!(shard.run(reset("lock", None)), done());
+    assert_eq!(shard.run(reset("lock", None)), done(), "it is gone already, and counts once");
+    assert_written(delete(&mut shard, "absent", fence("one more", 1)));
+    assert_refused(delete(&mut shard, "absent", fence("lock", 1)), Reason::Invalid);
+}
+
+#[test]
+fn a_bucket_never_asks_for_what_its_shard_does_not_know() {
+    let mut shard = Shard::at_level(Versioning::Off, 2);
+    assert_refused(shard.run(requiring(2)), Reason::Invalid);
+    assert_written(shard.put("a", "1"));
+    assert_refused(put(&mut shard, "a", "2", fence("lock", 1)), Reason::Invalid);
 }
 
 #[test]

@@ -349,6 +349,13 @@ fn secrets_are_not_shown_for_debugging() {
 #[test]
 fn fence_tokens_rise_over_a_recovery_and_leave_the_map_as_it_is() {
     let mut map = Map::initialised();
+    let required = configuration(1, ConfigurationKind::Fence, Some(b""));
+    map.expect(MapCommand::CreateBucket(bucket("b")), MapOutcome::Done);
+    map.expect(MapCommand::NextFence(NextFence {}), MapOutcome::Invalid);
+    map.expect(MapCommand::SetBucketConfiguration(required.clone()), MapOutcome::Invalid);
+    map.expect(MapCommand::SetNode(NodeRow { feature_level_max: 3, ..node(1, 1) }), MapOutcome::Done);
+    map.expect(MapCommand::SetFeatureLevel(FeatureLevel { level: 3 }), MapOutcome::Done);
+    map.expect(MapCommand::SetBucketConfiguration(required), MapOutcome::Done);
     let version = map.map().version;
     let next = |map: &mut Map| map.run(MapCommand::NextFence(NextFence {})).id;
     assert_eq!([next(&mut map), next(&mut map)], [1, 2]);

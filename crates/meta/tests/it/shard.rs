@@ -21,8 +21,12 @@ pub struct Shard {
 impl Shard {
     /// A shard of everything, with one bucket.
     pub fn new(versioning: Versioning) -> Shard {
+        Shard::at_level(versioning, meta::group::FEATURE_LEVEL)
+    }
+
+    pub fn at_level(versioning: Versioning, feature_level: u32) -> Shard {
         let mut shard = Shard { rows: BTreeMap::new(), index: 0, chunk: 0 };
-        let init = InitShard { range_epoch: 1, feature_level: meta::group::FEATURE_LEVEL, ..InitShard::default() };
+        let init = InitShard { range_epoch: 1, feature_level, ..InitShard::default() };
         assert_eq!(shard.run(ShardCommand::InitShard(init)), done());
         shard.set_versioning(versioning, 1);
         shard

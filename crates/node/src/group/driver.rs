@@ -8,7 +8,7 @@ use base::env::{BoxFuture, MonoTime};
 use base::ids::{GROUP_ZERO, GroupId, LogIndex, NodeId, PeerId, Term};
 use base::plant::{self, Plant};
 use bytes::Bytes;
-use meta::map::command::{ClusterMap, NodeRow, NodeState};
+use meta::map::command::{ClusterMap, DiskRow, NodeRow, NodeState};
 use protocol::membership::{self, NodeView};
 use protocol::placement::Locality;
 use protocol::raft::{Configuration, Entry, HardState, Message, MessageKind, NotTaken, RaftPeer, Ready, Role};
@@ -211,7 +211,7 @@ impl Driver {
             Request::Barrier { reply } => self.reads.add(reply),
             Request::Stop { done } => self.stopping = Some(done),
             Request::Trim { index } => self.trim(index),
-            Request::Step { from, message } => self.step(from, message),
+            Request::Step { from, message, committed } => self.step(from, message, committed),
             Request::Gone { peer } => self.peer_gone(peer),
             Request::Installed(result) => self.installed(result),
             Request::Ended { node } if self.leader_node() == Some(node) => self.raft.leader_ended(),
@@ -248,6 +248,11 @@ impl Driver {
     fn propose(&mut self, data: Bytes, acknowledge: Acknowledge, answer: Answer) {
         if let Some(why) = self.failed() {
             let _ = answer.send(Err(GroupError::Failed(why)));
+            return;
+        }
+        // Only a leader knows its voters.
+        if acknowledge == Acknowledge::Strict && self.raft.leadership().role != Role::Leader {
+            let _ = answer.send(Err(GroupError::NotLeader(self.leader_node())));
             return;
         }
         if acknowledge == Acknowledge::Strict
@@ -288,11 +293,12 @@ impl Driver {
         }
     }
 
-    fn step(&mut self, from: NodeId, message: Message) {
+    /// `committed`: all that is committed, as the sender knows, which leads.
+    fn step(&mut self, from: NodeId, message: Message, committed: Option<LogIndex>) {
         if matches!(message.kind(), MessageKind::Append | MessageKind::Heartbeat | MessageKind::Snapshot) {
             self.shared.leader_heard.store(self.env.now().0, Ordering::Relaxed);
         }
-        self.note_freshness(&message);
+        self.note_freshness(&message, committed);
         if self.failed().is_some() {
             return;
         }
@@ -311,14 +317,15 @@ impl Driver {
         }
     }
 
-    fn note_freshness(&mut self, message: &Message) {
+    fn note_freshness(&mut self, message: &Message, committed: Option<LogIndex>) {
         if message.term() < self.raft.leadership().term {
             return;
         }
         let now = self.env.now();
+        if let Some(committed) = committed {
+            self.freshness.told(committed, self.applied, now);
+        }
         match message.kind() {
-            MessageKind::Append => self.freshness.told(message.committed(), self.applied, true, now),
-            MessageKind::Heartbeat => self.freshness.told(message.committed(), self.applied, false, now),
             MessageKind::AppendReply | MessageKind::HeartbeatReply => self.freshness.answered(message.from(), now),
             _ => {}
         }
@@ -645,13 +652,14 @@ impl Driver {
         }
         let progress = if self.configuration.learners.is_empty() { Vec::new() } else { self.raft.progress() };
         let mut by_node: BTreeMap<NodeId, Vec<RaftItem>> = BTreeMap::new();
+        let committed = self.raft.known_committed().map(|index| index.0);
         for message in messages {
             let to = message.to();
             let Some(node) = self.node_of(to) else { continue };
             // Only a peer that never acknowledged anything may begin with an empty log.
             let matched = progress.iter().find(|progress| progress.peer == to).map(|progress| progress.matched);
             let fresh = self.configuration.learners.contains(&to) && matched == Some(LogIndex(0));
-            let item = RaftItem { group: self.id.0, message: message.encode(), fresh };
+            let item = RaftItem { group: self.id.0, message: message.encode(), fresh, committed };
             if heartbeats::may_wait(&message) {
                 self.heartbeats.add(node, self.generation(), item);
             } else {
@@ -832,7 +840,8 @@ fn is_up(map: &ClusterMap, node: NodeId) -> bool {
 
 /// Up, and its metadata is on no slow disk.
 fn is_fit(map: &ClusterMap, node: NodeId) -> bool {
-    is_up(map, node) && !map.disks.iter().any(|row| row.node == node.0 && row.metadata && row.slow)
+    let is_slow = |row: &DiskRow| row.node == node.0 && row.metadata && row.slow && row.state().serves();
+    is_up(map, node) && !map.disks.iter().any(is_slow)
 }
 
 /// Nodes that were up at least once.

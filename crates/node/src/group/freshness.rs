@@ -19,15 +19,15 @@ pub struct Freshness {
 }
 
 impl Freshness {
-    /// The leader says that everything up to `committed` is. `fully`: that is all it knows of; a heartbeat does not say
-    /// more than this replica is known to hold.
-    pub fn told(&mut self, committed: LogIndex, applied: LogIndex, fully: bool, now: MonoTime) {
+    /// The leader says that everything up to `committed` is, and nothing behind it.
+    pub fn told(&mut self, committed: LogIndex, applied: LogIndex, now: MonoTime) {
         if applied < committed {
             self.owed.get_or_insert((now, committed));
-        } else if fully || self.owed.is_none() {
+        } else if self.owed.is_none_or(|(_, owed)| owed <= committed) {
             self.owed = None;
             self.as_of = Some(now);
         }
+        // Else this message was overtaken by one that says more.
     }
 
     pub fn applied(&mut self, applied: LogIndex) {
@@ -74,16 +74,16 @@ mod tests {
     fn a_follower_is_as_fresh_as_what_it_applied_was_when_it_was_told() {
         let mut fresh = Freshness::default();
         assert_eq!(fresh.as_of(), None, "nobody has told it anything");
-        fresh.told(LogIndex(5), LogIndex(5), false, AT(10));
+        fresh.told(LogIndex(5), LogIndex(5), AT(10));
         assert_eq!(fresh.as_of(), Some(AT(10)));
-        fresh.told(LogIndex(9), LogIndex(5), true, AT(20));
+        fresh.told(LogIndex(9), LogIndex(5), AT(20));
         fresh.applied(LogIndex(8));
-        // A heartbeat that says what it holds says nothing of what it lacks.
-        fresh.told(LogIndex(8), LogIndex(8), false, AT(30));
+        // An overtaken message says nothing of what is lacking.
+        fresh.told(LogIndex(8), LogIndex(8), AT(30));
         assert_eq!(fresh.as_of(), Some(AT(10)));
         fresh.applied(LogIndex(9));
         assert_eq!(fresh.as_of(), Some(AT(20)));
-        fresh.told(LogIndex(9), LogIndex(9), true, AT(40));
+        fresh.told(LogIndex(9), LogIndex(9), AT(40));
         assert_eq!(fresh.as_of(), Some(AT(40)));
     }
 

@@ -81,6 +81,8 @@ enum Request {
     Step {
         from: NodeId,
         message: Message,
+        /// All that is committed, as the sender knows, which leads.
+        committed: Option<LogIndex>,
     },
     /// That peer of the group has lost its log, or was removed long ago: it never answers again.
     Gone {
@@ -201,8 +203,8 @@ impl GroupHandle {
     }
 
     /// Hands over a message of a peer. Lost when the driver is behind, as a network may lose it.
-    pub fn step(&self, from: NodeId, message: Message) {
-        let _ = self.mailbox.try_send(Request::Step { from, message });
+    pub fn step(&self, from: NodeId, message: Message, committed: Option<LogIndex>) {
+        let _ = self.mailbox.try_send(Request::Step { from, message, committed });
     }
 
     /// The process on `node` has ended: if it led, nobody waits for it.

@@ -63,11 +63,6 @@ impl Message {
         }
     }
 
-    /// What the sender, a leader, knows to be committed. A heartbeat says no more than its receiver is known to hold.
-    pub fn committed(&self) -> LogIndex {
-        LogIndex(self.0.commit)
-    }
-
     /// Of a heartbeat and its answer: it confirms a read.
     pub fn has_context(&self) -> bool {
         !self.0.context.is_empty()

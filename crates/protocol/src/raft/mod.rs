@@ -644,6 +644,14 @@ impl RaftPeer {
         Leadership { term: Term(raft.term), role, leader }
     }
 
+    /// All that is committed, when this peer leads and has committed in its term: before, it may lack what an earlier
+    /// leader acknowledged.
+    pub fn known_committed(&self) -> Option<LogIndex> {
+        let raft = &self.node.raft;
+        let knows = raft.state == StateRole::Leader && raft.commit_to_current_term();
+        knows.then_some(LogIndex(raft.raft_log.committed))
+    }
+
     /// All members with how far they are, itself included. Empty unless this peer leads.
     pub fn progress(&self) -> Vec<PeerProgress> {
         let raft = &self.node.raft;

@@ -52,7 +52,9 @@ fn the_only_voter_leads_at_once_and_commits_only_what_is_durable() {
     assert_eq!(peer.propose(Bytes::from_static(b"\x01x")), Err(NotTaken::NotLeader));
     peer.campaign();
     assert_eq!(peer.leadership().role, Role::Leader);
+    assert_eq!(peer.known_committed(), None, "nothing of its own term is committed yet");
     settle(&mut peer);
+    assert!(peer.known_committed().is_some());
     let (index, term) = peer.propose(Bytes::from_static(b"\x01a")).unwrap();
     let ready = peer.take_ready().unwrap();
     assert_eq!(ready.append, vec![Entry { index, term, data: Bytes::from_static(b"\x01a") }]);
@@ -117,6 +119,8 @@ fn three_peers_elect_one_leader_and_agree() {
     let leaders = peers.iter().filter(|peer| peer.leadership().role == Role::Leader).count();
     assert_eq!(leaders, 1);
     assert_eq!(proposed, 20);
+    let known: Vec<LogIndex> = peers.iter().filter_map(RaftPeer::known_committed).collect();
+    assert_eq!(known, [logs[0].last().unwrap().index], "only the leader knows all that is committed");
     assert_eq!(logs[0].iter().filter(|entry| !entry.data.is_empty()).count(), 20);
     assert_eq!(logs[0], logs[1]);
     assert_eq!(logs[1], logs[2]);

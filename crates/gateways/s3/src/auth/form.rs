@@ -53,9 +53,11 @@ mod tests {
         }
     }
 
+    /// The access key, and how it signed.
     fn prove(fields: &[(&str, &str)]) -> std::result::Result<Option<String>, Code> {
         let proven = authenticate_form(&Form::of(fields), &OneKey, "us-east-1").now_or_never().unwrap();
-        proven.map(|caller| caller.map(|caller| caller.access_key().to_owned())).map_err(|error| error.code)
+        let words = |caller: Authenticated| format!("{} {}", caller.access_key(), caller.signature_version());
+        proven.map(|caller| caller.map(words)).map_err(|error| error.code)
     }
 
     #[test]
@@ -72,7 +74,7 @@ mod tests {
             ])
         };
         let (credential, date) = ("access/20240102/us-east-1/s3/aws4_request", "20240102T000000Z");
-        assert_eq!(signed("cG9saWN5", credential, date, &v4), Ok(Some("access".to_owned())));
+        assert_eq!(signed("cG9saWN5", credential, date, &v4), Ok(Some("access AWS4-HMAC-SHA256".to_owned())));
         assert_eq!(signed("cG9saWN6", credential, date, &v4), Err(Code::SignatureDoesNotMatch));
         for (index, digit) in v4.char_indices() {
             let mut forged = v4.clone();
@@ -97,7 +99,7 @@ mod tests {
         let signed = |access_key: &str, policy: &str, signature: &str| {
             prove(&[("policy", policy), ("awsaccesskeyid", access_key), ("signature", signature)])
         };
-        assert_eq!(signed("access", "cG9saWN5", &signature), Ok(Some("access".to_owned())));
+        assert_eq!(signed("access", "cG9saWN5", &signature), Ok(Some("access AWS".to_owned())));
         assert_eq!(signed("access", "cG9saWN6", &signature), Err(Code::SignatureDoesNotMatch));
         assert_eq!(signed("other", "cG9saWN5", &signature), Err(Code::InvalidAccessKeyId));
         for bad in ["", "AAAA", &signature.to_lowercase()] {

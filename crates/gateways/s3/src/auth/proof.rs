@@ -19,11 +19,31 @@ pub struct Authenticated {
 #[derive(Debug, PartialEq, Eq)]
 struct Identity {
     access_key: String,
+    scheme: Scheme,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scheme {
+    V4,
+    /// Only of forms.
+    V2,
 }
 
 impl Authenticated {
     pub fn access_key(&self) -> &str {
         &self.proven.access_key
+    }
+
+    /// As conditions on `s3:signatureversion` name it.
+    pub fn signature_version(&self) -> &'static str {
+        match self.proven.scheme {
+            Scheme::V4 => "AWS4-HMAC-SHA256",
+            Scheme::V2 => "AWS",
+        }
+    }
+
+    fn new(access_key: &str, scheme: Scheme) -> Authenticated {
+        Authenticated { proven: Arc::new(Identity { access_key: access_key.to_owned(), scheme }) }
     }
 }
 
@@ -63,7 +83,7 @@ pub(super) fn compare(key: &SigningKey, request: &CanonicalRequest<'_>, claim: &
     let matches = [request.text(), request.text_with_raw_path()].into_iter().flatten().any(|canonical| {
         key.verifies(&super::canonical::string_to_sign(&canonical, &claim.timestamp, &claim.scope), &claim.signature)
     });
-    matches.then(|| Authenticated { proven: Arc::new(Identity { access_key: claim.access_key.clone() }) })
+    matches.then(|| Authenticated::new(&claim.access_key, Scheme::V4))
 }
 
 /// Compares the signature of a form's policy, Version 4.
@@ -73,8 +93,7 @@ pub(super) fn compare_policy(
     signature: &[u8; 32],
     access_key: &str,
 ) -> Option<Authenticated> {
-    key.verifies(policy, signature)
-        .then(|| Authenticated { proven: Arc::new(Identity { access_key: access_key.to_owned() }) })
+    key.verifies(policy, signature).then(|| Authenticated::new(access_key, Scheme::V4))
 }
 
 /// Compares the signature of a form's policy, Version 2, in constant time.
@@ -87,7 +106,7 @@ pub(super) fn compare_policy_v2(
     let mut mac = Hmac::<Sha1>::new_from_slice(secret.as_bytes()).expect("HMAC takes keys of any length");
     mac.update(policy.as_bytes());
     let genuine = mac.verify_slice(signature).is_ok();
-    genuine.then(|| Authenticated { proven: Arc::new(Identity { access_key: access_key.to_owned() }) })
+    genuine.then(|| Authenticated::new(access_key, Scheme::V2))
 }
 
 fn keyed(key: &[u8]) -> HmacSha256 {

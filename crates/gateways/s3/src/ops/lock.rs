@@ -113,6 +113,7 @@ pub async fn get_hold(gateway: &Gateway, request: &Request) -> Result<Reply> {
 
 pub async fn put_retention(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
     let bucket = gateway.lookup(request).await?;
+    gateway.refuse_strangers(request, &bucket)?;
     // Policies may ask what is set, so it is read before anything is decided.
     let document = request.xml_body(payload, "Retention", true).await?;
     let retention = Some(lock::read_retention(&document, gateway.client.wall_ms())?);
@@ -128,6 +129,7 @@ pub async fn put_retention(gateway: &Gateway, request: &Request, payload: Payloa
 
 pub async fn put_hold(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
     let bucket = gateway.lookup(request).await?;
+    gateway.refuse_strangers(request, &bucket)?;
     let document = request.xml_body(payload, "LegalHold", true).await?;
     let legal_hold = Some(lock::read_hold(&document)?);
     let said = Said { legal_hold, ..Said::default() };

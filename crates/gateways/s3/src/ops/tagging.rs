@@ -30,6 +30,7 @@ pub async fn get(gateway: &Gateway, request: &Request) -> Result<Reply> {
 
 pub async fn put(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
     let bucket = gateway.lookup(request).await?;
+    gateway.refuse_strangers(request, &bucket)?;
     // Policies may ask which tags these are, so they are read before anything is decided.
     let document = request.xml_body(payload, "Tagging", true).await?;
     let said = Said { tags: tags::of_xml(&document, tags::OF_OBJECT_MAX)?, ..Said::default() };

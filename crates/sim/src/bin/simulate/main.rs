@@ -19,7 +19,7 @@ use totals::Totals;
 const SHOWN_MAX: usize = 5;
 
 /// Seeds that the gate runs, each of a kind that the seed alone would rarely draw, beside the first ones of all kinds.
-pub const FIXED: [(Profile, std::ops::Range<u64>); 19] = [
+pub const FIXED: [(Profile, std::ops::Range<u64>); 21] = [
     (Profile::Crashes, 0..40),
     (Profile::FlushErrors, 0..10),
     (Profile::BitRot, 0..10),
@@ -30,6 +30,7 @@ pub const FIXED: [(Profile, std::ops::Range<u64>); 19] = [
     (Profile::Growth, 0..1),
     (Profile::LostLog, 0..3),
     (Profile::Apart, 0..2),
+    (Profile::Fences, 0..3),
     // Seed 2: a node whose snapshot was installed and not flushed again is made the only voter.
     (Profile::Disaster, 0..4),
     (Profile::Zombie, 0..2),
@@ -38,6 +39,8 @@ pub const FIXED: [(Profile, std::ops::Range<u64>); 19] = [
     (Profile::Behind, 0..2),
     (Profile::Surge, 0..2),
     (Profile::Renewal, 0..1),
+    // The disk vanishes under a leader's metadata.
+    (Profile::Cluster3, 15..16),
     // A copy in a hole of a journal; a node that joins a recovered cluster and crashes in its first start.
     (Profile::Cluster3, 26..27),
     (Profile::Calm, 63_742_407_156_617..63_742_407_156_618),
