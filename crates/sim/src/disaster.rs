@@ -14,7 +14,7 @@ use crate::nemesis::{Nemesis, Refused};
 /// So long until silence has been voted down, with some to spare.
 const VOTED_DOWN: Duration = Duration::from_secs(3);
 /// How messages to those that lag behind become slower.
-const LAG_STEP: Duration = Duration::from_millis(100);
+pub const LAG_STEP: Duration = Duration::from_millis(100);
 /// So far that some of what is asked is given up.
 const LAG_STEPS: u32 = 20;
 /// So far that everything works, slowly.
@@ -371,7 +371,7 @@ impl Nemesis {
         done
     }
 
-    fn set_delays(&self, links: &[(NodeId, NodeId)], delay: Duration) {
+    pub fn set_delays(&self, links: &[(NodeId, NodeId)], delay: Duration) {
         links.iter().for_each(|(from, to)| self.sim.set_link_delay(*from, *to, delay));
     }
 

@@ -51,12 +51,14 @@ pub enum Profile {
     Surge,
     /// Three nodes are replaced by three new ones, while some know only old maps.
     Renewal,
+    /// The same while a gateway does not hear of it, and writes to disks that hold nothing any more.
+    Overtaken,
     /// Three nodes, and clients that take locks; in no mixture, but on demand.
     Fences,
 }
 
 impl Profile {
-    pub const ALL: [Profile; 20] = [
+    pub const ALL: [Profile; 21] = [
         Profile::Crashes,
         Profile::FlushErrors,
         Profile::BitRot,
@@ -76,6 +78,7 @@ impl Profile {
         Profile::Behind,
         Profile::Surge,
         Profile::Renewal,
+        Profile::Overtaken,
         Profile::Fences,
     ];
 
@@ -124,6 +127,7 @@ impl Profile {
                 | Profile::Behind
                 | Profile::Surge
                 | Profile::Renewal
+                | Profile::Overtaken
         )
     }
 
@@ -141,6 +145,7 @@ impl Profile {
             | Profile::Behind
             | Profile::Surge
             | Profile::Renewal
+            | Profile::Overtaken
             | Profile::Fences => 3,
             Profile::Cluster5 => 5,
             Profile::Crashes
@@ -177,7 +182,8 @@ pub fn hunting_ground(plant: Plant) -> Profile {
         Plant::AckAtMajority | Plant::StoreAtMajority | Plant::ClaimHealth => Profile::Disaster,
         Plant::VoteAfterLoss => Profile::LostLog,
         Plant::OpenEarly => Profile::Growth,
-        Plant::EvictBlindly | Plant::InventoryEarly | Plant::StaleEpoch => Profile::Renewal,
+        Plant::EvictBlindly | Plant::InventoryEarly => Profile::Renewal,
+        Plant::StaleEpoch => Profile::Overtaken,
         Plant::SweepBeforeClose | Plant::ForgetFloor => Profile::Apart,
         Plant::ReadWithoutIndex | Plant::StaleGeneration => Profile::Zombie,
         Plant::VoteBeforeFlush => Profile::Ballot,
@@ -197,7 +203,7 @@ fn buckets(profile: Profile) -> Vec<BucketPlan> {
     // Two nodes that are destroyed at once may take with them what a majority has acknowledged.
     if profile.nodes() > 1 && !matches!(profile, Profile::Calm | Profile::Disaster) {
         // Where versions stay, what was lost is not hidden by what was written over it.
-        buckets.push(plan("quick", profile == Profile::Renewal, true));
+        buckets.push(plan("quick", matches!(profile, Profile::Renewal | Profile::Overtaken), true));
     }
     buckets
 }
@@ -253,7 +259,7 @@ impl Plan {
         let profile = wanted.unwrap_or(drawn);
         let keys = match profile {
             Profile::Wear => 40,
-            Profile::Renewal => 12,
+            Profile::Renewal | Profile::Overtaken => 12,
             _ => 3 + random.below(10),
         };
         Plan {
@@ -279,7 +285,7 @@ impl Plan {
             },
             crashes: match profile {
                 Profile::Wear => 24,
-                Profile::Renewal => 1,
+                Profile::Renewal | Profile::Overtaken => 1,
                 _ if profile.is_story() => 1 + random.below(3) as u32,
                 _ => 1 + random.below(if profile.nodes() > 1 { 10 } else { 6 }) as u32,
             },

@@ -97,6 +97,21 @@ impl Nemesis {
         Ok(())
     }
 
+    /// A node that stays holds no data from now on, or takes some again.
+    pub async fn set_empty(&self, node: NodeId, is_empty: bool) -> Result<(), Refused> {
+        let mut last = String::new();
+        for _ in 0..TRIES_MAX {
+            let through = self.verifier.serving().await;
+            match self.cluster.set_empty(node, is_empty, &through).await {
+                Ok(()) => return Ok(()),
+                Err(why) => last = why,
+            }
+            self.sim.sleep(Duration::from_secs(1)).await;
+        }
+        self.recorder.violation(format!("node {node} cannot be told to be empty or not: {last}"));
+        Err(Refused)
+    }
+
     /// Waits until every node runs, reaches the others, and says that everything is safe.
     pub async fn await_safe(&self, when: &str) -> Result<(), Refused> {
         let began = self.sim.now();

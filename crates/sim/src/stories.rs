@@ -4,11 +4,12 @@
 use base::env::RandomExt;
 use base::ids::{GroupId, NodeId, Term};
 use futures_util::future::{join, join_all};
+use meta::map::command::{DiskRow, PgRow};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::cluster::{SHARD, Serving};
-use crate::disaster::LAG_STEPS_FEW;
+use crate::disaster::{LAG_STEP, LAG_STEPS_FEW};
 use crate::nemesis::{Nemesis, Refused};
 use crate::surge::Burst;
 
@@ -24,6 +25,10 @@ const SLOWNESS: u64 = 60;
 const BODY: Duration = Duration::from_millis(8500);
 /// Bursts of writes through those that know older maps.
 const BURSTS_MAX: u32 = 16;
+/// Of the placement groups, so many are where the old nodes are before they go, and so many have gone elsewhere when a
+/// gateway counts as overtaken.
+const OVERTAKEN_MAX: usize = 128;
+const OVERTAKEN_MIN: usize = 16;
 /// So long are leaders apart that never agree to part.
 const APART: Duration = Duration::from_secs(12);
 
@@ -356,6 +361,77 @@ impl Nemesis {
         self.await_safe("after all old nodes were emptied").await
     }
 
+    /// New machines for old, at one blow, while a gateway that holds nothing hears of everything late. When groups are
+    /// whole on new disks already, it still takes the old ones for their place, and writes to them: what they took then,
+    /// nobody would look for.
+    pub async fn overtake_gateway(&self) -> Result<(), Refused> {
+        self.until_set_up().await;
+        let old = self.cluster.nodes();
+        self.recorder.fault("nodes are added");
+        let mut newcomers = Vec::new();
+        for _ in 0..=old.len() {
+            newcomers.push(self.admit().await?);
+        }
+        let started = join_all(newcomers.iter().map(|node| self.start(*node))).await;
+        started.into_iter().collect::<Result<(), Refused>>()?;
+        self.await_safe("after nodes were added").await?;
+        all(newcomers.iter().map(|node| self.set_empty(*node, true))).await?;
+        let leaders = self.cluster.leaders();
+        let leads = |node: &NodeId| leaders.values().any(|leader| leader == node);
+        let Some(at) = newcomers.iter().rposition(|node| !leads(node)) else { return Ok(()) };
+        let Some(serving) = self.serving_on(newcomers.remove(at)) else { return Ok(()) };
+        self.until_moved(&serving, OVERTAKEN_MAX, |now, _| !now.closed && !holds_any(now, &serving, &newcomers)).await;
+        let (to, _) = self.links_of(serving.node);
+        self.recorder.fault("a gateway is overtaken by the map");
+        self.recorder.note(|| format!("NEMESIS node {} hears late of what becomes of the old nodes", serving.node));
+        for step in 1..=LAG_STEPS_FEW {
+            self.set_delays(&to, LAG_STEP * step);
+            self.sim.sleep(LAG_STEP * 2).await;
+        }
+        let decider = leaders.get(&0).and_then(|node| self.serving_on(*node));
+        let swapped = async {
+            if let Some(decider) = &decider {
+                // All at once, so that groups move from the old nodes to the new in one step.
+                join_all(newcomers.iter().map(|node| self.cluster.set_empty(*node, false, decider))).await;
+                join_all(old.iter().map(|node| self.cluster.drain(*node, decider))).await;
+            }
+            all(newcomers.iter().map(|node| self.set_empty(*node, false))).await?;
+            all(old.iter().map(|node| self.drain(*node))).await
+        };
+        let written = async {
+            let is_elsewhere = |now: &PgRow, then: &PgRow| then.members.iter().all(|disk| !now.members.contains(disk));
+            if self.until_moved(&serving, OVERTAKEN_MIN, is_elsewhere).await {
+                // The new disks unite what the old ones hold at once. From here on only who decides is heard late.
+                self.sim.sleep(Duration::from_millis(50 + self.sim.below(300))).await;
+                let prompt = |(from, _): &&(NodeId, NodeId)| leaders.get(&0) != Some(from);
+                self.set_delays(&to.iter().filter(prompt).copied().collect::<Links>(), Duration::ZERO);
+                let burst = Burst { bucket: self.plan.buckets.len() - 1, count: self.plan.keys.len(), len_max: 6000 };
+                self.verifier.burst(&serving, burst).await;
+            }
+            self.set_delays(&to, Duration::ZERO);
+        };
+        let (swapped, ()) = join(swapped, written).await;
+        swapped?;
+        self.set_empty(serving.node, false).await?;
+        self.await_safe("after all old nodes were emptied").await
+    }
+
+    /// Waits until `count` rows of placement groups are so in the newest map that anybody has, beside those that the
+    /// gateway knows; whether that has been.
+    async fn until_moved(&self, gateway: &Serving, count: usize, is_so: impl Fn(&PgRow, &PgRow) -> bool) -> bool {
+        let began = self.sim.now();
+        while self.sim.now().since(began) < SPREAD_MAX {
+            let (known, all) = (gateway.client.map(), self.cluster.all_serving());
+            let newest = all.iter().map(|serving| serving.client.map()).max_by_key(|map| map.version());
+            let rows = newest.iter().flat_map(|map| &map.map.pgs).zip(&known.map.pgs);
+            if rows.filter(|(now, then)| is_so(now, then)).count() >= count {
+                return true;
+            }
+            self.sim.sleep(Duration::from_millis(5)).await;
+        }
+        false
+    }
+
     /// Bursts of writes through nodes that know older maps than the others, a moment after the others' map has changed.
     async fn write_through_late(&self, late: &[NodeId], is_over: &AtomicBool) {
         let mut seen = None;
@@ -395,4 +471,16 @@ impl Nemesis {
             }
         }
     }
+}
+
+/// Whether a disk of one of these nodes is a member.
+fn holds_any(row: &PgRow, by: &Serving, nodes: &[NodeId]) -> bool {
+    let map = by.client.map();
+    let is_theirs = |disk: &&DiskRow| disk.node == by.node.0 || nodes.iter().any(|node| node.0 == disk.node);
+    map.map.disks.iter().filter(is_theirs).any(|disk| row.members.contains(&disk.id))
+}
+
+/// All of it, at once; the first refusal, if there is one.
+async fn all(steps: impl Iterator<Item = impl Future<Output = Result<(), Refused>>>) -> Result<(), Refused> {
+    join_all(steps).await.into_iter().collect()
 }

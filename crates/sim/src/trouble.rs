@@ -158,6 +158,7 @@ impl Nemesis {
                 Profile::Behind => self.interrupt_install().await?,
                 Profile::Surge => self.surge().await?,
                 Profile::Renewal => self.renew_all().await?,
+                Profile::Overtaken => self.overtake_gateway().await?,
                 _ => self.bring_some().await?,
             }
             self.excuses.calm_since_nanos.store(self.sim.now().0, Ordering::Relaxed);
