@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use crate::cluster::StartFailure;
 use crate::nemesis::{Nemesis, Refused};
+use crate::plan::Profile;
 
 /// So long until silence has been voted down, with some to spare.
 const VOTED_DOWN: Duration = Duration::from_secs(3);
@@ -111,9 +112,12 @@ impl Nemesis {
         let Some(disk) = self.cluster.chunk_disks(victim).get(1).cloned() else { return Ok(()) };
         self.ration.taint(victim);
         self.recorder.fault("chunks of a node are spoilt");
-        for _ in 0..1 + self.sim.below(6) {
+        // Where each kind of fault is to strike often, more of those that are rare.
+        let is_storm = self.plan.profile == Profile::Storm;
+        let (times, kinds) = if is_storm { (6, 4) } else { (1, 6) };
+        for _ in 0..times + self.sim.below(6) {
             let soon = 1 + self.sim.below(20);
-            match self.sim.below(6) {
+            match self.sim.below(kinds) {
                 0 => disk.inject(Fault::LostWrite, soon),
                 1 => disk.inject(Fault::MisdirectedWrite, soon),
                 // Both copies of the identity are no chunks: a disk without one is replaced by hand.
@@ -133,6 +137,7 @@ impl Nemesis {
         let victim = self.draw_doomed().await?;
         self.ration.strike(victim, self.plan.nodes);
         self.ration.taint(victim);
+        self.ration.wound(victim);
         self.recorder.fault("the metadata of a node rots");
         self.cluster.crash(victim).await;
         let disk = &self.cluster.chunk_disks(victim)[0];
@@ -159,6 +164,7 @@ impl Nemesis {
 
     /// A node is started with another's metadata disk: it says no, and with its own it goes on.
     pub async fn give_wrong_disk(&self) -> Result<(), Refused> {
+        self.spare_the_wounded().await?;
         let victim = self.draw_node();
         let nodes = self.cluster.nodes();
         let Some(other) = nodes.into_iter().find(|node| *node != victim) else { return Ok(()) };
@@ -269,7 +275,7 @@ impl Nemesis {
     }
 
     /// The disk without metadata takes long for everything.
-    async fn slow_down_disk(&self, node: NodeId) {
+    pub async fn slow_down_disk(&self, node: NodeId) {
         self.recorder.fault("a disk without metadata is slow");
         self.recorder.note(|| format!("NEMESIS a disk of node {node} is slow"));
         self.cluster.chunk_disks(node)[1].set_slowness(300);
@@ -278,7 +284,7 @@ impl Nemesis {
 
     async fn lose_all_but(&self, survivor: NodeId) -> Result<(), Refused> {
         let nodes = self.cluster.nodes();
-        self.recorder.fault("all nodes but one are destroyed, and that one is recovered");
+        self.recorder.story("all nodes but one are destroyed, and that one is recovered");
         self.recorder.note(|| format!("NEMESIS all nodes but node {survivor} are destroyed"));
         self.cluster.crash_all().await;
         self.sim.heal();
@@ -383,7 +389,7 @@ impl Nemesis {
         let late = others[self.sim.below(others.len() as u64) as usize];
         let Some(away) = others.into_iter().find(|node| *node != late) else { return Ok(()) };
         self.ration.taint(forgetful);
-        self.recorder.fault("a log is lost while another lags behind");
+        self.recorder.story("a log is lost while another lags behind");
         self.recorder.note(|| {
             format!("NEMESIS node {late} lags behind, node {forgetful} loses its log, node {away} is away meanwhile")
         });

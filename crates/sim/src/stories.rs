@@ -113,7 +113,7 @@ impl Nemesis {
         let zombie = if self.sim.below(4) == 0 { self.draw_node() } else { leader };
         let (Some(asleep), term) = (self.serving_on(zombie), self.term_of(SHARD)) else { return Ok(()) };
         self.ration.strike(zombie, self.plan.nodes);
-        self.recorder.fault("a node sleeps until it is fenced");
+        self.recorder.story("a node sleeps until it is fenced");
         self.recorder
             .note(|| format!("NEMESIS node {zombie} stops in the middle of writes, until others have gone on"));
         let burst = Burst { bucket: self.sim.below(self.plan.buckets.len() as u64) as usize, count: 6, len_max: 9000 };
@@ -154,7 +154,7 @@ impl Nemesis {
         let old = self.cluster.leaders().get(&group.0).copied().unwrap_or(old);
         let others: Vec<NodeId> = self.cluster.nodes().into_iter().filter(|node| *node != old).collect();
         let term = self.term_of(group);
-        self.recorder.fault("power is lost between two elections");
+        self.recorder.story("power is lost between two elections");
         self.recorder
             .note(|| format!("NEMESIS nobody reaches node {old}, which leads group {group}; all disks are slow"));
         let (to, from) = self.links_of(old);
@@ -186,7 +186,7 @@ impl Nemesis {
         let Some(serving) = self.serving_on(old) else { return Ok(()) };
         let term = self.term_of(SHARD);
         self.ration.strike(old, self.plan.nodes);
-        self.recorder.fault("entries of a lonely leader are replaced");
+        self.recorder.story("entries of a lonely leader are replaced");
         self.recorder.note(|| format!("NEMESIS nobody reaches node {old}, which leads, and much is asked of it"));
         let (to, from) = self.links_of(old);
         self.sever(&to);
@@ -215,7 +215,7 @@ impl Nemesis {
         let others: Vec<NodeId> = self.cluster.nodes().into_iter().filter(|node| *node != leader).collect();
         let victim = others[self.sim.below(others.len() as u64) as usize];
         self.ration.strike(victim, self.plan.nodes);
-        self.recorder.fault("a node is interrupted while it is brought up to date");
+        self.recorder.story("a node is interrupted while it is brought up to date");
         self.recorder.note(|| format!("NEMESIS node {victim} is away, and comes back slowly, again and again"));
         self.cluster.crash(victim).await;
         for _ in 0..2 {
@@ -268,14 +268,14 @@ impl Nemesis {
                 }
                 0 => {
                     let (to, _) = self.links_of(gateway);
-                    self.recorder.fault("a node with many writes under way hears nobody");
+                    self.recorder.story("a node with many writes under way hears nobody");
                     self.recorder.note(|| format!("NEMESIS node {gateway} hears nobody, with many writes under way"));
                     self.ration.strike(gateway, self.plan.nodes);
                     self.cut(&to, Duration::from_millis(4500 + self.sim.below(4000))).await;
                     self.ration.mend(gateway);
                 }
                 1 => {
-                    self.recorder.fault("a leader goes with many writes under way");
+                    self.recorder.story("a leader goes with many writes under way");
                     self.recorder
                         .note(|| format!("NEMESIS node {leader}, which leads, goes with many writes under way"));
                     self.ration.strike(leader, self.plan.nodes);
@@ -382,7 +382,7 @@ impl Nemesis {
         let Some(serving) = self.serving_on(newcomers.remove(at)) else { return Ok(()) };
         self.until_moved(&serving, OVERTAKEN_MAX, |now, _| !now.closed && !holds_any(now, &serving, &newcomers)).await;
         let (to, _) = self.links_of(serving.node);
-        self.recorder.fault("a gateway is overtaken by the map");
+        self.recorder.story("a gateway is overtaken by the map");
         self.recorder.note(|| format!("NEMESIS node {} hears late of what becomes of the old nodes", serving.node));
         for step in 1..=LAG_STEPS_FEW {
             self.set_delays(&to, LAG_STEP * step);
