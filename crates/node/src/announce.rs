@@ -376,6 +376,7 @@ async fn set_up_pool(node: NodeId, disks: &Disks, client: &Client) -> Result<(),
         copies: DEFAULT_COPIES,
         copies_effective: rows.iter().map(|row| row.members.len() as u32).min().unwrap_or(0),
         pg_bits: u32::from(FIRST_PG_BITS),
+        class: client::STANDARD.into(),
     };
     client.change_map_checked(MapCommand::SetPool(pool)).await?;
     client.change_map_checked(MapCommand::SetPgs(PgRows { rows })).await?;
