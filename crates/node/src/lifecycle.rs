@@ -9,7 +9,7 @@
 
 use base::Env;
 use base::calendar::UtcDay;
-use base::env::RandomExt;
+use base::env::{BoxFuture, RandomExt};
 use base::ids::{BucketId, GROUP_ZERO, GroupId};
 use bytes::Bytes;
 use client::{Client, Error};
@@ -142,7 +142,7 @@ async fn search(
                 Err(error) => return Err(error),
             }
         }
-        found_any |= move_all(service, client, bucket, &moves).await?;
+        found_any |= move_all(service, client, bucket, moves).await?;
         match next {
             Some(next) => place = next,
             None => return Ok(found_any),
@@ -153,11 +153,16 @@ async fn search(
 
 /// Moves versions to where they belong. Answers whether any was moved: what is damaged stays where it is, for the scrub to
 /// mend, and is tried again with the next look.
-async fn move_all(service: &Service, client: &Client, bucket: BucketId, moves: &[Move]) -> Result<bool, Error> {
+async fn move_all(service: &Service, client: &Client, bucket: BucketId, moves: Vec<Move>) -> Result<bool, Error> {
     let Some(bucket) = client.known_bucket_of(bucket).filter(|_| !moves.is_empty()) else { return Ok(false) };
-    let mut running = stream::iter(moves)
-        .map(|found| async { (found, client.move_version(&bucket, found).await) })
-        .buffer_unordered(MOVES_AT_ONCE);
+    let task = |found: Move| -> BoxFuture<(Move, Result<(), Error>)> {
+        let (client, bucket) = (client.clone(), bucket.clone());
+        Box::pin(async move {
+            let result = client.move_version(&bucket, &found).await;
+            (found, result)
+        })
+    };
+    let mut running = stream::iter(moves.into_iter().map(task).collect::<Vec<_>>()).buffer_unordered(MOVES_AT_ONCE);
     let mut moved_any = false;
     while let Some((found, result)) = running.next().await {
         match result {
