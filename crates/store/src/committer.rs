@@ -125,6 +125,10 @@ impl Committer {
     /// Makes the records durable. `None` when there was nothing to write.
     async fn write_round(&mut self, records: &[RecordIn]) -> Result<Option<Encoded>, StoreError> {
         if records.is_empty() {
+            if self.is_to_be_rewritten() {
+                self.rotate().await?;
+                self.write_list().await?;
+            }
             return Ok(None);
         }
         let len = batch::batch_len(records.iter().map(RecordIn::cost).sum()) as u64;

@@ -371,10 +371,14 @@ impl Engine {
     /// Says that whatever the first `findings` findings ([`EngineStats::damaged`]) may have cost this disk was replaced
     /// from other copies, or is needed by nobody. Volumes are kept as they are while they have damage: evidence, and
     /// the last chance of whoever has no other copy. These are now rewritten without it, and their files used again.
-    pub fn release_damage(&self, findings: u64) {
+    pub async fn release_damage(&self, findings: u64) -> Result<(), StoreError> {
         if self.inner.shared().state.release_damage(findings) > 0 {
             self.inner.wake_compaction();
+            // The volume that is written to may be one of them. On an idle disk the next write could be far away, and a
+            // tombstone that is known here from memory alone would be gone with a crash until then.
+            self.inner.queue.run(Request::Seal, true).await?;
         }
+        Ok(())
     }
 
     /// Reads everything once, as fast as it goes. What is found is in [`Engine::damaged`].

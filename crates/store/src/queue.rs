@@ -71,6 +71,8 @@ pub enum Request {
         volume: VolumeNumber,
         tombstones: Vec<ChunkId>,
     },
+    /// Nothing to write; but a volume that is to be rewritten is sealed now, and not at the next write.
+    Seal,
 }
 
 impl Request {
@@ -83,6 +85,7 @@ impl Request {
             }
             Request::Raft(write) => write.size_bytes() + 96 * (write.entries.len() + 4),
             Request::RaftRemove(_) | Request::Drop { .. } => 96,
+            Request::Seal => 0,
             Request::RaftDamaged { reason, .. } => 104 + reason.len(),
         }
     }

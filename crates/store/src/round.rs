@@ -107,6 +107,7 @@ impl<'a> Desk<'a> {
                 }
                 Ok(Outcome::Done)
             }
+            Request::Seal => Ok(Outcome::Done),
             Request::Drop { volume, tombstones } => Ok(self.drop_volume(*volume, tombstones, round)),
         }
     }

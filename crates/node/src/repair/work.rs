@@ -267,7 +267,9 @@ impl Repairer {
                     let now = map.borrow().clone();
                     if self.progress.is_whole(&now, self.node, disk.id, since) {
                         tracing::info!("disk {} has everything again: what is damaged is rewritten", disk.label);
-                        engine.release_damage(known);
+                        if let Err(error) = engine.release_damage(known).await {
+                            tracing::warn!("disk {}: it is not sealed yet: {error}", disk.label);
+                        }
                     }
                 }
             }

@@ -482,11 +482,9 @@ fn released_damage_is_rewritten_and_an_inspection_finds_nothing_more() {
         }
         let held = engine.stats().volumes_with_damage;
         healed += held;
-        engine.release_damage(engine.stats().damaged - 1);
+        bench.sim.block_on(engine.release_damage(engine.stats().damaged - 1)).unwrap();
         assert!(held == 0 || engine.stats().volumes_with_damage > 0, "seed {seed}: the last finding is not released");
-        engine.release_damage(engine.stats().damaged);
-        // The volume that is written to is sealed by the next write.
-        bench.put(&engine, chunk(300, 10)).unwrap();
+        bench.sim.block_on(engine.release_damage(engine.stats().damaged)).unwrap();
         bench.sim.run_for(Duration::from_secs(60));
         assert_eq!(check(&bench, &engine, &logs), Vec::<String>::new(), "seed {seed}");
         assert_eq!(engine.damaged(), [], "seed {seed}");
