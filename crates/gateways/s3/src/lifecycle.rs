@@ -220,15 +220,12 @@ fn read_transitions(element: &Element, rule: &mut LifecycleRule) -> Result<()> {
         if classes.len() < listed.len() {
             return Err(invalid("'StorageClass' must be different for the Transition actions of a rule"));
         }
-        let by_date = listed.iter().filter(|transition| transition.date_ms.is_some()).count();
-        let expires_by_date = rule.expire_date_ms.is_some();
-        let is_mixed = (by_date > 0 && by_date < listed.len())
-            || (by_date > 0 && rule.expire_days.is_some())
-            || (by_date == 0 && expires_by_date && !rule.transitions.is_empty());
-        if is_mixed {
-            let message = "Found mixed 'Date' and 'Days' based Expiration and Transition actions in lifecycle rule";
-            return Err(S3Error::new(Code::InvalidRequest, message));
-        }
+    }
+    let by_date = rule.expire_date_ms.is_some() || rule.transitions.iter().any(|to| to.date_ms.is_some());
+    let by_days = rule.expire_days.is_some() || rule.transitions.iter().any(|to| to.date_ms.is_none());
+    if by_date && by_days {
+        let message = "Found mixed 'Date' and 'Days' based Expiration and Transition actions in lifecycle rule";
+        return Err(S3Error::new(Code::InvalidRequest, message));
     }
     Ok(())
 }

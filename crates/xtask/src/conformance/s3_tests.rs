@@ -74,7 +74,9 @@ fn configure(cluster: &Cluster) -> Result<String, String> {
              email = {name}@example.com\n"
         ));
         match section {
-            "s3 main" => text.push_str(&format!("api_name = us-east-1\nlc_debug_interval = {LIFECYCLE_DAY_S}\n{classes}")),
+            "s3 main" => {
+                text.push_str(&format!("api_name = us-east-1\nlc_debug_interval = {LIFECYCLE_DAY_S}\n{classes}"))
+            }
             "s3 tenant" => text.push_str("tenant =\n"),
             _ => {}
         }
