@@ -12,6 +12,7 @@ use base::env::Random;
 use super::ack_log::{AckLine, AckLog, Op, Outcome, now_ms};
 use super::histogram::Histogram;
 use super::payload::{payload, sha256};
+use super::windows::{WINDOW, Windows};
 use crate::admin_commands::print_json;
 use crate::cli::BenchLoadArgs;
 use crate::env::system_random;
@@ -38,6 +39,7 @@ pub struct Run {
     /// Begins all keys of this run, so that runs never touch each other's objects.
     pub prefix: String,
     pub deadline: Instant,
+    pub windows: Windows,
 }
 
 /// What one worker, or all, have seen.
@@ -66,15 +68,20 @@ impl Tally {
     }
 
     /// Counts a put or delete and says what became of it.
-    pub async fn change(&mut self, began: Instant, bytes: u64, answer: Result<(), S3Error>) -> Outcome {
+    pub async fn change(&mut self, run: &Run, began: Instant, bytes: u64, answer: Result<(), S3Error>) -> Outcome {
         match answer {
             Ok(()) => {
-                self.latencies.record(began.elapsed());
-                self.bytes += bytes;
+                self.served(run, began, bytes);
                 Outcome::Ok
             }
             Err(error) => self.error(&error).await,
         }
+    }
+
+    pub fn served(&mut self, run: &Run, began: Instant, bytes: u64) {
+        self.latencies.record(began.elapsed());
+        self.bytes += bytes;
+        run.windows.count();
     }
 
     /// Counts an error and says what it means for the operation.
@@ -113,7 +120,13 @@ struct Figures<'a> {
     mb_per_s: f64,
     p50_us: u64,
     p99_us: u64,
+    p999_us: u64,
     max_us: u64,
+    /// Of the stretches of ten seconds that were over: the one with the fewest operations per second, and the median.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    least_ops_per_s: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    median_ops_per_s: Option<f64>,
     failed: u64,
     unknown: u64,
     not_sent: u64,
@@ -131,7 +144,16 @@ impl Run {
         let prefix = format!("{:012x}", system_random().next_u64() >> 16);
         let deadline = Instant::now() + Duration::from_secs_f64(args.seconds);
         let deadline = if args.objects.is_some() { Instant::now() + COUNTED_MAX } else { deadline };
-        Ok(Run { s3, args, log, prefix, deadline })
+        let windows = Windows::new(deadline.saturating_duration_since(Instant::now()));
+        Ok(Run { s3, args, log, prefix, deadline, windows })
+    }
+
+    /// The load proper begins now: what was needed for it was no part of it.
+    pub fn begin(&mut self) {
+        let length = Duration::from_secs_f64(self.args.seconds);
+        if self.args.objects.is_none() {
+            (self.deadline, self.windows) = (Instant::now() + length, Windows::new(length));
+        }
     }
 
     /// The client of worker `index`: the workers are spread over all nodes.
@@ -154,6 +176,7 @@ impl Run {
     /// Prints the figures; exit status 2 when a wrong byte was read.
     pub fn finish(&self, bench: &str, tally: &Tally, took: Duration) -> Result<ExitCode, Failure> {
         let ops = tally.latencies.count();
+        let spread = self.windows.spread(took);
         let figures = Figures {
             bench,
             size_bytes: self.args.size,
@@ -164,7 +187,10 @@ impl Run {
             mb_per_s: tally.bytes as f64 / 1e6 / took.as_secs_f64(),
             p50_us: tally.latencies.percentile_us(50.0),
             p99_us: tally.latencies.percentile_us(99.0),
+            p999_us: tally.latencies.percentile_us(99.9),
             max_us: tally.latencies.max_us(),
+            least_ops_per_s: spread.map(|spread| spread.least),
+            median_ops_per_s: spread.map(|spread| spread.median),
             failed: tally.failed,
             unknown: tally.unknown,
             not_sent: tally.not_sent,
@@ -185,7 +211,7 @@ impl Run {
 impl Figures<'_> {
     fn print(&self) {
         println!(
-            "{} {}, {} at once, {:.1} s: {:.0} ops/s, {:.1} MB/s; p50 {} us, p99 {} us, max {} us",
+            "{} {}, {} at once, {:.1} s: {:.0} ops/s, {:.1} MB/s; p50 {} us, p99 {} us, p99.9 {} us, max {} us",
             self.bench,
             show_bytes(self.size_bytes),
             self.concurrency,
@@ -194,12 +220,31 @@ impl Figures<'_> {
             self.mb_per_s,
             self.p50_us,
             self.p99_us,
+            self.p999_us,
             self.max_us
         );
+        if let (Some(least), Some(median)) = (self.least_ops_per_s, self.median_ops_per_s) {
+            println!("in {} s each: at least {least:.0} ops/s, median {median:.0}", WINDOW.as_secs());
+        }
         println!(
             "ok {}, failed {}, unknown {}, not sent {}, wrong {}",
             self.ops, self.failed, self.unknown, self.not_sent, self.wrong
         );
+    }
+}
+
+/// Runs the load, one task per concurrent request, and says from time to time how it goes.
+pub async fn told<F>(run: &Run, worker: impl Fn(u32) -> F) -> Result<Tally, Failure>
+where
+    F: Future<Output = Result<Tally, Failure>> + Send + 'static,
+{
+    if run.args.json {
+        return workers(run.args.concurrency, worker).await;
+    }
+    tokio::select! {
+        biased;
+        tally = workers(run.args.concurrency, worker) => tally,
+        () = run.windows.tell(run.deadline) => unreachable!("it never returns"),
     }
 }
 
@@ -217,10 +262,12 @@ where
 }
 
 pub async fn put(args: BenchLoadArgs) -> Result<ExitCode, Failure> {
-    let run = Arc::new(Run::prepare(args).await?);
+    let mut run = Run::prepare(args).await?;
+    run.begin();
+    let run = Arc::new(run);
     let stored = Arc::new(AtomicU64::new(0));
     let began = Instant::now();
-    let tally = workers(run.args.concurrency, |index| put_worker(Arc::clone(&run), Arc::clone(&stored), index)).await?;
+    let tally = told(&run, |index| put_worker(Arc::clone(&run), Arc::clone(&stored), index)).await?;
     let took = began.elapsed();
     let outcome = run.finish("put", &tally, took)?;
     if !run.keeps_objects() {
@@ -251,7 +298,7 @@ async fn put_worker(run: Arc<Run>, next: Arc<AtomicU64>, index: u32) -> Result<T
         run.log(|| put_line(&run, key.clone(), 1, &body, Outcome::Sent))?;
         let began = Instant::now();
         let answer = s3.put(&run.args.bucket, &key, body.clone(), Payload::Unsigned).await;
-        let result = tally.change(began, body.len() as u64, answer).await;
+        let result = tally.change(&run, began, body.len() as u64, answer).await;
         run.log(|| put_line(&run, key, 1, &body, result))?;
     }
     Ok(tally)
@@ -279,14 +326,13 @@ pub async fn get(args: BenchLoadArgs) -> Result<ExitCode, Failure> {
         let stored = run.s3.put(&run.args.bucket, &key, body, Payload::Unsigned).await;
         stored.map_err(|error| Failure(format!("the objects to read cannot be stored: {error}")))?;
     }
-    run.deadline = Instant::now() + Duration::from_secs_f64(run.args.seconds);
+    run.begin();
     let run = Arc::new(run);
     let expected: Vec<u64> =
         (0..objects).map(|number| base::checksum::crc64(&payload(&key_of(&run, number), 1, run.size()))).collect();
     let expected = Arc::new(expected);
     let began = Instant::now();
-    let tally =
-        workers(run.args.concurrency, |index| get_worker(Arc::clone(&run), Arc::clone(&expected), index)).await?;
+    let tally = told(&run, |index| get_worker(Arc::clone(&run), Arc::clone(&expected), index)).await?;
     let took = began.elapsed();
     if !run.keeps_objects() {
         remove(&run, objects).await?;
@@ -314,8 +360,7 @@ async fn get_worker(run: Arc<Run>, expected: Arc<Vec<u64>>, index: u32) -> Resul
             .as_ref()
             .is_some_and(|body| body.len() == run.size() && base::checksum::crc64(body) == expected[number as usize]);
         if good {
-            tally.latencies.record(began.elapsed());
-            tally.bytes += run.args.size;
+            tally.served(&run, began, run.args.size);
         } else {
             tally.wrong += 1;
         }

@@ -8,10 +8,10 @@
 use base::env::{Random, RandomExt};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::ack_log::{AckLine, Op, Outcome, now_ms};
-use super::load::{Run, Tally, put_line, workers};
+use super::load::{Run, Tally, put_line, told};
 use super::payload::{payload, sha256};
 use crate::cli::BenchLoadArgs;
 use crate::env::system_random;
@@ -22,10 +22,10 @@ const KEYS_PER_WORKER: usize = 32;
 
 pub async fn run(args: BenchLoadArgs) -> Result<ExitCode, Failure> {
     let mut run = Run::prepare(args).await?;
-    run.deadline = Instant::now() + Duration::from_secs_f64(run.args.seconds);
+    run.begin();
     let run = Arc::new(run);
     let began = Instant::now();
-    let tally = workers(run.args.concurrency, |index| Worker::new(Arc::clone(&run), index).work()).await?;
+    let tally = told(&run, |index| Worker::new(Arc::clone(&run), index).work()).await?;
     run.finish("mixed", &tally, began.elapsed())
 }
 
@@ -89,7 +89,7 @@ impl Worker {
         run.log(|| put_line(&run, name.clone(), version, &body, Outcome::Sent))?;
         let began = Instant::now();
         let answer = self.s3.put(&run.args.bucket, &name, body.clone(), Payload::Unsigned).await;
-        let result = self.tally.change(began, body.len() as u64, answer).await;
+        let result = self.tally.change(&run, began, body.len() as u64, answer).await;
         settle(&mut key.possible, &state, result);
         run.log(|| put_line(&run, name, version, &body, result))?;
         if result == Outcome::Unknown {
@@ -105,7 +105,7 @@ impl Worker {
         run.log(|| line(&run, Op::Delete, key, 0, String::new(), Outcome::Sent))?;
         let began = Instant::now();
         let answer = self.s3.delete(&run.args.bucket, &key.name).await;
-        let result = self.tally.change(began, 0, answer).await;
+        let result = self.tally.change(&run, began, 0, answer).await;
         settle(&mut key.possible, &None, result);
         run.log(|| line(&run, Op::Delete, key, 0, String::new(), result))?;
         if result == Outcome::Unknown {
@@ -141,8 +141,7 @@ impl Worker {
         let state: State = found.as_ref().map(|body| sha256(body));
         let good = key.possible.contains(&state);
         if good {
-            self.tally.latencies.record(began.elapsed());
-            self.tally.bytes += found.as_ref().map_or(0, |body| body.len() as u64);
+            self.tally.served(&run, began, found.as_ref().map_or(0, |body| body.len() as u64));
         } else {
             self.tally.wrong += 1;
             eprintln!("henge: WRONG: {} is {state:?}, and should be one of {:?}", key.name, key.possible);

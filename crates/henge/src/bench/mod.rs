@@ -7,6 +7,7 @@ mod load;
 mod mixed;
 mod payload;
 mod verify;
+mod windows;
 
 use std::process::ExitCode;
 
