@@ -384,6 +384,7 @@ async fn set_up_pool(node: NodeId, disks: &Disks, client: &Client, bits: u8) -> 
         copies: DEFAULT_COPIES,
         copies_effective: rows.iter().map(|row| row.members.len() as u32).min().unwrap_or(0),
         pg_bits: u32::from(bits),
+        class: client::STANDARD.into(),
     };
     client.change_map_checked(MapCommand::SetPool(pool)).await?;
     client.change_map_checked(MapCommand::SetPgs(PgRows { rows })).await?;
