@@ -376,9 +376,6 @@ impl Nemesis {
         // Long enough for something to be asked of the disk.
         let outage = if self.plan.profile == Profile::Storm { outage + OUTAGE_OF_DISK_MIN } else { outage };
         let is_metadata = if trouble == Trouble::ReadErrors { disks.len() == 1 } else { number == 0 };
-        if is_metadata {
-            self.ration.wound(victim);
-        }
         let asked = async {
             let serving = self.cluster.all_serving().into_iter().find(|serving| serving.node == victim);
             if let (Trouble::ReadErrors, Profile::Storm, Some(serving)) = (trouble, self.plan.profile, serving)
@@ -388,6 +385,10 @@ impl Nemesis {
             }
         };
         join(self.sim.sleep(outage), asked).await;
+        // From here on: whoever else is in trouble was struck at the same moment.
+        if is_metadata {
+            self.ration.wound(victim);
+        }
         for disk in &disks {
             disk.inject(Fault::FlushError, NEVER);
             disk.set_rate_ppm(Fault::ReadError, 0);
