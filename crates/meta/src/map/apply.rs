@@ -1,6 +1,6 @@
 //! One entry of group 0's log.
 
-use base::ids::{GROUP_ZERO, Generation, GroupId, LogIndex, NodeId};
+use base::ids::{FeatureLevel, GROUP_ZERO, Generation, GroupId, LogIndex, NodeId};
 use bytes::Bytes;
 use prost::Message;
 
@@ -15,7 +15,6 @@ use super::{
 use crate::group::{decode_row, read_row};
 use crate::keys::{self, Key};
 use crate::object::command::{CloseSession, SlotRef};
-use crate::object::fence::FENCE_LEVEL_MIN;
 use crate::slots::{self, Standing};
 use crate::view::{Changes, View, ViewError};
 
@@ -160,6 +159,9 @@ impl Step<'_> {
             return self.init_cluster(init);
         }
         require(!self.state.cluster.is_empty(), "the cluster has not been initialised")?;
+        // A node of an older version would not follow: then nobody does.
+        let knows = FeatureLevel(self.state.feature_level) >= level_of(&command);
+        require(knows, "the cluster's feature level does not know this command yet: a node runs an older henge")?;
         match command {
             MapCommand::InitCluster(_) => unreachable!("handled above"),
             MapCommand::SetNode(row) => self.set_node(row),
@@ -198,7 +200,6 @@ impl Step<'_> {
     /// One counter serves all keys. The cluster's generation stands above it: a recovery may forget the newest tokens.
     /// Nobody looks at the counter in a map, so the map's version stays.
     fn next_fence(&mut self) -> Result<MapReply, Halt> {
-        require(self.state.feature_level >= FENCE_LEVEL_MIN, "the cluster's feature level does not know fences yet")?;
         require(self.state.fences < (1 << FENCE_COUNT_BITS) - 1, "there are no more fence tokens")?;
         self.state.fences += 1;
         self.changes.put(Key::MapState.encode(), encode(&self.state));
@@ -410,6 +411,34 @@ impl Step<'_> {
             self.is_effective = true;
         }
         Ok(MapReply::default())
+    }
+}
+
+/// The lowest feature level of the map at which a command is followed: that of the version that brought it. A new command is
+/// added here with a new level, in the same change.
+pub fn level_of(command: &MapCommand) -> FeatureLevel {
+    match command {
+        MapCommand::InitCluster(_)
+        | MapCommand::SetNode(_)
+        | MapCommand::SetDisk(_)
+        | MapCommand::SetPool(_)
+        | MapCommand::SetPgs(_)
+        | MapCommand::SetShard(_)
+        | MapCommand::CreateBucket(_)
+        | MapCommand::SetBucket(_)
+        | MapCommand::RemoveBucket(_)
+        | MapCommand::CreateKey(_)
+        | MapCommand::DeleteKey(_)
+        | MapCommand::CloseSession(_)
+        | MapCommand::SetFeatureLevel(_)
+        | MapCommand::CreateToken(_)
+        | MapCommand::RedeemToken(_)
+        | MapCommand::SetAuthority(_)
+        | MapCommand::SetClusterGeneration(_)
+        | MapCommand::SetNodeState(_)
+        | MapCommand::SetBucketConfiguration(_)
+        | MapCommand::SetKeyPolicy(_) => FeatureLevel(1),
+        MapCommand::NextFence(_) | MapCommand::SetDiskSlow(_) => FeatureLevel(3),
     }
 }
 

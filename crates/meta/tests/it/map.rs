@@ -376,6 +376,9 @@ fn fence_tokens_rise_over_a_recovery_and_leave_the_map_as_it_is() {
 fn a_slow_disk_stays_slow_until_somebody_says_otherwise() {
     let mut map = Map::initialised();
     let slow = |map: &mut Map, slow| map.run(MapCommand::SetDiskSlow(SetDiskSlow { id: random(5), slow })).outcome();
+    assert_eq!(slow(&mut map, true), MapOutcome::Invalid, "a node of an older version would not follow");
+    map.expect(MapCommand::SetNode(NodeRow { feature_level_max: 3, ..node(1, 1) }), MapOutcome::Done);
+    map.expect(MapCommand::SetFeatureLevel(FeatureLevel { level: 3 }), MapOutcome::Done);
     assert_eq!(slow(&mut map, true), MapOutcome::Done);
     let again = DiskRow { id: random(5), node: 1, capacity_bytes: 10, ..DiskRow::default() };
     map.run(MapCommand::SetDisk(again));
