@@ -121,6 +121,12 @@ plants! {
     SkipFreeze = "skip-freeze",
     /// A completed upload can still be aborted, and its parts go.
     KeepUpload = "keep-upload",
+    /// A chunk that another member has deleted is taken for one that it lacks.
+    ResurrectDeleted = "resurrect-deleted",
+    /// A tombstone is forgotten although a member that may lack it is away.
+    ForgetTombstone = "forget-tombstone",
+    /// A node that is emptied counts as empty while placement groups still name its disks.
+    DrainEarly = "drain-early",
     /// A write whose fence token is too low is executed.
     IgnoreFence = "ignore-fence",
 }

@@ -93,6 +93,13 @@ pub struct ServerArgs {
     /// Private key (PEM) of the certificate
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
+    /// Program that stops another node for good, asked before a silent node is given up: PROGRAM NODE ADDRESS GENERATION.
+    /// Exit code 0: the node is known to be off
+    #[arg(long, value_name = "PROGRAM")]
+    pub fence_command: Option<PathBuf>,
+    /// For tests: a silent node is given up after so many seconds
+    #[arg(long, value_name = "SECONDS", env = "HENGE_DEBUG_LOST_AFTER_S", hide = true)]
+    pub lost_after_seconds: Option<u32>,
     /// For tests: lifecycle rules take so many seconds for a day, and look every second
     #[arg(long, value_name = "SECONDS", env = "HENGE_DEBUG_LIFECYCLE_DAY_S", hide = true)]
     pub lifecycle_day_seconds: Option<u32>,

@@ -21,6 +21,7 @@ mod dev;
 mod env;
 mod events;
 mod failure;
+mod fence_command;
 mod fsck;
 mod http_client;
 mod join;

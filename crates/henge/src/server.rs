@@ -23,6 +23,7 @@ use crate::env::net::hello::Club;
 use crate::env::{RealDisk, real_env, system_random};
 use crate::events::EventView;
 use crate::failure::{Context, Failure};
+use crate::fence_command::FenceCommand;
 use crate::listener;
 use crate::membership::{self, Applicant, Standing};
 use crate::predecessor;
@@ -155,6 +156,12 @@ impl Plan<'_> {
 
     fn tuning(&self) -> node::Tuning {
         let mut tuning = node::Tuning::default();
+        if let Some(program) = &self.args.fence_command {
+            tuning.fence_agent = Some(Arc::new(FenceCommand { program: program.clone() }));
+        }
+        if let Some(seconds) = self.args.lost_after_seconds {
+            tuning.healing.lost_after = Duration::from_secs(seconds.into());
+        }
         if let Some(seconds) = self.args.lifecycle_day_seconds {
             let day_ms = 1000 * u64::from(seconds.max(1));
             tuning.lifecycle = node::LifecyclePace { interval: std::time::Duration::from_secs(1), day_ms };

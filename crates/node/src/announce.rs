@@ -52,6 +52,8 @@ pub struct Announcer {
     pub disks: Arc<Disks>,
     pub service: Arc<Service>,
     pub client: Client,
+    /// This process has announced itself under it.
+    announced: Option<Generation>,
 }
 
 impl Announcer {
@@ -76,6 +78,7 @@ impl Announcer {
             disks: service.disks.clone(),
             service: service.clone(),
             client: client.clone(),
+            announced: None,
         }
     }
 
@@ -118,6 +121,10 @@ impl Announcer {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
                 fenced = fenced => if fenced.is_err() { return },
+            }
+            if let Some(why) = self.usurped(&map.borrow()) {
+                self.service.standing.send_replace(Standing::Ended(why));
+                return;
             }
             tracing::warn!(
                 "the cluster has voted this node out while it was silent; it comes back under a new generation"
@@ -167,6 +174,18 @@ impl Announcer {
             let out = matches!(row.state(), NodeState::Down | NodeState::Lost | NodeState::Removed);
             out || row.generation_floor > generation
         })
+    }
+
+    /// Somebody else has announced itself as this node since: two processes run on one directory and a copy of it. The newer
+    /// one stays, because what both would write under one name cannot be told apart.
+    fn usurped(&self, map: &ClusterMap) -> Option<String> {
+        let own = self.client.session().generation.0;
+        let row = map.nodes.iter().find(|row| row.id == self.identity.node.0 && row.generation > own)?;
+        Some(format!(
+            "another process runs as node {}, at {}, under generation {} (this one has {own}): one of the two data \
+             directories is a copy of the other; run only one of them",
+            row.id, row.address, row.generation
+        ))
     }
 
     /// A generation that nobody has seen.
@@ -234,7 +253,7 @@ impl Announcer {
         Ok(client.map().version())
     }
 
-    async fn announce_node(&self) -> Result<(), Announce> {
+    async fn announce_node(&mut self) -> Result<(), Announce> {
         let map = self.client.map();
         let before = map.map.nodes.iter().find(|row| row.id == self.identity.node.0).cloned();
         match &before {
@@ -251,11 +270,14 @@ impl Announcer {
             }
             _ => {}
         }
-        // A generation that the cluster has seen was used: chunk ids of another life would come again.
+        // A generation that the cluster has seen was used: chunk ids of another life, or of a copy, would come again.
         let seen = before.as_ref().map_or(0, |row| row.generation_floor.max(row.generation));
-        while self.client.session().generation.0 < seen {
+        let used = before.as_ref().map_or(0, |row| row.generation);
+        let is_used = |own: Generation| own.0 == used && self.announced != Some(own);
+        while self.client.session().generation.0 < seen || is_used(self.client.session().generation) {
             self.renew().await.map_err(Announce::Later)?;
         }
+        self.announced = Some(self.client.session().generation);
         let generation = self.client.session().generation.0;
         let node = NodeRow {
             id: self.identity.node.0,

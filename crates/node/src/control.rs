@@ -12,11 +12,13 @@
 
 use base::env::MonoTime;
 use base::ids::{DiskId, GROUP_ZERO, Generation, GroupId, NodeId, PgEpoch, PgId, PoolId, Session};
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use client::disk_id;
 use client::wire::{DiskTail, GroupReport, NodeReport, PgDone};
 use meta::map::command::{
-    ClusterMap, DiskRow, DiskState, MapCommand, NodeRow, NodeState, PgRow, PgRows, PoolRow, SetDiskSlow, SetNodeState,
+    ClusterMap, DiskRow, DiskState, FeatureLevel, MapCommand, NodeRow, NodeState, PgRow, PgRows, PoolRow, SetDiskSlow,
+    SetNodeState,
 };
 use protocol::detector::{self, Detector, Life, Links, Opinion, Turn};
 use protocol::placement::Locality;
@@ -346,6 +348,15 @@ fn decide_node(
     Some((MapCommand::SetNodeState(change), format!("node {id} {why}: {then}")))
 }
 
+/// What all nodes know that have not been removed, when the map knows less: from then on older versions are refused.
+pub fn decide_level(map: &ClusterMap) -> Option<(MapCommand, String)> {
+    let members = map.nodes.iter().filter(|row| row.state() != NodeState::Removed);
+    let level = members.map(|row| row.feature_level_max).min()?;
+    let raise = MapCommand::SetFeatureLevel(FeatureLevel { level });
+    (level > map.feature_level)
+        .then(|| (raise, format!("the cluster is at feature level {level}: every node knows it")))
+}
+
 /// Disks that are to be called slow, or slow no more; each with a sentence for the timeline.
 pub fn decide_slow(map: &ClusterMap, seen: &mut Observations, now: MonoTime) -> Vec<(MapCommand, String)> {
     let serving: BTreeSet<NodeId> =
@@ -378,7 +389,8 @@ fn is_unused(map: &ClusterMap, seen: &Observations, node: NodeId) -> bool {
     let disks: BTreeSet<&[u8]> = map.disks.iter().filter(|row| row.node == node.0).map(|row| row.id.as_ref()).collect();
     let named = |row: &PgRow| row.members.iter().chain(&row.members_before).any(|disk| disks.contains(disk.as_ref()));
     let votes = |group: &&GroupReport| group.voters.contains(&node.0);
-    seen.voters(map).is_some_and(|groups| !groups.iter().any(votes)) && !map.pgs.iter().any(named)
+    seen.voters(map).is_some_and(|groups| !groups.iter().any(votes))
+        && (!map.pgs.iter().any(named) || plant::is(Plant::DrainEarly))
 }
 
 /// The next step of moving data to where it belongs.
@@ -562,6 +574,21 @@ mod tests {
             other => panic!("{other:?}"),
         };
         commands.iter().map(state).collect()
+    }
+
+    /// Two versions side by side: the older one decides what may be commanded.
+    #[test]
+    fn the_feature_level_rises_when_the_last_node_knows_it() {
+        let mut map = map(3);
+        map.feature_level = 2;
+        map.nodes.iter_mut().for_each(|row| row.feature_level_max = 3);
+        map.nodes[1].feature_level_max = 2;
+        assert_eq!(decide_level(&map), None);
+        map.nodes[1].state = NodeState::Removed as i32;
+        let raise = MapCommand::SetFeatureLevel(FeatureLevel { level: 3 });
+        assert_eq!(decide_level(&map).map(|(command, _)| command), Some(raise));
+        map.feature_level = 3;
+        assert_eq!(decide_level(&map), None);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use crate::control::{self, DETECTION, Observations, Rules};
 use crate::disks::NodeDisk;
 use crate::events::{EventKind, EventLog};
+use crate::fence_agent::{self, FenceAgent, Shots};
 use crate::group::{Acknowledge, GroupHandle};
 use crate::machine::{Command, Reply};
 use crate::service::Service;
@@ -43,6 +44,8 @@ const _: () = assert!(HELP_PATIENCE.as_millis() > REACH_PATIENCE.as_millis());
 #[derive(Default)]
 pub struct Control {
     observations: Mutex<Observations>,
+    /// What the external fence agent was asked.
+    pub shots: Shots,
 }
 
 impl Control {
@@ -197,6 +200,7 @@ pub async fn control(
     service: Arc<Service>,
     client: Client,
     lost_after: Duration,
+    fence_agent: Option<Arc<dyn FenceAgent>>,
     mut stop: watch::Receiver<bool>,
 ) {
     let rules = Rules { own: service.node, lost_after };
@@ -219,7 +223,10 @@ pub async fn control(
         }
         closer.close_due(&env, &service, &client);
         if !lead.proposing.load(Ordering::Acquire) {
-            let commands = lead.decide(&service, now, &rules);
+            let mut commands = lead.decide(&service, now, &rules);
+            if let Some(agent) = &fence_agent {
+                commands = fence_agent::hold(&env, &service, agent, &group, commands);
+            }
             let map = service.map.borrow().clone();
             propose(&env, group, map, commands, &lead.proposing, &service.events);
         }
@@ -254,6 +261,9 @@ impl Lead {
         let map = service.map.borrow().clone();
         let mut seen = service.control.observations();
         let mut commands = control::decide_nodes(&map, &mut seen, now, rules);
+        if commands.is_empty() {
+            commands.extend(control::decide_level(&map));
+        }
         if commands.is_empty() {
             commands = control::decide_slow(&map, &mut seen, now);
         }

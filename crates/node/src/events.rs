@@ -61,6 +61,8 @@ pub enum EventKind {
     Slow = 18,
     /// Everything is where it belongs.
     Settled = 19,
+    /// The external fence command was asked to stop a node.
+    FenceCommand = 20,
 }
 
 impl EventKind {
@@ -87,6 +89,7 @@ impl EventKind {
             EventKind::CopiesRaised => "copies_raised",
             EventKind::Slow => "slow",
             EventKind::Settled => "settled",
+            EventKind::FenceCommand => "fence_command",
         }
     }
 }

@@ -9,6 +9,7 @@ mod control;
 mod controller;
 mod disks;
 mod events;
+mod fence_agent;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod group;
@@ -29,6 +30,7 @@ mod transport;
 mod workers;
 
 pub use events::{Event, EventKind};
+pub use fence_agent::{FenceAgent, Target};
 pub use home::join as join_identity;
 pub use lifecycle::LifecyclePace;
 pub use start::{Config, DiskSpec, Healing, Node, StartError, Tuning};

@@ -12,6 +12,7 @@ use protocol::raft::{Configuration, Entry, HardState, Message, RaftPeer, Restore
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 use store::kv::{Damage, Kv, KvError, LsmKv};
 use store::{Engine, RaftLog, RaftWrite, StoreError};
 use tokio::sync::{Mutex, watch};
@@ -24,6 +25,9 @@ use crate::transport::{self, PeerGone, RaftBatch, RaftItem};
 
 /// The peer that a group begins with.
 pub const FIRST_PEER: PeerId = PeerId(1);
+
+/// Within this a member hears its leader, if there is one.
+const MEMBER_HEARS: Duration = Duration::from_secs(2);
 
 pub struct Replicas {
     env: Env,
@@ -251,8 +255,13 @@ impl Replicas {
             Some(handle) if handle.failed().is_none() => {
                 return handle.step(from, message, item.committed.map(LogIndex));
             }
-            // A failed replica never answers again under this id.
+            // Soon it is opened anew, or it has failed for good.
+            Some(handle) if handle.is_mending() => return,
+            // A failed replica never answers again under this id, unless its disk comes back with the log.
             Some(_) => {}
+            // A member whose disk was away and is back has its log, and the leader that gave it up hears of that soon. No
+            // leader speaks to one that was removed.
+            None if self.get(id).is_some_and(|handle| handle.peer < to && self.is_member(&handle)) => return,
             None if (item.fresh || plant::is(Plant::VoteAfterLoss))
                 && self.get(id).is_none_or(|handle| handle.peer < to) =>
             {
@@ -261,6 +270,12 @@ impl Replicas {
             None => {}
         }
         transport::send_gone(&self.env, from, self.generation(), PeerGone { group: id.0, peer: to.0 });
+    }
+
+    /// Whether this replica has its log and its state, and heard a leader lately, or was opened just now.
+    fn is_member(&self, handle: &GroupHandle) -> bool {
+        let heard = self.env.now().since(handle.leader_heard());
+        handle.failed().is_none() && handle.is_ready() && heard < MEMBER_HEARS
     }
 
     /// Makes or drops a replica in a task of its own, one at a time; while one is at it, others are let go.

@@ -15,12 +15,13 @@ use crate::announce::Announcer;
 use crate::controller;
 use crate::disks::{Disks, NodeDisk};
 use crate::events::{Event, EventKind, EventLog};
+use crate::fence_agent::FenceAgent;
 use crate::group::GroupHandle;
 use crate::group::install::Offered;
 use crate::home::{self, GenerationClock, HomeError, NodeIdentity};
 use crate::lifecycle::{self, LifecyclePace};
 use crate::metrics::{self, Counters};
-use crate::repair::{Others, Progress, Repairer};
+use crate::repair::{Budget, Others, Progress, Repairer};
 use crate::replicas::Replicas;
 use crate::service::{Front, Service, Standing};
 use crate::status::{self, Status};
@@ -75,6 +76,8 @@ pub struct Tuning {
     /// Rows of one page of a snapshot.
     pub snapshot_page_rows: usize,
     pub healing: Healing,
+    /// Asked before a node is given up by itself. Every node that may lead group 0 should have one.
+    pub fence_agent: Option<Arc<dyn FenceAgent>>,
     /// Placement groups of a new cluster's pool: two to the power of this.
     pub first_pg_bits: u8,
     pub lifecycle: LifecyclePace,
@@ -117,6 +120,7 @@ impl Default for Tuning {
             tail_entries: crate::group::TAIL_ENTRIES,
             snapshot_page_rows: crate::group::install::PAGE_ROWS,
             healing: Healing::default(),
+            fence_agent: None,
             first_pg_bits: crate::announce::FIRST_PG_BITS,
             lifecycle: LifecyclePace::default(),
         }
@@ -466,7 +470,7 @@ fn start_repair(env: &Env, tuning: &Tuning, service: &Arc<Service>, client: &Cli
         progress: service.repair.clone(),
         healing: tuning.healing.clone(),
         events: Some(service.events.clone()),
-        moving: tokio::sync::Mutex::default(),
+        budget: Budget::new(&service.disks),
     });
     // Before, the map here may be older than what this node had adopted.
     let is_present = |service: Arc<Service>| move || *service.standing.borrow() == Standing::Serving;
@@ -524,8 +528,14 @@ fn start_workers(
     let interval = tuning.healing.sweep_interval;
     env.spawn("sweep orphans", sweep::run(env.clone(), service.clone(), sweeper, clock, interval, stop.subscribe()));
     env.spawn("report", controller::report(env.clone(), service.clone(), client.clone(), stop.subscribe()));
-    let control =
-        controller::control(env.clone(), service.clone(), client.clone(), tuning.healing.lost_after, stop.subscribe());
+    let control = controller::control(
+        env.clone(),
+        service.clone(),
+        client.clone(),
+        tuning.healing.lost_after,
+        tuning.fence_agent.clone(),
+        stop.subscribe(),
+    );
     env.spawn("control", control);
     start_repair(env, tuning, service, client, stop);
     let mut standing = service.standing.subscribe();

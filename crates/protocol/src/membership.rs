@@ -120,8 +120,23 @@ impl Plan<'_> {
             let idle = !self.group_zero && enough;
             self.configuration.learners.iter().copied().find(|_| idle)
         };
-        let leaving = self.learners_in(&[NodeState::Gone, NodeState::Removed]).next().or_else(surplus)?;
+        let leaving = self.learners_in(&[NodeState::Gone, NodeState::Removed]).next();
+        let leaving = leaving.or_else(|| self.needless()).or_else(surplus)?;
         Some(ConfigurationChange::Remove { peers: vec![leaving] })
+    }
+
+    /// A learner that was to replace a member on its own node, which answers again.
+    fn needless(&self) -> Option<PeerId> {
+        let answers = |peer: PeerId| {
+            let is_active = self.progress.iter().any(|progress| progress.peer == peer && progress.active);
+            is_active && !self.gone.contains(&peer)
+        };
+        let node_of = |peer| self.configuration.node_of(peer);
+        let members = || self.configuration.voters.iter().chain(&self.configuration.learners).copied();
+        let is_twin = |learner: &PeerId| {
+            members().any(|member| member < *learner && node_of(member) == node_of(*learner) && answers(member))
+        };
+        self.configuration.learners.iter().copied().find(is_twin)
     }
 
     /// Learners that can take a vote now, in the order of `nodes`.
@@ -294,6 +309,17 @@ mod tests {
             let next = next_change(&now, &nodes(states), &[], &progress(&[]), *wanted, *zero);
             assert_eq!(next, *due, "{voters:?} {learners:?} {states} {wanted} {zero}");
         }
+    }
+
+    /// Found by the simulator: a disk was away for a moment, and the voter on it was replaced although its log was whole.
+    #[test]
+    fn a_voter_that_answers_again_is_not_replaced() {
+        let mut now = configuration(&[1, 2, 3], &[4]);
+        now.nodes.insert(PeerId(4), NodeId(3));
+        let new = [(4, 0)];
+        let next = |gone: &[PeerId]| next_change(&now, &nodes("UUU"), gone, &progress(&new), 3, true);
+        assert_eq!(next(&[PeerId(3)]), None, "its successor has no state yet");
+        assert_eq!(next(&[]), remove(4));
     }
 
     #[test]

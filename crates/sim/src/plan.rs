@@ -190,7 +190,7 @@ pub fn hunting_ground(plant: Plant) -> Profile {
         Plant::UnsentStores | Plant::UnsentDeletes => Profile::Calm,
         Plant::AckAtMajority | Plant::StoreAtMajority | Plant::ClaimHealth => Profile::Disaster,
         Plant::VoteAfterLoss => Profile::LostLog,
-        Plant::OpenEarly => Profile::Growth,
+        Plant::OpenEarly | Plant::DrainEarly => Profile::Growth,
         Plant::EvictBlindly | Plant::InventoryEarly => Profile::Renewal,
         Plant::StaleEpoch => Profile::Overtaken,
         Plant::SweepBeforeClose | Plant::ForgetFloor => Profile::Apart,
@@ -200,9 +200,13 @@ pub fn hunting_ground(plant: Plant) -> Profile {
         Plant::InstallUnmarked => Profile::Behind,
         Plant::DeleteEarly | Plant::ForgetReply | Plant::AckBeforeFlush => Profile::Surge,
         Plant::IgnoreFence => Profile::Fences,
-        Plant::AckBeforeQuorum | Plant::ForgetVote | Plant::ListStale | Plant::RetryTwice | Plant::DropRepair => {
-            Profile::Cluster3
-        }
+        Plant::AckBeforeQuorum
+        | Plant::ForgetVote
+        | Plant::ListStale
+        | Plant::RetryTwice
+        | Plant::ResurrectDeleted
+        | Plant::ForgetTombstone
+        | Plant::DropRepair => Profile::Cluster3,
     }
 }
 
@@ -352,6 +356,7 @@ impl Plan {
     pub fn tuning(&self) -> Tuning {
         let Tuning { first_pg_bits, .. } = Tuning::default();
         Tuning {
+            fence_agent: None,
             engine: EngineOptions {
                 volume_size_bytes: Some(6 * MIB),
                 ahead_bytes: 256 * KIB,

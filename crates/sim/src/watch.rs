@@ -1,8 +1,10 @@
-//! Who watches a cluster all the time: which sessions are closed, who leads, and that no two lead in one term.
+//! Who watches a cluster all the time: which sessions are closed, who leads, that no two lead in one term, and that a node
+//! which is emptied goes when it is empty.
 
 use base::ids::{GroupId, NodeId, Term};
 use base::sim::SimHandle;
-use std::collections::BTreeMap;
+use meta::map::command::{ClusterMap, NodeState, PgRow};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::cluster::Cluster;
@@ -14,7 +16,13 @@ const INTERVAL: Duration = Duration::from_millis(50);
 /// Watches until the run ends.
 pub async fn watch(sim: SimHandle, cluster: Cluster, recorder: Recorder) {
     let mut claims: BTreeMap<(u64, GroupId, Term), NodeId> = BTreeMap::new();
+    let mut states: BTreeMap<u32, NodeState> = BTreeMap::new();
     loop {
+        if let Some(serving) = cluster.all_serving().first() {
+            left_too_early(&serving.client.map().map, &mut states)
+                .into_iter()
+                .for_each(|node| recorder.violation(format!("node {node} was emptied, and left while groups name it")));
+        }
         cluster.note_fences();
         // A cluster that was recovered begins anew where its survivor was, and may use terms again that only others knew.
         let life = cluster.recoveries();
@@ -35,4 +43,21 @@ pub async fn watch(sim: SimHandle, cluster: Cluster, recorder: Recorder) {
         }
         sim.sleep(INTERVAL).await;
     }
+}
+
+/// Nodes that were being emptied, and were removed while placement groups name their disks.
+fn left_too_early(map: &ClusterMap, states: &mut BTreeMap<u32, NodeState>) -> Vec<u32> {
+    let mut early = Vec::new();
+    for row in &map.nodes {
+        let before = states.insert(row.id, row.state());
+        if before == Some(NodeState::Draining) && row.state() == NodeState::Removed {
+            let disks: BTreeSet<&[u8]> =
+                map.disks.iter().filter(|disk| disk.node == row.id).map(|disk| disk.id.as_ref()).collect();
+            let members = |group: &PgRow| group.members.iter().any(|disk| disks.contains(disk.as_ref()));
+            if map.pgs.iter().any(members) {
+                early.push(row.id);
+            }
+        }
+    }
+    early
 }

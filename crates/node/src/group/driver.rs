@@ -8,7 +8,9 @@ use base::env::{BoxFuture, MonoTime};
 use base::ids::{GROUP_ZERO, GroupId, LogIndex, NodeId, PeerId, Term};
 use base::plant::{self, Plant};
 use bytes::Bytes;
+use meta::group::{self, Install};
 use meta::map::command::{ClusterMap, DiskRow, NodeRow, NodeState};
+use meta::view::ViewError;
 use protocol::membership::{self, NodeView};
 use protocol::placement::Locality;
 use protocol::raft::{Configuration, Entry, HardState, Message, MessageKind, NotTaken, RaftPeer, Ready, Role};
@@ -27,7 +29,7 @@ use super::reads::Reads;
 use super::{Acknowledge, GroupError, GroupHandle, Parts, Request, Shared, acknowledge, encode_hard_state};
 use crate::events::{EventKind, EventLog};
 use crate::heartbeats::{self, Heartbeats};
-use crate::machine::{Machine, Reply};
+use crate::machine::{KvView, Machine, Reply};
 use crate::transport::{self, PeerGone, RaftItem};
 
 /// State that may wait for a flush; beyond it new commands are refused until the disk has caught up.
@@ -83,7 +85,7 @@ pub struct Driver {
     held: Vec<Entry>,
     /// Where peers wrote from, for answers before the configuration is known.
     heard_from: BTreeMap<PeerId, NodeId>,
-    /// Peers that will never answer again.
+    /// Peers that say that they will never answer again; one whose disk is back may, with its log.
     gone: BTreeSet<PeerId>,
     membership_due: MonoTime,
     leadership_due: MonoTime,
@@ -219,6 +221,7 @@ impl Driver {
             Request::Hurt { why, reply } => {
                 let _ = reply.send(self.hurt(why));
             }
+            Request::Surveyed { why, found } => self.surveyed(why, found),
         }
     }
 
@@ -304,6 +307,13 @@ impl Driver {
         }
         let sender = message.from();
         self.heard_from.insert(sender, from);
+        if self.gone.remove(&sender) {
+            tracing::info!(
+                group = self.id.0,
+                peer = sender.0,
+                "a peer that was given up has its log and answers again"
+            );
+        }
         if self.is_removed(sender) {
             // Its removal is committed, and it does not know: else it would disturb elections for ever.
             transport::send_gone(&self.env, from, self.generation(), PeerGone { group: self.id.0, peer: sender.0 });
@@ -458,6 +468,10 @@ impl Driver {
             let applied = match self.machine.apply(&new, &mut reconfigure) {
                 Ok(applied) => applied,
                 Err(error) => {
+                    if matches!(error, ViewError::Damaged { .. }) {
+                        // Before it stops, because then nobody leads here.
+                        self.survey(error.to_string());
+                    }
                     self.fail(error.to_string());
                     return false;
                 }
@@ -613,24 +627,81 @@ impl Driver {
         *self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 
-    /// Rows here cannot be read. The replica stops serving when a majority of voters is at work without it; as long as that
-    /// is not so, or voters change, another one leads if it can.
+    /// Rows here cannot be read. Another replica leads, if one can; when one is known to have every row, this one gives up
+    /// its own, keeps vote and log, and is opened anew to wait for a snapshot. Answers whether others are to be asked.
     fn hurt(&mut self, why: String) -> bool {
         if self.failed().is_some() {
             return true;
         }
+        if group::load(&KvView::over(&*self.kv), self.id).is_err() {
+            return self.give_up(why);
+        }
+        self.survey(why);
+        self.hand_over()
+    }
+
+    /// Not even the group's own row can be read: the replica stops for good when a majority of voters is at work without
+    /// it; as long as that is not so, or voters change, another one leads if it can.
+    fn give_up(&mut self, why: String) -> bool {
         if !self.raft.pending_configuration() && self.others_at_work() > self.configuration.voters.len() / 2 {
             self.fail(why);
             return true;
         }
+        self.hand_over()
+    }
+
+    fn hand_over(&mut self) -> bool {
+        let heir = self.heir();
+        if let Some(heir) = heir {
+            self.raft.transfer_leadership(heir);
+        }
+        heir.is_some() || self.leader_node().is_some_and(|node| node != self.node)
+    }
+
+    /// Of the other voters that answer this leader, the one that has most.
+    fn heir(&self) -> Option<PeerId> {
         let able = |it: &protocol::raft::PeerProgress| {
             it.peer != self.peer && it.active && self.configuration.is_voter(it.peer) && !self.gone.contains(&it.peer)
         };
-        let heir = self.raft.progress().into_iter().filter(able).max_by_key(|it| it.matched);
-        heir.is_some_and(|heir| {
-            self.raft.transfer_leadership(heir.peer);
-            true
-        })
+        self.raft.progress().into_iter().filter(able).max_by_key(|it| it.matched).map(|it| it.peer)
+    }
+
+    /// Has all rows of another replica read: who gives up its own must know that they are elsewhere.
+    fn survey(&mut self, why: String) {
+        let other = self.leader_node().filter(|node| *node != self.node);
+        let other = other.or_else(|| self.node_of(self.heir()?));
+        let Some(mailbox) = self.mailbox.upgrade().filter(|_| self.fetching.is_none() && !self.stateless) else {
+            return;
+        };
+        let Some(other) = other else { return };
+        if self.shared.mending.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let source = self.source(other, self.given_up.clone());
+        self.env.spawn("survey a replica", async move {
+            let found = install::survey(&source).await.map_err(|error| format!("{why}; node {other}: {error}"));
+            let _ = mailbox.send(Request::Surveyed { why, found }).await;
+        });
+    }
+
+    /// Another replica has every row, or that is not known.
+    fn surveyed(&mut self, why: String, found: Result<(), String>) {
+        let marked = found.and_then(|()| {
+            let old = group::load(&KvView::over(&*self.kv), self.id).map_err(|error| error.to_string())?;
+            let mark = crate::machine::change_out(group::mark(self.id, &old, Install::Incomplete));
+            self.kv.commit(vec![mark]).map_err(|error| error.to_string())
+        });
+        match marked {
+            // Whether the mark is flushed does not matter: without it, a restart finds the old rows and the log.
+            Ok(()) => {
+                self.shared.reopen.store(true, Ordering::Release);
+                if self.failed().is_none() {
+                    self.fail(format!("its state is replaced by another replica's: {why}"));
+                }
+            }
+            Err(error) => tracing::warn!(group = self.id.0, "damaged rows are kept: {error}"),
+        }
+        self.shared.mending.store(false, Ordering::Release);
     }
 
     /// How many other voters serve, as far as is known here.
@@ -711,6 +782,10 @@ impl Driver {
         }
     }
 
+    fn source(&self, from: NodeId, cancelled: Arc<AtomicBool>) -> install::Source {
+        install::Source { env: self.env.clone(), group: self.id, from, cancelled }
+    }
+
     /// Begins to fetch the state that a snapshot message announces. `false`: Raft itself says what is to be done.
     fn fetch_snapshot(&mut self, from: NodeId, message: &Message) -> bool {
         if self.fetching.is_some() {
@@ -728,15 +803,8 @@ impl Driver {
             return false;
         }
         let cancelled = Arc::<AtomicBool>::default();
-        let fetch = install::Fetch {
-            env: self.env.clone(),
-            kv: self.kv.clone(),
-            group: self.id,
-            from,
-            message: message.clone(),
-            at_least: index,
-            cancelled: cancelled.clone(),
-        };
+        let source = self.source(from, cancelled.clone());
+        let fetch = install::Fetch { source, kv: self.kv.clone(), message: message.clone(), at_least: index };
         let mailbox = self.mailbox.clone();
         let (end, ended) = oneshot::channel();
         self.fetching = Some(Fetching { cancelled, ended });

@@ -34,18 +34,23 @@ const SNAPSHOT_IDLE: Duration = Duration::from_secs(20);
 
 /// What is to be fetched.
 pub struct Fetch {
-    pub env: Env,
+    pub source: Source,
     pub kv: Arc<LsmKv>,
-    pub group: GroupId,
-    pub from: NodeId,
     /// The message that offered the snapshot.
     pub message: Message,
     pub at_least: LogIndex,
+}
+
+/// Whose rows are read.
+pub struct Source {
+    pub env: Env,
+    pub group: GroupId,
+    pub from: NodeId,
     /// The replica is being stopped: the rows are not touched any more.
     pub cancelled: Arc<AtomicBool>,
 }
 
-impl Fetch {
+impl Source {
     fn check(&self) -> Result<(), String> {
         if self.cancelled.load(Ordering::Acquire) { Err("the replica is being stopped".into()) } else { Ok(()) }
     }
@@ -71,8 +76,18 @@ pub async fn fetch(fetch: Fetch) -> Result<Installed, Failed> {
     replace(fetch, first, state, configuration).await.map_err(|why| Failed { why, state_is_gone: true })
 }
 
+/// Whether the other node's replica has its whole state and can read every row of it. Nothing is kept.
+pub async fn survey(source: &Source) -> Result<(), String> {
+    let mut now = page(source, 0, Bytes::new()).await?;
+    while !now.done {
+        let after = now.rows.last().map(|row| row.key.clone());
+        now = page(source, now.token, after.ok_or("a page without rows that is not the last")?).await?;
+    }
+    Ok(())
+}
+
 async fn begin(fetch: &Fetch) -> Result<(wire::SnapshotRows, GroupState, Configuration), String> {
-    let first = page(fetch, 0, Bytes::new()).await?;
+    let first = page(&fetch.source, 0, Bytes::new()).await?;
     let state = group::decode(&first.state)?;
     if state.applied_index < fetch.at_least.0 || !state.is_supported() {
         return Err("the state offered is too old, or of a newer version".into());
@@ -88,37 +103,38 @@ async fn replace(
     configuration: Configuration,
 ) -> Result<Installed, String> {
     let kv: &dyn Kv = &*fetch.kv;
-    let old = group::load(&KvView::over(&*fetch.kv), fetch.group).map_err(|error| error.to_string())?;
-    let marked = group::mark(fetch.group, &old, Install::Incomplete);
-    fetch.check()?;
+    let old = group::load(&KvView::over(&*fetch.kv), fetch.source.group).map_err(|error| error.to_string())?;
+    let marked = group::mark(fetch.source.group, &old, Install::Incomplete);
+    fetch.source.check()?;
     if !plant::is(Plant::InstallUnmarked) {
         commit(kv, vec![crate::machine::change_out(marked)])?;
         kv.flush().await.map_err(|error| error.to_string())?;
     }
-    let own_row = group::state_key(fetch.group);
-    let ranges = group::row_ranges(fetch.group, &old).into_iter().chain(group::row_ranges(fetch.group, &state));
+    let own_row = group::state_key(fetch.source.group);
+    let ranges =
+        group::row_ranges(fetch.source.group, &old).into_iter().chain(group::row_ranges(fetch.source.group, &state));
     // The mark stays: all rows but the group's own.
     let ranges = ranges.flat_map(|(from, to)| around(&own_row, from, to)).collect();
-    fetch.check()?;
+    fetch.source.check()?;
     erase_all(&fetch.kv, ranges).await?;
-    fetch.check()?;
+    fetch.source.check()?;
     let mut page_now = first;
     loop {
         let puts = page_now.rows.iter().filter(|row| row.key != own_row);
         let puts: Vec<Change> =
             puts.map(|row| Change::Put { key: row.key.clone(), value: row.value.clone() }).collect();
         let last = page_now.rows.last().map(|row| row.key.clone());
-        fetch.check()?;
+        fetch.source.check()?;
         commit(kv, puts)?;
         if page_now.done {
             break;
         }
         let after = last.ok_or("a page without rows that is not the last")?;
-        page_now = page(&fetch, page_now.token, after).await?;
+        page_now = page(&fetch.source, page_now.token, after).await?;
     }
-    fetch.check()?;
+    fetch.source.check()?;
     let installed = if plant::is(Plant::InstallUnmarked) { Install::Whole } else { Install::LogDue };
-    commit(kv, vec![crate::machine::change_out(group::mark(fetch.group, &state, installed))])?;
+    commit(kv, vec![crate::machine::change_out(group::mark(fetch.source.group, &state, installed))])?;
     kv.flush().await.map_err(|error| error.to_string())?;
     Ok(Installed {
         index: LogIndex(state.applied_index),
@@ -141,18 +157,18 @@ fn around(key: &Bytes, from: Bytes, to: Bytes) -> Vec<(Bytes, Bytes)> {
     [(from, key.clone()), (behind, to)].into_iter().filter(|(from, to)| from < to).collect()
 }
 
-async fn page(fetch: &Fetch, token: u64, after: Bytes) -> Result<wire::SnapshotRows, String> {
-    let ask = Ask::SnapshotPage(SnapshotPage { group: fetch.group.0, token, after });
+async fn page(source: &Source, token: u64, after: Bytes) -> Result<wire::SnapshotRows, String> {
+    let ask = Ask::SnapshotPage(SnapshotPage { group: source.group.0, token, after });
     let request = Request { ask: Some(ask), ..Request::default() };
     let mut why = String::new();
     for attempt in 0..PAGE_ATTEMPTS {
-        fetch.check()?;
+        source.check()?;
         if attempt > 0 {
-            fetch.env.sleep(Duration::from_millis(200)).await;
+            source.env.sleep(Duration::from_millis(200)).await;
         }
-        let deadline = fetch.env.now() + PAGE_MAX;
+        let deadline = source.env.now() + PAGE_MAX;
         let frame = wire::frame(&request, Vec::new());
-        match fetch.env.net.call(fetch.from, Channel::Bulk, frame, deadline).await {
+        match source.env.net.call(source.from, Channel::Bulk, frame, deadline).await {
             Err(error) => why = error.to_string(),
             Ok(reply) => match wire::head::<Answer>(&reply).map(|answer| answer.told) {
                 Ok(Some(Told::SnapshotRows(rows))) => return Ok(rows),
@@ -162,7 +178,7 @@ async fn page(fetch: &Fetch, token: u64, after: Bytes) -> Result<wire::SnapshotR
             },
         }
     }
-    Err(format!("node {}: {why}", fetch.from))
+    Err(format!("node {}: {why}", source.from))
 }
 
 /// The snapshots that this node serves to others.

@@ -98,6 +98,12 @@ enum Request {
         why: String,
         reply: oneshot::Sender<bool>,
     },
+    /// Whether another replica could read all rows of its own.
+    Surveyed {
+        /// Why this one does without its own.
+        why: String,
+        found: Result<(), String>,
+    },
     Stop {
         done: oneshot::Sender<()>,
     },
@@ -122,6 +128,8 @@ struct Shared {
     ready: AtomicBool,
     /// The replica is to be stopped and opened from disk again.
     reopen: AtomicBool,
+    /// Rows are damaged, and it is being found out whether another replica has them all.
+    mending: AtomicBool,
     log_bytes: AtomicU64,
     /// When the write to the log that is under way began, in monotonic nanoseconds; 0: none is.
     writing_since: AtomicU64,
@@ -168,6 +176,7 @@ pub fn start(parts: Parts) -> GroupHandle {
         leads: AtomicBool::new(false),
         ready: AtomicBool::new(!parts.stateless),
         reopen: AtomicBool::new(false),
+        mending: AtomicBool::new(false),
         log_bytes: AtomicU64::new(0),
         writing_since: AtomicU64::new(0),
         log_tail: Mutex::default(),
@@ -310,6 +319,11 @@ impl GroupHandle {
     /// Whether the replica waits to be stopped and opened from disk again.
     pub fn wants_reopening(&self) -> bool {
         self.shared.reopen.load(Ordering::Acquire)
+    }
+
+    /// Whether it is not known yet what becomes of the replica.
+    pub fn is_mending(&self) -> bool {
+        self.shared.mending.load(Ordering::Acquire)
     }
 
     /// Why the replica has stopped serving, if it has.

@@ -8,9 +8,11 @@
 //!   nothing is damaged. `work.rs`, [`Repairer::compare`].
 //! - A group that **left** this node's disk: its chunks go, once the open group's map is here.
 //!
-//! `plan.rs` decides, `exchange.rs` walks inventories side by side, `answer.rs` answers other nodes.
+//! `plan.rs` decides, `exchange.rs` walks inventories side by side, `budget.rs` says how much goes on at once, `answer.rs`
+//! answers other nodes.
 
 mod answer;
+mod budget;
 pub mod exchange;
 mod plan;
 mod work;
@@ -19,10 +21,12 @@ mod work;
 mod tests;
 
 pub use answer::{digests, inventory};
+pub use budget::Budget;
 pub use work::Repairer;
 
 use base::env::{BoxFuture, MonoTime};
 use base::ids::{ChunkId, DiskId, NodeId, PgEpoch, PgId, PoolId};
+use base::plant::{self, Plant};
 use client::Client;
 use client::wire::{Ask, PgDone};
 use exchange::{Asked, Peers};
@@ -194,7 +198,7 @@ impl Progress {
         let Some(bits) = state.bits.get(&id.pool).filter(|_| state.whole.is_some()) else { return false };
         let group = PgId::of_slot(id.pool, *bits, id.slot);
         let key = (group.pool, group.prefix);
-        !state.own.contains(&key) || state.is_healthy(key)
+        !state.own.contains(&key) || state.is_healthy(key) || plant::is(Plant::ForgetTombstone)
     }
 }
 

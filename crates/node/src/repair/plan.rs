@@ -196,7 +196,7 @@ pub struct Want {
 /// Judges what `disks` disks say about `id`; the own is number 0. Tombstones always win.
 pub fn judge(id: ChunkId, states: &[(usize, State)], disks: usize) -> Verdict {
     let own = states.iter().find(|(number, _)| *number == 0).map(|(_, state)| *state);
-    if states.iter().any(|(_, state)| *state == State::Deleted) {
+    if states.iter().any(|(_, state)| *state == State::Deleted) && !plant::is(Plant::ResurrectDeleted) {
         let lives_here = matches!(own, Some(State::Good { .. } | State::Damaged));
         let lives_elsewhere = states.iter().any(|(_, state)| *state != State::Deleted);
         return if lives_here {

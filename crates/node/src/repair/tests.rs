@@ -2,7 +2,7 @@
 
 use base::checksum::crc64;
 use base::env::{BoxFuture, Disk};
-use base::ids::{ChunkId, ClusterId, DiskId, Generation, NodeId, OwnerId, PgEpoch, PoolId, Session, Slot};
+use base::ids::{ChunkId, ClusterId, DiskId, Generation, NodeId, OwnerId, PgEpoch, PgId, PoolId, Session, Slot};
 use base::sim::{Sim, SimDisk};
 use bytes::Bytes;
 use client::wire::{Answer, Ask, ChunkDone, Failure, Told};
@@ -28,6 +28,8 @@ struct Nodes {
     map: watch::Sender<Arc<ClusterMap>>,
     /// What was asked of whom.
     asked: Mutex<Vec<(NodeId, &'static str)>>,
+    /// In this order.
+    pulled: Mutex<Vec<ChunkId>>,
 }
 
 struct Asker(Arc<Nodes>);
@@ -53,6 +55,7 @@ impl Nodes {
             Ask::GetChunk(get) => {
                 note("chunk");
                 let id = ChunkId::from_bytes(get.id.as_ref().try_into().unwrap());
+                self.pulled.lock().unwrap().push(id);
                 return match disks.metadata().get(id, get.start..get.end).await {
                     Ok(data) => Ok((Told::Chunk(ChunkDone { epoch: 1, owner: data.owner.0, crc64: 0 }), data.pieces)),
                     Err(error) => Err((Failure::NotFound, error.to_string())),
@@ -108,7 +111,7 @@ impl Bench {
             media.insert(node, disk);
         }
         let map = watch::Sender::new(Arc::new(map(members)));
-        let nodes = Arc::new(Nodes { disks, map, asked: Mutex::default() });
+        let nodes = Arc::new(Nodes { disks, map, asked: Mutex::default(), pulled: Mutex::default() });
         let repairer = |node: u32| Repairer {
             env: env.clone(),
             node: NodeId(node),
@@ -117,7 +120,7 @@ impl Bench {
             progress: Arc::new(Progress::default()),
             healing: Healing::default(),
             events: None,
-            moving: tokio::sync::Mutex::default(),
+            budget: super::Budget::new(&nodes.disks[&NodeId(node)]),
         };
         let repairers = (1..=3).map(|node| (node, Arc::new(repairer(node)))).collect();
         Bench { sim, media, nodes, repairers }
@@ -434,5 +437,38 @@ fn tombstones_stay_until_the_group_is_healthy_with_all_members() {
     assert!(settle(&mut comparer));
     bench.change(|map| map.pgs[0].members = vec![raw(2)]);
     assert!(settle(&mut comparer), "the group is none of this node's any more");
+    drop(stop);
+}
+
+/// Two groups move at once; of the second, in the order of groups, only one copy is left.
+#[test]
+fn the_last_copies_are_made_before_all_others() {
+    let bench = Bench::new(&[1, 2]);
+    for node in [1, 2] {
+        bench.put(node, 1..=40);
+    }
+    bench.change(|map| {
+        map.pools[0].pg_bits = 1;
+        let row = |prefix, before: &[u32], members: &[u32]| PgRow {
+            pool: 1,
+            prefix,
+            epoch: 2,
+            closed: true,
+            members: members.iter().map(|node| raw(*node)).collect(),
+            members_before: before.iter().map(|node| raw(*node)).collect(),
+        };
+        map.pgs = vec![row(0, &[1, 2], &[1, 2, 3]), row(1, &[1], &[1, 3])];
+    });
+    let repairer = &bench.repairers[&3];
+    let (stop, stopped) = watch::channel(false);
+    repairer.env.spawn("moves", repairer.clone().run_moves(bench.nodes.map.subscribe(), || true, stopped));
+    bench.sim.run_for(Duration::from_secs(5));
+    let prefix = |id: &ChunkId| PgId::of_slot(PoolId(1), 1, id.slot).prefix;
+    let order: Vec<u32> = bench.nodes.pulled.lock().unwrap().iter().map(prefix).collect();
+    let last_copies = order.iter().take_while(|prefix| **prefix == 1).count();
+    assert!(last_copies > 5 && last_copies < order.len(), "{order:?}");
+    assert!(order[last_copies..].iter().all(|prefix| *prefix == 0), "{order:?}");
+    assert!((1..=40).all(|number| bench.has(3, number)));
+    assert_eq!(repairer.progress.done().len(), 2);
     drop(stop);
 }

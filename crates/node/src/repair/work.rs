@@ -1,37 +1,36 @@
 //! The work of repair: uniting groups that move, comparing those that are open, letting go of those that left.
 
 use base::Env;
-use base::checksum::Crc64;
 use base::env::MonoTime;
 use base::ids::{ChunkId, DiskId, NodeId, OwnerId, PoolId};
 use base::plant::{self, Plant};
 use bytes::Bytes;
 use client::wire::{Ask, Failure, GetChunk, PgDigestAsk, PgDigestLine, PgDigests, Told};
 use futures_util::future::join_all;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use meta::map::command::ClusterMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use store::{Digest, Engine, NewChunk, StoreError};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 
 use super::answer::DIGESTS_MAX;
+use super::budget::Budget;
 use super::exchange::{Peers, State, Walk};
 use super::plan::{Group, Member, Reach, Suspects, Verdict, Want, groups_of, judge, left_by};
-use super::{Key, Mark, NodeHealth, Owed, Progress, Urgency};
+use super::{Key, Mark, NodeHealth, Owed, Progress};
 use crate::disks::Disks;
 use crate::events::{EventKind, EventLog};
 use crate::start::Healing;
 
-/// Chunks pulled at once: bounds their memory to 16 MiB.
-const PULLS_MAX: usize = 4;
+/// Chunks of one group that are pulled at once, or wait for the budget of their disk.
+const PULLS_MAX: usize = 32;
 /// Groups whose inventories are exchanged in one round of comparisons.
 const EXCHANGES_MAX: usize = 128;
 /// Looks at digests that differ, before inventories are walked.
 const LOOKS_MAX: usize = 3;
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
-/// While users are served, repair rests after some chunks for as long as they took, at most this.
-const YIELD_MAX: Duration = Duration::from_secs(1);
 /// Chunks that leave in one request.
 const EVICTIONS_MAX: usize = 4096;
 /// Pause before a move that could not be finished is tried again.
@@ -52,9 +51,9 @@ pub struct Repairer {
     pub healing: Healing,
     /// What happened, for people.
     pub events: Option<Arc<EventLog>>,
-    /// Held while chunks come or go because their group moves: what has just been pulled must not be let go of by a
-    /// decision from an older map.
-    pub moving: Mutex<()>,
+    /// A group is in hand while its chunks come or go because it moves: what has just been pulled must not be let go of by
+    /// a decision from an older map.
+    pub budget: Budget,
 }
 
 /// What the comparer remembers of a group.
@@ -102,23 +101,33 @@ impl Repairer {
     async fn unite_all(&self, now: &ClusterMap, newest: &watch::Receiver<Arc<ClusterMap>>) -> bool {
         let mut groups = groups_of(now, self.node);
         self.progress.keep(now, &groups);
-        // The last copies before everything else.
-        groups.sort_by_key(|group| (group.sources, group.key()));
+        groups.retain(|group| group.closed && !self.progress.is_done(group));
+        groups.sort_by_key(in_order);
         let mut finished = true;
-        for group in groups.iter().filter(|group| group.closed && !self.progress.is_done(group)) {
-            if newest.borrow().version != now.version {
-                return false;
-            }
-            let _moving = self.moving.lock().await;
-            match self.unite(group).await {
-                Ok(()) => self.progress.finish(group),
-                Err(why) => {
-                    tracing::debug!("placement group {} cannot be united yet: {why}", group.pg);
-                    finished = false;
-                }
-            }
+        // The last copies before everything else: the next class begins when the one before has ended.
+        for class in groups.chunk_by(|a, b| a.sources == b.sources) {
+            let unites = class.iter().map(|group| self.unite_one(group, now, newest));
+            finished &= at_once(self.budget.groups_at_once(), unites).await.into_iter().all(|done| done);
         }
         finished
+    }
+
+    async fn unite_one(&self, group: &Group, now: &ClusterMap, newest: &watch::Receiver<Arc<ClusterMap>>) -> bool {
+        if newest.borrow().version != now.version {
+            return false;
+        }
+        let united = match self.budget.take(group.key()) {
+            None => Err("its chunks are being let go of".into()),
+            Some(_in_hand) => self.unite(group).await,
+        };
+        match united {
+            Ok(()) => self.progress.finish(group),
+            Err(why) => {
+                tracing::debug!("placement group {} cannot be united yet: {why}", group.pg);
+                return false;
+            }
+        }
+        true
     }
 
     /// Pulls whatever any member, old or new, has and this disk lacks.
@@ -157,22 +166,18 @@ impl Repairer {
 
     /// Fails when one cannot be pulled; the others are, nevertheless.
     async fn pull_all(&self, engine: &Engine, group: &Group, walk: &Walk<'_>, wants: Vec<Want>) -> Result<(), String> {
-        let mut result = Ok(());
-        for some in wants.chunks(PULLS_MAX) {
-            let (began, served) = (self.env.now(), self.served(group.own));
-            let pulls = some.iter().map(|want| {
-                let sources: Vec<Member> = want.sources.iter().filter_map(|number| walk.member(*number)).collect();
-                self.pull(engine, group, want, sources)
-            });
-            for pulled in join_all(pulls).await {
-                result = result.and(pulled);
-            }
-            // Users go first, unless one more failure would lose something.
-            if group.urgency() != Urgency::LastCopy && self.served(group.own) != served {
-                self.env.sleep(self.env.now().since(began).min(YIELD_MAX)).await;
-            }
-        }
-        result
+        let pulls = wants.iter().map(|want| self.pull_admitted(engine, group, walk, want));
+        at_once(PULLS_MAX, pulls).await.into_iter().fold(Ok(()), Result::and)
+    }
+
+    async fn pull_admitted(&self, engine: &Engine, group: &Group, walk: &Walk<'_>, want: &Want) -> Result<(), String> {
+        let served = self.served(group.own);
+        let admitted = self.budget.admit(&self.env, group.own, served, group.urgency(), want.len).await;
+        let admitted = admitted.ok_or("the disk is not this node's")?;
+        let sources = want.sources.iter().filter_map(|number| walk.member(*number)).collect();
+        let pulled = self.pull(engine, group, want, sources).await;
+        admitted.rest(&self.env).await;
+        pulled
     }
 
     /// Operations of users on this disk so far.
@@ -196,18 +201,20 @@ impl Repairer {
                 end: u32::MAX,
             });
             match self.peers.ask(source.node, ask).await {
-                Ok((Told::Chunk(done), payload)) if verifies(want, &payload) => {
+                Ok((Told::Chunk(done), payload)) if len_of(&payload) == u64::from(want.len) => {
                     let (owner, epoch) = (OwnerId(done.owner), group.epoch);
                     let chunk = NewChunk { id: want.id, owner, epoch, crc64: want.crc64, payload };
-                    return match engine.put(chunk).await {
+                    // The store compares the bytes with the checksum before it takes them.
+                    match engine.put(chunk).await {
                         Ok(_) => {
                             self.progress.counters.pulled_chunks.inc();
                             self.progress.counters.pulled_bytes.inc_by(u64::from(want.len));
-                            Ok(())
+                            return Ok(());
                         }
-                        Err(StoreError::Deleted) => Ok(()),
-                        Err(error) => Err(format!("chunk {}: {error}", want.id)),
-                    };
+                        Err(StoreError::Deleted) => return Ok(()),
+                        Err(StoreError::BadPayload) => why = format!("node {} sent other bytes", source.node),
+                        Err(error) => return Err(format!("chunk {}: {error}", want.id)),
+                    }
                 }
                 Ok(_) => why = format!("node {} sent other bytes", source.node),
                 Err((Failure::Deleted, _)) => return Ok(()),
@@ -284,7 +291,7 @@ impl Repairer {
             for group in
                 left.into_iter().filter(|group| engine.digest(group.pg.pool, group.pg.slots()) != Digest::default())
             {
-                let _moving = self.moving.lock().await;
+                let Some(_in_hand) = self.budget.take(group.key()) else { continue };
                 // The map may have changed while other chunks came or went.
                 if !left_by(&map.borrow(), disk.id).contains(&group) {
                     continue;
@@ -340,15 +347,31 @@ impl Repairer {
     }
 }
 
+/// Runs these, at most `most` at a time, begun in their order; answers in the order in which they ended.
+async fn at_once<F: Future>(most: usize, all: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut waiting = all;
+    let mut under_way = FuturesUnordered::new();
+    let mut ended = Vec::new();
+    loop {
+        under_way.extend(waiting.by_ref().take(most.saturating_sub(under_way.len())));
+        match under_way.next().await {
+            Some(output) => ended.push(output),
+            None => return ended,
+        }
+    }
+}
+
+/// The fewest copies first.
+fn in_order(group: &Group) -> (usize, Key) {
+    (group.sources, group.key())
+}
+
 fn conflict(id: ChunkId) {
     tracing::error!("two disks hold other bytes under the id of chunk {id}; both are left as they are");
 }
 
-fn verifies(want: &Want, payload: &[Bytes]) -> bool {
-    let mut crc = Crc64::new();
-    payload.iter().for_each(|piece| crc.update(piece));
-    let len: usize = payload.iter().map(Bytes::len).sum();
-    len == want.len as usize && crc.finish() == want.crc64
+fn len_of(payload: &[Bytes]) -> u64 {
+    payload.iter().map(|piece| piece.len() as u64).sum()
 }
 
 /// Compares the copies of open groups, round after round.
@@ -401,9 +424,8 @@ impl Comparer {
             }
         }
         differing.sort_by_key(|(sources, exchanged, group)| (*sources, *exchanged, group.key()));
-        for (_, _, group) in differing.into_iter().take(EXCHANGES_MAX) {
-            self.exchange(group).await;
-        }
+        differing.truncate(EXCHANGES_MAX);
+        self.exchange_all(differing.into_iter().map(|(_, _, group)| group).collect()).await;
         for group in &open {
             let watched = self.watched.get(&group.key());
             if let Some(watched) = watched.filter(|watched| !watched.healthy && !plant::is(Plant::ClaimHealth)) {
@@ -414,24 +436,47 @@ impl Comparer {
         self.tell(&groups, queue, began);
     }
 
-    /// Walks the inventories of a group whose digests differ, and repairs this disk's part.
-    async fn exchange(&mut self, group: &Group) {
+    /// Walks the inventories of groups whose digests differ, and repairs this disk's part of them.
+    async fn exchange_all(&mut self, groups: Vec<&Group>) {
         let repairer = self.repairer.clone();
+        let before: Vec<(&Group, Suspects)> = groups
+            .into_iter()
+            .map(|group| (group, std::mem::take(&mut self.watched.entry(group.key()).or_default().suspects)))
+            .collect();
+        let compares = before.iter().map(|(group, suspects)| {
+            let repairer = &repairer;
+            async move {
+                let began = repairer.env.now();
+                (*group, suspects, began, repairer.compare(group, suspects).await)
+            }
+        });
+        for (group, suspects, began, compared) in at_once(repairer.budget.groups_at_once(), compares).await {
+            self.exchanged(group, suspects, began, compared);
+        }
+    }
+
+    fn exchanged(
+        &mut self,
+        group: &Group,
+        before: &Suspects,
+        began: MonoTime,
+        compared: Result<(Suspects, Wants), String>,
+    ) {
+        let missing_after = self.repairer.healing.missing_after;
         let watched = self.watched.entry(group.key()).or_default();
-        let now = repairer.env.now();
-        watched.exchanged = Some(now);
-        match repairer.compare(group, &watched.suspects).await {
+        watched.exchanged = Some(began);
+        match compared {
             Ok((suspects, wants)) => {
-                let missing_after = repairer.healing.missing_after;
-                let first = *watched.first_exchanged.get_or_insert(now);
-                let is_known = watched.healthy || now.since(first) >= missing_after;
+                let first = *watched.first_exchanged.get_or_insert(began);
+                let is_known = watched.healthy || began.since(first) >= missing_after;
                 let whole = wants.hopeless.is_empty() && wants.missing == 0 && !group.degraded;
-                watched.healthy = is_known && whole && suspects.are_fresh(now, missing_after);
+                watched.healthy = is_known && whole && suspects.are_fresh(began, missing_after);
                 (watched.suspects, watched.wants) = (suspects, wants);
             }
             Err(why) => {
                 tracing::debug!("placement group {} cannot be compared now: {why}", group.pg);
                 watched.healthy = false;
+                watched.suspects = before.clone();
             }
         }
     }

@@ -116,6 +116,9 @@ pub fn collect(service: &Service) -> LocalStatus {
     disks(service, only_copy, &mut status);
     damage(service, only_copy, &mut status);
     groups(service, &mut status);
+    for why in service.control.shots.findings() {
+        status.find(Verdict::AtRisk, why);
+    }
     for damage in service.replicas.unreadable_rows() {
         let verdict = if only_copy { Verdict::Lost } else { Verdict::AtRisk };
         status.find(

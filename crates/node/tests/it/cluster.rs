@@ -18,10 +18,12 @@ pub struct Cluster {
     pub nodes: BTreeMap<NodeId, Arc<Node>>,
     /// Where nodes stand, by id; nowhere in particular when empty.
     pub places: Vec<&'static str>,
+    /// Of nodes that are started from now on.
+    pub tuning: Box<dyn Fn(NodeId) -> Tuning>,
 }
 
 /// What happens every ten minutes happens every few seconds.
-fn tuning() -> Tuning {
+pub fn tuning(_: NodeId) -> Tuning {
     let healing = Healing { sweep_interval: Duration::from_secs(5), ..Healing::default() };
     Tuning { healing, ..Tuning::default() }
 }
@@ -29,7 +31,11 @@ fn tuning() -> Tuning {
 impl Cluster {
     /// Founds a cluster on node 1.
     pub fn found(seed: u64) -> Cluster {
-        let mut cluster = Cluster { sim: Sim::new(seed), nodes: BTreeMap::new(), places: Vec::new() };
+        Cluster::found_with(seed, Box::new(tuning))
+    }
+
+    pub fn found_with(seed: u64, tuning: Box<dyn Fn(NodeId) -> Tuning>) -> Cluster {
+        let mut cluster = Cluster { sim: Sim::new(seed), nodes: BTreeMap::new(), places: Vec::new(), tuning };
         cluster.start(NodeId(1));
         cluster
     }
@@ -55,7 +61,7 @@ impl Cluster {
 
     pub fn start(&mut self, id: NodeId) {
         let config = self.config(id);
-        let started = self.sim.block_on(self.sim_node(id).run(Node::start_tuned(config, tuning())));
+        let started = self.sim.block_on(self.sim_node(id).run(Node::start_tuned(config, (self.tuning)(id))));
         self.nodes.insert(id, Arc::new(started.expect("no crash meanwhile").expect("the node starts")));
     }
 
@@ -342,7 +348,7 @@ fn three(seed: u64) -> Cluster {
     cluster
 }
 
-fn state_of(cluster: &Cluster, asked: NodeId, node: NodeId) -> NodeState {
+pub fn state_of(cluster: &Cluster, asked: NodeId, node: NodeId) -> NodeState {
     let map = cluster.client(asked).map();
     map.node(node).map_or(NodeState::Removed, NodeRow::state)
 }

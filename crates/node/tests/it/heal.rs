@@ -241,3 +241,39 @@ fn a_node_whose_metadata_is_unreadable_is_given_it_anew() {
     cluster.write(third, 30..40);
     cluster.verify(first, 0..40);
 }
+
+/// A replica whose rows were damaged was given up for good although its log was whole: when a second voter failed before it had
+/// been replaced, the group waited for that one.
+#[test]
+fn a_replica_with_damaged_rows_keeps_its_vote_and_its_log() {
+    let mut cluster = Cluster::found(18);
+    cluster.join();
+    cluster.join();
+    let [first, second, third] = [1, 2, 3].map(NodeId);
+    cluster.write(first, 0..200);
+    cluster.wait_for_safety(first);
+    // Nodes take turns to lead: the group of the objects is the second one's.
+    let node = cluster.nodes[&second].clone();
+    cluster.on(second, async move { node.shutdown().await });
+    cluster.crash(second);
+    let disk = cluster.sim.disk(second, "disk");
+    for run in disk.files().into_iter().filter(|name| name.starts_with("kv-run")) {
+        let len = disk.contents(&run).expect("it is there").len() as u64;
+        // Around the rows of the objects, away from those by which groups are opened.
+        for at in (len / 4..len * 3 / 4).step_by(3000) {
+            disk.flip(&run, at, 1);
+        }
+    }
+    cluster.start(second);
+    cluster.wait("the second leads again", Duration::from_secs(60), |cluster| {
+        cluster.nodes[&second].status().groups.iter().any(|group| group.id == 1 && group.leader == 2)
+    });
+    cluster.verify(third, 0..200);
+    cluster.crash(third);
+    cluster.write(first, 200..210);
+    cluster.verify(first, 0..210);
+    cluster.start(third);
+    cluster.wait_for_safety(second);
+    cluster.crash(first);
+    cluster.verify(second, 0..210);
+}

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod consistency;
+mod fence_agent;
 mod heal;
 mod rules;
 
