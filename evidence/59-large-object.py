@@ -12,7 +12,9 @@ total = int(GIB * (1 << 30))
 size = -(-total // PARTS)
 sizes = [size] * (PARTS - 1) + [total - size * (PARTS - 1)]
 assert min(sizes[:-1]) >= 5 << 20 and sizes[-1] > 0, "parts of at least 5 MiB: fewer PARTS or more GIB"
-block = random.Random(7).randbytes(size)
+BLOCK, UNIT = 4096, 32
+COMPRESSIBLE = bool(os.environ.get("COMPRESSIBLE"))
+block = b"" if COMPRESSIBLE else random.Random(7).randbytes(size)
 
 
 def check(condition, *what):
@@ -23,8 +25,19 @@ def check(condition, *what):
 
 def content(part):
     """Of part 1, 2 ...: each differs from the others everywhere."""
+    if COMPRESSIBLE:
+        blocks = range(-(-sizes[part - 1] // BLOCK))
+        return b"".join(map(compressible, [part] * len(blocks), blocks))[:sizes[part - 1]]
     at = part * 4099 % size
     return (part.to_bytes(8, "big") + block[at:] + block[:at])[:sizes[part - 1]]
+
+
+def compressible(part, number):
+    """A block that no other equals: one unit says which it is, and where it begins; the others repeat, and differ from every
+    other block's."""
+    name = part << 32 | number
+    unit = (name * 0x9E3779B97F4A7C15F39CC0605CEDC835 % (1 << 128)).to_bytes(16, "big") + name.to_bytes(16, "big")
+    return unit[::-1] + unit * (BLOCK // UNIT - 1)
 
 
 def slice_of(begin, end):

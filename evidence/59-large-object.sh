@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # One object of GIB (20) gibibytes in PARTS (2,000) parts, uploaded through three gateways while a node is killed and comes back: read whole, in
 # ranges and by part, copied part by part, and deleted; every byte is compared. Memory of the nodes is reported. (The limit of 5 TiB is
-# held to by a test: cargo test -p meta an_object_has_at_most_5_tib.)
+# held to by a test: cargo test -p meta an_object_has_at_most_5_tib.) COMPRESSIBLE=1: each block of 4 KiB repeats 32 bytes of its own, for a
+# compressing disk in memory (docs/evidence.md).
 . "$(dirname "$0")/common.sh"
 need python3 curl
 export GIB=${GIB:-20} PARTS=${PARTS:-2000}

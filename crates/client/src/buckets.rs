@@ -42,6 +42,8 @@ pub struct BucketInfo {
     pub versioning: Versioning,
     /// What a write that does not say anything else waits for.
     pub acknowledgement: Acknowledgement,
+    /// Where what is stored through this value goes.
+    pub pool: u32,
     /// What is done through this value is done under these terms.
     pub terms: Terms,
     configurations: Arc<[BucketConfigurationRow]>,
@@ -208,6 +210,12 @@ impl Client {
         map.active_bucket(name).map(|entry| info(&map, entry))
     }
 
+    /// As `known_bucket`, by id.
+    pub fn known_bucket_of(&self, id: BucketId) -> Option<BucketInfo> {
+        let map = self.map();
+        map.bucket_of(id).filter(|entry| entry.state() == BucketState::Active).map(|entry| info(&map, entry))
+    }
+
     /// The bucket as the map names it; a name that is not in the cached map is looked for in a fresh one.
     pub async fn bucket(&self, name: &str) -> Result<BucketInfo, Error> {
         let map = self.map();
@@ -332,6 +340,7 @@ fn info(map: &MapView, entry: &BucketEntry) -> BucketInfo {
         region: entry.region.clone(),
         versioning: entry.versioning(),
         acknowledgement: entry.acknowledgement(),
+        pool: entry.pool,
         terms: Terms::default(),
         configurations: map.configurations(BucketId(entry.id)),
     }

@@ -2,7 +2,7 @@
 //! through the client.
 //!
 //! A clone lies in the placement group of its source, so that every member makes it from its own copy. Where that fails
-//! (the group moves, a member lacks the chunk or does not serve) the bytes are read and stored like any others.
+//! (the group moves, a member lacks the chunk or does not serve, the copy is for another pool) the bytes are read and stored like any others.
 
 use base::checksum::Crc64;
 use base::ids::ChunkId;
@@ -52,7 +52,13 @@ impl ObjectWriter {
     }
 
     /// What of `body`, which begins at `start` of the object, lies in `range`.
-    async fn copy_body(&mut self, key: &Bytes, body: &Body, range: &Range<u64>, start: u64) -> Result<(), Error> {
+    pub(crate) async fn copy_body(
+        &mut self,
+        key: &Bytes,
+        body: &Body,
+        range: &Range<u64>,
+        start: u64,
+    ) -> Result<(), Error> {
         if let Some(inline) = &body.inline {
             let within = overlap(range, start, body.size);
             return self.write(inline.slice(within.start as usize..within.end as usize)).await;
@@ -112,8 +118,7 @@ impl Client {
         range: Range<u32>,
     ) -> Result<Option<ChunkRef>, Error> {
         let map = self.map();
-        let pool = map.bucket(&bucket.name).map_or(1, |entry| entry.pool);
-        let placement = map.placement(source.id).filter(|_| u32::from(source.id.pool.0) == pool);
+        let placement = map.placement(source.id).filter(|_| u32::from(source.id.pool.0) == bucket.pool);
         let Some(placement) = placement.filter(|placement| !placement.closed) else { return Ok(None) };
         // With a member out of service a clone would have fewer copies than a chunk that is stored anew elsewhere.
         if !placement.members.iter().all(|member| member.usable) {

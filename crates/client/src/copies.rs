@@ -246,9 +246,8 @@ impl Client {
     /// A fresh id in a group that can take it; `None` when there is no such group now.
     fn draw(&self, life: &Life, bucket: &BucketInfo) -> Result<Option<(ChunkId, Placement)>, Error> {
         let map = self.map();
-        let pool = map.bucket(&bucket.name).map_or(1, |entry| entry.pool);
-        let Ok(pool) = u8::try_from(pool).map(PoolId) else {
-            return Err(Error::Invalid(format!("bucket {} is in pool {pool}, which cannot be", bucket.name)));
+        let Ok(pool) = u8::try_from(bucket.pool).map(PoolId) else {
+            return Err(Error::Invalid(format!("bucket {} is in pool {}, which cannot be", bucket.name, bucket.pool)));
         };
         let random: &dyn Random = &*self.shared.env.random;
         let rule = self.acknowledgement(&map, bucket);

@@ -19,6 +19,7 @@ mod newest;
 mod nodes;
 mod objects;
 mod peers;
+mod pools;
 mod read;
 mod slots;
 mod terms;
@@ -31,13 +32,13 @@ pub use call::{Client, ClientConfig};
 pub use error::Error;
 pub use map::{MapView, Member, Placement, disk_id};
 /// The words of the object shard that gateways need.
-pub use meta::map::command::{Acknowledgement, ConfigurationKind, KeyRow};
+pub use meta::map::command::{Acknowledgement, ConfigurationKind, KeyRow, PoolRow};
 pub use meta::object::command::{
     Attributes, Body, Checksum, CreateUpload, Deleted, Header, NamedPart, ObjectPage, ObjectVersion, Part, PartPage,
     PartSize, Precondition, Retention, Upload, UploadPage, Versioning, Written,
 };
 pub use meta::object::fence::{FENCE_KEY_LEN_MAX, Fence, FencePolicy};
-pub use meta::object::lifecycle::{FilterForm, LifecycleRule, LifecycleRules};
+pub use meta::object::lifecycle::{FilterForm, LifecycleRule, LifecycleRules, Transition};
 pub use meta::object::lock::{BucketLock, ObjectLock, RetentionMode};
 pub use meta::object::usage::{Quota, Usage};
 pub use nodes::{DiskInfo, NodeInfo, Removal};
@@ -45,6 +46,7 @@ pub use objects::{
     ChangeRequest, CompleteRequest, DeleteRequest, ListObjectsRequest, ListUploadsRequest, ListVersionsRequest,
 };
 pub use peers::NAMED_IDS_MAX;
+pub use pools::{STANDARD, StorageClasses};
 pub use read::ObjectReader;
 pub use terms::{Reads, Staleness, Terms};
 pub use write::{FinishPart, FinishPut, ObjectWriter};

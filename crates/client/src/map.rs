@@ -82,6 +82,10 @@ impl MapView {
         self.buckets.get(name).map(|i| &self.map.buckets[*i])
     }
 
+    pub(crate) fn bucket_of(&self, id: BucketId) -> Option<&BucketEntry> {
+        self.bucket_ids.get(&id).map(|i| &self.map.buckets[*i])
+    }
+
     /// Buckets that exist for clients.
     pub fn active_bucket(&self, name: &str) -> Option<&BucketEntry> {
         self.bucket(name).filter(|entry| entry.state() == BucketState::Active)

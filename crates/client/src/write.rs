@@ -11,6 +11,7 @@ use meta::chunks::{self, ChunkRef};
 use meta::object::command::{
     Attributes, Body, Checksum, Part, Precondition, PutObject, PutPart, ShardCommand, ShardOutcome, Written,
 };
+use meta::object::transition::MoveBody;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
@@ -210,6 +211,12 @@ impl ObjectWriter {
             modified_ms: part.modified_ms,
         };
         self.commit(ShardCommand::PutPart(command)).await.map(|_| part)
+    }
+
+    /// Names what was stored in the place of what `moved` names.
+    pub(crate) async fn finish_move(mut self, moved: MoveBody) -> Result<(), Error> {
+        let body = Some(self.settle().await?);
+        self.commit(ShardCommand::MoveBody(MoveBody { body, ..moved })).await.map(|_| ())
     }
 
     /// Starts to store the gathered chunk; waits when too many are under way.

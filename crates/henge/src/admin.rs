@@ -135,6 +135,25 @@ pub struct BucketChange {
 }
 
 #[derive(Serialize, Deserialize)]
+pub struct PoolWish {
+    pub name: String,
+    pub class: String,
+    pub copies: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct PoolView {
+    pub id: u32,
+    pub name: String,
+    /// The storage class by which clients name it.
+    pub class: String,
+    /// The copies that were asked for.
+    pub copies: u32,
+    /// The copies that there are nodes for now.
+    pub copies_effective: u32,
+}
+
+#[derive(Serialize, Deserialize)]
 pub struct FenceWish {
     pub key: String,
 }
@@ -214,6 +233,7 @@ impl Admin {
             .route("/v1/keys/{name}/policy", put(set_key_policy))
             .route("/v1/buckets/{name}/fences", post(reset_fence))
             .route("/v1/fences", post(next_fence))
+            .route("/v1/pools", get(list_pools).post(create_pool))
             .route("/v1/tokens", post(create_token))
             .route("/v1/nodes", get(list_nodes))
             .route("/v1/nodes/{id}/remove", post(remove_node))
@@ -336,7 +356,7 @@ async fn create_key(
     Json(request): Json<KeyWish>,
 ) -> Result<Json<NewKeyView>, Refused> {
     let node = admin.for_root(&headers)?;
-    check_key_name(&request.name)?;
+    check_plain_name(&request.name)?;
     check_policy(&request.policy)?;
     let row = node.client().create_access_key(&request.name, &request.policy).await.map_err(refuse_error)?;
     tracing::info!(target: "audit", name = row.name, access_key = row.access_key, "access key created");
@@ -510,6 +530,36 @@ async fn reset_fence(
     Ok(Json(floor))
 }
 
+async fn list_pools(State(admin): State<Admin>, headers: HeaderMap) -> Result<Json<Vec<PoolView>>, Refused> {
+    let client = admin.for_root(&headers)?.client();
+    Ok(Json(client.pools().into_iter().map(PoolView::from).collect()))
+}
+
+async fn create_pool(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    Json(wish): Json<PoolWish>,
+) -> Result<Json<PoolView>, Refused> {
+    let client = admin.for_root(&headers)?.client();
+    check_plain_name(&wish.name)?;
+    if wish.copies < 2 {
+        return Err(refuse(
+            StatusCode::BAD_REQUEST,
+            "a pool has at least 2 copies: with one, every lost disk is lost data",
+        ));
+    }
+    let pool = client.create_pool(&wish.name, &wish.class, wish.copies).await.map_err(refuse_error)?;
+    tracing::info!(target: "audit", name = pool.name, class = pool.class, copies = pool.copies, "pool created");
+    Ok(Json(pool.into()))
+}
+
+impl From<client::PoolRow> for PoolView {
+    fn from(row: client::PoolRow) -> PoolView {
+        let client::PoolRow { id, name, copies, copies_effective, class, .. } = row;
+        PoolView { id, name, class, copies, copies_effective }
+    }
+}
+
 async fn create_token(
     State(admin): State<Admin>,
     headers: HeaderMap,
@@ -618,12 +668,13 @@ fn bucket_view(bucket: client::BucketInfo, region: String) -> BucketView {
     }
 }
 
-fn check_key_name(name: &str) -> Result<(), Refused> {
+/// Of keys and pools.
+fn check_plain_name(name: &str) -> Result<(), Refused> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.".contains(&b);
     if (1..=64).contains(&name.len()) && name.bytes().all(plain) {
         return Ok(());
     }
-    Err(refuse(StatusCode::BAD_REQUEST, "the name of a key has 1 to 64 letters, digits, '-', '_' and '.'"))
+    Err(refuse(StatusCode::BAD_REQUEST, "the name has 1 to 64 letters, digits, '-', '_' and '.'"))
 }
 
 /// The rules of S3 for names that also work as host names.
@@ -749,6 +800,8 @@ mod tests {
             ("PATCH", "/v1/buckets/b"),
             ("POST", "/v1/fences"),
             ("POST", "/v1/buckets/b/fences"),
+            ("GET", "/v1/pools"),
+            ("POST", "/v1/pools"),
             ("POST", "/v1/tokens"),
             ("GET", "/v1/nodes"),
             ("POST", "/v1/nodes/1/remove"),

@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use crate::admin::{
     BucketChange, BucketView, FenceFloor, FenceView, FenceWish, KeyPolicy, KeyView, KeyWish, Named, NewKeyView,
-    QuotaView, QuotaWish, Refusal,
+    PoolView, PoolWish, QuotaView, QuotaWish, Refusal,
 };
 use crate::basic_auth;
 use crate::cli::{
-    AcknowledgeArg, BucketAction, BucketQuotaArgs, FenceAction, FenceArg, KeyAction, KeyPolicyArgs, StatusArgs,
-    TargetArgs, VersioningArg,
+    AcknowledgeArg, BucketAction, BucketQuotaArgs, FenceAction, FenceArg, KeyAction, KeyPolicyArgs, PoolAction,
+    StatusArgs, TargetArgs, VersioningArg,
 };
 use crate::failure::{Context, Failure};
 use crate::http_client::{Answer, HttpClient, HttpError};
@@ -190,6 +190,36 @@ pub async fn fence(action: FenceAction) -> Result<ExitCode, Failure> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+pub async fn pool(action: PoolAction) -> Result<ExitCode, Failure> {
+    match action {
+        PoolAction::Create(args) => {
+            let wish = PoolWish { name: args.name, class: args.class, copies: args.copies };
+            let pool: PoolView = ask_as_root(&args.target, Method::POST, "/v1/pools", Some(&wish)).await?;
+            if args.json { print_json(&pool)? } else { println!("pool {} is made: {}", pool.name, of_pool(&pool)) }
+        }
+        PoolAction::List(args) => {
+            let mut pools: Vec<PoolView> = ask_as_root(&args.target, Method::GET, "/v1/pools", None::<&()>).await?;
+            if let Some(name) = &args.name {
+                pools.retain(|pool| pool.name == *name);
+            }
+            if args.json {
+                print_json(&pools)?;
+            } else {
+                pools.iter().for_each(|pool| println!("{}  {}", pool.name, of_pool(pool)));
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn of_pool(pool: &PoolView) -> String {
+    let now = match pool.copies_effective == pool.copies {
+        true => String::new(),
+        false => format!(", {} now", pool.copies_effective),
+    };
+    format!("storage class {}, {} copies{now}", pool.class, pool.copies)
 }
 
 /// Names of keys and buckets need no encoding in a path; what would is none.

@@ -33,6 +33,8 @@ pub enum Command {
     Key(KeyArgs),
     /// Make, list and change buckets
     Bucket(BucketArgs),
+    /// Make and list pools, which clients know as storage classes
+    Pool(PoolArgs),
     /// Hand out fence tokens, with which a write proves that its sender still holds a lock
     Fence(FenceArgs),
     /// Make a token with which a new node may join the cluster
@@ -273,6 +275,37 @@ pub enum BucketAction {
     Set(BucketSetArgs),
     /// Show or change how much a bucket may hold
     Quota(BucketQuotaArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct PoolArgs {
+    #[command(subcommand)]
+    pub action: PoolAction,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum PoolAction {
+    /// Make a pool on all disks, with a number of copies of its own: objects are written to it with the header
+    /// `x-amz-storage-class: CLASS`, or moved to it by lifecycle rules. It stays for ever
+    Create(PoolCreateArgs),
+    /// List pools
+    List(ListArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct PoolCreateArgs {
+    pub name: String,
+    /// The storage class by which clients name it: capital letters, digits and underscores, for example COLD
+    #[arg(long)]
+    pub class: String,
+    /// Copies of every object, on as many nodes
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=16))]
+    pub copies: u32,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
 }
 
 #[derive(Args, Debug)]

@@ -79,6 +79,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Status(args) => on_runtime(admin_commands::status(args)),
         Command::Events(args) => on_runtime(events::run(args)),
         Command::Key(args) => on_runtime(admin_commands::key(args.action)),
+        Command::Pool(args) => on_runtime(admin_commands::pool(args.action)),
         Command::Fence(args) => on_runtime(admin_commands::fence(args.action)),
         Command::Bucket(args) => on_runtime(admin_commands::bucket(args.action)),
         Command::Token(args) => on_runtime(node_commands::token(args.action)),

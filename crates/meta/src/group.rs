@@ -9,7 +9,7 @@ use crate::view::{Change, View, ViewError};
 
 /// The highest level of behaviour that this binary knows. A group's own level, not this number, decides what apply
 /// does; a binary that is older than a group's level must not serve it.
-pub const FEATURE_LEVEL: u32 = 3;
+pub const FEATURE_LEVEL: u32 = 4;
 
 /// The row of a group. Written in the same transaction as the changes of the entries up to `applied_index`.
 #[derive(Clone, PartialEq, prost::Message)]

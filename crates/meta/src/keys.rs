@@ -543,6 +543,11 @@ pub fn node_rows() -> (Bytes, Bytes) {
     (Bytes::from_static(&[tag::MAP, tag::NODE]), Bytes::from_static(&[tag::MAP, tag::NODE + 1]))
 }
 
+/// All pools' rows of the cluster map.
+pub fn pool_rows() -> (Bytes, Bytes) {
+    (Bytes::from_static(&[tag::MAP, tag::POOL]), Bytes::from_static(&[tag::MAP, tag::POOL + 1]))
+}
+
 /// All tokens' rows of the cluster map.
 pub fn token_rows() -> (Bytes, Bytes) {
     (Bytes::from_static(&[tag::MAP, tag::TOKEN]), Bytes::from_static(&[tag::MAP, tag::TOKEN + 1]))

@@ -32,7 +32,7 @@ const REACH_PATIENCE: Duration = Duration::from_secs(1);
 /// The pool that a new cluster has.
 const FIRST_POOL: PoolId = PoolId(1);
 /// Its placement groups: 2^7. The number doubles as the cluster grows.
-const FIRST_PG_BITS: u8 = 7;
+pub const FIRST_PG_BITS: u8 = 7;
 /// Copies that the default pool asks for.
 const DEFAULT_COPIES: u32 = 3;
 
@@ -45,6 +45,8 @@ pub struct Announcer {
     pub region: String,
     pub root: (String, String),
     pub authority: Option<(String, String)>,
+    /// Placement groups of the pool, should this node make the cluster: two to the power of this.
+    pub first_pg_bits: u8,
     pub identity: NodeIdentity,
     pub clock: Arc<GenerationClock>,
     pub disks: Arc<Disks>,
@@ -68,12 +70,18 @@ impl Announcer {
             region: config.region.clone(),
             root: config.root.clone(),
             authority: config.authority.clone(),
+            first_pg_bits: FIRST_PG_BITS,
             identity,
             clock,
             disks: service.disks.clone(),
             service: service.clone(),
             client: client.clone(),
         }
+    }
+
+    /// Other than [`FIRST_PG_BITS`].
+    pub fn with_pg_bits(self, first_pg_bits: u8) -> Announcer {
+        Announcer { first_pg_bits, ..self }
     }
 
     /// Announces the node, again and again until the cluster has taken it in; then watches over its standing.
@@ -274,7 +282,7 @@ impl Announcer {
         let client = &self.client;
         // The groups come after the pool: a first start that crashed in between is finished here.
         if client.map().map.pgs.is_empty() {
-            set_up_pool(self.identity.node, &self.disks, client).await?;
+            set_up_pool(self.identity.node, &self.disks, client, self.first_pg_bits).await?;
         }
         if client.map().map.shards.is_empty() {
             set_up_shard(self.identity.node, client).await?;
@@ -349,7 +357,7 @@ async fn announce_disks(node: NodeId, disks: &Disks, client: &Client) -> Result<
     Ok(())
 }
 
-async fn set_up_pool(node: NodeId, disks: &Disks, client: &Client) -> Result<(), Announce> {
+async fn set_up_pool(node: NodeId, disks: &Disks, client: &Client, bits: u8) -> Result<(), Announce> {
     let candidate = |disk: &NodeDisk| Candidate {
         disk: disk.id,
         node,
@@ -358,8 +366,8 @@ async fn set_up_pool(node: NodeId, disks: &Disks, client: &Client) -> Result<(),
         may_gain: true,
     };
     let candidates: Vec<Candidate> = disks.all.iter().filter(|disk| disk.engine.is_ok()).map(candidate).collect();
-    let group = |prefix| (PgId { pool: FIRST_POOL, bits: FIRST_PG_BITS, prefix }, Vec::new());
-    let groups: Vec<Held> = (0..1 << FIRST_PG_BITS).map(group).collect();
+    let group = |prefix| (PgId { pool: FIRST_POOL, bits, prefix }, Vec::new());
+    let groups: Vec<Held> = (0..1 << bits).map(group).collect();
     let chosen = placement::plan(&groups, DEFAULT_COPIES as usize, &candidates);
     let row = |(pg, members): (PgId, Vec<DiskId>)| PgRow {
         pool: u32::from(pg.pool.0),
@@ -375,7 +383,8 @@ async fn set_up_pool(node: NodeId, disks: &Disks, client: &Client) -> Result<(),
         name: "default".into(),
         copies: DEFAULT_COPIES,
         copies_effective: rows.iter().map(|row| row.members.len() as u32).min().unwrap_or(0),
-        pg_bits: u32::from(FIRST_PG_BITS),
+        pg_bits: u32::from(bits),
+        class: client::STANDARD.into(),
     };
     client.change_map_checked(MapCommand::SetPool(pool)).await?;
     client.change_map_checked(MapCommand::SetPgs(PgRows { rows })).await?;

@@ -2,15 +2,19 @@
 //! it in commands. What is done is decided by the shard ([`meta::object::lifecycle`]); so a worker may die, run twice or
 //! run late, and a new leader's begins anew.
 //!
+//! Transitions it makes itself: the bytes are stored in the other pool, and a command puts their new names in the place of
+//! the old ones, if these are still there.
+//!
 //! It also finishes the counting of buckets that were given a quota.
 
 use base::Env;
 use base::calendar::UtcDay;
-use base::env::RandomExt;
+use base::env::{BoxFuture, RandomExt};
 use base::ids::{BucketId, GROUP_ZERO, GroupId};
 use bytes::Bytes;
 use client::{Client, Error};
-use meta::object::expire::{self, DuePage, Expire, Place};
+use futures_util::stream::{self, StreamExt};
+use meta::object::expire::{self, DuePage, Expire, Move, Place};
 use meta::object::lifecycle::Moment;
 use meta::object::usage;
 use std::collections::BTreeMap;
@@ -38,6 +42,8 @@ impl Default for LifecyclePace {
 
 /// Between two steps of a search: users come first.
 const STEP_PAUSE: Duration = Duration::from_millis(10);
+/// Versions that are moved to another pool at once.
+const MOVES_AT_ONCE: usize = 4;
 /// Searches of one bucket in one look: what expires may make more due (a marker that hides nothing any more).
 const ROUNDS_MAX: usize = 4;
 
@@ -115,12 +121,13 @@ async fn search(
     let mut place = Place::Start;
     let mut found_any = false;
     loop {
+        let Some(pools) = client.pools_for(bucket) else { return Ok(false) };
         let at = Moment { now_ms: client.wall_ms(), day_ms: pace.day_ms };
-        let page = match expire::due(&KvView::of(&service.kv), group, bucket, &place, at) {
+        let page = match expire::due(&KvView::of(&service.kv), group, bucket, &pools, &place, at) {
             Ok(page) => page,
             Err(error) => return Err(service.lost_rows(group, &error).await),
         };
-        let DuePage { keys, uploads, next } = page;
+        let DuePage { keys, uploads, moves, next } = page;
         if !keys.is_empty() || !uploads.is_empty() {
             found_any = true;
             service.counters.expired.inc_by((keys.len() + uploads.len()) as u64);
@@ -135,10 +142,42 @@ async fn search(
                 Err(error) => return Err(error),
             }
         }
+        found_any |= move_all(service, client, bucket, moves).await?;
         match next {
             Some(next) => place = next,
             None => return Ok(found_any),
         }
         env.sleep(STEP_PAUSE).await;
     }
+}
+
+/// Moves versions to where they belong. Answers whether any was moved: what is damaged stays where it is, for the scrub to
+/// mend, and is tried again with the next look.
+async fn move_all(service: &Service, client: &Client, bucket: BucketId, moves: Vec<Move>) -> Result<bool, Error> {
+    let Some(bucket) = client.known_bucket_of(bucket).filter(|_| !moves.is_empty()) else { return Ok(false) };
+    let task = |found: Move| -> BoxFuture<(Move, Result<(), Error>)> {
+        let (client, bucket) = (client.clone(), bucket.clone());
+        Box::pin(async move {
+            let result = client.move_version(&bucket, &found).await;
+            (found, result)
+        })
+    };
+    let mut running = stream::iter(moves.into_iter().map(task).collect::<Vec<_>>()).buffer_unordered(MOVES_AT_ONCE);
+    let mut moved_any = false;
+    while let Some((found, result)) = running.next().await {
+        match result {
+            Ok(()) => {
+                moved_any = true;
+                service.counters.transitioned.inc();
+            }
+            // It was replaced, deleted or moved meanwhile.
+            Err(Error::PreconditionFailed | Error::NoSuchBucket | Error::NoSuchKey | Error::InvalidPart { .. }) => {}
+            Err(Error::Damaged(why)) => {
+                let key = found.version.key.escape_ascii();
+                tracing::warn!("{}/{key} stays in its storage class: {why}", bucket.name);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(moved_any)
 }

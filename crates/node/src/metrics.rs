@@ -24,6 +24,7 @@ pub struct Counters {
     pub garbage_chunks: Counter,
     pub orphan_chunks: Counter,
     pub expired: Counter,
+    pub transitioned: Counter,
     pub kv_flushes: Counter,
     /// Requests of sessions that were fenced.
     pub stale_generations: Counter,
@@ -95,6 +96,11 @@ fn register_counters(registry: &mut Registry, service: &Service) {
     registry.register("metadata_rows_damaged", "Reads that met damaged metadata", counters.damaged_rows.clone());
     registry.register("garbage_chunks", "Chunks deleted after nothing named them", counters.garbage_chunks.clone());
     registry.register("orphan_chunks", "Chunks removed that were never committed", counters.orphan_chunks.clone());
+    registry.register(
+        "transitioned",
+        "Versions that lifecycle moved to another storage class",
+        counters.transitioned.clone(),
+    );
     registry.register("expired", "Keys and uploads that lifecycle rules came to", counters.expired.clone());
     registry.register("metadata_flushes", "Flushes of the key-value store", counters.kv_flushes.clone());
     registry.register("stale_generations", "Requests of fenced sessions, refused", counters.stale_generations.clone());
@@ -244,6 +250,7 @@ fn register_disk(registry: &mut Registry, service: &Service, disk: &NodeDisk) {
     sub.register("disk_read_seconds", "From a read of a chunk to its verified bytes", meter.read_seconds.clone());
     sub.register("disk_errors", "Stores and reads that the disk failed", meter.errors.clone());
     if let Ok(engine) = &disk.engine {
+        gauge(sub, "disk_chunks", "Copies of chunks on the disk", engine.stats().chunks);
         let scrubbed = meter.last_scrub_ms(engine.stats().scrub_passes, &service.env) / 1000;
         gauge(sub, "disk_last_scrub_timestamp_seconds", "When all of the disk was last verified, or opened", scrubbed);
         register_engine(registry, &label, &engine.stats());

@@ -75,6 +75,8 @@ pub struct Tuning {
     /// Rows of one page of a snapshot.
     pub snapshot_page_rows: usize,
     pub healing: Healing,
+    /// Placement groups of a new cluster's pool: two to the power of this.
+    pub first_pg_bits: u8,
     pub lifecycle: LifecyclePace,
 }
 
@@ -115,6 +117,7 @@ impl Default for Tuning {
             tail_entries: crate::group::TAIL_ENTRIES,
             snapshot_page_rows: crate::group::install::PAGE_ROWS,
             healing: Healing::default(),
+            first_pg_bits: crate::announce::FIRST_PG_BITS,
             lifecycle: LifecyclePace::default(),
         }
     }
@@ -206,7 +209,8 @@ impl Node {
         });
         let stop = watch::Sender::new(false);
         env.spawn("keep events", events.keep(config.data.clone(), stop.subscribe()));
-        let announcer = Announcer::new(&config, identity, clock.clone(), &service, &client);
+        let announcer =
+            Announcer::new(&config, identity, clock.clone(), &service, &client).with_pg_bits(tuning.first_pg_bits);
         env.spawn("announce", announcer.keep(stop.subscribe()));
         start_workers(&env, &tuning, &service, &client, &stop, clock, config.data.clone());
         let node = Node { service, client, cluster: identity.cluster, stop, kv, _home_lock: home_lock };

@@ -280,6 +280,16 @@ impl Cluster {
         }
     }
 
+    /// Moves all data off a node that stays, or lets it take data again.
+    pub async fn set_empty(&self, node: NodeId, is_empty: bool, through: &Serving) -> Result<(), String> {
+        let client = through.client.clone();
+        let asked = through.run(async move { client.drain_node(node, is_empty).await });
+        match asked.await {
+            Ok(answer) => answer.map_err(|error| error.to_string()),
+            Err(_) => Err("no answer".into()),
+        }
+    }
+
     /// Stops a node that has gone, and forgets it.
     pub async fn dismiss(&self, node: NodeId) {
         if self.sim.is_running(node) {

@@ -9,12 +9,13 @@ use std::future::Future;
 use std::time::Duration;
 
 use crate::cluster::StartFailure;
-use crate::nemesis::{Nemesis, Refused};
+use crate::nemesis::{NEVER, Nemesis, Refused};
+use crate::plan::Profile;
 
 /// So long until silence has been voted down, with some to spare.
 const VOTED_DOWN: Duration = Duration::from_secs(3);
 /// How messages to those that lag behind become slower.
-const LAG_STEP: Duration = Duration::from_millis(100);
+pub const LAG_STEP: Duration = Duration::from_millis(100);
 /// So far that some of what is asked is given up.
 const LAG_STEPS: u32 = 20;
 /// So far that everything works, slowly.
@@ -23,7 +24,6 @@ pub const LAG_STEPS_FEW: u32 = 6;
 impl Nemesis {
     /// The one event that the ration does not hold for: everything that was acknowledged is on disks.
     pub async fn cut_all_power(&self) -> Result<(), Refused> {
-        self.recorder.fault("a power cut of all nodes");
         if self.sim.below(2) == 0 {
             // Much is on its way to the disks then.
             self.recorder.note(|| "NEMESIS all disks are slow".into());
@@ -31,6 +31,11 @@ impl Nemesis {
             self.sim.sleep(Duration::from_millis(self.sim.below(2000))).await;
         }
         self.recorder.note(|| "NEMESIS all nodes lose their power".into());
+        self.cut_power_of_all().await
+    }
+
+    pub async fn cut_power_of_all(&self) -> Result<(), Refused> {
+        self.recorder.fault("a power cut of all nodes");
         self.cluster.crash_all().await;
         self.set_slowness(1);
         let starts = self.cluster.nodes().into_iter().map(|node| async move {
@@ -74,6 +79,9 @@ impl Nemesis {
         self.recorder.note(|| format!("NEMESIS disk {} of node {victim} is replaced by an empty one", disk.name()));
         self.cluster.crash(victim).await;
         disk.erase();
+        // What was to befall the old one does not befall the new one's identity.
+        disk.inject(Fault::LostWrite, NEVER);
+        disk.inject(Fault::MisdirectedWrite, NEVER);
         self.sim.sleep(self.outage()).await;
         self.start(victim).await?;
         self.ration.mend(victim);
@@ -107,9 +115,12 @@ impl Nemesis {
         let Some(disk) = self.cluster.chunk_disks(victim).get(1).cloned() else { return Ok(()) };
         self.ration.taint(victim);
         self.recorder.fault("chunks of a node are spoilt");
-        for _ in 0..1 + self.sim.below(6) {
+        // Where each kind of fault is to strike often, more of those that are rare.
+        let is_storm = self.plan.profile == Profile::Storm;
+        let (times, kinds) = if is_storm { (6, 4) } else { (1, 6) };
+        for _ in 0..times + self.sim.below(6) {
             let soon = 1 + self.sim.below(20);
-            match self.sim.below(6) {
+            match self.sim.below(kinds) {
                 0 => disk.inject(Fault::LostWrite, soon),
                 1 => disk.inject(Fault::MisdirectedWrite, soon),
                 // Both copies of the identity are no chunks: a disk without one is replaced by hand.
@@ -129,6 +140,7 @@ impl Nemesis {
         let victim = self.draw_doomed().await?;
         self.ration.strike(victim, self.plan.nodes);
         self.ration.taint(victim);
+        self.ration.wound(victim);
         self.recorder.fault("the metadata of a node rots");
         self.cluster.crash(victim).await;
         let disk = &self.cluster.chunk_disks(victim)[0];
@@ -155,6 +167,7 @@ impl Nemesis {
 
     /// A node is started with another's metadata disk: it says no, and with its own it goes on.
     pub async fn give_wrong_disk(&self) -> Result<(), Refused> {
+        self.spare_the_wounded().await?;
         let victim = self.draw_node();
         let nodes = self.cluster.nodes();
         let Some(other) = nodes.into_iter().find(|node| *node != victim) else { return Ok(()) };
@@ -265,7 +278,7 @@ impl Nemesis {
     }
 
     /// The disk without metadata takes long for everything.
-    async fn slow_down_disk(&self, node: NodeId) {
+    pub async fn slow_down_disk(&self, node: NodeId) {
         self.recorder.fault("a disk without metadata is slow");
         self.recorder.note(|| format!("NEMESIS a disk of node {node} is slow"));
         self.cluster.chunk_disks(node)[1].set_slowness(300);
@@ -274,7 +287,7 @@ impl Nemesis {
 
     async fn lose_all_but(&self, survivor: NodeId) -> Result<(), Refused> {
         let nodes = self.cluster.nodes();
-        self.recorder.fault("all nodes but one are destroyed, and that one is recovered");
+        self.recorder.story("all nodes but one are destroyed, and that one is recovered");
         self.recorder.note(|| format!("NEMESIS all nodes but node {survivor} are destroyed"));
         self.cluster.crash_all().await;
         self.sim.heal();
@@ -367,7 +380,7 @@ impl Nemesis {
         done
     }
 
-    fn set_delays(&self, links: &[(NodeId, NodeId)], delay: Duration) {
+    pub fn set_delays(&self, links: &[(NodeId, NodeId)], delay: Duration) {
         links.iter().for_each(|(from, to)| self.sim.set_link_delay(*from, *to, delay));
     }
 
@@ -379,7 +392,7 @@ impl Nemesis {
         let late = others[self.sim.below(others.len() as u64) as usize];
         let Some(away) = others.into_iter().find(|node| *node != late) else { return Ok(()) };
         self.ration.taint(forgetful);
-        self.recorder.fault("a log is lost while another lags behind");
+        self.recorder.story("a log is lost while another lags behind");
         self.recorder.note(|| {
             format!("NEMESIS node {late} lags behind, node {forgetful} loses its log, node {away} is away meanwhile")
         });

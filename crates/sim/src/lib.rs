@@ -50,6 +50,7 @@ mod recorder;
 mod run;
 mod safety;
 mod stories;
+mod storm;
 mod surge;
 mod timeline;
 mod trouble;

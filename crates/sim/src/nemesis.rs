@@ -73,21 +73,25 @@ impl Nemesis {
                     () = stopped => {}
                     () = self.sim.sleep(patience * 4) => {}
                 }
+                self.recorder.fault("a power cut in the middle of a disk operation");
                 self.recorder.count("crashes_in_operations", 1);
                 self.cluster.crash(FOUNDER).await;
             }
             5..8 => {
                 self.sim.sleep(patience).await;
+                self.recorder.fault("a power cut");
                 self.recorder.count("crashes", 1);
                 self.cluster.crash(FOUNDER).await;
             }
             8 => {
                 self.sim.sleep(patience).await;
+                self.recorder.fault("its process is killed");
                 self.recorder.count("kills", 1);
                 self.cluster.kill(FOUNDER).await;
             }
             _ => {
                 self.sim.sleep(patience).await;
+                self.recorder.fault("an orderly shutdown");
                 self.recorder.count("shutdowns", 1);
                 self.cluster.shut_down(FOUNDER).await;
             }
@@ -112,6 +116,7 @@ impl Nemesis {
             if !self.sim.is_running(node) {
                 // Also when the start was quick enough to report what the failing power did to it.
                 crashed += 1;
+                self.recorder.fault("a power cut in the middle of a start");
                 self.recorder.count("crashes_in_starts", 1);
                 self.cluster.stopped(node).await;
                 self.arm(node, 0);

@@ -51,12 +51,16 @@ pub enum Profile {
     Surge,
     /// Three nodes are replaced by three new ones, while some know only old maps.
     Renewal,
+    /// The same while a gateway does not hear of it, and writes to disks that hold nothing any more.
+    Overtaken,
+    /// Three nodes, and each kind of trouble once, one after the other and most of them short, in an order of the seed's.
+    Storm,
     /// Three nodes, and clients that take locks; in no mixture, but on demand.
     Fences,
 }
 
 impl Profile {
-    pub const ALL: [Profile; 20] = [
+    pub const ALL: [Profile; 22] = [
         Profile::Crashes,
         Profile::FlushErrors,
         Profile::BitRot,
@@ -76,30 +80,35 @@ impl Profile {
         Profile::Behind,
         Profile::Surge,
         Profile::Renewal,
+        Profile::Overtaken,
+        Profile::Storm,
         Profile::Fences,
     ];
 
     fn draw(random: &dyn Random) -> Profile {
         match random.below(100) {
-            0..34 => Profile::Crashes,
-            34..38 => Profile::Wear,
-            38..44 => Profile::FlushErrors,
-            44..49 => Profile::BitRot,
-            49..53 => Profile::MetadataRot,
-            53..56 => Profile::DiskFull,
-            56..70 => Profile::Cluster3,
-            70..76 => Profile::Cluster5,
-            76..78 => Profile::Calm,
-            78..81 => Profile::Growth,
-            81..83 => Profile::LostLog,
-            83..85 => Profile::Apart,
-            85..88 => Profile::Disaster,
-            88..90 => Profile::Zombie,
-            90..92 => Profile::Ballot,
-            92..94 => Profile::Stranded,
-            94..96 => Profile::Behind,
+            // Where each kind of fault strikes; the others tell what chance would not.
+            0..60 => Profile::Storm,
+            60..65 => Profile::Crashes,
+            65..66 => Profile::Wear,
+            66..69 => Profile::FlushErrors,
+            69..73 => Profile::BitRot,
+            73..75 => Profile::MetadataRot,
+            75..77 => Profile::DiskFull,
+            77..81 => Profile::Cluster3,
+            81..83 => Profile::Cluster5,
+            83..85 => Profile::Calm,
+            85..86 => Profile::Growth,
+            86..88 => Profile::LostLog,
+            88..89 => Profile::Apart,
+            89..91 => Profile::Disaster,
+            91..92 => Profile::Zombie,
+            92..94 => Profile::Ballot,
+            94..95 => Profile::Stranded,
+            95..96 => Profile::Behind,
             96..98 => Profile::Surge,
-            _ => Profile::Renewal,
+            98..99 => Profile::Renewal,
+            _ => Profile::Overtaken,
         }
     }
 
@@ -110,7 +119,8 @@ impl Profile {
 
     /// Those whose story is told in a quiet network have none that loses and repeats.
     pub fn may_be_rough(self) -> bool {
-        !matches!(self, Profile::Calm | Profile::LostLog | Profile::Disaster) && !self.is_story()
+        !matches!(self, Profile::Calm | Profile::LostLog | Profile::Disaster)
+            && (!self.is_story() || self == Profile::Storm)
     }
 
     /// A story that waits for its moment: clients go on until it has been told.
@@ -124,6 +134,8 @@ impl Profile {
                 | Profile::Behind
                 | Profile::Surge
                 | Profile::Renewal
+                | Profile::Overtaken
+                | Profile::Storm
         )
     }
 
@@ -141,6 +153,8 @@ impl Profile {
             | Profile::Behind
             | Profile::Surge
             | Profile::Renewal
+            | Profile::Overtaken
+            | Profile::Storm
             | Profile::Fences => 3,
             Profile::Cluster5 => 5,
             Profile::Crashes
@@ -177,20 +191,18 @@ pub fn hunting_ground(plant: Plant) -> Profile {
         Plant::AckAtMajority | Plant::StoreAtMajority | Plant::ClaimHealth => Profile::Disaster,
         Plant::VoteAfterLoss => Profile::LostLog,
         Plant::OpenEarly => Profile::Growth,
-        Plant::EvictBlindly | Plant::InventoryEarly | Plant::StaleEpoch => Profile::Renewal,
+        Plant::EvictBlindly | Plant::InventoryEarly => Profile::Renewal,
+        Plant::StaleEpoch => Profile::Overtaken,
         Plant::SweepBeforeClose | Plant::ForgetFloor => Profile::Apart,
         Plant::ReadWithoutIndex | Plant::StaleGeneration => Profile::Zombie,
         Plant::VoteBeforeFlush => Profile::Ballot,
         Plant::ResurrectBehindCut => Profile::Stranded,
         Plant::InstallUnmarked => Profile::Behind,
-        Plant::DeleteEarly | Plant::ForgetReply => Profile::Surge,
+        Plant::DeleteEarly | Plant::ForgetReply | Plant::AckBeforeFlush => Profile::Surge,
         Plant::IgnoreFence => Profile::Fences,
-        Plant::AckBeforeQuorum
-        | Plant::AckBeforeFlush
-        | Plant::ForgetVote
-        | Plant::ListStale
-        | Plant::RetryTwice
-        | Plant::DropRepair => Profile::Cluster3,
+        Plant::AckBeforeQuorum | Plant::ForgetVote | Plant::ListStale | Plant::RetryTwice | Plant::DropRepair => {
+            Profile::Cluster3
+        }
     }
 }
 
@@ -200,11 +212,13 @@ fn buckets(profile: Profile) -> Vec<BucketPlan> {
     // Two nodes that are destroyed at once may take with them what a majority has acknowledged.
     if profile.nodes() > 1 && !matches!(profile, Profile::Calm | Profile::Disaster) {
         // Where versions stay, what was lost is not hidden by what was written over it.
-        buckets.push(plan("quick", profile == Profile::Renewal, true));
+        buckets.push(plan("quick", matches!(profile, Profile::Renewal | Profile::Overtaken), true));
     }
     buckets
 }
 
+/// Fewer placement groups cost less time to compare, where much else is to happen.
+const STORM_PG_BITS: u8 = 5;
 /// What a disk holds that is to be filled.
 const DISK_FULL_BYTES: u64 = 96 * MIB;
 
@@ -256,7 +270,7 @@ impl Plan {
         let profile = wanted.unwrap_or(drawn);
         let keys = match profile {
             Profile::Wear => 40,
-            Profile::Renewal => 12,
+            Profile::Renewal | Profile::Overtaken => 12,
             _ => 3 + random.below(10),
         };
         Plan {
@@ -267,7 +281,7 @@ impl Plan {
             },
             patience: (profile.nodes() > 1).then(|| Duration::from_secs([3, 12, 40][random.below(3) as usize])),
             disks: match profile {
-                Profile::BitRot | Profile::Disaster => 2,
+                Profile::BitRot | Profile::Disaster | Profile::Storm => 2,
                 _ if profile.nodes() > 1 => 1 + random.below(2) as usize,
                 Profile::DiskFull | Profile::Wear => 1,
                 _ => 1 + random.below(3) as usize,
@@ -282,14 +296,19 @@ impl Plan {
             },
             crashes: match profile {
                 Profile::Wear => 24,
-                Profile::Renewal => 1,
+                Profile::Renewal | Profile::Overtaken => 1,
+                Profile::Storm => crate::storm::BLOWS as u32,
                 _ if profile.is_story() => 1 + random.below(3) as u32,
                 _ => 1 + random.below(if profile.nodes() > 1 { 10 } else { 6 }) as u32,
             },
             // Some in folders, some not; no key is the beginning of another.
             keys: (0..keys).map(|i| Bytes::from(format!("{}{i:02}", ["", "a/", "b/c/"][i as usize % 3]))).collect(),
             buckets: buckets(profile),
-            large_per_myriad: if profile == Profile::Wear { 0 } else { [0, 100, 400][random.below(3) as usize] },
+            large_per_myriad: match (profile, [0, 100, 400][random.below(3) as usize]) {
+                (Profile::Wear, _) => 0,
+                (Profile::Storm, drawn) => drawn / 10,
+                (_, drawn) => drawn,
+            },
             is_rough: false,
             lost_after: Duration::from_secs(if profile.nodes() > 1 { [6, 600][random.below(2) as usize] } else { 600 }),
             disk_bytes: if profile == Profile::DiskFull { DISK_FULL_BYTES } else { 16 << 30 },
@@ -331,6 +350,7 @@ impl Plan {
 
     /// Sizes and times so small that flushes, trimming, compaction and recycling happen all the time.
     pub fn tuning(&self) -> Tuning {
+        let Tuning { first_pg_bits, .. } = Tuning::default();
         Tuning {
             engine: EngineOptions {
                 volume_size_bytes: Some(6 * MIB),
@@ -352,6 +372,7 @@ impl Plan {
             garbage_grace: Duration::from_millis(300),
             tail_entries: 8,
             snapshot_page_rows: 24,
+            first_pg_bits: if self.profile == Profile::Storm { STORM_PG_BITS } else { first_pg_bits },
             lifecycle: LifecyclePace { interval: Duration::from_secs(2), ..LifecyclePace::default() },
             healing: Healing {
                 lost_after: self.lost_after,
@@ -367,7 +388,11 @@ impl Plan {
         if random.below(10_000) < self.large_per_myriad {
             return [4 * MIB, 4 * MIB + 1, 5 * MIB, 9 * MIB][random.below(4) as usize] - random.below(2);
         }
-        match random.below(20) {
+        // In a storm, what happens matters more than how much of it.
+        let sizes = if self.profile == Profile::Storm { 100 } else { 20 };
+        match random.below(sizes) {
+            20..60 => random.below(8 * KIB),
+            60.. => KIB + random.below(8 * KIB),
             0 => 0,
             1..8 => random.below(KIB + 2),
             8..14 => KIB + random.below(16 * KIB),

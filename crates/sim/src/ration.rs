@@ -14,6 +14,8 @@ struct Rationed {
     struck: BTreeSet<NodeId>,
     /// Its copies may be bad or missing, so that those of the others must be spared.
     tainted: Option<NodeId>,
+    /// Its replicas may have to be made anew, so that they do not vote yet.
+    wounded: Option<NodeId>,
 }
 
 impl Ration {
@@ -26,6 +28,8 @@ impl Ration {
         let mut held = self.held();
         assert!(held.struck.insert(node), "one trouble at a time for node {node}");
         assert!(held.struck.len() <= (nodes - 1) / 2, "at most a minority of {nodes} nodes is in trouble");
+        let is_whole = held.wounded.is_none_or(|wounded| wounded == node);
+        assert!(is_whole, "nobody else is struck before node {:?} is whole again", held.wounded);
         let is_spared = held.tainted.is_some_and(|tainted| tainted != node);
         assert!(!is_spared || held.struck.len() == 1, "beside node {:?} only one more is touched", held.tainted);
     }
@@ -46,6 +50,20 @@ impl Ration {
         self.held().tainted = None;
     }
 
+    /// The metadata of `node` was out of reach or bad: it must be whole again before anybody else is struck.
+    pub fn wound(&self, node: NodeId) {
+        self.held().wounded = Some(node);
+    }
+
+    /// Every node says that everything is safe.
+    pub fn heal(&self) {
+        self.held().wounded = None;
+    }
+
+    pub fn is_anybody_wounded(&self) -> bool {
+        self.held().wounded.is_some()
+    }
+
     /// The node whose copies may be bad until they have been looked at.
     pub fn tainted(&self) -> Option<NodeId> {
         self.held().tainted
@@ -61,6 +79,16 @@ mod tests {
     fn two_of_three_are_never_struck() {
         let ration = Ration::default();
         ration.strike(NodeId(1), 3);
+        ration.strike(NodeId(2), 3);
+    }
+
+    #[test]
+    #[should_panic(expected = "is whole again")]
+    fn nobody_is_struck_before_a_wounded_node_is_whole() {
+        let ration = Ration::default();
+        ration.strike(NodeId(1), 3);
+        ration.wound(NodeId(1));
+        ration.mend(NodeId(1));
         ration.strike(NodeId(2), 3);
     }
 

@@ -52,6 +52,7 @@ struct Log {
     violations_count: u64,
     counts: BTreeMap<&'static str, u64>,
     faults: BTreeMap<&'static str, u64>,
+    stories: BTreeMap<&'static str, u64>,
 }
 
 struct OpenWrite {
@@ -246,6 +247,15 @@ impl Recorder {
     /// The nemesis does that now.
     pub fn fault(&self, what: &'static str) {
         *self.log().faults.entry(what).or_insert(0) += 1;
+    }
+
+    /// The nemesis tells that sequence of faults now.
+    pub fn story(&self, what: &'static str) {
+        *self.log().stories.entry(what).or_insert(0) += 1;
+    }
+
+    pub fn stories(&self) -> BTreeMap<&'static str, u64> {
+        self.log().stories.clone()
     }
 
     pub fn faults(&self) -> BTreeMap<&'static str, u64> {

@@ -56,6 +56,8 @@ pub struct Report {
     pub counts: BTreeMap<&'static str, u64>,
     /// How often which kind of fault struck.
     pub faults: BTreeMap<&'static str, u64>,
+    /// How often which sequence of faults was told.
+    pub stories: BTreeMap<&'static str, u64>,
     /// Points of the product that were reached.
     pub points: BTreeSet<Point>,
     pub histories: u64,
@@ -104,7 +106,8 @@ fn run_in(sim: &Sim, wanted: &Wanted) -> Report {
     let (histories, undecided) = recorder.check_histories(is_versioned);
     let mut faults = recorder.faults();
     faults.extend(sim.fault_counts());
-    if !nemesis_damage(&faults) {
+    let stories = recorder.stories();
+    if !nemesis_damage(&faults) && !nemesis_damage(&stories) {
         for cry in timeline.cries() {
             recorder.violation(format!("nothing was damaged, and the product finds damage: {cry}"));
         }
@@ -115,6 +118,7 @@ fn run_in(sim: &Sim, wanted: &Wanted) -> Report {
         violations: recorder.violations(),
         counts: recorder.counts(),
         faults,
+        stories,
         points: timeline.reached(),
         histories,
         undecided,

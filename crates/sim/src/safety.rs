@@ -16,6 +16,15 @@ const SAFE_CHECK: Duration = Duration::from_millis(500);
 const TRIES_MAX: u32 = 20;
 
 impl Nemesis {
+    /// A node whose metadata was out of reach or bad is whole again before anybody else is struck: its replicas do not vote
+    /// until they have been made anew.
+    pub async fn spare_the_wounded(&self) -> Result<(), Refused> {
+        match self.ration.is_anybody_wounded() {
+            true => self.await_safe("before anybody else is struck").await,
+            false => Ok(()),
+        }
+    }
+
     /// Before something is destroyed, everything has all its copies; and nothing else was damaged before.
     pub async fn draw_doomed(&self) -> Result<NodeId, Refused> {
         self.await_safe("before something is destroyed").await?;
@@ -97,11 +106,27 @@ impl Nemesis {
         Ok(())
     }
 
+    /// A node that stays holds no data from now on, or takes some again.
+    pub async fn set_empty(&self, node: NodeId, is_empty: bool) -> Result<(), Refused> {
+        let mut last = String::new();
+        for _ in 0..TRIES_MAX {
+            let through = self.verifier.serving().await;
+            match self.cluster.set_empty(node, is_empty, &through).await {
+                Ok(()) => return Ok(()),
+                Err(why) => last = why,
+            }
+            self.sim.sleep(Duration::from_secs(1)).await;
+        }
+        self.recorder.violation(format!("node {node} cannot be told to be empty or not: {last}"));
+        Err(Refused)
+    }
+
     /// Waits until every node runs, reaches the others, and says that everything is safe.
     pub async fn await_safe(&self, when: &str) -> Result<(), Refused> {
         let began = self.sim.now();
         loop {
             let Some(why) = self.why_unsafe().await else {
+                self.ration.heal();
                 self.recorder.note(|| format!("everything is safe {when}, after {:?}", self.sim.now().since(began)));
                 return Ok(());
             };

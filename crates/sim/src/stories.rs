@@ -4,11 +4,12 @@
 use base::env::RandomExt;
 use base::ids::{GroupId, NodeId, Term};
 use futures_util::future::{join, join_all};
+use meta::map::command::{DiskRow, PgRow};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::cluster::{SHARD, Serving};
-use crate::disaster::LAG_STEPS_FEW;
+use crate::disaster::{LAG_STEP, LAG_STEPS_FEW};
 use crate::nemesis::{Nemesis, Refused};
 use crate::surge::Burst;
 
@@ -24,6 +25,10 @@ const SLOWNESS: u64 = 60;
 const BODY: Duration = Duration::from_millis(8500);
 /// Bursts of writes through those that know older maps.
 const BURSTS_MAX: u32 = 16;
+/// Of the placement groups, so many are where the old nodes are before they go, and so many have gone elsewhere when a
+/// gateway counts as overtaken.
+const OVERTAKEN_MAX: usize = 128;
+const OVERTAKEN_MIN: usize = 16;
 /// So long are leaders apart that never agree to part.
 const APART: Duration = Duration::from_secs(12);
 
@@ -108,7 +113,7 @@ impl Nemesis {
         let zombie = if self.sim.below(4) == 0 { self.draw_node() } else { leader };
         let (Some(asleep), term) = (self.serving_on(zombie), self.term_of(SHARD)) else { return Ok(()) };
         self.ration.strike(zombie, self.plan.nodes);
-        self.recorder.fault("a node sleeps until it is fenced");
+        self.recorder.story("a node sleeps until it is fenced");
         self.recorder
             .note(|| format!("NEMESIS node {zombie} stops in the middle of writes, until others have gone on"));
         let burst = Burst { bucket: self.sim.below(self.plan.buckets.len() as u64) as usize, count: 6, len_max: 9000 };
@@ -149,7 +154,7 @@ impl Nemesis {
         let old = self.cluster.leaders().get(&group.0).copied().unwrap_or(old);
         let others: Vec<NodeId> = self.cluster.nodes().into_iter().filter(|node| *node != old).collect();
         let term = self.term_of(group);
-        self.recorder.fault("power is lost between two elections");
+        self.recorder.story("power is lost between two elections");
         self.recorder
             .note(|| format!("NEMESIS nobody reaches node {old}, which leads group {group}; all disks are slow"));
         let (to, from) = self.links_of(old);
@@ -181,7 +186,7 @@ impl Nemesis {
         let Some(serving) = self.serving_on(old) else { return Ok(()) };
         let term = self.term_of(SHARD);
         self.ration.strike(old, self.plan.nodes);
-        self.recorder.fault("entries of a lonely leader are replaced");
+        self.recorder.story("entries of a lonely leader are replaced");
         self.recorder.note(|| format!("NEMESIS nobody reaches node {old}, which leads, and much is asked of it"));
         let (to, from) = self.links_of(old);
         self.sever(&to);
@@ -210,7 +215,7 @@ impl Nemesis {
         let others: Vec<NodeId> = self.cluster.nodes().into_iter().filter(|node| *node != leader).collect();
         let victim = others[self.sim.below(others.len() as u64) as usize];
         self.ration.strike(victim, self.plan.nodes);
-        self.recorder.fault("a node is interrupted while it is brought up to date");
+        self.recorder.story("a node is interrupted while it is brought up to date");
         self.recorder.note(|| format!("NEMESIS node {victim} is away, and comes back slowly, again and again"));
         self.cluster.crash(victim).await;
         for _ in 0..2 {
@@ -249,20 +254,28 @@ impl Nemesis {
             count: 16,
             len_max: [900, 20_000][self.sim.below(2) as usize],
         };
-        let soon = Duration::from_micros(self.sim.below(7000));
+        let is_slow = self.sim.below(2) == 0;
+        if is_slow {
+            self.set_slowness(SLOWNESS);
+        }
+        let soon = Duration::from_micros(self.sim.below(if is_slow { 400_000 } else { 7000 }));
         let trouble = async {
             self.sim.sleep(soon).await;
-            match self.sim.below(3) {
+            match self.sim.below(4) {
+                3 => {
+                    self.recorder.note(|| "NEMESIS all nodes lose their power, with many writes under way".into());
+                    return self.cut_power_of_all().await;
+                }
                 0 => {
                     let (to, _) = self.links_of(gateway);
-                    self.recorder.fault("a node with many writes under way hears nobody");
+                    self.recorder.story("a node with many writes under way hears nobody");
                     self.recorder.note(|| format!("NEMESIS node {gateway} hears nobody, with many writes under way"));
                     self.ration.strike(gateway, self.plan.nodes);
                     self.cut(&to, Duration::from_millis(4500 + self.sim.below(4000))).await;
                     self.ration.mend(gateway);
                 }
                 1 => {
-                    self.recorder.fault("a leader goes with many writes under way");
+                    self.recorder.story("a leader goes with many writes under way");
                     self.recorder
                         .note(|| format!("NEMESIS node {leader}, which leads, goes with many writes under way"));
                     self.ration.strike(leader, self.plan.nodes);
@@ -281,6 +294,7 @@ impl Nemesis {
             Ok(())
         };
         let ((), struck) = join(self.verifier.burst(&serving, burst), trouble).await;
+        self.set_slowness(1);
         struck
     }
 
@@ -347,6 +361,77 @@ impl Nemesis {
         self.await_safe("after all old nodes were emptied").await
     }
 
+    /// New machines for old, at one blow, while a gateway that holds nothing hears of everything late. When groups are
+    /// whole on new disks already, it still takes the old ones for their place, and writes to them: what they took then,
+    /// nobody would look for.
+    pub async fn overtake_gateway(&self) -> Result<(), Refused> {
+        self.until_set_up().await;
+        let old = self.cluster.nodes();
+        self.recorder.fault("nodes are added");
+        let mut newcomers = Vec::new();
+        for _ in 0..=old.len() {
+            newcomers.push(self.admit().await?);
+        }
+        let started = join_all(newcomers.iter().map(|node| self.start(*node))).await;
+        started.into_iter().collect::<Result<(), Refused>>()?;
+        self.await_safe("after nodes were added").await?;
+        all(newcomers.iter().map(|node| self.set_empty(*node, true))).await?;
+        let leaders = self.cluster.leaders();
+        let leads = |node: &NodeId| leaders.values().any(|leader| leader == node);
+        let Some(at) = newcomers.iter().rposition(|node| !leads(node)) else { return Ok(()) };
+        let Some(serving) = self.serving_on(newcomers.remove(at)) else { return Ok(()) };
+        self.until_moved(&serving, OVERTAKEN_MAX, |now, _| !now.closed && !holds_any(now, &serving, &newcomers)).await;
+        let (to, _) = self.links_of(serving.node);
+        self.recorder.story("a gateway is overtaken by the map");
+        self.recorder.note(|| format!("NEMESIS node {} hears late of what becomes of the old nodes", serving.node));
+        for step in 1..=LAG_STEPS_FEW {
+            self.set_delays(&to, LAG_STEP * step);
+            self.sim.sleep(LAG_STEP * 2).await;
+        }
+        let decider = leaders.get(&0).and_then(|node| self.serving_on(*node));
+        let swapped = async {
+            if let Some(decider) = &decider {
+                // All at once, so that groups move from the old nodes to the new in one step.
+                join_all(newcomers.iter().map(|node| self.cluster.set_empty(*node, false, decider))).await;
+                join_all(old.iter().map(|node| self.cluster.drain(*node, decider))).await;
+            }
+            all(newcomers.iter().map(|node| self.set_empty(*node, false))).await?;
+            all(old.iter().map(|node| self.drain(*node))).await
+        };
+        let written = async {
+            let is_elsewhere = |now: &PgRow, then: &PgRow| then.members.iter().all(|disk| !now.members.contains(disk));
+            if self.until_moved(&serving, OVERTAKEN_MIN, is_elsewhere).await {
+                // The new disks unite what the old ones hold at once. From here on only who decides is heard late.
+                self.sim.sleep(Duration::from_millis(50 + self.sim.below(300))).await;
+                let prompt = |(from, _): &&(NodeId, NodeId)| leaders.get(&0) != Some(from);
+                self.set_delays(&to.iter().filter(prompt).copied().collect::<Links>(), Duration::ZERO);
+                let burst = Burst { bucket: self.plan.buckets.len() - 1, count: self.plan.keys.len(), len_max: 6000 };
+                self.verifier.burst(&serving, burst).await;
+            }
+            self.set_delays(&to, Duration::ZERO);
+        };
+        let (swapped, ()) = join(swapped, written).await;
+        swapped?;
+        self.set_empty(serving.node, false).await?;
+        self.await_safe("after all old nodes were emptied").await
+    }
+
+    /// Waits until `count` rows of placement groups are so in the newest map that anybody has, beside those that the
+    /// gateway knows; whether that has been.
+    async fn until_moved(&self, gateway: &Serving, count: usize, is_so: impl Fn(&PgRow, &PgRow) -> bool) -> bool {
+        let began = self.sim.now();
+        while self.sim.now().since(began) < SPREAD_MAX {
+            let (known, all) = (gateway.client.map(), self.cluster.all_serving());
+            let newest = all.iter().map(|serving| serving.client.map()).max_by_key(|map| map.version());
+            let rows = newest.iter().flat_map(|map| &map.map.pgs).zip(&known.map.pgs);
+            if rows.filter(|(now, then)| is_so(now, then)).count() >= count {
+                return true;
+            }
+            self.sim.sleep(Duration::from_millis(5)).await;
+        }
+        false
+    }
+
     /// Bursts of writes through nodes that know older maps than the others, a moment after the others' map has changed.
     async fn write_through_late(&self, late: &[NodeId], is_over: &AtomicBool) {
         let mut seen = None;
@@ -386,4 +471,16 @@ impl Nemesis {
             }
         }
     }
+}
+
+/// Whether a disk of one of these nodes is a member.
+fn holds_any(row: &PgRow, by: &Serving, nodes: &[NodeId]) -> bool {
+    let map = by.client.map();
+    let is_theirs = |disk: &&DiskRow| disk.node == by.node.0 || nodes.iter().any(|node| node.0 == disk.node);
+    map.map.disks.iter().filter(is_theirs).any(|disk| row.members.contains(&disk.id))
+}
+
+/// All of it, at once; the first refusal, if there is one.
+async fn all(steps: impl Iterator<Item = impl Future<Output = Result<(), Refused>>>) -> Result<(), Refused> {
+    join_all(steps).await.into_iter().collect()
 }

@@ -4,7 +4,7 @@
 use base::env::RandomExt;
 use base::ids::NodeId;
 use base::sim::{Fault, NetModel};
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,10 +23,14 @@ const OUTAGE_LONG: Duration = Duration::from_secs(9);
 const READ_ERRORS_PPM: u64 = 20_000;
 /// What a full disk may still take.
 const FULL_ROOM_BYTES: u64 = 3 << 20;
+/// Where little is written, disks are fuller, reads fail more often, and both for longer.
+const FULL_ROOM_STORM_BYTES: u64 = 96 << 10;
+const READ_ERRORS_STORM_PPM: u64 = 200_000;
+const OUTAGE_OF_DISK_MIN: Duration = Duration::from_millis(700);
 
 /// What happens to one node, and is undone after a while.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Trouble {
+pub enum Trouble {
     PowerCut,
     PowerCutInOperation,
     Kill,
@@ -48,7 +52,7 @@ enum Trouble {
     ClockJumps,
 }
 
-const TROUBLES: [Trouble; 19] = [
+pub const TROUBLES: [Trouble; 19] = [
     Trouble::PowerCut,
     Trouble::PowerCutInOperation,
     Trouble::Kill,
@@ -158,6 +162,9 @@ impl Nemesis {
                 Profile::Behind => self.interrupt_install().await?,
                 Profile::Surge => self.surge().await?,
                 Profile::Renewal => self.renew_all().await?,
+                Profile::Overtaken => self.overtake_gateway().await?,
+                Profile::Storm if number > 0 => break,
+                Profile::Storm => self.storm().await?,
                 _ => self.bring_some().await?,
             }
             self.excuses.calm_since_nanos.store(self.sim.now().0, Ordering::Relaxed);
@@ -199,6 +206,9 @@ impl Nemesis {
 
     /// Short outages mostly, long ones sometimes.
     pub fn outage(&self) -> Duration {
+        if self.plan.profile == Profile::Storm {
+            return Duration::from_millis(self.sim.below([250, 250, 1000, 3000][self.sim.below(4) as usize]));
+        }
         let millis_max = match self.sim.below(10) {
             0..4 => 300,
             4..7 => 1500,
@@ -210,17 +220,24 @@ impl Nemesis {
 
     /// Trouble for one node, or in a large cluster for a minority of them, each in its own way.
     async fn strike_some(&self) -> Result<(), Refused> {
+        self.spare_the_wounded().await?;
         let count_max = if self.ration.tainted().is_some() { 1 } else { (self.plan.nodes as u64 - 1) / 2 };
         let count = 1 + self.sim.below(count_max);
         let mut victims = BTreeSet::new();
         while (victims.len() as u64) < count {
             victims.insert(self.draw_node());
         }
-        let spared: Vec<NodeId> = self.cluster.nodes().into_iter().filter(|node| !victims.contains(node)).collect();
         let troubles: Vec<(NodeId, Trouble)> = victims
             .into_iter()
             .map(|victim| (victim, TROUBLES[self.sim.below(TROUBLES.len() as u64) as usize]))
             .collect();
+        self.strike_each(troubles).await
+    }
+
+    /// Each of these nodes in its own way, and the others are looked at when it lasts.
+    async fn strike_each(&self, troubles: Vec<(NodeId, Trouble)>) -> Result<(), Refused> {
+        let is_struck = |node: &NodeId| troubles.iter().any(|(victim, _)| victim == node);
+        let spared: Vec<NodeId> = self.cluster.nodes().into_iter().filter(|node| !is_struck(node)).collect();
         let outage = self.outage();
         for (victim, trouble) in &troubles {
             self.recorder.fault(trouble.what());
@@ -229,7 +246,7 @@ impl Nemesis {
         // Two of five may be two of the three that vote in a shard.
         let leaves_service = troubles.len() == 1 && troubles.iter().all(|(_, trouble)| trouble.leaves_service());
         let strikes = troubles.into_iter().map(|(victim, trouble)| self.strike(victim, trouble, outage));
-        let (struck, ()) = futures_util::future::join(join_all(strikes), async {
+        let (struck, ()) = join(join_all(strikes), async {
             if leaves_service && outage >= OUTAGE_LONG {
                 self.sim.sleep(FAILOVER_MAX).await;
                 self.probe(&spared).await;
@@ -238,6 +255,12 @@ impl Nemesis {
         .await;
         self.recorder.note(|| "NEMESIS that is over".into());
         struck.into_iter().collect()
+    }
+
+    /// One trouble for one node.
+    pub async fn strike_one(&self, trouble: Trouble) -> Result<(), Refused> {
+        self.spare_the_wounded().await?;
+        self.strike_each(vec![(self.draw_node(), trouble)]).await
     }
 
     /// Those who are well serve, whatever happens to the others.
@@ -288,7 +311,8 @@ impl Nemesis {
             Trouble::Bridge => self.cut(&[(victim, other), (other, victim)], outage).await,
             Trouble::OneWay => self.cut(&[(victim, other)], outage).await,
             Trouble::Flapping => {
-                for _ in 0..2 + self.sim.below(8) {
+                let times = if self.plan.profile == Profile::Storm { 2 } else { 8 };
+                for _ in 0..2 + self.sim.below(times) {
                     let open = Duration::from_millis(self.sim.below(400));
                     self.cut(&[&to[..], &from[..]].concat(), Duration::from_millis(20 + self.sim.below(700))).await;
                     self.sim.sleep(open).await;
@@ -319,11 +343,17 @@ impl Nemesis {
     /// One disk of a node is out of order, by errors or for lack of room; nothing that it holds is harmed.
     async fn break_disk(&self, victim: NodeId, trouble: Trouble, outage: Duration) -> Result<(), Refused> {
         let disks = self.cluster.chunk_disks(victim);
-        let disk = &disks[self.sim.below(disks.len() as u64) as usize];
+        let number = self.sim.below(disks.len() as u64) as usize;
+        let disk = &disks[number];
         self.recorder.note(|| format!("NEMESIS it is {}", base::env::Disk::describe(&**disk)));
+        let (room_bytes, read_errors_ppm) = match self.plan.profile {
+            Profile::Storm => (self.sim.below(FULL_ROOM_STORM_BYTES), READ_ERRORS_STORM_PPM),
+            _ => (FULL_ROOM_BYTES, READ_ERRORS_PPM),
+        };
         let until_restart = match trouble {
             Trouble::FlushError => {
-                disk.inject(Fault::FlushError, 1 + self.sim.below(10));
+                let nth = if self.plan.profile == Profile::Storm { 3 } else { 10 };
+                disk.inject(Fault::FlushError, 1 + self.sim.below(nth));
                 true
             }
             Trouble::VanishedDisk => {
@@ -332,16 +362,30 @@ impl Nemesis {
             }
             Trouble::ReadErrors => {
                 // The last one: where there are two, not the one with the metadata.
-                disks[disks.len() - 1].set_rate_ppm(Fault::ReadError, READ_ERRORS_PPM);
+                disks[disks.len() - 1].set_rate_ppm(Fault::ReadError, read_errors_ppm);
                 false
             }
             _ => {
-                disk.set_room(FULL_ROOM_BYTES);
+                disk.set_room(room_bytes);
                 self.excuses.full.store(true, Ordering::Relaxed);
                 false
             }
         };
-        self.sim.sleep(outage).await;
+        // Long enough for something to be asked of the disk.
+        let outage = if self.plan.profile == Profile::Storm { outage + OUTAGE_OF_DISK_MIN } else { outage };
+        let is_metadata = if trouble == Trouble::ReadErrors { disks.len() == 1 } else { number == 0 };
+        if is_metadata {
+            self.ration.wound(victim);
+        }
+        let asked = async {
+            let serving = self.cluster.all_serving().into_iter().find(|serving| serving.node == victim);
+            if let (Trouble::ReadErrors, Profile::Storm, Some(serving)) = (trouble, self.plan.profile, serving)
+                && self.is_set_up.load(Ordering::Relaxed)
+            {
+                self.verifier.read_all(&serving, true).await;
+            }
+        };
+        join(self.sim.sleep(outage), asked).await;
         for disk in &disks {
             disk.inject(Fault::FlushError, NEVER);
             disk.set_rate_ppm(Fault::ReadError, 0);
@@ -416,7 +460,8 @@ impl Nemesis {
     }
 
     /// All nodes, one after the other, as for a new version.
-    async fn restart_in_turn(&self) -> Result<(), Refused> {
+    pub async fn restart_in_turn(&self) -> Result<(), Refused> {
+        self.spare_the_wounded().await?;
         self.recorder.fault("all nodes are restarted in turn");
         for node in self.cluster.nodes() {
             self.recorder.note(|| format!("NEMESIS node {node} is restarted in its turn"));
@@ -431,10 +476,12 @@ impl Nemesis {
 
     /// The links between those who lead different groups are cut, both ways, for long enough that somebody is voted down.
     pub async fn part_leaders(&self) -> Result<(), Refused> {
+        self.spare_the_wounded().await?;
         let leaders: Vec<NodeId> =
             self.cluster.leaders().into_values().collect::<BTreeSet<NodeId>>().into_iter().collect();
         let (Some(one), Some(other)) = (leaders.first().copied(), leaders.get(1).copied()) else { return Ok(()) };
-        let outage = Duration::from_millis(500 + self.sim.below(9000));
+        let outage_max = if self.plan.profile == Profile::Storm { 2000 } else { 9000 };
+        let outage = Duration::from_millis(500 + self.sim.below(outage_max));
         self.recorder.fault("leaders do not reach each other");
         self.recorder.note(|| format!("NEMESIS nodes {one} and {other}, who lead, are apart for {outage:?}"));
         self.ration.strike(other, self.plan.nodes);

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use crate::cluster::Serving;
 use crate::content::Content;
 use crate::history::{Action, Condition, Entry, Outcome, Value};
+use crate::plan::Profile;
 use crate::recorder::KeyName;
 use crate::worker::{self, Got, Judged, Worker};
 
@@ -18,6 +19,8 @@ const PAGES_MAX: u32 = 1000;
 
 /// Between two operations of a client that goes on until a story has been told.
 const STORY_PAUSE_MILLIS: u64 = 200;
+/// The same where much happens besides.
+const STORM_PAUSE_MILLIS: u64 = 500;
 
 /// The whole of an object, in thousandths.
 const WHOLE: Range<u64> = 0..1000;
@@ -26,6 +29,7 @@ impl Worker {
     /// Works through its share of operations, through all crashes.
     pub async fn work(self) {
         let is_story = self.plan.profile.is_story();
+        let pause_millis = if self.plan.profile == Profile::Storm { STORM_PAUSE_MILLIS } else { STORY_PAUSE_MILLIS };
         for _ in 0..self.plan.operations {
             if is_story && self.excuses.told.load(Ordering::Relaxed) {
                 return;
@@ -37,7 +41,7 @@ impl Worker {
             // In a cluster they must last through troubles of seconds.
             let slower = if self.plan.nodes > 1 { 8 } else { 1 };
             match self.sim.below(20) {
-                _ if is_story => self.pause(20 + self.sim.below(STORY_PAUSE_MILLIS)).await,
+                _ if is_story => self.pause(20 + self.sim.below(pause_millis)).await,
                 0 => self.pause(self.sim.below(400) * slower).await,
                 1..5 => self.pause(self.sim.below(20) * slower).await,
                 _ => {}

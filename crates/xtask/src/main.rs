@@ -31,7 +31,7 @@ usage: cargo xtask COMMAND
           suites and clients of others against a cluster: `cargo xtask conformance` says more
   fuzz    fuzz SECONDS [TARGET...]: each decoder for so long; needs cargo-fuzz
   chaos   real servers under real faults; `cargo xtask chaos --help` has its options
-  sim     the simulator: --seed N, --minutes M, --shrink, --plants, --fixed, --points; `sim --help` says more
+  sim     the simulator: --seed N, --minutes M, --shrink, --plants, --fixed, --traces, --points; `sim --help` says more
 
 The last line is `henge: N passed, N failed, N skipped`.";
 

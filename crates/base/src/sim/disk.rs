@@ -170,6 +170,7 @@ impl SimDisk {
     /// Begins a changing operation: whether the power fails in the middle of it.
     fn begin_change(&self, state: &State) -> io::Result<bool> {
         if state.vanished {
+            self.core.count_fault("operations on a vanished disk", 1);
             return Err(io::Error::other("the disk is gone"));
         }
         match self.power.draw() {
@@ -185,6 +186,7 @@ impl SimDisk {
 
     fn check_readable(&self, state: &State) -> io::Result<()> {
         if state.vanished {
+            self.core.count_fault("operations on a vanished disk", 1);
             return Err(io::Error::other("the disk is gone"));
         }
         if self.power.is_off() { Err(power_is_off()) } else { Ok(()) }

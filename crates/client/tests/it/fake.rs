@@ -276,7 +276,7 @@ fn set_up(state: &mut State) {
         state.change(MapCommand::SetNode(NodeRow { id, generation: 1, feature_level_max: 1, ..NodeRow::default() }));
         state.change(MapCommand::SetDisk(DiskRow { id: disk(id), node: id, capacity_bytes: 1, ..DiskRow::default() }));
     }
-    let pool = PoolRow { id: 1, name: "p".into(), copies: 3, copies_effective: 3, pg_bits: 2 };
+    let pool = PoolRow { id: 1, name: "p".into(), copies: 3, copies_effective: 3, pg_bits: 2, ..PoolRow::default() };
     state.change(MapCommand::SetPool(pool));
     let members: Vec<Bytes> = (1..=3).map(disk).collect();
     let row = |prefix| PgRow { pool: 1, prefix, epoch: 1, members: members.clone(), ..PgRow::default() };

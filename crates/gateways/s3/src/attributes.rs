@@ -54,10 +54,7 @@ pub fn refuse_unbuilt(headers: &HeaderMap) -> Result<()> {
             return Err(not_implemented(&format!("{what} ({name})")));
         }
     }
-    match headers.get(names::STORAGE_CLASS).map(HeaderValue::as_bytes) {
-        None | Some(b"STANDARD" | b"") => Ok(()),
-        Some(_) => Err(S3Error::new(Code::InvalidStorageClass, "The only storage class is STANDARD.")),
-    }
+    Ok(())
 }
 
 /// Content headers and user metadata.
@@ -199,7 +196,6 @@ mod tests {
         for (name, value, code) in [
             ("x-amz-server-side-encryption", "AES256", Code::NotImplemented),
             ("x-amz-server-side-encryption-customer-key", "k", Code::NotImplemented),
-            ("x-amz-storage-class", "GLACIER", Code::InvalidStorageClass),
         ] {
             assert_eq!(refuse_unbuilt(&map(&[(name, value)])).unwrap_err().code, code, "{name}: {value}");
         }

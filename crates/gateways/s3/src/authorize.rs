@@ -138,6 +138,12 @@ impl Gateway {
         if is_stranger { Err(denied()) } else { Ok(()) }
     }
 
+    /// Whether the bucket's list alone lets the caller do this to some object.
+    pub fn list_grants(&self, request: &Request, bucket: &BucketInfo, action: Action) -> bool {
+        let acl = self.effective(bucket, Acl::of_bucket(bucket));
+        grants(&acl, request, permission_of_bucket(action))
+    }
+
     /// Refuses what a policy denies expressly. What a creation sets besides, it sets by the right to create.
     async fn refuse_denied(&self, request: &Request, wish: Wish<'_>) -> Result<()> {
         match self.decide(request, &wish, &wish.bucket.owner, false, None).await? {

@@ -2,7 +2,7 @@
 
 use crate::date::{http_date, iso8601};
 use crate::encoding::hex;
-use crate::error::{Code, Result, S3Error, not_implemented};
+use crate::error::{Code, Result, S3Error};
 use crate::names;
 use crate::request::{Reply, malformed_xml};
 use crate::xml::{Element, Writer};
@@ -10,6 +10,7 @@ use base::calendar::{UtcDay, parse_iso8601};
 use bytes::Bytes;
 use client::{
     BucketInfo, Configuration, ConfigurationKind, FilterForm, Header, LifecycleRule, LifecycleRules, ObjectVersion,
+    Transition,
 };
 use std::collections::BTreeSet;
 
@@ -119,25 +120,13 @@ fn read_rule(element: &Element) -> Result<LifecycleRule> {
         Some("Disabled") => false,
         _ => return Err(malformed_xml("the Status of a rule is Enabled or Disabled")),
     };
-    for transition in ["Transition", "NoncurrentVersionTransition"] {
-        if let Some(child) = element.child(transition) {
-            let is_midnight = |text: &str| parse_iso8601(text).is_some_and(|ms| ms % 86_400_000 == 0);
-            if child.child_text("Date").is_some_and(|date| !is_midnight(date)) {
-                return Err(invalid("'Date' must be at midnight GMT"));
-            }
-            return Err(not_implemented(&format!("PutBucketLifecycleConfiguration with {transition}")));
-        }
-    }
     let mut rule = LifecycleRule { id, enabled, ..LifecycleRule::default() };
     read_filter(element, &mut rule)?;
     read_expiration(element, &mut rule)?;
     if let Some(noncurrent) = element.child("NoncurrentVersionExpiration") {
         let days = positive(noncurrent, "NoncurrentDays")?;
         rule.noncurrent_days = Some(days.ok_or_else(|| malformed_xml("NoncurrentDays is missing"))?);
-        rule.noncurrent_kept = positive(noncurrent, "NewerNoncurrentVersions")?.unwrap_or(0);
-        if rule.noncurrent_kept > NONCURRENT_KEPT_MAX {
-            return Err(invalid("'NewerNoncurrentVersions' must be between 1 and 100"));
-        }
+        rule.noncurrent_kept = read_kept(noncurrent)?;
     }
     if let Some(abort) = element.child("AbortIncompleteMultipartUpload") {
         let days = positive(abort, "DaysAfterInitiation")?;
@@ -146,7 +135,10 @@ fn read_rule(element: &Element) -> Result<LifecycleRule> {
             return Err(invalid("AbortIncompleteMultipartUpload cannot be specified with a filter by tags or size"));
         }
     }
-    let does_something = rule.expire_days.is_some()
+    read_transitions(element, &mut rule)?;
+    let does_something = !rule.transitions.is_empty()
+        || !rule.noncurrent_transitions.is_empty()
+        || rule.expire_days.is_some()
         || rule.expire_date_ms.is_some()
         || rule.expire_marker
         || rule.noncurrent_days.is_some()
@@ -196,17 +188,74 @@ fn read_filter(element: &Element, rule: &mut LifecycleRule) -> Result<()> {
     Ok(())
 }
 
+fn read_transitions(element: &Element, rule: &mut LifecycleRule) -> Result<()> {
+    for transition in element.all("Transition") {
+        only(transition, &["Days", "Date", "StorageClass"])?;
+        let days = whole(transition, "Days", 0)?;
+        let date_ms = transition.child_text("Date").map(midnight).transpose()?;
+        if days.is_some() == date_ms.is_some() {
+            return Err(malformed_xml("a Transition has either Days or a Date"));
+        }
+        let days = days.unwrap_or(0);
+        if date_ms.is_none() && rule.expire_days.is_some_and(|expire_days| expire_days <= days) {
+            let message = "'Days' in the Expiration action must be greater than 'Days' in the Transition action";
+            return Err(invalid(message));
+        }
+        rule.transitions.push(Transition { class: class_of(transition)?, days, date_ms, kept: 0 });
+    }
+    for transition in element.all("NoncurrentVersionTransition") {
+        only(transition, &["NoncurrentDays", "NewerNoncurrentVersions", "StorageClass"])?;
+        let days = whole(transition, "NoncurrentDays", 0)?;
+        let days = days.ok_or_else(|| malformed_xml("NoncurrentDays is missing"))?;
+        if rule.noncurrent_days.is_some_and(|expire_days| expire_days <= days) {
+            let message = "'NoncurrentDays' in the NoncurrentVersionExpiration action must be greater than \
+                           'NoncurrentDays' in the NoncurrentVersionTransition action";
+            return Err(invalid(message));
+        }
+        let kept = read_kept(transition)?;
+        rule.noncurrent_transitions.push(Transition { class: class_of(transition)?, days, date_ms: None, kept });
+    }
+    for listed in [&rule.transitions, &rule.noncurrent_transitions] {
+        let classes: BTreeSet<&str> = listed.iter().map(|transition| transition.class.as_str()).collect();
+        if classes.len() < listed.len() {
+            return Err(invalid("'StorageClass' must be different for the Transition actions of a rule"));
+        }
+    }
+    let by_date = rule.expire_date_ms.is_some() || rule.transitions.iter().any(|to| to.date_ms.is_some());
+    let by_days = rule.expire_days.is_some() || rule.transitions.iter().any(|to| to.date_ms.is_none());
+    if by_date && by_days {
+        let message = "Found mixed 'Date' and 'Days' based Expiration and Transition actions in lifecycle rule";
+        return Err(S3Error::new(Code::InvalidRequest, message));
+    }
+    Ok(())
+}
+
+fn class_of(transition: &Element) -> Result<String> {
+    let class = transition.child_text("StorageClass").filter(|class| !class.is_empty());
+    class.map(str::to_owned).ok_or_else(|| malformed_xml("a transition has a StorageClass"))
+}
+
+fn read_kept(noncurrent: &Element) -> Result<u32> {
+    let kept = positive(noncurrent, "NewerNoncurrentVersions")?.unwrap_or(0);
+    if kept > NONCURRENT_KEPT_MAX {
+        return Err(invalid("'NewerNoncurrentVersions' must be between 1 and 100"));
+    }
+    Ok(kept)
+}
+
+fn midnight(text: &str) -> Result<u64> {
+    let ms = parse_iso8601(text).or_else(|| parse_iso8601(&format!("{text}T00:00:00Z")));
+    let ms = ms.ok_or_else(|| malformed_xml("a Date is not of ISO 8601"))?;
+    if UtcDay::of(ms).start_ms() != ms {
+        return Err(invalid("'Date' must be at midnight GMT"));
+    }
+    Ok(ms)
+}
+
 fn read_expiration(element: &Element, rule: &mut LifecycleRule) -> Result<()> {
     let Some(expiration) = element.child("Expiration") else { return Ok(()) };
     rule.expire_days = positive(expiration, "Days")?;
-    if let Some(text) = expiration.child_text("Date") {
-        let ms = parse_iso8601(text).or_else(|| parse_iso8601(&format!("{text}T00:00:00Z")));
-        let ms = ms.ok_or_else(|| malformed_xml("the Date of an Expiration is not of ISO 8601"))?;
-        if UtcDay::of(ms).start_ms() != ms {
-            return Err(invalid("'Date' must be at midnight GMT"));
-        }
-        rule.expire_date_ms = Some(ms);
-    }
+    rule.expire_date_ms = expiration.child_text("Date").map(midnight).transpose()?;
     rule.expire_marker = match expiration.child_text("ExpiredObjectDeleteMarker") {
         None | Some("false") => false,
         Some("true") => true,
@@ -224,10 +273,15 @@ fn read_expiration(element: &Element, rule: &mut LifecycleRule) -> Result<()> {
 
 /// A number of days or versions: 1 to 2^31 - 1.
 fn positive(parent: &Element, name: &str) -> Result<Option<u32>> {
+    whole(parent, name, 1)
+}
+
+/// A number from `least` to 2^31 - 1.
+fn whole(parent: &Element, name: &str, least: i64) -> Result<Option<u32>> {
     let Some(text) = parent.child_text(name) else { return Ok(None) };
     match text.parse::<i64>() {
-        Ok(number) if (1..=i64::from(i32::MAX)).contains(&number) => Ok(u32::try_from(number).ok()),
-        Ok(_) => Err(invalid(format!("'{name}' for an action must be a positive integer"))),
+        Ok(number) if (least..=i64::from(i32::MAX)).contains(&number) => Ok(u32::try_from(number).ok()),
+        Ok(_) => Err(invalid(format!("'{name}' for an action must be at least {least}"))),
         Err(_) => Err(malformed_xml("a number cannot be read")),
     }
 }
@@ -261,6 +315,24 @@ fn write_rule(xml: &mut Writer, rule: &LifecycleRule) {
             if rule.expire_marker {
                 xml.flag("ExpiredObjectDeleteMarker", true);
             }
+        });
+    }
+    for transition in &rule.transitions {
+        xml.element("Transition", |xml| {
+            match transition.date_ms {
+                Some(ms) => xml.text("Date", &iso8601(ms)),
+                None => xml.number("Days", u64::from(transition.days)),
+            }
+            xml.text("StorageClass", &transition.class);
+        });
+    }
+    for transition in &rule.noncurrent_transitions {
+        xml.element("NoncurrentVersionTransition", |xml| {
+            xml.number("NoncurrentDays", u64::from(transition.days));
+            if transition.kept > 0 {
+                xml.number("NewerNoncurrentVersions", u64::from(transition.kept));
+            }
+            xml.text("StorageClass", &transition.class);
         });
     }
     if let Some(days) = rule.noncurrent_days {
@@ -321,6 +393,11 @@ mod tests {
              </ObjectSizeGreaterThan><ObjectSizeLessThan>9</ObjectSizeLessThan></And></Filter>\
              <NoncurrentVersionExpiration><NoncurrentDays>2</NoncurrentDays><NewerNoncurrentVersions>4\
              </NewerNoncurrentVersions></NoncurrentVersionExpiration>",
+            "<Prefix/><Transition><Days>0</Days><StorageClass>A</StorageClass></Transition><Transition><Days>9</Days>\
+             <StorageClass>B</StorageClass></Transition><NoncurrentVersionTransition><NoncurrentDays>2</NoncurrentDays>\
+             <NewerNoncurrentVersions>3</NewerNoncurrentVersions><StorageClass>B</StorageClass>\
+             </NoncurrentVersionTransition>",
+            "<Prefix/><Transition><Date>2026-01-01T00:00:00Z</Date><StorageClass>A</StorageClass></Transition>",
             "<Prefix/><AbortIncompleteMultipartUpload><DaysAfterInitiation>7</DaysAfterInitiation>\
              </AbortIncompleteMultipartUpload>",
         ] {
@@ -351,7 +428,30 @@ mod tests {
             (expiration("<Date>1970-08-22T19:08:21Z</Date>"), Code::InvalidArgument),
             (expiration("<Date>20200101</Date>"), Code::MalformedXML),
             (with("<Filter/>").replace("</Rule>", &format!("{DAYS}</Rule>")), Code::MalformedXML),
-            (with("<Transition><Days>1</Days></Transition>"), Code::NotImplemented),
+            (with("<Transition><Days>1</Days></Transition>"), Code::MalformedXML),
+            (with("<Transition><StorageClass>A</StorageClass></Transition>"), Code::MalformedXML),
+            (with("<Transition><Date>20220927</Date><StorageClass>A</StorageClass></Transition>"), Code::MalformedXML),
+            (
+                with(
+                    "<Transition><Days>1</Days><StorageClass>A</StorageClass></Transition>\
+                      <Transition><Days>2</Days><StorageClass>A</StorageClass></Transition>",
+                ),
+                Code::InvalidArgument,
+            ),
+            (
+                with(
+                    "<Transition><Days>3</Days><StorageClass>A</StorageClass></Transition>\
+                      <Expiration><Days>3</Days></Expiration>",
+                ),
+                Code::InvalidArgument,
+            ),
+            (
+                with(
+                    "<Transition><Date>2026-01-01T00:00:00Z</Date><StorageClass>A</StorageClass></Transition>\
+                      <Expiration><Days>3</Days></Expiration>",
+                ),
+                Code::InvalidRequest,
+            ),
             (with("<NoncurrentVersionExpiration/>"), Code::MalformedXML),
         ] {
             assert_eq!(code(&inside), expected, "{inside}");

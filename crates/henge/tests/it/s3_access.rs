@@ -168,6 +168,23 @@ fn making_ones_bucket_again_switches_on_no_lock_that_its_policy_denies() {
 }
 
 #[test]
+fn a_list_of_deletes_is_read_only_of_those_who_may_delete_something() {
+    let Scene { alice, .. } = &scene("deletes");
+    let document = b"<Delete><Object><Key>key</Key></Object></Delete>";
+    for (bucket, headers) in [("/private", &[][..]), ("/public", &[("x-amz-acl", "public-read-write")])] {
+        ok(alice.send("PUT", bucket, headers, b""));
+        ok(alice.put(&format!("{bucket}/key"), b"x"));
+    }
+    let delete = |bucket: &str| alice.anonymous("POST", &format!("{bucket}?delete"), &[], document);
+    denied(&delete("/private"));
+    // What is no document at all is refused the same: nobody has looked.
+    denied(&alice.anonymous("POST", "/private?delete", &[], b"<"));
+    ok(alice.get("/private/key"));
+    assert_eq!(ok(delete("/public")).elements("Deleted").len(), 1);
+    assert_eq!(alice.get("/public/key").status, 404);
+}
+
+#[test]
 fn nobody_in_particular_sets_headers_of_answers() {
     let Scene { alice, .. } = &scene("overrides");
     ok(alice.put("/bucket", b""));

@@ -8,7 +8,10 @@ use super::command::{
     ClusterMap, DiskRow, DiskState, InitCluster, KeyName, KeyRow, MapCommand, MapEntry, MapOutcome, MapReply, NodeRow,
     NodeState, PoolRow, SetDiskSlow, SetKeyPolicy, ShardRow,
 };
-use super::{ACCESS_KEYS_MAX, COPIES_MAX, DISKS_MAX, NODES_MAX, PG_BITS_MAX, POLICY_LEN_MAX, SHARDS_MAX, TEXT_LEN_MAX};
+use super::{
+    ACCESS_KEYS_MAX, CLASS_LEN_MAX, COPIES_MAX, DISKS_MAX, NODES_MAX, PG_BITS_MAX, POLICY_LEN_MAX, SHARDS_MAX,
+    TEXT_LEN_MAX,
+};
 use crate::group::{decode_row, read_row};
 use crate::keys::{self, Key};
 use crate::object::command::{CloseSession, SlotRef};
@@ -274,8 +277,25 @@ impl Step<'_> {
         let before: Option<PoolRow> = self.read(&key)?;
         let bits_before = before.as_ref().map_or(0, |before| before.pg_bits);
         require(row.pg_bits >= bits_before, "placement groups are split, never merged")?;
+        let class_before = before.as_ref().map_or("", |before| before.class.as_str());
+        if row.class != class_before {
+            require(class_before.is_empty(), "the storage class of a pool stays")?;
+            self.check_new_class(&row.class)?;
+        }
         self.put(&key, &row, before.as_ref());
         Ok(MapReply::default())
+    }
+
+    fn check_new_class(&self, class: &str) -> Result<(), Halt> {
+        let is_of_class = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+        let is_valid = (1..=CLASS_LEN_MAX).contains(&class.len()) && class.bytes().all(is_of_class);
+        require(is_valid, "a storage class has up to 32 capital letters, digits and underscores")?;
+        let (from, to) = keys::pool_rows();
+        for (key, value) in self.view.scan(&from, &to, usize::from(u8::MAX) + 1)? {
+            let pool = decode_row::<PoolRow>(&key, Some(value))?.unwrap_or_default();
+            require(pool.class != class, &format!("pool {} has the storage class {class}", pool.id))?;
+        }
+        Ok(())
     }
 
     fn set_shard(&mut self, row: ShardRow) -> Result<MapReply, Halt> {

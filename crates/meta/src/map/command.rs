@@ -106,6 +106,9 @@ pub struct PoolRow {
     /// Length of a placement group's prefix in bits.
     #[prost(uint32, tag = "5")]
     pub pg_bits: u32,
+    /// The storage class by which clients name it; empty: none. Once set it stays, and no other pool has it.
+    #[prost(string, tag = "6")]
+    pub class: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -25,6 +25,8 @@ pub const TOKENS_MAX: u64 = 1000;
 pub const COPIES_MAX: usize = 16;
 /// Disks that a placement group may be spread over while it moves, and moves again before it has arrived.
 pub const MEMBERS_BEFORE_MAX: usize = 4 * COPIES_MAX;
+/// Bytes of the name of a storage class: capital letters, digits and underscores.
+pub const CLASS_LEN_MAX: usize = 32;
 /// Bits of a placement group's prefix.
 pub const PG_BITS_MAX: u32 = 16;
 /// Bytes of names, addresses and localities.

@@ -11,6 +11,7 @@ use super::command::{
 };
 use super::fence::FENCE_LEVEL_MIN;
 use super::garbage::Dropped;
+use super::transition::POOLS_LEVEL_MIN;
 use super::usage::Account;
 use super::{ATTRIBUTES_LEN_MAX, CHUNKS_MAX, ETAG_LEN_MAX, INLINE_BYTES_MAX, RETIRE_MAX};
 use crate::chunks::{self, ChunkRef};
@@ -139,6 +140,7 @@ impl Step<'_> {
             ShardCommand::Expire(expire) => self.expire(expire),
             ShardCommand::CountUsage(count) => self.count_usage(count),
             ShardCommand::ResetFence(reset) => self.reset_fence(&reset),
+            ShardCommand::MoveBody(moved) => self.move_body(moved),
         }
     }
 
@@ -283,6 +285,7 @@ fn level_of(command: &ShardCommand) -> FeatureLevel {
         | ShardCommand::SetFeatureLevel(_) => FeatureLevel(1),
         ShardCommand::ChangeVersion(_) | ShardCommand::Expire(_) | ShardCommand::CountUsage(_) => FeatureLevel(2),
         ShardCommand::ResetFence(_) => FeatureLevel(FENCE_LEVEL_MIN),
+        ShardCommand::MoveBody(_) => FeatureLevel(POOLS_LEVEL_MIN),
     }
 }
 

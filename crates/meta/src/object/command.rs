@@ -6,6 +6,7 @@ use bytes::Bytes;
 use super::expire::Expire;
 use super::fence::Fence;
 use super::lock::{ObjectLock, RetentionMode};
+use super::transition::MoveBody;
 use super::usage::{CountUsage, Usage};
 use crate::map::command::BucketConfigurationRow;
 
@@ -36,7 +37,7 @@ pub struct ShardEntry {
     /// Of a write to a bucket: the token that its sender holds.
     #[prost(message, optional, tag = "3")]
     pub fence: Option<Fence>,
-    #[prost(oneof = "ShardCommand", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 31, 32, 33")]
+    #[prost(oneof = "ShardCommand", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 31, 32, 33, 34")]
     pub command: Option<ShardCommand>,
 }
 
@@ -89,6 +90,9 @@ pub enum ShardCommand {
     /// Sets or forgets the floor of a fence, if there is one.
     #[prost(message, tag = "33")]
     ResetFence(ResetFence),
+    /// The bytes of a version (or of one of its parts) are in another pool now. Answers `Done`.
+    #[prost(message, tag = "34")]
+    MoveBody(MoveBody),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -255,6 +259,9 @@ pub struct Attributes {
     #[prost(message, optional, tag = "5")]
     pub lock: Option<ObjectLock>,
     // 6 encryption: reserved for later.
+    /// The pool of the storage class that the writer asked for, or that lifecycle moved the bytes to; 0: the bucket's.
+    #[prost(uint32, tag = "8")]
+    pub pool: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -738,7 +745,7 @@ pub struct ObjectVersion {
     pub null_order: u64,
 }
 
-/// In listings, `body` has only its size, and `attributes` only ETag and checksums.
+/// In listings, `body` has only its size, and `attributes` only ETag, checksums and pool.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct ObjectPage {
     #[prost(message, repeated, tag = "1")]

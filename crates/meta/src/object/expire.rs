@@ -4,10 +4,11 @@
 
 use base::ids::{BucketId, GroupId};
 use bytes::Bytes;
+use std::collections::BTreeMap;
 
 use super::apply::{Halt, Step, done, random_id, refuse};
 use super::buckets::bucket_row;
-use super::command::{DeleteObject, Done, Reason, ShardOutcome, Upload, Versioning};
+use super::command::{DeleteObject, Done, ObjectVersion, Reason, ShardOutcome, Upload, Versioning};
 use super::lifecycle::{Judge, LifecycleRules, Moment, Verdict};
 use super::scan::Cursor;
 use super::versions::{Found, decode_version};
@@ -20,6 +21,8 @@ pub const EXPIRE_NAMES_MAX: usize = 256;
 /// Versions and parts after whose removal a command ends with `more`. With the parts of the last version it stays well
 /// below what one entry may drop.
 const REMOVALS_MAX: usize = 10_000;
+/// Moves that one step of a search names: each brings its version's list of chunks.
+pub const MOVES_MAX: usize = 32;
 /// Rows that one search for due keys looks at (and the rest of the last key).
 const SEARCH_ROWS_MAX: usize = 2_000;
 
@@ -64,12 +67,40 @@ pub enum Place {
 }
 
 /// What one step of a search found.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct DuePage {
     pub keys: Vec<Bytes>,
     pub uploads: Vec<UploadName>,
+    pub moves: Vec<Move>,
     /// `None`: the bucket was searched to its end.
     pub next: Option<Place>,
+}
+
+/// A version whose bytes belong in another pool by now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Move {
+    /// As it is stored, its key filled in.
+    pub version: ObjectVersion,
+    pub order: u64,
+    pub pool: u32,
+}
+
+/// What a search must know of the pools.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pools {
+    /// By storage class.
+    pub by_class: BTreeMap<String, u32>,
+    /// Of the bucket: what versions mean by pool 0.
+    pub own: u32,
+}
+
+impl Pools {
+    /// Where a version that should be in `class` goes, unless it is there.
+    fn destination(&self, class: &str, row: &ObjectVersion) -> Option<u32> {
+        let now = row.attributes.as_ref().map_or(0, |attributes| attributes.pool);
+        let now = if now == 0 { self.own } else { now };
+        self.by_class.get(class).copied().filter(|pool| *pool != now)
+    }
 }
 
 /// The rules that the shard has for a bucket.
@@ -91,13 +122,20 @@ pub fn buckets_with_rules(view: &dyn View, group: GroupId) -> Result<Vec<(Bucket
 }
 
 /// The next keys and uploads of a bucket to which something is due.
-pub fn due(view: &dyn View, group: GroupId, bucket: BucketId, place: &Place, at: Moment) -> Result<DuePage, ViewError> {
+pub fn due(
+    view: &dyn View,
+    group: GroupId,
+    bucket: BucketId,
+    pools: &Pools,
+    place: &Place,
+    at: Moment,
+) -> Result<DuePage, ViewError> {
     let state = crate::group::load(view, group)?;
     let is_open = bucket_row(view, group, bucket)?.is_some_and(|row| !row.frozen);
     let Some(rules) = rules_of(view, group, bucket)?.filter(|_| is_open) else { return Ok(DuePage::default()) };
     match place {
-        Place::Start => due_objects(view, &state, bucket, &rules, None, at),
-        Place::Objects(after) => due_objects(view, &state, bucket, &rules, Some(after), at),
+        Place::Start => due_objects(view, &state, bucket, &rules, pools, None, at),
+        Place::Objects(after) => due_objects(view, &state, bucket, &rules, pools, Some(after), at),
         Place::Uploads(after) => due_uploads(view, &state, bucket, &rules, after, at),
     }
 }
@@ -107,6 +145,7 @@ fn due_objects(
     state: &GroupState,
     bucket: BucketId,
     rules: &LifecycleRules,
+    pools: &Pools,
     after: Option<&Bytes>,
     at: Moment,
 ) -> Result<DuePage, ViewError> {
@@ -122,10 +161,12 @@ fn due_objects(
         let mut held = next_version(&mut cursor)?;
         while let Some((key, _)) = &held {
             let key = key.clone();
-            if judge_key(rules, &key, at, &mut held, &mut cursor)? {
+            let judge = Judge::new(rules, &key, at);
+            if judge_key(judge, &key, pools, &mut held, &mut cursor, &mut page.moves)? {
                 page.keys.push(key.clone());
             }
-            if visited + cursor.visited >= SEARCH_ROWS_MAX || page.keys.len() >= EXPIRE_NAMES_MAX {
+            let is_full = page.keys.len() >= EXPIRE_NAMES_MAX || page.moves.len() >= MOVES_MAX;
+            if visited + cursor.visited >= SEARCH_ROWS_MAX || is_full {
                 page.next = Some(Place::Objects(key));
                 return Ok(page);
             }
@@ -150,20 +191,28 @@ fn next_version(cursor: &mut Cursor<'_>) -> Result<Option<Versioned>, ViewError>
 }
 
 /// Walks over the versions of `key`, the first of which is in `held`; leaves the first of the next key there. Answers
-/// whether something is due.
+/// whether something is to expire, and notes what stays and moves.
 fn judge_key(
-    rules: &LifecycleRules,
+    mut judge: Judge<'_>,
     key: &Bytes,
-    at: Moment,
+    pools: &Pools,
     held: &mut Option<Versioned>,
     cursor: &mut Cursor<'_>,
+    moves: &mut Vec<Move>,
 ) -> Result<bool, ViewError> {
-    let mut judge = Judge::new(rules, key, at);
     let mut is_due = false;
     while let Some((_, found)) = held.take() {
         *held = next_version(cursor)?;
         let is_last = held.as_ref().is_none_or(|(next, _)| next != key);
-        is_due |= judge.next(&found.row, is_last) != Verdict::Keep;
+        let destination = judge.class_due(&found.row).and_then(|class| pools.destination(class, &found.row));
+        match (judge.next(&found.row, is_last), destination) {
+            (Verdict::Keep, Some(pool)) if moves.len() < MOVES_MAX => {
+                let version = ObjectVersion { key: key.clone(), ..found.row };
+                moves.push(Move { version, order: found.order, pool });
+            }
+            (Verdict::Keep, _) => {}
+            _ => is_due = true,
+        }
         if is_last {
             break;
         }

@@ -55,9 +55,30 @@ pub struct LifecycleRule {
     /// Uploads in progress are aborted so many days after they began.
     #[prost(uint32, optional, tag = "12")]
     pub abort_days: Option<u32>,
+    /// Where the bytes of current versions, and of others, are moved to.
+    #[prost(message, repeated, tag = "14")]
+    pub transitions: Vec<Transition>,
+    #[prost(message, repeated, tag = "15")]
+    pub noncurrent_transitions: Vec<Transition>,
     /// How the filter was written, to answer it the same.
     #[prost(enumeration = "FilterForm", tag = "13")]
     pub form: i32,
+}
+
+/// Versions move to a storage class so many days after they were written (or stopped being the current one), or at a
+/// moment. Of several that are due, the one that fell due last counts.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Transition {
+    #[prost(string, tag = "1")]
+    pub class: String,
+    #[prost(uint32, tag = "2")]
+    pub days: u32,
+    /// A midnight UTC, in milliseconds since 1970; then `days` does not count. Of current versions only.
+    #[prost(uint64, optional, tag = "3")]
+    pub date_ms: Option<u64>,
+    /// Of noncurrent versions: at least so many newer ones are there.
+    #[prost(uint32, tag = "4")]
+    pub kept: u32,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, prost::Enumeration)]
@@ -81,9 +102,14 @@ pub struct Moment {
 
 impl Moment {
     fn is_due(self, since_ms: u64, days: u32) -> bool {
+        self.now_ms >= self.due_ms(since_ms, days)
+    }
+
+    /// When what is due `days` days after a moment is due.
+    fn due_ms(self, since_ms: u64, days: u32) -> u64 {
         match self.day_ms {
-            0 => UtcDay::of(self.now_ms) >= due_day(since_ms, days),
-            day_ms => self.now_ms >= since_ms.saturating_add(u64::from(days).saturating_mul(day_ms)),
+            0 => due_day(since_ms, days).start_ms(),
+            day_ms => since_ms.saturating_add(u64::from(days).saturating_mul(day_ms)),
         }
     }
 }
@@ -151,6 +177,22 @@ impl<'r> Judge<'r> {
         }
         self.replaced_ms = Some(row.modified_ms);
         verdict
+    }
+
+    /// The storage class that the next version should be in by now; `None`: where it is. Asked before the verdict.
+    pub fn class_due(&self, row: &ObjectVersion) -> Option<&'r str> {
+        if row.delete_marker {
+            return None;
+        }
+        let rules = self.rules.rules.iter().filter(|rule| rule.matches(self.key, row));
+        let due = rules.flat_map(|rule| match self.replaced_ms {
+            None => rule.transitions.iter().map(|to| (to, row.modified_ms)).collect::<Vec<_>>(),
+            Some(replaced_ms) => rule.noncurrent_transitions.iter().map(|to| (to, replaced_ms)).collect(),
+        });
+        let due = due.filter(|(to, _)| self.noncurrent >= to.kept);
+        let due = due.map(|(to, since_ms)| (to.date_ms.unwrap_or_else(|| self.at.due_ms(since_ms, to.days)), to));
+        let due = due.filter(|(due_ms, _)| *due_ms <= self.at.now_ms);
+        due.max_by_key(|(due_ms, _)| *due_ms).map(|(_, to)| to.class.as_str())
     }
 
     fn matching<'a>(&'a self, row: &'a ObjectVersion) -> impl Iterator<Item = &'a LifecycleRule> {

@@ -233,6 +233,7 @@ fn entry_of(key: Bytes, row: ObjectVersion) -> ObjectVersion {
     let attributes = row.attributes.map(|attributes| Attributes {
         etag: attributes.etag,
         checksums: attributes.checksums,
+        pool: attributes.pool,
         ..Attributes::default()
     });
     ObjectVersion {

@@ -2,7 +2,7 @@
 //!
 //! Read [`apply`] first: it is the whole write path. `versions` says what PUT and DELETE do to the versions of a key,
 //! `change`
-//! what may change in a version that stands, `uploads` how parts become an object, `garbage` where dropped chunks go. `query` and `list` only read.
+//! what may change in a version that stands, `transition` how its bytes move to another pool, `uploads` how parts become an object, `garbage` where dropped chunks go. `query` and `list` only read.
 
 mod apply;
 mod buckets;
@@ -16,6 +16,7 @@ mod list;
 pub mod lock;
 mod query;
 mod scan;
+pub mod transition;
 mod uploads;
 pub mod usage;
 mod versions;

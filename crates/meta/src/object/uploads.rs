@@ -261,7 +261,7 @@ pub(super) fn decode_part(raw: &Bytes, value: Bytes) -> Result<(u16, Part), View
     Ok((number, decode_row::<Part>(raw, Some(value))?.unwrap_or_default()))
 }
 
-fn part_number(number: u32) -> Result<u16, Halt> {
+pub(super) fn part_number(number: u32) -> Result<u16, Halt> {
     match u16::try_from(number) {
         Ok(small) if (1..=PART_NUMBER_MAX).contains(&number) => Ok(small),
         _ => refuse(Reason::Invalid, format!("part number {number} is not in 1..={PART_NUMBER_MAX}")),

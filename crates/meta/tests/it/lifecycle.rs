@@ -3,19 +3,19 @@
 use base::ids::BucketId;
 use meta::map::command::{BucketConfigurationRow, ConfigurationKind};
 use meta::object::command::*;
-use meta::object::expire::{self, DuePage, Expire, Place};
+use meta::object::expire::{self, DuePage, Expire, Place, Pools};
 use meta::object::lifecycle::{LifecycleRule, LifecycleRules, Moment};
 use prost::Message;
 
 use crate::shard::*;
 
-const DAY: u64 = 24 * 3600 * 1000;
+pub const DAY: u64 = 24 * 3600 * 1000;
 
-fn rule() -> LifecycleRule {
+pub fn rule() -> LifecycleRule {
     LifecycleRule { id: "r".into(), enabled: true, ..LifecycleRule::default() }
 }
 
-fn set_rules(shard: &mut Shard, versioning: Versioning, version: u64, rules: Vec<LifecycleRule>) {
+pub fn set_rules(shard: &mut Shard, versioning: Versioning, version: u64, rules: Vec<LifecycleRule>) {
     let value = LifecycleRules { rules }.encode_to_vec().into();
     let kind = ConfigurationKind::Lifecycle as i32;
     let row = BucketRow {
@@ -37,7 +37,7 @@ fn search(shard: &Shard, now_ms: u64) -> DuePage {
     let mut all = DuePage::default();
     let mut place = Place::Start;
     loop {
-        let page = expire::due(&shard.rows, GROUP, BucketId(BUCKET), &place, at(now_ms)).unwrap();
+        let page = expire::due(&shard.rows, GROUP, BucketId(BUCKET), &Pools::default(), &place, at(now_ms)).unwrap();
         all.keys.extend(page.keys);
         all.uploads.extend(page.uploads);
         match page.next {
@@ -169,7 +169,8 @@ fn long_searches_come_in_steps_and_miss_nothing() {
     for number in 0..3000 {
         shard.put(&format!("k{number:05}"), "e");
     }
-    let first = expire::due(&shard.rows, GROUP, BucketId(BUCKET), &Place::Start, at(2 * DAY)).unwrap();
+    let first =
+        expire::due(&shard.rows, GROUP, BucketId(BUCKET), &Pools::default(), &Place::Start, at(2 * DAY)).unwrap();
     assert_eq!(first.keys.len(), expire::EXPIRE_NAMES_MAX);
     assert_eq!(search(&shard, 2 * DAY).keys.len(), 3000);
     let doubled = DuePage { keys: vec![text("k00001"), text("k00001")], ..DuePage::default() };

@@ -13,5 +13,6 @@ mod random_bytes;
 mod semantics;
 mod sessions;
 mod shard;
+mod transition;
 mod uploads;
 mod usage;

@@ -102,7 +102,14 @@ pub fn commands() -> Vec<MapCommand> {
         MapCommand::InitCluster(InitCluster { cluster: random(1), region: "r".into(), feature_level: 1 }),
         MapCommand::SetNode(node(1, 1)),
         MapCommand::SetDisk(DiskRow { id: random(5), node: 1, capacity_bytes: 9, ..DiskRow::default() }),
-        MapCommand::SetPool(PoolRow { id: 1, name: "p".into(), copies: 3, copies_effective: 1, pg_bits: 1 }),
+        MapCommand::SetPool(PoolRow {
+            id: 1,
+            name: "p".into(),
+            copies: 3,
+            copies_effective: 1,
+            pg_bits: 1,
+            ..PoolRow::default()
+        }),
         MapCommand::SetPgs(PgRows { rows: vec![pg(0, 1), pg(1, 1)] }),
         MapCommand::SetShard(ShardRow { group: 1, range_epoch: 1, nodes: vec![1], ..ShardRow::default() }),
         MapCommand::CreateBucket(bucket("b")),

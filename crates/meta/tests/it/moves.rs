@@ -73,12 +73,37 @@ fn each_step_follows_from_the_one_before() {
 fn a_new_group_starts_at_epoch_1() {
     let mut map = map_of_disks();
     map.expect(
-        MapCommand::SetPool(PoolRow { id: 2, name: "q".into(), copies: 3, copies_effective: 1, pg_bits: 0 }),
+        MapCommand::SetPool(PoolRow {
+            id: 2,
+            name: "q".into(),
+            copies: 3,
+            copies_effective: 1,
+            pg_bits: 0,
+            ..PoolRow::default()
+        }),
         MapOutcome::Done,
     );
     let row = |epoch| PgRow { pool: 2, prefix: 0, epoch, members: disks(&[5]), ..PgRow::default() };
     map.expect(MapCommand::SetPgs(PgRows { rows: vec![row(2)] }), MapOutcome::Invalid);
     map.expect(MapCommand::SetPgs(PgRows { rows: vec![row(1)] }), MapOutcome::Done);
+}
+
+#[test]
+fn a_storage_class_names_one_pool_for_ever() {
+    let mut map = map_of_disks();
+    let pool = |id, class: &str| {
+        MapCommand::SetPool(PoolRow { id, copies: 3, copies_effective: 1, class: class.into(), ..PoolRow::default() })
+    };
+    map.expect(pool(2, "COLD"), MapOutcome::Done);
+    map.expect(pool(2, "COLD"), MapOutcome::Done);
+    map.expect(pool(3, "COLD"), MapOutcome::Invalid);
+    map.expect(pool(2, "WARM"), MapOutcome::Invalid);
+    map.expect(pool(2, ""), MapOutcome::Invalid);
+    map.expect(pool(3, ""), MapOutcome::Done);
+    map.expect(pool(3, "DEEP_ARCHIVE2"), MapOutcome::Done);
+    for class in ["cold", "A B", "A-B", &"A".repeat(33)] {
+        map.expect(pool(4, class), MapOutcome::Invalid);
+    }
 }
 
 #[test]

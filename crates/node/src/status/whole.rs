@@ -275,17 +275,20 @@ fn placement(map: &ClusterMap, answers: &Answers, findings: &mut Findings) -> Ch
         .filter(|row| row.state().serves() && up.contains(&row.node))
         .map(|row| row.id.as_ref())
         .collect();
-    let effective = map.pools.iter().map(|pool| pool.copies_effective as usize).max().unwrap_or(1).max(1);
+    let of_pool: BTreeMap<u32, usize> =
+        map.pools.iter().map(|pool| (pool.id, pool.copies_effective.max(1) as usize)).collect();
+    let effective = of_pool.values().copied().max().unwrap_or(1);
     let (mut degraded, mut last, mut gone, mut moving) = (0u64, 0u64, 0u64, 0u64);
     for row in &map.pgs {
         moving += u64::from(row.closed);
         let holders = holders(row, &usable, &node_of);
+        let wanted = of_pool.get(&row.pool).copied().unwrap_or(1);
         match holders {
             0 => gone += 1,
-            1 if effective > 1 => last += 1,
+            1 if wanted > 1 => last += 1,
             _ => {}
         }
-        degraded += u64::from(holders < effective);
+        degraded += u64::from(holders < wanted);
     }
     let all = map.pgs.len() as u64;
     if moving > 0 {
@@ -296,7 +299,7 @@ fn placement(map: &ClusterMap, answers: &Answers, findings: &mut Findings) -> Ch
     }
     if degraded > 0 && effective > 1 {
         findings
-            .add(Verdict::AtRisk, format!("{degraded} of {all} placement groups have fewer than {effective} copies"));
+            .add(Verdict::AtRisk, format!("{degraded} of {all} placement groups have fewer copies than they should"));
     }
     let unequal = sum(answers, |status| status.placement_groups - status.healthy_groups.min(status.placement_groups));
     let missing = sum(answers, |status| status.missing_chunks);

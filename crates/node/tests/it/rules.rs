@@ -2,7 +2,7 @@
 
 use base::ids::NodeId;
 use base::sim::Sim;
-use client::{ConfigurationKind, Error, LifecycleRule, LifecycleRules, Quota};
+use client::{ConfigurationKind, Error, LifecycleRule, LifecycleRules, Quota, Transition};
 use node::{LifecyclePace, Node, Tuning};
 use prost::Message;
 use std::time::Duration;
@@ -49,6 +49,45 @@ fn objects_expire_when_their_day_has_come_and_not_before() {
         env.sleep(DAY).await;
         assert_eq!(get(&client, &bucket, "old/b").await, Err(Error::NoSuchKey));
         assert!(get(&client, &bucket, "new/a").await.is_ok(), "no rule speaks of it");
+    }))
+    .expect("nothing crashes here");
+}
+
+#[test]
+fn bytes_move_to_the_pool_of_their_storage_class_and_stay_the_same() {
+    let sim = Sim::new(13);
+    let node = sim.node(NODE);
+    let (config, env) = (config(&sim, node.env()), node.env());
+    sim.block_on(node.run(async move {
+        let running = Node::start_tuned(config, tuning()).await.expect("a fresh node starts");
+        let client = running.client();
+        let pool = client.create_pool("cold", "COLD", 3).await.expect("made").id;
+        assert_eq!(client.pool_of_class("COLD").await, Ok(Some(pool)));
+        assert_eq!(client.pool_of_class("WARM").await, Ok(None));
+        assert!(matches!(client.create_pool("again", "COLD", 3).await, Err(Error::Invalid(_))));
+        let bucket = client.create_bucket("logs", "root").await.expect("the name is free");
+        let (long, short) = (bytes_of(5 << 20, 1), bytes_of(100, 2));
+        put(&client, &bucket, "long", long.clone()).await.expect("stored");
+        put(&client, &bucket, "short", short.clone()).await.expect("stored");
+        put(&client, &bucket.clone().in_pool(pool), "there", long.clone()).await.expect("stored");
+        let transitions = vec![Transition { class: "COLD".into(), days: 1, ..Transition::default() }];
+        let rule = LifecycleRule { id: "r".into(), enabled: true, transitions, ..LifecycleRule::default() };
+        let value = Some(LifecycleRules { rules: vec![rule] }.encode_to_vec().into());
+        client.set_configuration(&bucket, ConfigurationKind::Lifecycle, value, None).await.expect("set");
+        let places = async |key: &str| {
+            let object = client.head(&bucket, &key.to_owned().into(), None).await.expect("it is there");
+            let chunks = meta::chunks::unpack(&object.body.unwrap_or_default().chunks).expect("whole");
+            let pools: Vec<u8> = chunks.iter().map(|chunk| chunk.id.pool.0).collect();
+            (object.attributes.unwrap_or_default().pool, pools)
+        };
+        assert_eq!(places("long").await, (0, vec![1, 1]));
+        assert_eq!(places("there").await.1, [pool as u8; 2], "what is written to a pool is stored there");
+        env.sleep(DAY + Duration::from_secs(5)).await;
+        assert_eq!(places("long").await, (pool, vec![pool as u8; 2]));
+        assert_eq!(places("short").await, (pool, vec![]));
+        for (key, bytes) in [("long", &long), ("short", &short), ("there", &long)] {
+            assert_eq!(get(&client, &bucket, key).await.expect("readable"), *bytes, "{key}");
+        }
     }))
     .expect("nothing crashes here");
 }

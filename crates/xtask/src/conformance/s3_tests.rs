@@ -22,6 +22,9 @@ const FILES: [&str; 2] = ["s3tests/functional/test_s3.py", "s3tests/functional/t
 
 const EXPECTED: &str = "conformance/s3-tests.toml";
 
+/// Storage classes besides the usual one: name, class and copies of their pools.
+const POOLS: [(&str, &str, &str); 2] = [("warm", "WARM", "2"), ("cold", "COLD", "3")];
+
 /// How long a node that was killed stays away.
 const AWAY: Duration = Duration::from_secs(60);
 
@@ -31,6 +34,9 @@ type Outcomes = BTreeMap<String, bool>;
 pub fn run(options: &Options, cluster: &mut Cluster) -> Result<bool, String> {
     let suite = options.suite.as_deref().ok_or("--suite DIR is missing: a checkout of ceph/s3-tests")?;
     let configuration = cluster.directory.join("s3-tests.conf");
+    for (name, class, copies) in POOLS {
+        cluster.henge(&["pool", "create", name, "--class", class, "--copies", copies])?;
+    }
     std::fs::write(&configuration, configure(cluster)?).map_err(|error| error.to_string())?;
     let pytest = Pytest { options, suite, configuration: &configuration };
     let all = pytest.collect(ALL)?;
@@ -53,6 +59,7 @@ pub fn run(options: &Options, cluster: &mut Cluster) -> Result<bool, String> {
 }
 
 fn configure(cluster: &Cluster) -> Result<String, String> {
+    let classes = format!("storage_classes = {}\n", POOLS.map(|(_, class, _)| class).join(", "));
     let mut text = format!(
         "[DEFAULT]\nhost = 127.0.0.1\nport = {}\nis_secure = False\nssl_verify = False\n\n[fixtures]\n\
          bucket prefix = henge-{{random}}-\niam name prefix = s3-tests-\niam path prefix = /s3-tests/\n",
@@ -67,7 +74,9 @@ fn configure(cluster: &Cluster) -> Result<String, String> {
              email = {name}@example.com\n"
         ));
         match section {
-            "s3 main" => text.push_str(&format!("api_name = us-east-1\nlc_debug_interval = {LIFECYCLE_DAY_S}\n")),
+            "s3 main" => {
+                text.push_str(&format!("api_name = us-east-1\nlc_debug_interval = {LIFECYCLE_DAY_S}\n{classes}"))
+            }
             "s3 tenant" => text.push_str("tenant =\n"),
             _ => {}
         }

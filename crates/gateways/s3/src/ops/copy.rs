@@ -2,6 +2,7 @@
 //! asked for that nobody knows yet is the source read, hashed and written anew.
 
 use super::object::{insert_written_version, of_write, size_of, write_checksum_elements};
+use super::storage_class::pool_of_write;
 use super::{Gateway, is_versioned};
 use crate::authorize::{Wish, check_owner};
 use crate::checksum::{Algorithm, Hashes, Sums};
@@ -100,7 +101,10 @@ pub async fn object(gateway: &Gateway, request: &Request) -> Result<Reply> {
     let source = source(gateway, request).await?;
     let replace_metadata = replaces(request, &names::METADATA_DIRECTIVE)?;
     let replace_tags = replaces(request, &names::TAGGING_DIRECTIVE)?;
-    if source.is_target && !source.version_named && !replace_metadata {
+    let pool = pool_of_write(gateway, request).await?;
+    let classes = gateway.client.storage_classes(&bucket);
+    let same_class = classes.name(pool) == classes.of(source.object.attributes.as_ref());
+    if source.is_target && !source.version_named && !replace_metadata && same_class {
         let message = "This copy request is illegal because it is trying to copy an object to itself without changing \
                        the object's metadata, storage class, website redirect location or encryption attributes.";
         return Err(S3Error::new(Code::InvalidRequest, message));
@@ -120,7 +124,8 @@ pub async fn object(gateway: &Gateway, request: &Request) -> Result<Reply> {
         gateway.authorize(request, wish).await?;
     }
     let wanted = request.header(&names::CHECKSUM_ALGORITHM).map(Algorithm::wanted).transpose()?;
-    let mut writer = gateway.client.write(&bucket, request.target.key.clone(), Some(size));
+    let place = bucket.clone().in_pool(pool);
+    let mut writer = gateway.client.write(&place, request.target.key.clone(), Some(size));
     let copied = match Copied::of_object(&known, wanted) {
         Some(copied) => {
             writer.copy_from(&source.bucket, &source.object, 0..size).await?;
@@ -140,6 +145,7 @@ pub async fn object(gateway: &Gateway, request: &Request) -> Result<Reply> {
         // A copy is as private as a new object: the source's list is not taken over.
         acl: asked.acl,
         lock: asked.lock,
+        pool,
     };
     let written = writer.finish(FinishPut { attributes, precondition }).await?;
     let mut reply = xml_reply(result("CopyObjectResult", written.modified_ms, &written.etag, &copied.checksums, true));
@@ -164,7 +170,8 @@ pub async fn part(gateway: &Gateway, request: &Request) -> Result<Reply> {
     }
     let wanted = Algorithm::named(&upload.checksum_algorithm);
     let known = source.object.attributes.clone().unwrap_or_default();
-    let mut writer = gateway.client.write(&bucket, request.target.key.clone(), Some(length));
+    let place = bucket.clone().in_pool(upload.attributes.as_ref().map_or(0, |attributes| attributes.pool));
+    let mut writer = gateway.client.write(&place, request.target.key.clone(), Some(length));
     let copied = match Copied::of_part(&known, &range, size_of(&source.object), wanted) {
         Some(copied) => {
             writer.copy_from(&source.bucket, &source.object, range).await?;

@@ -66,6 +66,10 @@ struct Outcome {
 
 pub async fn objects(gateway: &Gateway, request: &Request, payload: Payload) -> Result<Reply> {
     let bucket = gateway.lookup(request).await?;
+    // Each key is decided for itself; but a document of somebody who can delete none of them is not read.
+    if !gateway.list_grants(request, &bucket, Action::DELETE_OBJECT) {
+        gateway.refuse_strangers(request, &bucket)?;
+    }
     let document = request.xml_body(payload, "Delete", true).await?;
     let (wanted, quiet) = read(&document)?;
     let outcomes: Vec<Outcome> = stream::iter(wanted)

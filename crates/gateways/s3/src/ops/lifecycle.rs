@@ -25,6 +25,11 @@ pub async fn put(gateway: &Gateway, request: &Request, payload: Payload) -> Resu
         gateway.client.random_bytes(&mut id);
         id
     })?;
+    for rule in &rules.rules {
+        for transition in rule.transitions.iter().chain(&rule.noncurrent_transitions) {
+            super::storage_class::pool_of(gateway, &transition.class).await?;
+        }
+    }
     let value = Some(lifecycle::encode(&rules));
     gateway.client.set_configuration(&bucket, ConfigurationKind::Lifecycle, value, None).await?;
     Ok(empty(StatusCode::OK))

@@ -11,7 +11,9 @@ use crate::query::Query;
 use crate::request::{Reply, Request, parse_version, quoted, xml_reply};
 use crate::xml::Writer;
 use bytes::Bytes;
-use client::{BucketInfo, ListObjectsRequest, ListUploadsRequest, ListVersionsRequest, ObjectPage, ObjectVersion};
+use client::{
+    BucketInfo, ListObjectsRequest, ListUploadsRequest, ListVersionsRequest, ObjectPage, ObjectVersion, StorageClasses,
+};
 
 /// The most entries in one page.
 const PAGE_MAX: u32 = 1000;
@@ -79,11 +81,11 @@ impl<'a> Listing<'a> {
         }
     }
 
-    fn objects(&self, xml: &mut Writer, page: &ObjectPage, owner: Option<&str>) {
+    fn objects(&self, xml: &mut Writer, page: &ObjectPage, classes: &StorageClasses, owner: Option<&str>) {
         for object in &page.objects {
             xml.element("Contents", |xml| {
                 self.key(xml, "Key", &object.key);
-                write_object(xml, object);
+                write_object(xml, object, classes);
                 if let Some(owner) = owner {
                     write_owner(xml, "Owner", owner);
                 }
@@ -107,7 +109,7 @@ impl<'a> Listing<'a> {
 }
 
 /// What all listings say about an object or version besides its key.
-fn write_object(xml: &mut Writer, object: &ObjectVersion) {
+fn write_object(xml: &mut Writer, object: &ObjectVersion, classes: &StorageClasses) {
     xml.text("LastModified", &iso8601(object.modified_ms));
     if let Some(attributes) = &object.attributes {
         xml.text("ETag", &quoted(&attributes.etag));
@@ -119,11 +121,12 @@ fn write_object(xml: &mut Writer, object: &ObjectVersion) {
         }
     }
     xml.number("Size", super::object::size_of(object));
-    xml.text("StorageClass", "STANDARD");
+    xml.text("StorageClass", classes.of(object.attributes.as_ref()));
 }
 
 pub async fn objects(gateway: &Gateway, request: &Request) -> Result<Reply> {
     let bucket = gateway.bucket(request).await?;
+    let classes = gateway.client.storage_classes(&bucket);
     let listing = Listing { prefix_plain: true, ..Listing::read(&request.query, "max-keys")? };
     let marker = request.query.get("marker").unwrap_or_default();
     let page = listing.page(gateway, &bucket, Bytes::copy_from_slice(marker.as_bytes())).await?;
@@ -135,13 +138,14 @@ pub async fn objects(gateway: &Gateway, request: &Request) -> Result<Reply> {
             listing.key(xml, "NextMarker", &page.next_after);
         }
         xml.flag("IsTruncated", page.truncated);
-        listing.objects(xml, &page, Some(&bucket.owner));
+        listing.objects(xml, &page, &classes, Some(&bucket.owner));
         listing.prefixes(xml, &page.prefixes);
     })))
 }
 
 pub async fn objects_v2(gateway: &Gateway, request: &Request) -> Result<Reply> {
     let bucket = gateway.bucket(request).await?;
+    let classes = gateway.client.storage_classes(&bucket);
     let listing = Listing::read(&request.query, "max-keys")?;
     let token = request.query.get("continuation-token");
     let start_after = request.query.get("start-after").unwrap_or_default();
@@ -164,7 +168,7 @@ pub async fn objects_v2(gateway: &Gateway, request: &Request) -> Result<Reply> {
             xml.text("NextContinuationToken", &continuation_token(&page.next_after));
         }
         xml.flag("IsTruncated", page.truncated);
-        listing.objects(xml, &page, fetch_owner.then_some(bucket.owner.as_str()));
+        listing.objects(xml, &page, &classes, fetch_owner.then_some(bucket.owner.as_str()));
         listing.prefixes(xml, &page.prefixes);
     })))
 }
@@ -176,6 +180,7 @@ pub fn bad_token() -> S3Error {
 
 pub async fn versions(gateway: &Gateway, request: &Request) -> Result<Reply> {
     let bucket = gateway.bucket(request).await?;
+    let classes = gateway.client.storage_classes(&bucket);
     let listing = Listing::read(&request.query, "max-keys")?;
     let key_marker = request.query.get("key-marker").unwrap_or_default();
     let version_marker = request.query.get("version-id-marker").filter(|text| !text.is_empty());
@@ -214,7 +219,7 @@ pub async fn versions(gateway: &Gateway, request: &Request) -> Result<Reply> {
                 if object.delete_marker {
                     xml.text("LastModified", &iso8601(object.modified_ms));
                 } else {
-                    write_object(xml, object);
+                    write_object(xml, object, &classes);
                 }
                 write_owner(xml, "Owner", &bucket.owner);
             });
@@ -225,6 +230,7 @@ pub async fn versions(gateway: &Gateway, request: &Request) -> Result<Reply> {
 
 pub async fn uploads(gateway: &Gateway, request: &Request) -> Result<Reply> {
     let bucket = gateway.bucket(request).await?;
+    let classes = gateway.client.storage_classes(&bucket);
     let listing = Listing::read(&request.query, "max-uploads")?;
     let key_marker = request.query.get("key-marker").unwrap_or_default();
     let upload_text = request.query.get("upload-id-marker").unwrap_or_default();
@@ -260,7 +266,7 @@ pub async fn uploads(gateway: &Gateway, request: &Request) -> Result<Reply> {
                 xml.text("UploadId", &hex(&upload.upload));
                 write_owner(xml, "Initiator", &upload.owner);
                 write_owner(xml, "Owner", &Acl::of_upload(&bucket, upload).owner);
-                xml.text("StorageClass", "STANDARD");
+                xml.text("StorageClass", classes.of(upload.attributes.as_ref()));
                 xml.text("Initiated", &iso8601(upload.created_ms));
                 write_upload_checksum(xml, upload);
             });
@@ -271,6 +277,7 @@ pub async fn uploads(gateway: &Gateway, request: &Request) -> Result<Reply> {
 
 pub async fn parts(gateway: &Gateway, request: &Request) -> Result<Reply> {
     let bucket = gateway.bucket(request).await?;
+    let classes = gateway.client.storage_classes(&bucket);
     let key = &request.target.key;
     let upload_text = request.query.get("uploadId").unwrap_or_default();
     let id = super::multipart::upload_id(upload_text)?;
@@ -288,7 +295,7 @@ pub async fn parts(gateway: &Gateway, request: &Request) -> Result<Reply> {
         xml.text("UploadId", upload_text);
         write_owner(xml, "Initiator", &upload.owner);
         write_owner(xml, "Owner", &Acl::of_upload(&bucket, &upload).owner);
-        xml.text("StorageClass", "STANDARD");
+        xml.text("StorageClass", classes.of(upload.attributes.as_ref()));
         xml.number("PartNumberMarker", u64::from(marker));
         if let Some(last) = page.parts.last() {
             xml.number("NextPartNumberMarker", u64::from(last.number));

@@ -12,6 +12,7 @@ mod multipart;
 pub mod object;
 mod policy;
 mod post;
+mod storage_class;
 mod tagging;
 
 use crate::authorize::Policies;

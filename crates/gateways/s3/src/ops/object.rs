@@ -1,6 +1,6 @@
 //! One object: PUT, GET, HEAD and what is known about it.
 
-use super::{Gateway, is_versioned};
+use super::{Gateway, is_versioned, storage_class};
 use crate::acl;
 use crate::attributes::{OVERRIDES, kept_headers, write_checksums, write_headers};
 use crate::auth::Caller;
@@ -21,7 +21,9 @@ use crate::tags;
 use crate::xml::Writer;
 use access::Action;
 use bytes::Bytes;
-use client::{Attributes, Body, BucketInfo, ChangeRequest, FinishPut, ObjectVersion, ObjectWriter, Part, Written};
+use client::{
+    Attributes, Body, BucketInfo, ChangeRequest, FinishPut, ObjectVersion, ObjectWriter, Part, STANDARD, Written,
+};
 use http::StatusCode;
 use http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, IF_RANGE, LAST_MODIFIED, RANGE};
 use std::ops::Range;
@@ -32,7 +34,8 @@ pub async fn put(gateway: &Gateway, request: &Request, mut payload: Payload) -> 
     let precondition = write_conditions(&request.headers)?;
     let attributes = of_write(gateway, request, &bucket).await?;
     let key = request.target.key.clone();
-    let mut writer = gateway.client.write(&bucket, key, payload.announced_length());
+    let place = bucket.clone().in_pool(attributes.pool);
+    let mut writer = gateway.client.write(&place, key, payload.announced_length());
     let sums = store(&mut payload, &mut writer, &promised, promised.algorithms()).await?;
     let attributes = Attributes { etag: sums.etag(), checksums: sums.checksums, ..attributes };
     let checksums = attributes.checksums.clone();
@@ -63,6 +66,7 @@ pub async fn of_write(gateway: &Gateway, request: &Request, bucket: &BucketInfo)
         tags: tags::of_headers(&request.headers)?,
         acl: acl.encode(&bucket.owner),
         lock: lock::of_write(&request.headers, gateway.client.wall_ms())?,
+        pool: storage_class::pool_of_write(gateway, request).await?,
         ..Attributes::default()
     })
 }
@@ -98,7 +102,7 @@ pub async fn store(
 
 pub async fn get(gateway: &Gateway, request: &Request) -> Result<Reply> {
     let (bucket, object, selected) = select(gateway, request).await?;
-    let mut reply = describe(request, &bucket, &object, &selected)?;
+    let mut reply = describe(gateway, request, &bucket, &object, &selected)?;
     let length = selected.range.end - selected.range.start;
     if length > 0 {
         let mut reader = gateway.client.read(&bucket, &object, selected.range);
@@ -110,7 +114,7 @@ pub async fn get(gateway: &Gateway, request: &Request) -> Result<Reply> {
 
 pub async fn head(gateway: &Gateway, request: &Request) -> Result<Reply> {
     let (bucket, object, selected) = select(gateway, request).await?;
-    describe(request, &bucket, &object, &selected)
+    describe(gateway, request, &bucket, &object, &selected)
 }
 
 /// The part of an object that a read asks for.
@@ -218,7 +222,13 @@ fn select_part(object: &ObjectVersion, number: u32) -> Result<Selected> {
 }
 
 /// The headers of an answer to GET and HEAD.
-fn describe(request: &Request, bucket: &BucketInfo, object: &ObjectVersion, selected: &Selected) -> Result<Reply> {
+fn describe(
+    gateway: &Gateway,
+    request: &Request,
+    bucket: &BucketInfo,
+    object: &ObjectVersion,
+    selected: &Selected,
+) -> Result<Reply> {
     let unknown = Attributes::default();
     let attributes = object.attributes.as_ref().unwrap_or(&unknown);
     let mut reply = empty(if selected.partial { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK });
@@ -243,6 +253,14 @@ fn describe(request: &Request, bucket: &BucketInfo, object: &ObjectVersion, sele
         insert(&mut reply, names::TAGGING_COUNT, &attributes.tags.len().to_string());
     }
     lock::insert(&mut reply, attributes.lock.as_ref());
+    if attributes.pool != 0 {
+        let classes = gateway.client.storage_classes(bucket);
+        let class = classes.name(attributes.pool);
+        // As in S3, the usual one goes without saying.
+        if class != STANDARD {
+            insert(&mut reply, names::STORAGE_CLASS, class);
+        }
+    }
     if object.latest {
         lifecycle::insert_expiration(&mut reply, bucket, &object.key, object);
     }
@@ -295,7 +313,7 @@ pub async fn attributes(gateway: &Gateway, request: &Request) -> Result<Reply> {
             });
         }
         if wants("StorageClass") {
-            xml.text("StorageClass", "STANDARD");
+            xml.text("StorageClass", gateway.client.storage_classes(&bucket).name(known.pool));
         }
         if wants("ObjectSize") {
             xml.number("ObjectSize", size_of(&object));

@@ -4,6 +4,7 @@ mod points;
 mod shrink;
 mod table;
 mod totals;
+mod traces;
 
 use base::plant::Plant;
 use clap::Parser;
@@ -19,7 +20,7 @@ use totals::Totals;
 const SHOWN_MAX: usize = 5;
 
 /// Seeds that the gate runs, each of a kind that the seed alone would rarely draw, beside the first ones of all kinds.
-pub const FIXED: [(Profile, std::ops::Range<u64>); 21] = [
+pub const FIXED: [(Profile, std::ops::Range<u64>); 24] = [
     (Profile::Crashes, 0..40),
     (Profile::FlushErrors, 0..10),
     (Profile::BitRot, 0..10),
@@ -39,6 +40,10 @@ pub const FIXED: [(Profile, std::ops::Range<u64>); 21] = [
     (Profile::Behind, 0..2),
     (Profile::Surge, 0..2),
     (Profile::Renewal, 0..1),
+    (Profile::Overtaken, 0..2),
+    (Profile::Storm, 0..2),
+    // A node's metadata is lost or out of reach, and right after it is back another node is stopped.
+    (Profile::Cluster3, 164..165),
     // The disk vanishes under a leader's metadata.
     (Profile::Cluster3, 15..16),
     // A copy in a hole of a journal; a node that joins a recovered cluster and crashes in its first start.
@@ -88,6 +93,9 @@ struct Arguments {
     /// With --plants: seeds after which a defect counts as not caught.
     #[arg(long, default_value_t = 500)]
     seeds_max: u64,
+    /// Runs seeds FROM..TO twice, each time in a process of its own, and compares the trace hashes.
+    #[arg(long, value_parser = parse_range, value_name = "FROM..TO")]
+    traces: Option<(u64, u64)>,
     /// Says which points of the product were never reached.
     #[arg(long)]
     points: bool,
@@ -164,6 +172,9 @@ fn main() -> ExitCode {
     if arguments.plants {
         let plants = if plants.is_empty() { Plant::ALL.to_vec() } else { plants };
         return table::print(&plants, arguments.seeds_max, arguments.jobs());
+    }
+    if let Some((from, to)) = arguments.traces {
+        return traces::compare(from..to, arguments.profile, arguments.jobs());
     }
     let wanted = arguments.wanted(plants.first().copied());
     match arguments.seed {

@@ -17,6 +17,7 @@ pub struct Totals {
     profiles: BTreeMap<String, u64>,
     counts: BTreeMap<&'static str, u64>,
     faults: BTreeMap<&'static str, u64>,
+    stories: BTreeMap<&'static str, u64>,
     histories: u64,
     undecided: u64,
     simulated: Duration,
@@ -38,6 +39,9 @@ impl Totals {
         for (what, count) in report.faults {
             *self.faults.entry(what).or_insert(0) += count;
         }
+        for (what, count) in report.stories {
+            *self.stories.entry(what).or_insert(0) += count;
+        }
         if !report.violations.is_empty() {
             self.fail(report.seed, &report.violations.join("\n  "), wanted);
         }
@@ -58,7 +62,11 @@ impl Totals {
         let profiles: Vec<String> = self.profiles.iter().map(|(name, count)| format!("{count} {name}")).collect();
         println!("runs: {}", profiles.join(", "));
         println!("happened: {}", list(&self.counts).join(", "));
-        println!("faults by kind:");
+        println!("stories, which are sequences of faults:");
+        for (what, count) in &self.stories {
+            println!("  {count:>12}  {what}");
+        }
+        println!("faults by kind ({}):", self.faults.len());
         for (what, count) in &self.faults {
             println!("  {count:>12}  {what}");
         }
@@ -67,12 +75,20 @@ impl Totals {
         if !rare.is_empty() {
             println!("  fewer than {FAULTS_MIN} of: {}", rare.join(", "));
         }
+        if let Some(cpu) = cpu_time() {
+            let ratio = self.simulated.as_secs_f64() / cpu.as_secs_f64().max(1e-9);
+            println!(
+                "processor time: {:.1} s, {ratio:.0} : 1; {:.2} s a seed",
+                cpu.as_secs_f64(),
+                cpu.as_secs_f64() / self.seeds.max(1) as f64
+            );
+        }
         let of = |what: &str| self.counts.get(what).copied().unwrap_or(0);
         let seconds = took.as_secs_f64() * jobs as f64;
         let ratio = self.simulated.as_secs_f64() / seconds.max(1e-9);
         println!(
             "simulation: {} seeds, {} operations, {} histories checked ({} undecided), {:.2} simulated hours in {:.1} s on \
-             {jobs} processors ({ratio:.0} : 1 each, {:.1} million events a second), {} violations",
+             {jobs} processors ({ratio:.0} : 1 each by the wall clock, {:.1} million events a second), {} violations",
             self.seeds,
             of("operations"),
             self.histories,
@@ -84,6 +100,16 @@ impl Totals {
         );
         if self.violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
+}
+
+/// What all threads of this process have cost, where the system says so (Linux, `man 5 proc_pid_stat`: `utime`, `stime`).
+fn cpu_time() -> Option<Duration> {
+    const TICKS_PER_S: f64 = 100.0;
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The name of the program is in brackets, and may hold anything.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let ticks = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<f64>().ok());
+    Some(Duration::from_secs_f64(ticks.sum::<f64>() / TICKS_PER_S))
 }
 
 /// The one command that runs a seed again.
