@@ -748,7 +748,8 @@ mod tests {
         for value in authorization {
             request = request.header("authorization", *value);
         }
-        let body = r#"{"name":"!","policy":"{}","versioning":"maybe","key":"","expires_s":0,"lost":true,"undo":false}"#;
+        let body = r#"{"name":"!","policy":"{}","versioning":"maybe","key":"","expires_s":0,"lost":true,"undo":false,
+            "class":"","copies":0}"#;
         let body = Body::from(body);
         admin.clone().router().oneshot(request.body(body).unwrap()).await.unwrap().status()
     }

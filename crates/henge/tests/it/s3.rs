@@ -52,12 +52,12 @@ fn an_object_comes_back_whole_in_parts_and_on_condition() {
 #[test]
 fn an_empty_body_that_waits_for_100_ends_its_connection() {
     let (_directory, _server, s3) = started("expect");
-    let put = |headers: &[(&str, &str)], body: &[u8]| s3.send("PUT", "/bucket/folder/", headers, body);
-    let empty = put(&[("expect", "100-continue")], b"");
+    let put = |headers: &[(&str, &str)]| s3.send_and_stay("PUT", "/bucket/folder/", headers);
+    let empty = put(&[("expect", "100-continue")]).expect("the server closes");
     assert_eq!((empty.status, empty.header("connection")), (200, Some("close")));
-    let refused = put(&[("expect", "100-continue"), ("if-none-match", "*")], b"");
+    let refused = put(&[("expect", "100-continue"), ("if-none-match", "*")]).expect("the server closes");
     assert_eq!((refused.status, refused.header("connection")), (412, Some("close")));
-    assert_eq!(put(&[], b"").header("connection"), None);
+    assert!(put(&[]).is_none(), "others may go on");
 }
 
 #[test]
