@@ -264,7 +264,8 @@ impl Admin {
         if self.shows(headers, &self.shared.root_header) {
             return Ok(());
         }
-        Err(refuse(StatusCode::UNAUTHORIZED, "the root credentials are needed for this, and were not given"))
+        let why = if headers.contains_key(header::AUTHORIZATION) { "those given are wrong" } else { "none were given" };
+        Err(refuse(StatusCode::UNAUTHORIZED, &format!("the root credentials are needed for this, and {why}")))
     }
 
     fn shows(&self, headers: &HeaderMap, expected: &str) -> bool {
