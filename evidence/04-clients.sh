@@ -40,6 +40,10 @@ try:
     raise SystemExit("a creator won against an existing object")
 except botocore.exceptions.ClientError as error:
     assert error.response["ResponseMetadata"]["HTTPStatusCode"] == 412
+# botocore waits for a 100 before an empty body, too, and takes what comes next on that connection for a part of it.
+for number in range(3):
+    s3.put_object(Bucket="boto", Key="folder/", Body=b"")
+    assert s3.put_object(Bucket="boto", Key=f"folder/{number}", Body=b"x", IfNoneMatch="*")["ETag"]
 s3.put_bucket_versioning(Bucket="boto", VersioningConfiguration={"Status": "Enabled"})
 first = s3.put_object(Bucket="boto", Key="v", Body=b"1")["VersionId"]
 s3.put_object(Bucket="boto", Key="v", Body=b"2")

@@ -1,6 +1,6 @@
 # rclone: a tree there and back, checked, server-side copy, a link, purge.
 command -v rclone >/dev/null || exit 77
-rclone version | head -1
+rclone version | sed -n 1p
 export RCLONE_CONFIG=/dev/null RCLONE_CONFIG_H_TYPE=s3 RCLONE_CONFIG_H_PROVIDER=Other RCLONE_CONFIG_H_ENDPOINT="$ENDPOINT"
 export RCLONE_CONFIG_H_ACCESS_KEY_ID="$AWS_ACCESS_KEY_ID" RCLONE_CONFIG_H_SECRET_ACCESS_KEY="$AWS_SECRET_ACCESS_KEY" RCLONE_CONFIG_H_REGION=us-east-1
 mkdir -p tree/d && for i in $(seq 1 200); do echo "$i" >"tree/d/file $i"; done

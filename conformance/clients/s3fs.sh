@@ -1,6 +1,6 @@
 # s3fs-fuse: a mount, written, read, renamed and emptied. Needs FUSE.
 command -v s3fs >/dev/null && [ -e /dev/fuse ] || exit 77
-s3fs --version | head -1
+s3fs --version | sed -n 1p
 (umask 077; printf '%s:%s\n' "$AWS_ACCESS_KEY_ID" "$AWS_SECRET_ACCESS_KEY" >passwd)
 mkdir -p mnt
 s3fs s3fs mnt -o passwd_file=passwd,url="$ENDPOINT",use_path_request_style,create,endpoint=us-east-1 2>/dev/null || {

@@ -22,6 +22,8 @@ use crate::terms::Terms;
 
 /// The pool that buckets live in until a user may choose.
 const DEFAULT_POOL: u32 = 1;
+/// Changes of settings that a deletion is interrupted by before it gives up.
+const THAWS_MAX: u32 = 8;
 
 /// What the shards must obey themselves, and so have copies of.
 const SPREAD: [ConfigurationKind; 4] =
@@ -155,27 +157,42 @@ impl Client {
         rows.map(|row| (GroupId(row.group), row.range_epoch)).collect()
     }
 
-    /// Deletes an empty bucket. The shards decide: a frozen, empty range takes no more writes.
+    /// Deletes an empty bucket. The shards decide, before the map forgets it: what is frozen takes no writes, and what is
+    /// dropped never does again.
     pub async fn delete_bucket(&self, name: &str) -> Result<(), Error> {
         let map = self.refresh_map().await?;
         let entry = map.bucket(name).cloned().ok_or(Error::NoSuchBucket)?;
-        let groups = self.groups_of(BucketId(entry.id));
-        let bucket = BucketRef { bucket: entry.id };
-        for (group, epoch) in &groups {
-            let freeze = ShardCommand::FreezeBucket(bucket.clone());
-            self.change_shard(*group, *epoch, freeze, Acknowledgement::All).await?;
+        for (group, epoch) in self.groups_of(BucketId(entry.id)) {
+            self.drop_in_shard(group, epoch, BucketRef { bucket: entry.id }).await?;
         }
         let reply = self.change_map(MapCommand::RemoveBucket(BucketRefInMap { id: entry.id })).await?;
         if !matches!(reply.outcome(), MapOutcome::Done | MapOutcome::NotFound) {
             return Err(Error::Invalid(reply.detail));
         }
-        for (group, epoch) in &groups {
-            // Uploads in progress go a bounded number at a time.
-            let command = ShardCommand::DropBucket(bucket.clone());
-            let drop = || self.change_shard(*group, *epoch, command.clone(), Acknowledgement::All);
-            while drop().await? == ShardOutcome::Done(Done { more: true }) {}
-        }
         Ok(())
+    }
+
+    /// A setting that is spread meanwhile thaws the bucket, which may be written to then: it is begun anew.
+    async fn drop_in_shard(&self, group: GroupId, epoch: u64, bucket: BucketRef) -> Result<(), Error> {
+        for _ in 0..THAWS_MAX {
+            let freeze = ShardCommand::FreezeBucket(bucket.clone());
+            match self.change_shard(group, epoch, freeze, Acknowledgement::All).await {
+                // An earlier deletion got this far.
+                Ok(_) | Err(Error::NoSuchBucket) => {}
+                Err(error) => return Err(error),
+            }
+            loop {
+                // Uploads in progress go a bounded number at a time.
+                let drop = ShardCommand::DropBucket(bucket.clone());
+                match self.change_shard(group, epoch, drop, Acknowledgement::All).await {
+                    Ok(ShardOutcome::Done(Done { more: true })) => {}
+                    Ok(_) => return Ok(()),
+                    Err(Error::Invalid(_)) => break,
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Err(Error::Unavailable("the bucket's settings are being changed".into()))
     }
 
     /// Finishes creations that a crash left half way, so that no name is taken by a bucket that nobody sees.

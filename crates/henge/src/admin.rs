@@ -264,7 +264,8 @@ impl Admin {
         if self.shows(headers, &self.shared.root_header) {
             return Ok(());
         }
-        Err(refuse(StatusCode::UNAUTHORIZED, "the root credentials are needed for this, and were not given"))
+        let why = if headers.contains_key(header::AUTHORIZATION) { "those given are wrong" } else { "none were given" };
+        Err(refuse(StatusCode::UNAUTHORIZED, &format!("the root credentials are needed for this, and {why}")))
     }
 
     fn shows(&self, headers: &HeaderMap, expected: &str) -> bool {
@@ -747,7 +748,8 @@ mod tests {
         for value in authorization {
             request = request.header("authorization", *value);
         }
-        let body = r#"{"name":"!","policy":"{}","versioning":"maybe","key":"","expires_s":0,"lost":true,"undo":false}"#;
+        let body = r#"{"name":"!","policy":"{}","versioning":"maybe","key":"","expires_s":0,"lost":true,"undo":false,
+            "class":"","copies":0}"#;
         let body = Body::from(body);
         admin.clone().router().oneshot(request.body(body).unwrap()).await.unwrap().status()
     }

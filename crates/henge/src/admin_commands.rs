@@ -108,7 +108,7 @@ async fn bucket_quota(args: BucketQuotaArgs) -> Result<(), Failure> {
     if args.json {
         return print_json(&view);
     }
-    let limit = |max: Option<u64>| max.map_or("any number".to_owned(), |max| format!("at most {max}"));
+    let limit = |max: Option<u64>| max.map_or("any number of".to_owned(), |max| format!("at most {max}"));
     println!("bucket {}: {} bytes, {} objects", args.name, limit(view.bytes_max), limit(view.objects_max));
     if let (Some(bytes), Some(objects)) = (view.bytes, view.objects) {
         let rest = if view.counting { " so far; counting goes on" } else { "" };

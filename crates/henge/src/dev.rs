@@ -54,6 +54,7 @@ async fn supervise(nodes: u32, data: &Path, base_port: Option<u16>) -> Result<Ex
     let data = data.canonicalize().context(unusable)?;
     let _only_one = disk.lock().context(|| format!("another `henge dev` runs on {}", data.display()))?;
     let earlier = ClusterFile::read(&data)?;
+    earlier.iter().try_for_each(|cluster| check_is_dev(cluster, &data))?;
     let base_port = choose_base_port(base_port, earlier.as_ref(), &data)?;
     check_nothing_runs(earlier.as_ref(), &data)?;
     let members: Vec<u32> = (1..=NODES_MAX).filter(|id| is_member(&directory_of(*id, &data))).collect();
@@ -92,6 +93,18 @@ async fn supervise(nodes: u32, data: &Path, base_port: Option<u16>) -> Result<Ex
     println!("ready");
     watch_until_signal(&mut children, &mut signals, &data).await?;
     stop_all(&data, children).await
+}
+
+/// Each node of a dev cluster has its place below the cluster's directory. A server's own directory has a file of
+/// addresses as well, and that server is nothing to kill or to start another in the place of.
+fn check_is_dev(cluster: &ClusterFile, data: &Path) -> Result<(), Failure> {
+    match cluster.nodes.iter().find(|node| node.data != directory_of(node.id, data)) {
+        None => Ok(()),
+        Some(_) => Err(Failure(format!(
+            "{} belongs to a node that was started by `henge server`, and `henge dev` keeps away from it",
+            data.display()
+        ))),
+    }
 }
 
 fn check_nothing_runs(earlier: Option<&ClusterFile>, data: &Path) -> Result<(), Failure> {
@@ -279,7 +292,11 @@ async fn start(args: &DevNode) -> Result<ExitCode, Failure> {
     }
     for (id, mut child, spec) in children {
         let (file, ready) = processes::wait_started(&mut child, &spec, START_PATIENCE).await?;
-        record(&data, id, file)?;
+        if let Err(failure) = record(&data, id, file) {
+            // What is not part of the cluster must not stay on its addresses.
+            let _ = child.kill().and_then(|()| child.wait());
+            return Err(failure);
+        }
         let state = if ready { "is ready" } else { "runs, and serves as soon as enough of the others do" };
         println!("node {id} {state} (process {})", child.id());
     }
@@ -323,6 +340,7 @@ fn find(args: &DevNode) -> Result<(PathBuf, ClusterFile, Vec<ClusterNode>), Fail
         || format!("{} holds no dev cluster; make one with `henge dev --nodes 3 --data DIR`", args.data.display());
     let data = args.data.canonicalize().context(none)?;
     let cluster = ClusterFile::read(&data)?.ok_or_else(|| Failure(none()))?;
+    check_is_dev(&cluster, &data)?;
     let mut nodes: Vec<ClusterNode> = Vec::new();
     for id in &args.nodes {
         let Some(node) = cluster.node(*id) else {

@@ -9,7 +9,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use crate::cluster::StartFailure;
-use crate::nemesis::{NEVER, Nemesis, Refused};
+use crate::nemesis::{Nemesis, Refused};
 use crate::plan::Profile;
 
 /// So long until silence has been voted down, with some to spare.
@@ -78,10 +78,7 @@ impl Nemesis {
         self.recorder.fault("a disk is replaced by an empty one");
         self.recorder.note(|| format!("NEMESIS disk {} of node {victim} is replaced by an empty one", disk.name()));
         self.cluster.crash(victim).await;
-        disk.erase();
-        // What was to befall the old one does not befall the new one's identity.
-        disk.inject(Fault::LostWrite, NEVER);
-        disk.inject(Fault::MisdirectedWrite, NEVER);
+        self.exchange_disk(&disk);
         self.sim.sleep(self.outage()).await;
         self.start(victim).await?;
         self.ration.mend(victim);

@@ -3,7 +3,7 @@
 
 use base::env::RandomExt;
 use base::ids::NodeId;
-use base::sim::{Fault, SimHandle};
+use base::sim::{Fault, SimDisk, SimHandle};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -139,6 +139,16 @@ impl Nemesis {
                     }
                     return Err(Refused);
                 }
+                Err(StartFailure::Refused(why)) if self.is_identity_spoilt(node, &why) => {
+                    self.recorder.note(|| {
+                        format!("node {node} does not start, and its disk is replaced by an empty one: {why}")
+                    });
+                    self.recorder.fault("a disk is replaced by an empty one");
+                    if self.sim.is_running(node) {
+                        self.cluster.kill(node).await;
+                    }
+                    self.exchange_disk(&self.cluster.chunk_disks(node)[1]);
+                }
                 Err(StartFailure::Refused(why)) => {
                     self.recorder.violation(format!("node {node} refuses to start: {why}"));
                     return Err(Refused);
@@ -149,6 +159,20 @@ impl Nemesis {
                 }
             }
         }
+    }
+
+    /// A write that landed elsewhere may have hit both copies of who the disk is: then somebody has to come and replace it.
+    fn is_identity_spoilt(&self, node: NodeId, why: &str) -> bool {
+        self.ration.tainted() == Some(node)
+            && self.plan.disks > 1
+            && why.contains("disk1: the disk's identity is damaged")
+    }
+
+    /// An empty disk in the place of this one. What was to befall that does not befall the new one's identity.
+    pub fn exchange_disk(&self, disk: &SimDisk) {
+        disk.erase();
+        disk.inject(Fault::LostWrite, NEVER);
+        disk.inject(Fault::MisdirectedWrite, NEVER);
     }
 
     /// Flush errors are final: until it is started anew, the node must not acknowledge what it cannot keep.

@@ -92,6 +92,11 @@ impl Trouble {
         )
     }
 
+    /// The replicas on the node may have to be made anew afterwards.
+    fn may_wound(self) -> bool {
+        matches!(self, Trouble::FlushError | Trouble::ReadErrors | Trouble::FullDisk | Trouble::VanishedDisk)
+    }
+
     /// As the story tells it and as it is counted.
     fn what(self) -> &'static str {
         match self {
@@ -227,10 +232,18 @@ impl Nemesis {
         while (victims.len() as u64) < count {
             victims.insert(self.draw_node());
         }
-        let troubles: Vec<(NodeId, Trouble)> = victims
+        let mut troubles: Vec<(NodeId, Trouble)> = victims
             .into_iter()
             .map(|victim| (victim, TROUBLES[self.sim.below(TROUBLES.len() as u64) as usize]))
             .collect();
+        // The metadata of one node at a time: two of five may be two of the three that vote in a shard.
+        let mut wounds = 0;
+        for (_, trouble) in &mut troubles {
+            wounds += usize::from(trouble.may_wound());
+            if wounds > 1 && trouble.may_wound() {
+                *trouble = Trouble::PowerCut;
+            }
+        }
         self.strike_each(troubles).await
     }
 

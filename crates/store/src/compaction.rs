@@ -264,6 +264,11 @@ async fn move_journal(
         // Marks that lay in a hole are known from before it was one.
         (tombstones, evicted) = marks_in(inner, number).await;
     }
+    // A chunk that left twice has two marks in one volume, of which the index counts one.
+    for marks in [&mut tombstones, &mut evicted] {
+        marks.sort_unstable();
+        marks.dedup();
+    }
     move_chunks(inner, number, file, alive, pacer).await?;
     move_logs(inner, number).await?;
     let (mut idle, needed, marks) = {

@@ -142,6 +142,7 @@ pub async fn scan_paced(
             // Nothing more: unwritten space, or a torn first batch whose later parts cannot be told from garbage.
             if matches!(extent, Extent::Sealed(_)) {
                 judge.take(Item::Gap(at..limit)).into_iter().for_each(&mut *visit);
+                at = limit;
             } else {
                 judge.take(Item::Gap(at..at));
             }

@@ -504,3 +504,52 @@ fn a_node_that_stays_out_says_so_within_seconds() {
     assert!(matches!(&refused, Err(Error::Unavailable(why)) if why.contains("voted out")), "{refused:?}");
     assert!(millis(&fake) - before < 1000, "no store of this life will ever be taken");
 }
+
+/// Found by reading: a setting that is spread to the shards thaws the bucket, and its deletion went on nevertheless.
+#[test]
+fn a_bucket_that_is_deleted_while_a_setting_changes_holds_nothing_that_was_acknowledged() {
+    use meta::object::command::Versioning;
+    let mut lost = Vec::new();
+    let (mut gones, mut puts) = (0, 0);
+    for seed in 0..3000 {
+        let fake = Fake::new(seed);
+        let bucket = fake.bucket(All);
+        let (sim, client, bucket) = (fake.sim(), fake.client.clone(), bucket.clone());
+        let (deleted, put) = fake.run(async move {
+            let delete = async {
+                sim.sleep(Duration::from_micros(seed * 131 % 7000)).await;
+                client.delete_bucket("b").await
+            };
+            let set = async {
+                sim.sleep(Duration::from_micros(seed * 577 % 7000)).await;
+                client.set_versioning("b", Versioning::Enabled).await
+            };
+            let put = async {
+                sim.sleep(Duration::from_micros(seed * 7919 % 20_000)).await;
+                for _ in 0..3 {
+                    let mut writer = client.write(&bucket, Bytes::from_static(b"k"), None);
+                    writer.write(Bytes::from_static(b"x")).await.unwrap();
+                    if writer.finish(client::FinishPut::default()).await.is_ok() {
+                        return true;
+                    }
+                }
+                false
+            };
+            let (deleted, _, put) = futures_util::future::join3(delete, set, put).await;
+            (deleted, put)
+        });
+        let gone = fake.state().map().buckets.is_empty();
+        gones += u32::from(gone);
+        puts += u32::from(put);
+        if put && gone {
+            lost.push((seed, deleted));
+        }
+    }
+    eprintln!("{gones} gone, {puts} put");
+    assert!(
+        lost.is_empty(),
+        "{} of 3000: an acknowledged object in a bucket that is gone: {:?}",
+        lost.len(),
+        &lost[..lost.len().min(3)]
+    );
+}

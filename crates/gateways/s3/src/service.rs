@@ -102,6 +102,9 @@ impl Inner {
         let id = hex(&id).to_ascii_uppercase();
         let (method, raw_path) = (parts.method.clone(), parts.uri.path().to_owned());
         let began = self.options.clock.now();
+        // Nobody answers such a request with 100, and botocore takes what it then reads on the same connection for a
+        // part of this answer: the next PUT waits for its timeout.
+        let waits_in_vain = parts.headers.contains_key(http::header::EXPECT) && body.size_hint().exact() == Some(0);
         let across = Across::of(&parts, &self.options);
         let mut operation = None;
         let outcome = if method == Method::OPTIONS {
@@ -120,6 +123,9 @@ impl Inner {
         self.options.meter.record(operation, reply.status().as_u16(), self.options.clock.now().since(began));
         insert(&mut reply, names::REQUEST_ID, &id);
         reply.headers_mut().insert(http::header::SERVER, HeaderValue::from_static("henge"));
+        if waits_in_vain {
+            reply.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+        }
         reply
     }
 }
@@ -294,12 +300,13 @@ impl Across {
     }
 }
 
-/// Presigning clients may put `x-amz-*` and `x-henge-*` headers into the query, where the signature covers them. In what
-/// case `x-henge-*` is written does not matter (`X-Amz-*` is the signature's own), and it is said once.
+/// Presigning clients may put `x-amz-*` and `x-henge-*` headers into the query, in any case, where the signature covers
+/// them. `x-henge-*` is said once.
 fn headers_from_query(query: &Query, headers: &mut HeaderMap) -> Result<()> {
     for (name, value) in query.pairs() {
         let is_term = names::is_term(name);
-        if !is_term && !names::are_ours(name) {
+        let lower = name.to_ascii_lowercase();
+        if !is_term && !names::are_ours(&lower) || OF_SIGNATURES.contains(&lower.as_str()) && lower != *name {
             continue;
         }
         let refuse = |why: &str| {
@@ -316,6 +323,18 @@ fn headers_from_query(query: &Query, headers: &mut HeaderMap) -> Result<()> {
     }
     Ok(())
 }
+
+/// Written `X-Amz-...`, these belong to a presigned URL itself.
+const OF_SIGNATURES: [&str; 8] = [
+    "x-amz-algorithm",
+    "x-amz-content-sha256",
+    "x-amz-credential",
+    "x-amz-date",
+    "x-amz-expires",
+    "x-amz-security-token",
+    "x-amz-signature",
+    "x-amz-signedheaders",
+];
 
 fn announced_trailers(headers: &HeaderMap) -> Vec<String> {
     let values = headers.get(names::TRAILER).and_then(|value| value.to_str().ok()).unwrap_or_default();
@@ -368,4 +387,22 @@ fn error_reply(error: &S3Error, method: &Method, raw_path: &str, id: &str) -> Re
         reply.headers_mut().insert(name.clone(), value.clone());
     }
     reply
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_in_the_query_count_in_any_case_and_those_of_the_signature_do_not() {
+        let query = Query::read(
+            "X-Amz-Meta-Colour=green&x-amz-acl=private&X-Amz-Date=20260101T000000Z&X-Amz-Expires=60&other=1",
+        );
+        let mut headers = HeaderMap::new();
+        headers.insert("x-amz-acl", HeaderValue::from_static("public-read"));
+        headers_from_query(&query.unwrap(), &mut headers).unwrap();
+        let mut names: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        names.sort_unstable();
+        assert_eq!(names, [("x-amz-acl", "public-read"), ("x-amz-meta-colour", "green")]);
+    }
 }

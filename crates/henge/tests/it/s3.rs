@@ -47,6 +47,19 @@ fn an_object_comes_back_whole_in_parts_and_on_condition() {
     assert_eq!(s3.send("HEAD", "/bucket/a%20b/c", &[], b"").status, 404);
 }
 
+/// botocore sends `Expect: 100-continue` with an empty body, is given the answer at once, and takes what it reads next on
+/// that connection for a part of it: the next PUT would wait for its timeout. So there is no next one.
+#[test]
+fn an_empty_body_that_waits_for_100_ends_its_connection() {
+    let (_directory, _server, s3) = started("expect");
+    let put = |headers: &[(&str, &str)]| s3.send_and_stay("PUT", "/bucket/folder/", headers);
+    let empty = put(&[("expect", "100-continue")]).expect("the server closes");
+    assert_eq!((empty.status, empty.header("connection")), (200, Some("close")));
+    let refused = put(&[("expect", "100-continue"), ("if-none-match", "*")]).expect("the server closes");
+    assert_eq!((refused.status, refused.header("connection")), (412, Some("close")));
+    assert!(put(&[]).is_none(), "others may go on");
+}
+
 #[test]
 fn errors_name_code_resource_and_request() {
     let (_directory, _server, s3) = started("errors");

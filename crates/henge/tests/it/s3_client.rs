@@ -102,6 +102,18 @@ impl S3 {
         self.send_raw(method, target, headers, &hash, body.len(), body)
     }
 
+    /// A request without a body whose connection stays open as far as this client is concerned. The answer, if the server
+    /// ends the connection within two seconds.
+    pub fn send_and_stay(&self, method: &str, target: &str, headers: &[(&str, &str)]) -> Option<Answer> {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        let head = self.head(method, target, headers, &hex(&Sha256::digest(b"")), 0);
+        stream.write_all(head.replace("Connection: close\r\n", "").as_bytes()).unwrap();
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+        let mut raw = Vec::new();
+        let ended = std::io::Read::read_to_end(&mut stream, &mut raw).is_ok();
+        ended.then(|| answer_in(raw, method))
+    }
+
     /// Claims `hash` and `length` of the body, whatever they are, and sends `body`.
     pub fn send_raw(
         &self,
@@ -184,6 +196,10 @@ fn amz_date(now_s: u64) -> String {
 fn read_answer(mut stream: TcpStream, method: &str) -> Answer {
     let mut raw = Vec::new();
     stream.read_to_end(&mut raw).unwrap();
+    answer_in(raw, method)
+}
+
+fn answer_in(raw: Vec<u8>, method: &str) -> Answer {
     let end = raw.windows(4).position(|window| window == b"\r\n\r\n").expect("the answer has a head");
     let head = String::from_utf8(raw[..end].to_vec()).unwrap();
     let mut lines = head.split("\r\n");

@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::acknowledge::{Answer, Voter, Waiting};
 use super::freshness::Freshness;
 use super::install::{self, Installed};
+use super::log_write::in_pieces;
 use super::reads::Reads;
 use super::{Acknowledge, GroupError, GroupHandle, Parts, Request, Shared, acknowledge, encode_hard_state};
 use crate::events::{EventKind, EventLog};
@@ -415,18 +416,19 @@ impl Driver {
         let (engine, env, given_up) = (self.engine.clone(), self.env.clone(), self.given_up.clone());
         let shared = self.shared.clone();
         let done = Box::pin(async move {
-            loop {
-                match engine.raft_write(write.clone()).await {
-                    // Space may come back, and nothing was written: meanwhile new commands are refused as too many. The disk
-                    // is full and has said so; it does not hang.
-                    Err(StoreError::Full) if !given_up.load(Ordering::Acquire) => {
-                        shared.writing_since.store(0, Ordering::Relaxed);
-                        env.sleep(FULL_PAUSE).await;
-                        shared.writing_since.store(env.now().0, Ordering::Relaxed);
-                    }
-                    result => return result,
+            for piece in in_pieces(write) {
+                // Space may come back, and nothing was written: meanwhile new commands are refused as too many. The disk
+                // is full and has said so; it does not hang.
+                let mut result = engine.raft_write(piece.clone()).await;
+                while result == Err(StoreError::Full) && !given_up.load(Ordering::Acquire) {
+                    shared.writing_since.store(0, Ordering::Relaxed);
+                    env.sleep(FULL_PAUSE).await;
+                    shared.writing_since.store(env.now().0, Ordering::Relaxed);
+                    result = engine.raft_write(piece.clone()).await;
                 }
+                result?;
             }
+            Ok(())
         });
         self.writing = Some(Writing { done, number: unwritten.number, messages: unwritten.messages });
     }

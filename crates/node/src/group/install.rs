@@ -255,9 +255,10 @@ fn read_page(
             for row in found {
                 bytes += row.key.len() + row.value.len();
                 page.rows.push(wire::SnapshotRow { key: row.key, value: row.value });
-            }
-            if page.rows.len() >= page_rows || bytes >= PAGE_BYTES {
-                return Ok(page);
+                // After each row: a step of long ones would be more than a frame takes.
+                if page.rows.len() >= page_rows || bytes >= PAGE_BYTES {
+                    return Ok(page);
+                }
             }
         }
     }

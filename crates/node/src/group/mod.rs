@@ -7,6 +7,7 @@ mod acknowledge;
 mod driver;
 mod freshness;
 pub mod install;
+mod log_write;
 mod reads;
 
 use base::Env;

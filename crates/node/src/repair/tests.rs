@@ -409,6 +409,24 @@ fn what_left_goes_when_the_group_has_opened_and_may_return() {
     assert!((1..=10).all(|number| bench.has(1, number)));
 }
 
+/// Two disks of a node changed places in a group just when orphans were swept: one took what others were about to delete, and
+/// kept it for good, because the other had never heard of it.
+#[test]
+fn what_one_member_has_deleted_leaves_although_another_knows_nothing_of_it() {
+    let bench = Bench::new(&[1]);
+    let map = bench.nodes.map.subscribe();
+    bench.change(|map| close(map, &[2, 3]));
+    bench.unite(2).unwrap();
+    bench.unite(3).unwrap();
+    bench.change(open);
+    bench.put(1, 11..=12);
+    bench.put(2, 11..=11);
+    bench.delete(2, 11);
+    bench.sim.block_on(bench.repairers[&1].let_go(&map));
+    assert!(!bench.has(1, 11), "a tombstone always wins");
+    assert!(bench.has(1, 12), "nobody has deleted it: this may be the only copy");
+}
+
 #[test]
 fn tombstones_stay_until_the_group_is_healthy_with_all_members() {
     let bench = Bench::new(&[1, 2]);

@@ -303,8 +303,8 @@ impl Repairer {
         }
     }
 
-    /// Drops here what every member says that it holds, or has deleted. What a member lacks stays: this may be the only
-    /// copy left.
+    /// Drops here what every member says that it holds, and what any has deleted. What a member lacks stays: this may be the
+    /// only copy left.
     async fn let_go_of(&self, engine: &Engine, group: &Group) -> Result<(), String> {
         if plant::is(Plant::EvictBlindly) {
             let own = engine.inventory(None, group.pg.pool, group.pg.slots(), EVICTIONS_MAX);
@@ -328,7 +328,9 @@ impl Repairer {
                     (State::Damaged, _) => false,
                 };
                 let holders = states.iter().filter(|(number, state)| *number > 0 && is_there(state)).count();
-                match (own, holders == members.len()) {
+                // One tombstone is enough: whoever lacks it and the chunk will never be asked for either.
+                let is_deleted = states.iter().any(|(number, state)| *number > 0 && *state == State::Deleted);
+                match (own, is_deleted || holders == members.len()) {
                     (State::Deleted, _) => {}
                     (_, true) => ids.push(*id),
                     (_, false) => kept += 1,

@@ -9,12 +9,14 @@ use prost::Message as _;
 use raft::eraftpb::{self, MessageType};
 
 use super::configuration::{Change, Configuration};
-use super::{ENTRY_COMMAND, ENTRY_CONFIGURATION, Entry, UNCOMMITTED_BYTES_MAX};
+use super::{ENTRY_COMMAND, ENTRY_CONFIGURATION, Entry, MESSAGE_BYTES_MAX, UNCOMMITTED_BYTES_MAX};
 
 /// Bytes of an encoded message: one entry of the largest size, or many small ones, and the rest.
 pub const MESSAGE_LEN_MAX: usize = UNCOMMITTED_BYTES_MAX as usize + (1 << 20);
 /// Terms, indices and ids stay below this, so that sums of a few never overflow.
 const NUMBER_MAX: u64 = 1 << 62;
+/// Index, term and frame of an entry, beside its data.
+const ENTRY_COST: u64 = 24;
 /// Bytes of a heartbeat's context.
 const CONTEXT_LEN_MAX: usize = 64;
 
@@ -151,6 +153,36 @@ impl Message {
         message.context = row.context;
         Ok(Message(message))
     }
+}
+
+/// An append of more than [`MESSAGE_BYTES_MAX`] as several, each of which follows the one before.
+pub(super) fn in_parts(mut message: eraftpb::Message) -> Vec<Message> {
+    let len = |entry: &eraftpb::Entry| entry.data.len() as u64 + ENTRY_COST;
+    let is_long = message.get_entries().iter().map(len).sum::<u64>() > MESSAGE_BYTES_MAX;
+    if message.get_msg_type() != MessageType::MsgAppend || !is_long {
+        return vec![Message(message)];
+    }
+    let entries: Vec<eraftpb::Entry> = message.take_entries().into();
+    let mut parts = Vec::new();
+    let (mut part, mut bytes) = (Vec::new(), 0);
+    let mut follows = (message.index, message.log_term);
+    let mut finish = |part: &mut Vec<eraftpb::Entry>| {
+        let mut one = message.clone();
+        (one.index, one.log_term) = follows;
+        follows = part.last().map_or(follows, |last: &eraftpb::Entry| (last.index, last.term));
+        one.set_entries(std::mem::take(part).into());
+        parts.push(Message(one));
+    };
+    for entry in entries {
+        if !part.is_empty() && bytes + len(&entry) > MESSAGE_BYTES_MAX {
+            finish(&mut part);
+            bytes = 0;
+        }
+        bytes += len(&entry);
+        part.push(entry);
+    }
+    finish(&mut part);
+    parts
 }
 
 /// The kinds that peers send to each other. Others exist inside `raft-rs` and are never taken from the network.

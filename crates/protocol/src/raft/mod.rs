@@ -43,9 +43,9 @@ pub const ENTRY_CONFIGURATION: u8 = 2;
 /// Bytes of entries handed out for apply at once.
 const COMMITTED_BYTES_PER_READY_MAX: u64 = 4 << 20;
 /// Bytes of entries in one append message.
-const MESSAGE_BYTES_MAX: u64 = 1 << 20;
+pub(super) const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 /// Append messages in flight to one follower.
-const INFLIGHT_MESSAGES_MAX: usize = 256;
+const INFLIGHT_MESSAGES_MAX: usize = 64;
 /// Ticks after which a leader offers a snapshot again to a follower that has said nothing since.
 const SNAPSHOT_RETRY_TICKS: u32 = 2 * ELECTION_TICKS as u32;
 /// Entries that the next leader may lack when leadership is handed over: no proposal is taken until it has them.
@@ -210,7 +210,8 @@ impl RaftPeer {
             check_quorum: true,
             pre_vote: true,
             read_only_option: ReadOnlyOption::Safe,
-            // Entries that gather between two readies travel in one message, and are acknowledged by one.
+            // Entries that gather between two readies travel in one message, and are acknowledged by one. `take_ready` parts
+            // those that grow too long so: raft-rs has no bound for them.
             batch_append: true,
             skip_bcast_commit: restored.commits_lazily,
             max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
@@ -568,8 +569,8 @@ impl RaftPeer {
             restored,
             append: entries.iter().map(entry_out).collect(),
             hard_state: hard_state.filter(|hs| *hs != self.hard_state_taken),
-            messages: taken.take_messages().into_iter().map(Message).collect(),
-            messages_after_flush: taken.take_persisted_messages().into_iter().map(Message).collect(),
+            messages: taken.take_messages().into_iter().flat_map(message::in_parts).collect(),
+            messages_after_flush: taken.take_persisted_messages().into_iter().flat_map(message::in_parts).collect(),
             committed: taken.take_committed_entries().iter().map(entry_out).collect(),
             reads: taken.take_read_states().into_iter().filter_map(grant_out).collect(),
         };

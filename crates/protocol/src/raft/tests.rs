@@ -430,3 +430,68 @@ proptest::proptest! {
         proptest::prop_assert_eq!(Configuration::decode(&before.encode()), Ok(before));
     }
 }
+
+/// What a leader sends to a follower that comes back, and what that hands out to be written: all of it in messages that
+/// are taken.
+fn catch_up(count: usize, len: usize) -> (usize, u32) {
+    let mut peers: std::collections::BTreeMap<u64, RaftPeer> =
+        (1..=3).map(|id| (id, RaftPeer::new(fresh(id, &[1, 2, 3]), random(id)).unwrap())).collect();
+    peers.get_mut(&1).unwrap().campaign();
+    let mut longest = 0;
+    let mut exchange = |peers: &mut std::collections::BTreeMap<u64, RaftPeer>, cut: bool| {
+        loop {
+            let mut all = Vec::new();
+            for peer in peers.values_mut() {
+                while let Some(ready) = peer.take_ready() {
+                    all.extend(ready.messages);
+                    peer.persisted(ready.number);
+                    all.extend(ready.messages_after_flush);
+                    if let Some(last) = ready.committed.last() {
+                        peer.applied(last.index);
+                    }
+                }
+            }
+            if all.is_empty() {
+                return;
+            }
+            for message in all {
+                if cut && (message.to() == PeerId(3) || message.from() == PeerId(3)) {
+                    continue;
+                }
+                let encoded = message.encode();
+                longest = longest.max(encoded.len());
+                let message = Message::decode(&encoded).expect("what a peer sends is taken");
+                peers.get_mut(&message.to().0).unwrap().step(message).unwrap();
+            }
+        }
+    };
+    exchange(&mut peers, false);
+    assert_eq!(peers[&1].leadership().role, Role::Leader);
+    for number in 0..count {
+        let mut data = vec![7; len];
+        data[0] = ENTRY_COMMAND;
+        peers.get_mut(&1).unwrap().propose(data.into()).unwrap();
+        if (number + 1) * len >= 1 << 20 || number % 100 == 99 {
+            exchange(&mut peers, true);
+        }
+    }
+    let target = peers[&1].applied_index();
+    let mut ticks = 0;
+    while peers[&3].applied_index() < target {
+        ticks += 1;
+        assert!(ticks < 2000, "it does not catch up");
+        peers.get_mut(&1).unwrap().tick();
+        exchange(&mut peers, false);
+    }
+    (longest, ticks)
+}
+
+/// Found by reading: raft-rs put everything that a follower lacked into one message, which nobody took.
+#[test]
+fn a_follower_that_comes_back_is_sent_no_more_at_once_than_is_taken() {
+    for (count, len) in [(90_000, 80), (40_000, 1024), (100, 900_000)] {
+        let (longest, ticks) = catch_up(count, len);
+        assert!(longest < 2 << 20, "a message of {longest} bytes");
+        assert!(ticks < 200, "{count} entries of {len} bytes took {ticks} ticks");
+    }
+}

@@ -497,3 +497,48 @@ fn released_damage_is_rewritten_and_an_inspection_finds_nothing_more() {
     }
     assert!(healed > 20, "only {healed} volumes had damage");
 }
+
+/// Chunks 0 to 99 in a journal volume that is sealed where it ended; its file, and where its last five blocks lie.
+fn with_sealed_end(seed: u64) -> (Bench, String, std::ops::Range<usize>) {
+    let bench = Bench::formatted(seed);
+    let engine = bench.open();
+    for number in 0..100 {
+        bench.put(&engine, chunk(number, 15_000)).unwrap();
+    }
+    bench.close(engine);
+    let engine = bench.open();
+    bench.put(&engine, chunk(500, 3000)).unwrap();
+    bench.close(engine);
+    let journal = bench.files("journal").remove(0);
+    let contents = bench.disk.contents(&journal).unwrap();
+    let end = contents.iter().rposition(|byte| *byte != 0).unwrap() / 4096 * 4096 + 4096;
+    (bench, journal, end - 5 * 4096..end)
+}
+
+/// Found by reading: the second start took the volume for one that ends earlier.
+#[test]
+fn a_sealed_end_that_cannot_be_read_for_a_while_is_found_again() {
+    let (bench, journal, hole) = with_sealed_end(70);
+    let before = bench.disk.contents(&journal).unwrap();
+    bench.disk.overwrite(&journal, hole.start as u64, &[0; 5 * 4096]);
+    let (engine, first) = bench.try_open().unwrap();
+    assert!(!first.damaged.is_empty());
+    bench.close(engine);
+    // The blocks are back.
+    bench.disk.overwrite(&journal, hole.start as u64, &before[hole]);
+    let engine = bench.open();
+    let missing = (0..100).filter(|n| bench.get(&engine, id(*n)).is_err()).count();
+    assert_eq!(missing, 0, "acknowledged, on the disk, readable, and not found");
+    bench.close(engine);
+}
+
+#[test]
+fn a_sealed_end_that_is_lost_is_damage_at_every_start() {
+    let (bench, journal, hole) = with_sealed_end(71);
+    bench.disk.overwrite(&journal, hole.start as u64, &[0; 5 * 4096]);
+    for start in 0..3 {
+        let (engine, report) = bench.try_open().unwrap();
+        assert!(!report.damaged.is_empty(), "start {start}");
+        bench.close(engine);
+    }
+}
