@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::compaction::{large_in, live_where};
 use crate::errors::StoreError;
 use crate::format::batch::Parsed;
-use crate::format::record::{Kind, split_id};
+use crate::format::record::{Kind, Locator, split_id};
 use crate::format::volume::VolumeKind;
 use crate::index::{Live, Slot, VolumeNumber};
 use crate::inner::{Inner, Pacer, count};
@@ -66,7 +66,7 @@ async fn journal(inner: &Arc<Inner>, number: VolumeNumber, file: &VolumeFile, pa
     let end = inner.shared().state.volumes.get(&number).map_or(0, |volume| volume.end);
     // Stretches in which no record can be named, and the locators that were met elsewhere.
     let mut holes: Vec<Range<u64>> = Vec::new();
-    let mut located: BTreeSet<ChunkId> = BTreeSet::new();
+    let mut located: Located = BTreeSet::new();
     let mut visit = |item: Item| match item {
         Item::Gap(range) => {
             let what = DamagedWhat::Unknown { len_bytes: range.end - range.start };
@@ -85,8 +85,12 @@ async fn journal(inner: &Arc<Inner>, number: VolumeNumber, file: &VolumeFile, pa
                 note(inner, number, range.start, what, "records of a batch cannot be told apart");
                 holes.push(range.clone());
             }
-            let locators = batch.contents.records.iter().filter(|record| record.kind == Kind::Locator);
-            located.extend(locators.map(|record| ChunkId::from_bytes(record.id)));
+            for record in batch.contents.records.iter().filter(|record| record.kind == Kind::Locator) {
+                let Ok((_, payload)) = &record.content else { continue };
+                if let Ok(at) = Locator::decode(&batch.data[payload.clone()]) {
+                    located.insert((ChunkId::from_bytes(record.id), at.incarnation, at.offset));
+                }
+            }
             let whole = batch.contents.records.iter().all(|record| record.content.is_ok());
             if let Some(blemish) = batch.blemish {
                 note(inner, number, at, DamagedWhat::Bookkeeping, blemish);
@@ -101,11 +105,14 @@ async fn journal(inner: &Arc<Inner>, number: VolumeNumber, file: &VolumeFile, pa
     }
 }
 
+/// Chunks, and where locators that can be read say that they are: one from before a move says nothing.
+type Located = BTreeSet<(ChunkId, u64, u64)>;
+
 /// What the index believes to lie in a hole is not there: a write that was reported done and never was, or landed
 /// elsewhere. After the next start nothing would even name it.
-async fn mark_lost(inner: &Inner, number: VolumeNumber, holes: &[Range<u64>], located: &BTreeSet<ChunkId>) {
+async fn mark_lost(inner: &Inner, number: VolumeNumber, holes: &[Range<u64>], located: &Located) {
     let is_lost = |id: &ChunkId, live: &Live| match live.is_large() {
-        true => !located.contains(id),
+        true => !located.contains(&(*id, u64::from(live.volume), live.offset)),
         false => holes.iter().any(|hole| hole.contains(&live.offset)),
     };
     let held = live_where(inner, |live| live.journal == number).await;
