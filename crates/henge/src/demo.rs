@@ -5,7 +5,8 @@ use base::env::RandomExt;
 use bytes::Bytes;
 use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode};
@@ -166,22 +167,22 @@ struct Demo {
 }
 
 impl Demo {
-    /// Starts a node: for the first time on any free ports, then on the same again.
+    /// Starts a node: for the first time on free ports, then on the same again.
     async fn start(&mut self, number: u32) -> Result<(), Failure> {
-        let address = |known: Option<&String>| -> SocketAddr {
-            let any_port = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-            known.and_then(|address| address.parse().ok()).unwrap_or(any_port)
-        };
         let known = self.cluster.as_ref().and_then(|cluster| cluster.node(number));
+        let [s3, admin, cluster] = match known {
+            None => free_addresses()?,
+            Some(node) => [&node.s3, &node.admin, &node.cluster].map(|known| known.parse().expect("a node listens there")),
+        };
         let join = match &self.cluster {
             Some(cluster) if known.is_none() => Some(local_cluster::invite(cluster).await?),
             _ => None,
         };
         let spec = ServerSpec {
             data: self.directory.path().join(format!("node{number}")),
-            s3: address(known.map(|node| &node.s3)),
-            admin: address(known.map(|node| &node.admin)),
-            cluster: address(known.map(|node| &node.cluster)),
+            s3,
+            admin,
+            cluster,
             log: self.directory.path().join(format!("node{number}.log")),
             lifetime: Lifetime::WithParent,
             join,
@@ -221,6 +222,19 @@ impl Demo {
         self.nodes.retain(|(node, _)| *node != number);
         Ok(())
     }
+}
+
+/// Three addresses of this machine that were free a moment ago, below the ports that systems give to outgoing connections:
+/// while a node is down, its ports stay its own.
+fn free_addresses() -> Result<[SocketAddr; 3], Failure> {
+    const PORTS: Range<u16> = 12_000..32_000;
+    const TRIES: usize = 100;
+    let random = system_random();
+    let pick = || PORTS.start + random.below(u64::from(PORTS.end - PORTS.start)) as u16;
+    let three = |first| [0, 1, 2].map(|offset| SocketAddr::from((Ipv4Addr::LOCALHOST, first + offset)));
+    let is_free = |addresses: &[SocketAddr; 3]| addresses.map(TcpListener::bind).iter().all(io::Result::is_ok);
+    let found = (0..TRIES).map(|_| three(pick())).find(is_free);
+    found.ok_or_else(|| Failure(format!("no three free ports in a row were found from {PORTS:?} on 127.0.0.1")))
 }
 
 impl Drop for Demo {

@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Output, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Instant;
 
 struct Dev {
@@ -52,15 +53,19 @@ impl Drop for Dev {
     }
 }
 
-/// Ports of three nodes that were free a moment ago.
+/// Ports of three nodes that were free a moment ago, below those that the system gives to outgoing connections: any of
+/// the many clients that run beside this test could take one of those while its node is down.
 fn free_base_port() -> u16 {
+    static TRIED: AtomicU16 = AtomicU16::new(0);
+    const LOWEST: u16 = 12_000;
+    const BLOCK: u16 = 32;
+    const BLOCKS: u16 = 600;
+    let start = u16::try_from(std::process::id() % u32::from(BLOCKS)).unwrap();
     wait_for("free ports in a row", || {
-        let first = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = first.local_addr().unwrap().port();
-        let others = [1, 2, 10, 11, 12, 20, 21, 22];
-        let rest: Vec<_> =
-            others.iter().filter_map(|i| TcpListener::bind(("127.0.0.1", port.checked_add(*i)?)).ok()).collect();
-        (rest.len() == others.len()).then_some(port)
+        let block = (start + TRIED.fetch_add(1, Ordering::Relaxed)) % BLOCKS;
+        let port = LOWEST + block * BLOCK;
+        let taken = [0, 1, 2, 10, 11, 12, 20, 21, 22].map(|offset| TcpListener::bind(("127.0.0.1", port + offset)));
+        taken.iter().all(Result::is_ok).then_some(port)
     })
 }
 
