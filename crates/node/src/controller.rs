@@ -223,10 +223,11 @@ pub async fn control(
         }
         closer.close_due(&env, &service, &client);
         if !lead.proposing.load(Ordering::Acquire) {
-            let mut commands = lead.decide(&service, now, &rules);
-            if let Some(agent) = &fence_agent {
-                commands = fence_agent::hold(&env, &service, agent, &group, commands);
-            }
+            let release = |commands| match &fence_agent {
+                Some(agent) => fence_agent::hold(&env, &service, agent, &group, commands),
+                None => commands,
+            };
+            let commands = lead.decide(&service, now, &rules, release);
             let map = service.map.borrow().clone();
             propose(&env, group, map, commands, &lead.proposing, &service.events);
         }
@@ -256,11 +257,18 @@ struct Lead {
 }
 
 impl Lead {
-    /// What is to change, and what the timeline says of it.
-    fn decide(&mut self, service: &Service, now: MonoTime, rules: &Rules) -> Vec<(MapCommand, String)> {
+    /// What is to change, and what the timeline says of it. `release` keeps back what waits for the fence agent: the rest
+    /// of the cluster does not wait for that.
+    fn decide(
+        &mut self,
+        service: &Service,
+        now: MonoTime,
+        rules: &Rules,
+        release: impl FnOnce(Vec<(MapCommand, String)>) -> Vec<(MapCommand, String)>,
+    ) -> Vec<(MapCommand, String)> {
         let map = service.map.borrow().clone();
         let mut seen = service.control.observations();
-        let mut commands = control::decide_nodes(&map, &mut seen, now, rules);
+        let mut commands = release(control::decide_nodes(&map, &mut seen, now, rules));
         if commands.is_empty() {
             commands.extend(control::decide_level(&map));
         }
