@@ -74,25 +74,23 @@ fn needs(configuration: &Configuration, node: NodeId) -> bool {
 
 /// Erases all these ranges. A file that holds rows of several of them cannot be rewritten without the first while damage
 /// hides rows of the second: so what fails is tried again after others succeeded.
-pub async fn erase_all(kv: &LsmKv, ranges: Vec<(Bytes, Bytes)>) -> Result<(), String> {
+pub async fn erase_all(kv: &LsmKv, ranges: Vec<(Bytes, Bytes)>) -> Result<(), KvError> {
     let mut left = ranges;
     loop {
         let mut failed = Vec::new();
-        let mut why = String::new();
+        let mut why = None;
         let before = left.len();
         for (from, to) in left {
             if let Err(error) = kv.erase(&from, &to).await {
-                why = error.to_string();
+                why = Some(error);
                 failed.push((from, to));
             }
         }
-        if failed.is_empty() {
-            return Ok(());
+        match why {
+            None => return Ok(()),
+            Some(error) if failed.len() == before => return Err(error),
+            Some(_) => left = failed,
         }
-        if failed.len() == before {
-            return Err(why);
-        }
-        left = failed;
     }
 }
 
@@ -269,13 +267,18 @@ impl Replicas {
             }
             None => {}
         }
+        // One that is opened anew at this moment is not there, and will be.
+        if self.changing.try_lock().is_err() {
+            return;
+        }
         transport::send_gone(&self.env, from, self.generation(), PeerGone { group: id.0, peer: to.0 });
     }
 
-    /// Whether this replica has its log and its state, and heard a leader lately, or was opened just now.
+    /// Whether this replica has its log, and heard a leader lately, or was opened just now. It may wait for its state: it votes
+    /// all the same.
     fn is_member(&self, handle: &GroupHandle) -> bool {
         let heard = self.env.now().since(handle.leader_heard());
-        handle.failed().is_none() && handle.is_ready() && heard < MEMBER_HEARS
+        handle.failed().is_none() && !handle.configuration().is_empty() && heard < MEMBER_HEARS
     }
 
     /// Makes or drops a replica in a task of its own, one at a time; while one is at it, others are let go.
@@ -343,18 +346,26 @@ impl Replicas {
         Ok(())
     }
 
-    /// Where damage hides rows of several replicas, none of them can be removed alone. What no running replica owns goes;
-    /// a running replica whose rows are hidden has lost them, and is given up as well when its group can do without it.
+    /// Where damage hides rows of several replicas, none of them can be removed alone. What no replica owns goes; a running
+    /// replica whose rows are hidden has lost them, and is given up as well when its group can do without it. Replicas that
+    /// wait for their state own nothing but their group's row: they stop for this, and go on with their vote and log.
     async fn erase_all_but_the_sound(&self) -> Result<(), String> {
+        let mut waiting = BTreeMap::new();
+        let erased = self.erase_around(&mut waiting).await;
+        for id in waiting.into_keys() {
+            if let Err(error) = self.open(id).await {
+                tracing::error!("the replica of group {id} will be made anew: {error}");
+            }
+        }
+        erased
+    }
+
+    /// `waiting`: replicas that were stopped and are to be opened again, by their configuration.
+    async fn erase_around(&self, waiting: &mut BTreeMap<GroupId, Arc<Configuration>>) -> Result<(), String> {
         loop {
             let (mut kept, mut owners) = (Vec::new(), Vec::new());
-            for handle in self.all().into_iter().filter(|handle| handle.failed().is_none()) {
-                if !handle.is_ready() {
-                    return Err(format!(
-                        "the replica of group {} is not complete yet; then it is tried again",
-                        handle.id
-                    ));
-                }
+            let lives = |handle: &GroupHandle| handle.failed().is_none() || handle.wants_reopening();
+            for handle in self.all().into_iter().filter(lives) {
                 let state = match group::load(&KvView::over(&*self.kv), handle.id) {
                     Ok(state) => state,
                     // What cannot be read now says nothing about what it owns: nothing is touched.
@@ -362,10 +373,28 @@ impl Replicas {
                     // The damage is in the way below, and its owner is given up.
                     Err(ViewError::Damaged { .. }) => GroupState::default(),
                 };
+                if state.install() == Install::Incomplete {
+                    // Nothing puts rows any more when it has stopped.
+                    self.stop(&handle).await;
+                    waiting.insert(handle.id, handle.configuration());
+                    continue;
+                }
+                if !handle.is_ready() {
+                    return Err(format!(
+                        "the replica of group {} is not complete yet; then it is tried again",
+                        handle.id
+                    ));
+                }
                 for range in group::row_ranges(handle.id, &state) {
                     kept.push(range);
-                    owners.push(handle.clone());
+                    owners.push((handle.id, handle.configuration()));
                 }
+            }
+            for (id, configuration) in waiting.iter() {
+                let key = group::state_key(*id);
+                let behind = [key.as_ref(), &[0]].concat().into();
+                kept.push((key, behind));
+                owners.push((*id, configuration.clone()));
             }
             let (first, last, why) = match self.kv.retain(kept.clone()).await {
                 Ok(()) => return Ok(()),
@@ -373,12 +402,16 @@ impl Replicas {
                 Err(error) => return Err(error.to_string()),
             };
             let hurt = kept.iter().position(|(from, to)| first < *to && *from <= last);
-            let Some(hurt) = hurt.map(|position| owners[position].clone()) else { return Err(why) };
-            if needs(&hurt.configuration(), self.node) {
+            let Some((id, configuration)) = hurt.map(|position| owners[position].clone()) else { return Err(why) };
+            if needs(&configuration, self.node) {
                 return Err(why);
             }
-            tracing::error!("the replica of group {} has lost rows and will be made anew: {why}", hurt.id);
-            self.stop(&hurt).await;
+            tracing::error!("the replica of group {id} has lost rows and will be made anew: {why}");
+            if waiting.remove(&id).is_none()
+                && let Some(handle) = self.get(id)
+            {
+                self.stop(&handle).await;
+            }
         }
     }
 

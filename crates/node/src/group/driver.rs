@@ -8,7 +8,7 @@ use base::env::{BoxFuture, MonoTime};
 use base::ids::{GROUP_ZERO, GroupId, LogIndex, NodeId, PeerId, Term};
 use base::plant::{self, Plant};
 use bytes::Bytes;
-use meta::group::{self, Install};
+use meta::group::{self, GroupState, Install};
 use meta::map::command::{ClusterMap, DiskRow, NodeRow, NodeState};
 use meta::view::ViewError;
 use protocol::membership::{self, NodeView};
@@ -37,6 +37,10 @@ use crate::transport::{self, PeerGone, RaftItem};
 const UNFLUSHED_BYTES_MAX: u64 = 256 << 20;
 /// Pause before a log write is tried again that the disk had no room for.
 const FULL_PAUSE: Duration = Duration::from_millis(200);
+/// From one look whether others have what is damaged here to the next.
+const SURVEY_PAUSE: Duration = Duration::from_secs(30);
+/// Before a state is fetched again whose place is held by damage.
+const DAMAGED_PAUSE: Duration = Duration::from_secs(10);
 /// Requests taken in one round.
 const ROUND_MAX: usize = 256;
 /// How often a leader looks whether its group should have other members.
@@ -84,6 +88,8 @@ pub struct Driver {
     /// There is no state: none came yet, or fetching it was cut off when the old one was gone already.
     stateless: bool,
     held: Vec<Entry>,
+    survey_due: MonoTime,
+    fetch_due: MonoTime,
     /// Where peers wrote from, for answers before the configuration is known.
     heard_from: BTreeMap<PeerId, NodeId>,
     /// Peers that say that they will never answer again; one whose disk is back may, with its log.
@@ -156,6 +162,8 @@ impl Driver {
             fetching: None,
             stateless: parts.stateless,
             held: Vec::new(),
+            survey_due: now,
+            fetch_due: now,
             heard_from: BTreeMap::new(),
             gone: BTreeSet::new(),
             membership_due: now,
@@ -645,11 +653,16 @@ impl Driver {
     /// Not even the group's own row can be read: the replica stops for good when a majority of voters is at work without
     /// it; as long as that is not so, or voters change, another one leads if it can.
     fn give_up(&mut self, why: String) -> bool {
-        if !self.raft.pending_configuration() && self.others_at_work() > self.configuration.voters.len() / 2 {
+        if self.is_spare() {
             self.fail(why);
             return true;
         }
         self.hand_over()
+    }
+
+    /// Whether a majority of voters is at work without this replica.
+    fn is_spare(&self) -> bool {
+        !self.raft.pending_configuration() && self.others_at_work() > self.configuration.voters.len() / 2
     }
 
     fn hand_over(&mut self) -> bool {
@@ -668,27 +681,28 @@ impl Driver {
         self.raft.progress().into_iter().filter(able).max_by_key(|it| it.matched).map(|it| it.peer)
     }
 
-    /// Has all rows of another replica read: who gives up its own must know that they are elsewhere.
+    /// Has the own rows read, and all of another replica: who gives up its own must know that they are damaged, and that
+    /// they are elsewhere.
     fn survey(&mut self, why: String) {
         let other = self.leader_node().filter(|node| *node != self.node);
         let other = other.or_else(|| self.node_of(self.heir()?));
         let Some(mailbox) = self.mailbox.upgrade().filter(|_| self.fetching.is_none() && !self.stateless) else {
             return;
         };
-        let Some(other) = other else { return };
+        let Some(other) = other.filter(|_| self.env.now() >= self.survey_due) else { return };
         if self.shared.mending.swap(true, Ordering::AcqRel) {
             return;
         }
-        let source = self.source(other, self.given_up.clone());
+        let (source, kv) = (self.source(other, self.given_up.clone()), self.kv.clone());
         self.env.spawn("survey a replica", async move {
-            let found = install::survey(&source).await.map_err(|error| format!("{why}; node {other}: {error}"));
+            let found = install::survey(&source, &kv).await.map_err(|error| format!("{why}; node {other}: {error}"));
             let _ = mailbox.send(Request::Surveyed { why, found }).await;
         });
     }
 
     /// Another replica has every row, or that is not known.
-    fn surveyed(&mut self, why: String, found: Result<(), String>) {
-        let marked = found.and_then(|()| {
+    fn surveyed(&mut self, why: String, found: Result<GroupState, String>) {
+        let marked = found.and_then(|source| self.may_do_without(&why, &source)).and_then(|()| {
             let old = group::load(&KvView::over(&*self.kv), self.id).map_err(|error| error.to_string())?;
             let mark = crate::machine::change_out(group::mark(self.id, &old, Install::Incomplete));
             self.kv.commit(vec![mark]).map_err(|error| error.to_string())
@@ -701,9 +715,32 @@ impl Driver {
                     self.fail(format!("its state is replaced by another replica's: {why}"));
                 }
             }
-            Err(error) => tracing::warn!(group = self.id.0, "damaged rows are kept: {error}"),
+            Err(error) => {
+                tracing::warn!(group = self.id.0, "damaged rows are kept: {error}");
+                self.survey_due = self.env.now() + SURVEY_PAUSE;
+            }
         }
         self.shared.mending.store(false, Ordering::Release);
+    }
+
+    /// Whether this replica may give up its rows for those of `source`. A leader may not: until another one leads, its rows are
+    /// the newest. With what the source has applied and the own log nothing is missing that was committed.
+    fn may_do_without(&mut self, why: &str, source: &GroupState) -> Result<(), String> {
+        match self.failed() {
+            Some(other) if other != why => return Err(format!("the replica has stopped: {other}")),
+            None if self.raft.leadership().role == Role::Leader => {
+                self.hand_over();
+                return Err("this replica leads".into());
+            }
+            Some(_) | None => {}
+        }
+        if self.stateless || self.fetching.is_some() {
+            return Err("they are being replaced already".into());
+        }
+        if LogIndex(source.applied_index) < self.raft.log_base() || !source.is_supported() {
+            return Err("the other replica is behind, or of a newer version".into());
+        }
+        Ok(())
     }
 
     /// How many other voters serve, as far as is known here.
@@ -804,6 +841,9 @@ impl Driver {
         if !self.raft.would_restore(message) {
             return false;
         }
+        if self.env.now() < self.fetch_due {
+            return true;
+        }
         let cancelled = Arc::<AtomicBool>::default();
         let source = self.source(from, cancelled.clone());
         let fetch = install::Fetch { source, kv: self.kv.clone(), message: message.clone(), at_least: index };
@@ -825,6 +865,12 @@ impl Driver {
         self.fetching = None;
         let installed = match result {
             Ok(installed) => installed,
+            // The rows cannot be replaced where they are: the replica is made anew, together with what the damage hides else.
+            // A learner has promised nothing.
+            Err(failed) if failed.damaged && (self.is_spare() || !self.configuration.is_voter(self.peer)) => {
+                self.held.clear();
+                return self.fail(format!("its state cannot be replaced: {}", failed.why));
+            }
             Err(failed) if failed.state_is_gone && !self.stateless => {
                 // Raft here still counts on a state: the replica is opened anew, as after a crash.
                 self.held.clear();
@@ -837,6 +883,9 @@ impl Driver {
                     "a snapshot was not installed and is asked for again: {}",
                     failed.why
                 );
+                if failed.damaged {
+                    self.fetch_due = self.env.now() + DAMAGED_PAUSE;
+                }
                 return self.apply_held();
             }
         };

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use store::kv::{Change, Kv, KvRead, LsmKv};
+use store::kv::{Change, Kv, KvError, KvRead, LsmKv};
 
 use crate::machine::KvView;
 use crate::replicas::erase_all;
@@ -69,21 +69,65 @@ pub struct Failed {
     pub why: String,
     /// What was there before is not whole any more.
     pub state_is_gone: bool,
+    /// Damage holds the place of the old rows, together with others.
+    pub damaged: bool,
+}
+
+impl Failed {
+    fn before(why: String) -> Failed {
+        Failed { why, state_is_gone: false, damaged: false }
+    }
+}
+
+/// While rows are replaced.
+impl From<String> for Failed {
+    fn from(why: String) -> Failed {
+        Failed { why, state_is_gone: true, damaged: false }
+    }
 }
 
 pub async fn fetch(fetch: Fetch) -> Result<Installed, Failed> {
-    let (first, state, configuration) = begin(&fetch).await.map_err(|why| Failed { why, state_is_gone: false })?;
-    replace(fetch, first, state, configuration).await.map_err(|why| Failed { why, state_is_gone: true })
+    let (first, state, configuration) = begin(&fetch).await.map_err(Failed::before)?;
+    replace(fetch, first, state, configuration).await
 }
 
-/// Whether the other node's replica has its whole state and can read every row of it. Nothing is kept.
-pub async fn survey(source: &Source) -> Result<(), String> {
+/// Succeeds when rows are damaged here, and the other node's replica has its whole state and can read every row of it. Answers
+/// what that one's row said. Nothing is kept.
+pub async fn survey(source: &Source, own: &LsmKv) -> Result<GroupState, String> {
+    if !is_damaged(source, own).await? {
+        // What is stored as it was written and makes no sense is the same everywhere.
+        return Err("every row can be read here".into());
+    }
     let mut now = page(source, 0, Bytes::new()).await?;
+    let state = group::decode(&now.state)?;
     while !now.done {
         let after = now.rows.last().map(|row| row.key.clone());
         now = page(source, now.token, after.ok_or("a page without rows that is not the last")?).await?;
     }
-    Ok(())
+    Ok(state)
+}
+
+/// Whether the store cannot read back a row of the group.
+async fn is_damaged(source: &Source, own: &LsmKv) -> Result<bool, String> {
+    const STEP: usize = 1024;
+    let rows = own.snapshot();
+    let state = group::load(&KvView::over(&*rows), source.group).map_err(|error| error.to_string())?;
+    for (mut from, to) in group::row_ranges(source.group, &state) {
+        while from < to {
+            source.check()?;
+            match rows.scan(&from, &to, STEP) {
+                Ok(found) => match found.last() {
+                    Some(last) => from = [last.key.as_ref(), &[0]].concat().into(),
+                    None => break,
+                },
+                Err(KvError::Damaged { .. }) => return Ok(true),
+                Err(error @ KvError::Io(_)) => return Err(error.to_string()),
+            }
+            // A long scan must not starve what shares this thread.
+            source.env.sleep(Duration::from_millis(1)).await;
+        }
+    }
+    Ok(false)
 }
 
 async fn begin(fetch: &Fetch) -> Result<(wire::SnapshotRows, GroupState, Configuration), String> {
@@ -101,7 +145,7 @@ async fn replace(
     first: wire::SnapshotRows,
     state: GroupState,
     configuration: Configuration,
-) -> Result<Installed, String> {
+) -> Result<Installed, Failed> {
     let kv: &dyn Kv = &*fetch.kv;
     let old = group::load(&KvView::over(&*fetch.kv), fetch.source.group).map_err(|error| error.to_string())?;
     let marked = group::mark(fetch.source.group, &old, Install::Incomplete);
@@ -116,7 +160,10 @@ async fn replace(
     // The mark stays: all rows but the group's own.
     let ranges = ranges.flat_map(|(from, to)| around(&own_row, from, to)).collect();
     fetch.source.check()?;
-    erase_all(&fetch.kv, ranges).await?;
+    erase_all(&fetch.kv, ranges).await.map_err(|error| Failed {
+        damaged: matches!(error, KvError::Damaged { .. }),
+        ..Failed::from(error.to_string())
+    })?;
     fetch.source.check()?;
     let mut page_now = first;
     loop {
@@ -129,7 +176,7 @@ async fn replace(
         if page_now.done {
             break;
         }
-        let after = last.ok_or("a page without rows that is not the last")?;
+        let after = last.ok_or_else(|| Failed::from("a page without rows that is not the last".to_owned()))?;
         page_now = page(&fetch.source, page_now.token, after).await?;
     }
     fetch.source.check()?;

@@ -14,6 +14,7 @@ use base::Env;
 use base::env::MonoTime;
 use base::ids::{GroupId, LogIndex, NodeId, PeerId, Term};
 use bytes::Bytes;
+use meta::group::GroupState;
 use meta::map::command::ClusterMap;
 use protocol::raft::{Configuration, HardState, Message, RaftPeer, UNCOMMITTED_BYTES_MAX};
 use protocol::slowness::{SLOW_MIN, Tail};
@@ -99,11 +100,11 @@ enum Request {
         why: String,
         reply: oneshot::Sender<bool>,
     },
-    /// Whether another replica could read all rows of its own.
+    /// Whether rows here are damaged and another replica could read all of its own, and how far that one has come.
     Surveyed {
         /// Why this one does without its own.
         why: String,
-        found: Result<(), String>,
+        found: Result<GroupState, String>,
     },
     Stop {
         done: oneshot::Sender<()>,

@@ -242,6 +242,45 @@ fn a_node_whose_metadata_is_unreadable_is_given_it_anew() {
     cluster.verify(first, 0..40);
 }
 
+/// Damage in the blocks that several groups share, noticed while the node runs: no replica's rows can be replaced alone, and
+/// replicas that wait for their state must not wait for each other.
+#[test]
+fn damage_to_rows_of_several_groups_in_a_running_node_is_healed() {
+    for seed in [19, 20] {
+        let mut cluster = Cluster::found(seed);
+        cluster.join();
+        cluster.join();
+        let [first, second, third] = [1, 2, 3].map(NodeId);
+        cluster.write(first, 0..100);
+        cluster.wait_for_safety(first);
+        let node = cluster.nodes[&second].clone();
+        cluster.on(second, async move { node.shutdown().await });
+        cluster.crash(second);
+        cluster.start(second);
+        cluster.wait("the second leads again", Duration::from_secs(60), |cluster| {
+            cluster.nodes[&second].status().groups.iter().any(|group| group.id == 1 && group.leader == 2)
+        });
+        // Newer rows than the damaged ones, so that each group's own row can be read.
+        cluster.write(first, 100..105);
+        let disk = cluster.sim.disk(second, "disk");
+        for run in disk.files().into_iter().filter(|name| name.starts_with("kv-run")) {
+            let len = disk.contents(&run).expect("it is there").len() as u64;
+            for at in (0..len).step_by(700) {
+                disk.flip(&run, at, 1);
+            }
+        }
+        cluster.verify(third, 0..105);
+        cluster.wait("no replica waits for its state", Duration::from_secs(120), |cluster| {
+            let status = cluster.nodes[&second].status();
+            status.groups.len() == 2 && cluster.nodes[&second].ready()
+        });
+        cluster.wait_for_safety(second);
+        cluster.write(second, 105..110);
+        cluster.crash(first);
+        cluster.verify(second, 0..110);
+    }
+}
+
 /// A replica whose rows were damaged was given up for good although its log was whole: when a second voter failed before it had
 /// been replaced, the group waited for that one.
 #[test]

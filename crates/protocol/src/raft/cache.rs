@@ -1,6 +1,6 @@
 //! The log since the last trim, in memory, as `raft-rs` reads it. The durable copy is the driver's business.
 
-use base::ids::PeerId;
+use base::ids::{LogIndex, PeerId};
 use raft::eraftpb;
 use raft::{GetEntriesContext, RaftState, Storage, StorageError};
 use std::collections::VecDeque;
@@ -75,6 +75,10 @@ impl LogCache {
 
     pub fn last(&self) -> u64 {
         self.base.0 + self.entries.len() as u64
+    }
+
+    pub fn base(&self) -> LogIndex {
+        LogIndex(self.base.0)
     }
 
     /// Bytes and number of the entries.

@@ -713,6 +713,11 @@ impl RaftPeer {
         }
     }
 
+    /// The entry before the first in the log: whoever has applied it has what this log does not hold any more.
+    pub fn log_base(&self) -> LogIndex {
+        self.node.store().base()
+    }
+
     /// Bytes and number of the entries in memory.
     pub fn log_size(&self) -> (u64, usize) {
         self.node.store().size()
