@@ -84,17 +84,26 @@ impl Shots {
         due
     }
 
+    /// Nothing, when this node leads no more and somebody else's decision, or a later life of the node, took its place.
     fn ended(&self, target: &Target, shot: Option<Shot>) {
         let mut shots = self.by_node();
+        if shots.get(&target.node).is_none_or(|(of, _)| *of != target.generation) {
+            return;
+        }
         match shot {
             Some(shot) => shots.insert(target.node, (target.generation, shot)),
             None => shots.remove(&target.node),
         };
     }
 
-    /// Sentences for `status`: who is not given up, and why.
-    pub fn findings(&self) -> Vec<String> {
-        let finding = |(node, (_, shot)): (&NodeId, &(Generation, Shot))| match shot {
+    /// Sentences for `status`: who is not given up, and why. What was tried may be of a time when this node led.
+    pub fn findings(&self, map: &ClusterMap) -> Vec<String> {
+        let is_down = |node: &NodeId, of: &Generation| {
+            let mut rows = map.nodes.iter().filter(|row| row.id == node.0 && row.generation == of.0);
+            rows.any(|row| row.state() == NodeState::Down)
+        };
+        let finding = |(node, (of, shot)): (&NodeId, &(Generation, Shot))| match shot {
+            Shot::Failed { .. } if !is_down(node, of) => None,
             Shot::Failed { why, .. } => Some(format!(
                 "node {node} is not given up, because the fence command failed ({why}): it is tried again; when you \
                  know that the node is off, `henge node remove {node} --lost`"
@@ -184,12 +193,13 @@ mod tests {
         assert_eq!(hold(NodeState::Lost, 0), (0, vec![target.clone()]));
         assert_eq!(hold(NodeState::Lost, 1), (0, vec![]), "one attempt at a time");
         shots.ended(&target, Some(Shot::Failed { at: at(2), why: "no answer".into() }));
-        assert!(shots.findings()[0].contains("no answer"));
+        assert!(shots.findings(&map(NodeState::Down))[0].contains("no answer"));
+        assert_eq!(shots.findings(&map(NodeState::Lost)), Vec::<String>::new(), "another leader has given it up");
         assert_eq!(hold(NodeState::Lost, 3), (0, vec![]));
         assert_eq!(hold(NodeState::Lost, 40), (0, vec![target.clone()]), "it is tried again");
         shots.ended(&target, Some(Shot::Stopped));
         assert_eq!(hold(NodeState::Lost, 41), (1, vec![]));
-        assert_eq!(shots.findings(), Vec::<String>::new());
+        assert_eq!(shots.findings(&map(NodeState::Down)), Vec::<String>::new());
         let mut nothing = Vec::new();
         shots.hold(&map(NodeState::Up), &mut nothing, at(50));
         assert_eq!(
@@ -203,9 +213,13 @@ mod tests {
     fn a_shot_of_an_earlier_life_does_not_count() {
         let shots = Shots::default();
         let target = Target { node: NodeId(3), address: String::new(), generation: Generation(6) };
+        shots.by_node().insert(NodeId(3), (Generation(6), Shot::Stopped));
+        let hold = |seconds| {
+            let mut decided = decided(NodeState::Lost);
+            (shots.hold(&map(NodeState::Down), &mut decided, at(seconds)).len(), decided.len())
+        };
+        assert_eq!(hold(1), (1, 0));
         shots.ended(&target, Some(Shot::Stopped));
-        let mut decided = decided(NodeState::Lost);
-        assert_eq!(shots.hold(&map(NodeState::Down), &mut decided, at(1)).len(), 1);
-        assert!(decided.is_empty());
+        assert_eq!(hold(2), (0, 0), "the attempt of now is still under way");
     }
 }

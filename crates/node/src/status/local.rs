@@ -116,7 +116,7 @@ pub fn collect(service: &Service) -> LocalStatus {
     disks(service, only_copy, &mut status);
     damage(service, only_copy, &mut status);
     groups(service, &mut status);
-    for why in service.control.shots.findings() {
+    for why in service.control.shots.findings(&service.map.borrow()) {
         status.find(Verdict::AtRisk, why);
     }
     for damage in service.replicas.unreadable_rows() {
