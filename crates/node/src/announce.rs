@@ -122,7 +122,8 @@ impl Announcer {
                 _ = stop.wait_for(|stop| *stop) => return,
                 fenced = fenced => if fenced.is_err() { return },
             }
-            if let Some(why) = self.usurped(&map.borrow()) {
+            let present = map.borrow().clone();
+            if let Some(why) = self.usurped(&present).await {
                 self.service.standing.send_replace(Standing::Ended(why));
                 return;
             }
@@ -177,9 +178,10 @@ impl Announcer {
     }
 
     /// Somebody else has announced itself as this node since: two processes run on one directory and a copy of it. The newer
-    /// one stays, because what both would write under one name cannot be told apart.
-    fn usurped(&self, map: &ClusterMap) -> Option<String> {
-        let own = self.client.session().generation.0;
+    /// one stays, because what both would write under one name cannot be told apart. The own directory counts, not the session: a
+    /// raise whose reply was lost is this process's own, and stands there.
+    async fn usurped(&self, map: &ClusterMap) -> Option<String> {
+        let own = self.clock.now().await.current.0;
         let row = map.nodes.iter().find(|row| row.id == self.identity.node.0 && row.generation > own)?;
         Some(format!(
             "another process runs as node {}, at {}, under generation {} (this one has {own}): one of the two data \
