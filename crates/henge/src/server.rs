@@ -20,7 +20,7 @@ use crate::cli::{DiskArg, ServerArgs};
 use crate::cluster_file::{self, ClusterFile, ClusterNode};
 use crate::credentials::{self, Credentials, Origin};
 use crate::env::net::hello::Club;
-use crate::env::{RealDisk, real_env, system_random};
+use crate::env::{RealDisk, RealNet, real_env, system_random};
 use crate::events::EventView;
 use crate::failure::{Context, Failure};
 use crate::fence_command::FenceCommand;
@@ -72,7 +72,7 @@ pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
 
     let plan = Plan { args: &args, data: &data, disks: &disks, addresses, advertise, root: &root, buffers };
     let (env, started) = plan.start(standing, data_disk, opened, ports.cluster).await?;
-    let node = Arc::clone(&started.node);
+    let (node, net) = (Arc::clone(&started.node), Arc::clone(&started.net));
     let (region, meter) = (started.region.clone(), started.s3_meter.clone());
     let https = tls.is_some();
     plan.cluster_file(&region, &node).write(&data)?;
@@ -86,6 +86,9 @@ pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
         biased;
         () = signals.next() => None,
         why = node.ended() => Some(why),
+        why = net.replaced() => Some(format!(
+            "{why}. This process has ended: of a data directory and a copy of it, only one may run"
+        )),
     };
     println!("stopping: finishing requests (a second signal ends at once)");
     tokio::spawn(async move {
@@ -149,9 +152,12 @@ impl Plan<'_> {
         let (client, cluster) = (node.client(), node.cluster());
         let gate = Gate { env: env.clone(), client: client.clone(), cluster, authority, root: self.root.clone() };
         net.admit_by(Arc::new(gate.clone()));
-        env.spawn("membership", membership::follow(net, env.clone(), standing, client, self.data.to_owned()));
+        env.spawn(
+            "membership",
+            membership::follow(Arc::clone(&net), env.clone(), standing, client, self.data.to_owned()),
+        );
         let s3_meter = S3Meter::default();
-        Ok((env, Running { node, s3_meter, gate, advertise: self.advertise.clone(), region }))
+        Ok((env, Running { node, net, s3_meter, gate, advertise: self.advertise.clone(), region }))
     }
 
     fn tuning(&self) -> node::Tuning {
@@ -238,6 +244,7 @@ fn s3_service(
 /// A node as its admin port shows it.
 struct Running {
     node: Arc<node::Node>,
+    net: Arc<RealNet>,
     s3_meter: S3Meter,
     gate: Gate,
     advertise: String,

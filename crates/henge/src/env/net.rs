@@ -39,6 +39,10 @@ const SEAL_AHEAD_BYTES: usize = 256 << 10;
 /// The same complaint about a peer is logged once in this time.
 const COMPLAINT_PAUSE: Duration = Duration::from_secs(30);
 
+/// When for so long nobody takes this process in because another one under the same name is connected, that one stays. A
+/// process that has died is not connected any more after three seconds.
+const RIVAL_MAX: Duration = Duration::from_secs(10);
+
 const CHANNELS: [Channel; 3] = [Channel::Control, Channel::Raft, Channel::Bulk];
 
 /// The network of one node.
@@ -64,6 +68,9 @@ struct NetShared {
     /// Removed nodes: their certificates are good, and they are not.
     expelled: watch::Sender<BTreeSet<NodeId>>,
     complaints: Mutex<BTreeMap<NodeId, (String, Instant)>>,
+    rivalry: Mutex<Rivalry>,
+    /// What was said when another process had taken this one's place.
+    replaced: watch::Sender<Option<String>>,
 }
 
 /// Who admits new nodes: `request` and the answer are messages of [`crate::join`].
@@ -118,6 +125,8 @@ impl RealNet {
             callers: Mutex::default(),
             expelled: watch::Sender::default(),
             complaints: Mutex::default(),
+            rivalry: Mutex::default(),
+            replaced: watch::Sender::default(),
         };
         RealNet { shared: Arc::new(shared), clock }
     }
@@ -161,6 +170,15 @@ impl RealNet {
             }
             modified
         });
+    }
+
+    /// Waits until it is known that another process under this node's name is in the cluster in this one's place: the two run on
+    /// a directory and a copy of it. Answers who says so.
+    pub async fn replaced(&self) -> String {
+        let mut replaced = self.shared.replaced.subscribe();
+        let said = replaced.wait_for(Option::is_some).await.map(|said| said.clone());
+        // The sender lives as long as `self`.
+        said.ok().flatten().unwrap_or_default()
     }
 
     fn link(&self, to: NodeId, channel: Channel) -> Option<Arc<Link>> {
@@ -307,6 +325,10 @@ impl NetShared {
         self.callers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn rivalry(&self) -> MutexGuard<'_, Rivalry> {
+        self.rivalry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn is_expelled(&self, node: NodeId) -> bool {
         self.expelled.borrow().contains(&node)
     }
@@ -326,6 +348,38 @@ impl NetShared {
             complaints.insert(peer, (sentence.to_owned(), Instant::now()));
             tracing::error!("{sentence}");
         }
+    }
+}
+
+/// Whether this process or another one of the same name is taken in by others.
+#[derive(Default)]
+struct Rivalry {
+    /// Connections to others that there are.
+    connected: usize,
+    /// The first and the latest time that others refused this process for the other one, while nobody took it in.
+    refused: Option<(Instant, Instant)>,
+}
+
+impl Rivalry {
+    fn welcomed(&mut self) {
+        self.connected += 1;
+        self.refused = None;
+    }
+
+    fn parted(&mut self) {
+        self.connected -= 1;
+    }
+
+    /// Somebody has refused this process. Answers whether it is the one that has to go: never while anybody takes it in, so
+    /// that of two at least one stays.
+    fn is_over(&mut self, now: Instant) -> bool {
+        if self.connected > 0 {
+            return false;
+        }
+        let (first, last) =
+            self.refused.filter(|(_, last)| now.duration_since(*last) < RIVAL_MAX).unwrap_or((now, now));
+        self.refused = Some((first, now.max(last)));
+        now.duration_since(first) > RIVAL_MAX
     }
 }
 

@@ -89,12 +89,15 @@ async fn connection(
         }
         Kind::Hello => {
             let admitted = member(net, &stream, head);
-            let refused = admitted.as_ref().err().cloned().unwrap_or_default();
-            let answer = HelloAnswer { refused }.encode_to_vec().into();
+            let (refused, occupied) = match &admitted {
+                Ok(_) => (String::new(), false),
+                Err(refused) => (refused.why.clone(), refused.occupied),
+            };
+            let answer = HelloAnswer { refused, occupied }.encode_to_vec().into();
             timeout(GREETING_MAX, frame::write_greeting(&mut stream, Kind::HelloAnswer, answer))
                 .await
                 .map_err(late)??;
-            let caller = admitted.map_err(io::Error::other)?;
+            let caller = admitted.map_err(|refused| io::Error::other(refused.why))?;
             drop(stranger);
             let _counted = Counted::new(connections)?;
             Err(serve(net, &caller, stream).await)
@@ -137,18 +140,30 @@ impl Drop for Caller {
     }
 }
 
+struct Refused {
+    why: String,
+    /// See [`HelloAnswer::occupied`].
+    occupied: bool,
+}
+
+impl From<String> for Refused {
+    fn from(why: String) -> Refused {
+        Refused { why, occupied: false }
+    }
+}
+
 /// Who calls, or why it may not.
-fn member(net: &Arc<NetShared>, stream: &Stream, head: Bytes) -> Result<Caller, String> {
+fn member(net: &Arc<NetShared>, stream: &Stream, head: Bytes) -> Result<Caller, Refused> {
     let certificate: Option<&CertificateDer<'_>> = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
     let hello = Hello::decode(head).map_err(|error| format!("malformed greeting: {error}"))?;
     let node = NodeId(hello.node);
     if !certificate.is_some_and(|certificate| tls::is_of_node(certificate, node)) {
-        return Err(format!("the caller's certificate is not that of node {node}"));
+        return Err(format!("the caller's certificate is not that of node {node}").into());
     }
     let membership = net.membership.get().expect("without it there was no handshake");
     let refused = |why: String| {
         net.complain(node, &format!("node {node} was refused: {why}"));
-        why
+        Refused::from(why)
     };
     if let Some(why) = hello.refusal(membership.club()) {
         return Err(refused(why));
@@ -161,8 +176,8 @@ fn member(net: &Arc<NetShared>, stream: &Stream, head: Bytes) -> Result<Caller, 
     if net.is_expelled(node) {
         return Err(refused(format!("node {node} was removed from the cluster")));
     }
-    let channel = hello.channel().ok_or("an unknown channel")?;
-    net.callers().enter(node, hello.process).map_err(refused)?;
+    let channel = hello.channel().ok_or_else(|| "an unknown channel".to_owned())?;
+    net.callers().enter(node, hello.process).map_err(|why| Refused { occupied: true, ..refused(why) })?;
     net.heard_from(node, &hello.advertise);
     Ok(Caller { net: Arc::clone(net), node, channel })
 }

@@ -37,6 +37,9 @@ pub struct HelloAnswer {
     /// Empty: welcome. Otherwise a sentence that says why not.
     #[prost(string, tag = "1")]
     pub refused: String,
+    /// Refused because another process under the same name is connected.
+    #[prost(bool, tag = "2")]
+    pub occupied: bool,
 }
 
 /// What both sides must agree on.

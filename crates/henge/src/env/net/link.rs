@@ -160,7 +160,9 @@ impl Link {
                 Ok(stream) => {
                     tracing::debug!(peer = self.peer.0, channel = ?self.channel, address, "connected");
                     (backoff, was_connected) = (BACKOFF_MIN, true);
+                    net.rivalry().welcomed();
                     let error = self.converse(&net, stream, &mut addresses).await;
+                    net.rivalry().parted();
                     tracing::debug!(peer = self.peer.0, channel = ?self.channel, address, %error, "connection lost");
                 }
             }
@@ -191,7 +193,11 @@ impl Link {
                 "" if kind == Kind::HelloAnswer => Ok(stream),
                 "" => Err(io::Error::other("the peer does not answer the greeting")),
                 why => {
-                    net.complain(self.peer, &format!("node {} at {address} refuses this node: {why}", self.peer));
+                    let why = format!("node {} at {address} refuses this node: {why}", self.peer);
+                    net.complain(self.peer, &why);
+                    if answer.occupied && net.rivalry().is_over(Instant::now()) {
+                        net.replaced.send_replace(Some(why));
+                    }
                     Err(io::Error::other("refused"))
                 }
             }

@@ -320,3 +320,18 @@ async fn a_renewed_certificate_is_used_without_a_restart() {
     near.call_until(2, Ok(())).await;
     far.call_until(1, Ok(())).await;
 }
+
+#[test]
+fn of_two_processes_of_one_name_only_the_one_that_nobody_takes_in_ends() {
+    let (mut rivalry, start) = (super::Rivalry::default(), std::time::Instant::now());
+    let at = |seconds| start + Duration::from_secs(seconds);
+    assert!(!rivalry.is_over(at(0)));
+    assert!(!rivalry.is_over(at(9)), "the other may have just died");
+    rivalry.welcomed();
+    assert!(!rivalry.is_over(at(12)), "somebody takes it in");
+    rivalry.parted();
+    assert!(!rivalry.is_over(at(13)), "that counts from here");
+    assert!(!rivalry.is_over(at(22)));
+    assert!(rivalry.is_over(at(24)));
+    assert!(!rivalry.is_over(at(60)), "long ago is not all the time since");
+}
