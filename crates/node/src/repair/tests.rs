@@ -160,7 +160,7 @@ impl Bench {
 
     fn unite(&self, node: u32) -> Result<(), String> {
         let group = self.group(node);
-        self.sim.block_on(self.repairers[&node].unite(&group))
+        self.sim.block_on(self.repairers[&node].unite(&group, || false))
     }
 
     fn round(&self, comparer: &mut Comparer, node: u32) -> (u64, u64) {
@@ -273,11 +273,11 @@ fn an_inventory_is_told_only_under_the_same_epoch() {
     bench.change(|map| close(map, &[1, 2]));
     let mut ahead = bench.group(2);
     ahead.epoch = PgEpoch(3);
-    let result = bench.sim.block_on(bench.repairers[&2].unite(&ahead));
+    let result = bench.sim.block_on(bench.repairers[&2].unite(&ahead, || false));
     assert!(result.unwrap_err().contains("Busy"), "the other node's map is older");
     let behind = bench.group(2);
     bench.change(|map| close(map, &[1, 2, 3]));
-    let result = bench.sim.block_on(bench.repairers[&2].unite(&behind));
+    let result = bench.sim.block_on(bench.repairers[&2].unite(&behind, || false));
     assert!(result.unwrap_err().contains("StalePlacement"));
 }
 

@@ -2,7 +2,7 @@
 
 use base::Env;
 use base::env::MonoTime;
-use base::ids::{ChunkId, DiskId, NodeId, OwnerId, PoolId};
+use base::ids::{ChunkId, DiskId, NodeId, OwnerId, PgId, PoolId};
 use base::plant::{self, Plant};
 use bytes::Bytes;
 use client::wire::{Ask, Failure, GetChunk, PgDigestAsk, PgDigestLine, PgDigests, Told};
@@ -118,7 +118,7 @@ impl Repairer {
         }
         let united = match self.budget.take(group.key()) {
             None => Err("its chunks are being let go of".into()),
-            Some(_in_hand) => self.unite(group).await,
+            Some(_in_hand) => self.unite(group, || overtaken(group, now, &newest.borrow(), self.node)).await,
         };
         match united {
             Ok(()) => self.progress.finish(group),
@@ -130,8 +130,9 @@ impl Repairer {
         true
     }
 
-    /// Pulls whatever any member, old or new, has and this disk lacks.
-    pub async fn unite(&self, group: &Group) -> Result<(), String> {
+    /// Pulls whatever any member, old or new, has and this disk lacks. Fails when something `overtakes` it; what was pulled
+    /// stays.
+    pub async fn unite(&self, group: &Group, overtakes: impl Fn() -> bool) -> Result<(), String> {
         let engine = self.disks.engine(group.own)?;
         if !group.all_required_serve() {
             return Err("a member is down".into());
@@ -152,6 +153,9 @@ impl Repairer {
             }
             self.bury(engine, buried).await?;
             self.pull_all(engine, group, &walk, wants).await?;
+            if overtakes() {
+                return Err("groups of fewer copies come first".into());
+            }
         }
         Ok(())
     }
@@ -366,6 +370,19 @@ async fn at_once<F: Future>(most: usize, all: impl Iterator<Item = F>) -> Vec<F:
 /// The fewest copies first.
 fn in_order(group: &Group) -> (usize, Key) {
     (group.sources, group.key())
+}
+
+/// Whether the newest map gives this node a group to unite that has fewer copies left than `group` and did not when `then` was
+/// taken up.
+fn overtaken(group: &Group, then: &ClusterMap, newest: &ClusterMap, node: NodeId) -> bool {
+    if newest.version == then.version {
+        return false;
+    }
+    let urgent = |map: &ClusterMap| -> BTreeSet<(PgId, usize)> {
+        let groups = groups_of(map, node).into_iter();
+        groups.filter(|it| it.closed && it.sources < group.sources).map(|it| (it.pg, it.sources)).collect()
+    };
+    !urgent(newest).is_subset(&urgent(then))
 }
 
 fn conflict(id: ChunkId) {
