@@ -11,7 +11,7 @@
 //! new generation.
 
 use base::env::MonoTime;
-use base::ids::{DiskId, GROUP_ZERO, Generation, GroupId, NodeId, PgEpoch, PgId, PoolId, Session};
+use base::ids::{self, DiskId, GROUP_ZERO, Generation, GroupId, NodeId, PgEpoch, PgId, PoolId, Session};
 use base::plant::{self, Plant};
 use bytes::Bytes;
 use client::disk_id;
@@ -20,6 +20,7 @@ use meta::map::command::{
     ClusterMap, DiskRow, DiskState, FeatureLevel, MapCommand, NodeRow, NodeState, PgRow, PgRows, PoolRow, SetDiskSlow,
     SetNodeState,
 };
+use meta::map::level_of;
 use protocol::detector::{self, Detector, Life, Links, Opinion, Turn};
 use protocol::placement::Locality;
 use protocol::rebalance::{self, Change, Cluster, DiskView, GroupView, PoolView, Step};
@@ -359,6 +360,10 @@ pub fn decide_level(map: &ClusterMap) -> Option<(MapCommand, String)> {
 
 /// Disks that are to be called slow, or slow no more; each with a sentence for the timeline.
 pub fn decide_slow(map: &ClusterMap, seen: &mut Observations, now: MonoTime) -> Vec<(MapCommand, String)> {
+    // Below this level the map refuses it, and the judge would take its own verdicts for carried out.
+    if ids::FeatureLevel(map.feature_level) < level_of(&MapCommand::SetDiskSlow(SetDiskSlow::default())) {
+        return Vec::new();
+    }
     let serving: BTreeSet<NodeId> =
         map.nodes.iter().filter(|row| row.state().serves()).map(|row| NodeId(row.id)).collect();
     let disk = |row: &DiskRow| {
@@ -681,11 +686,13 @@ mod tests {
                 Some((millis - from, set.slow, what))
             })
         };
-        let (after, slow, what) = look(&map, (0, 5000), 400).unwrap();
+        assert_eq!(look(&map, (0, 5000), 400), None, "a node of an older version would not follow");
+        map.feature_level = 3;
+        let (after, slow, what) = look(&map, (5000, 10_000), 400).unwrap();
         assert!(slow && after <= 2000, "{after}");
         assert!(what.contains("400 ms") && what.contains("node 2"), "{what}");
         map.disks[1].slow = true;
-        assert_eq!(look(&map, (5000, 60_000), 300), None);
+        assert_eq!(look(&map, (10_000, 60_000), 300), None);
         let (after, slow, _) = look(&map, (60_000, 200_000), 9).unwrap();
         assert!(!slow && after >= 29_000, "{after}");
     }

@@ -9,6 +9,7 @@ use base::ids::{ChunkId, Generation, GroupId, NodeId, PoolId, SLOT_BITS, Session
 use base::plant::{self, Plant};
 use client::wire::{Answer, Failure, NamedIds, Told};
 use client::{Client, Error, NAMED_IDS_MAX};
+use meta::group::Install;
 use meta::map::command::ClusterMap;
 use meta::view::{View, ViewError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -197,8 +198,9 @@ async fn references(
     let snapshot = service.kv.snapshot();
     let view = KvView::over(&*snapshot);
     let state = meta::group::load(&view, group)?;
-    if state.feature_level == 0 {
-        return Err(ViewError::Io(format!("group {group} has no rows yet")));
+    // Rows that are being replaced name little: what they do not name is not unnamed.
+    if state.feature_level == 0 || state.install() != Install::Whole {
+        return Err(ViewError::Io(format!("group {group} does not have its rows yet")));
     }
     let mut named = BTreeSet::new();
     for (start, end) in meta::group::row_ranges(group, &state) {
