@@ -328,11 +328,16 @@ fn keys_outside_the_range_are_another_shards() {
 }
 
 #[test]
-fn a_shard_that_does_not_know_a_level_or_command_refuses_it() {
+fn a_shard_that_does_not_know_a_command_refuses_it_and_one_of_a_newer_level_stops() {
     let mut shard = Shard::new(Versioning::Off);
     let level = |level| ShardCommand::SetFeatureLevel(SetFeatureLevel { level });
     assert_eq!(shard.run(level(1)), done());
-    assert_refused(shard.run(level(u32::MAX)), Reason::Invalid);
+    let newer = ShardEntry { command: Some(level(meta::group::FEATURE_LEVEL + 1)), ..ShardEntry::default() };
+    let stopped = meta::object::apply(&shard.rows, GROUP, base::ids::LogIndex(99), newer);
+    assert!(
+        stopped.is_err_and(|error| error.to_string().contains("start a newer henge")),
+        "to refuse it is to diverge"
+    );
     let (_, outcome) = shard.entry(ShardEntry::default());
     assert_refused(outcome, Reason::Invalid);
 }
