@@ -79,6 +79,7 @@ async fn drain(from: Option<impl AsyncRead + Unpin>, said: &Mutex<Vec<u8>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scratch::ScratchDir;
     use base::ids::{Generation, NodeId};
 
     fn stop(program: &str) -> Result<String, String> {
@@ -94,9 +95,9 @@ mod tests {
         assert!(stop("/nowhere/at/all").unwrap_err().contains("/nowhere/at/all"));
     }
 
-    fn script(lines: &str) -> (tempfile::TempDir, String) {
+    fn script(lines: &str) -> (ScratchDir, String) {
         use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().unwrap();
+        let dir = ScratchDir::new("fence");
         let path = dir.path().join("fence");
         std::fs::write(&path, format!("#!/bin/sh\n{lines}\n")).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
