@@ -3,7 +3,7 @@
 use base::ids::{BucketId, DiskId, NodeId, PgId, PoolId};
 use bytes::Bytes;
 use meta::chunks;
-use meta::map::command::{DiskRow, DiskState, MapCommand, MapOutcome, NodeState, PgRow, PgRows, PoolRow};
+use meta::map::command::{Acknowledgement, DiskRow, DiskState, MapCommand, MapOutcome, NodeState, PgRow, PgRows, PoolRow};
 use meta::object::command::{Attributes, Body, ObjectVersion, ShardCommand};
 use meta::object::expire::{Move, Pools};
 use meta::object::transition::MoveBody;
@@ -14,6 +14,7 @@ use crate::buckets::BucketInfo;
 use crate::call::Client;
 use crate::error::Error;
 use crate::map::{MapView, disk_id};
+use crate::terms::Terms;
 
 /// The storage class of the pool that a cluster is founded with, and of what names none.
 pub const STANDARD: &str = "STANDARD";
@@ -131,7 +132,18 @@ impl Client {
         if !body.upload.is_empty() {
             self.move_parts(bucket, version, &body, &moved).await?;
         }
-        self.change_key(bucket, &version.key, ShardCommand::MoveBody(moved)).await.map(|_| ())
+        self.change_key(&self.for_moves(bucket), &version.key, ShardCommand::MoveBody(moved)).await.map(|_| ())
+    }
+
+    /// Under a bucket's own `one` or `majority`, bytes that have long had all their copies would have fewer for a moment,
+    /// while the old ones are deleted already.
+    fn for_moves(&self, bucket: &BucketInfo) -> BucketInfo {
+        let rule = match self.acknowledgement(&self.map(), bucket) {
+            Acknowledgement::AllStrict => Acknowledgement::AllStrict,
+            Acknowledgement::All | Acknowledgement::Majority | Acknowledgement::One => Acknowledgement::All,
+        };
+        let terms = Terms { acknowledgement: Some(rule), ..bucket.terms.clone() };
+        bucket.clone().under(terms)
     }
 
     async fn move_parts(
@@ -159,7 +171,7 @@ impl Client {
     }
 
     async fn move_chunks(&self, bucket: &BucketInfo, body: &Body, moved: MoveBody) -> Result<(), Error> {
-        let to = bucket.clone().in_pool(moved.pool);
+        let to = self.for_moves(bucket).in_pool(moved.pool);
         let mut writer = self.write(&to, moved.key.clone(), Some(body.size));
         writer.copy_body(&moved.key, body, &(0..body.size), 0).await?;
         writer.finish_move(MoveBody { chunks_before: body.chunks.clone(), ..moved }).await
