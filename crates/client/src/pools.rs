@@ -3,7 +3,9 @@
 use base::ids::{BucketId, DiskId, NodeId, PgId, PoolId};
 use bytes::Bytes;
 use meta::chunks;
-use meta::map::command::{Acknowledgement, DiskRow, DiskState, MapCommand, MapOutcome, NodeState, PgRow, PgRows, PoolRow};
+use meta::map::command::{
+    Acknowledgement, DiskRow, DiskState, MapCommand, MapOutcome, NodeState, PgRow, PgRows, PoolRow,
+};
 use meta::object::command::{Attributes, Body, ObjectVersion, ShardCommand};
 use meta::object::expire::{Move, Pools};
 use meta::object::transition::MoveBody;
@@ -89,7 +91,8 @@ impl Client {
         let map = self.map();
         let own = map.bucket_of(bucket)?.pool;
         let ready = map.map.pools.iter().filter(|row| !row.class.is_empty() && map.has_groups(row));
-        Some(Pools { by_class: ready.map(|row| (row.class.clone(), row.id)).collect(), own })
+        let by_class = ready.map(|row| (row.class.clone(), row.id)).collect();
+        Some(Pools { by_class, own, ..Pools::default() })
     }
 
     /// Makes a pool with `copies` copies of everything, on all disks. A try that got half way is finished.
