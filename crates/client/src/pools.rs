@@ -103,13 +103,17 @@ impl Client {
             Some(row) => {
                 return Err(Error::Invalid(format!("pool {} ({}) has the storage class {class}", row.id, row.name)));
             }
-            None => new_pool(&map, name, class, copies)?,
+            None => {
+                let row = new_pool(&map, name, class, copies)?;
+                self.change_map_checked(MapCommand::SetPool(row.clone())).await?;
+                row
+            }
         };
         let rows = new_groups(&map, &row);
-        self.change_map_checked(MapCommand::SetPool(row.clone())).await?;
         let reply = self.change_map(MapCommand::SetPgs(PgRows { rows })).await?;
         match reply.outcome() {
             // Stale: somebody else finished it in between.
+            // Its row stays: copies may have been raised meanwhile.
             MapOutcome::Done | MapOutcome::Stale => Ok(row),
             _ => Err(Error::Invalid(reply.detail)),
         }
