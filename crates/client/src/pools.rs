@@ -71,12 +71,13 @@ impl Client {
         self.map().map.pools.clone()
     }
 
-    /// The pool of a storage class. One that is not in the cached map is looked for in a fresh one.
+    /// The pool of a storage class. One that is not in the cached map may be anybody's invention; it is looked for in a
+    /// fresh one, if that was not just done.
     pub async fn pool_of_class(&self, class: &str) -> Result<Option<u32>, Error> {
         if let Some(row) = self.map().pool_of_class(class) {
             return Ok(Some(row.id));
         }
-        Ok(self.refresh_map().await?.pool_of_class(class).map(|row| row.id))
+        Ok(self.refresh_map_sometimes().await?.pool_of_class(class).map(|row| row.id))
     }
 
     /// The names of all pools, for versions in `bucket`.
