@@ -9,6 +9,7 @@ use meta::map::command::{
 use meta::object::command::{Attributes, Body, ObjectVersion, ShardCommand};
 use meta::object::expire::{Move, Pools};
 use meta::object::transition::MoveBody;
+use protocol::membership::VOTERS;
 use protocol::placement::{self, Candidate, Held, Locality};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +25,8 @@ pub const STANDARD: &str = "STANDARD";
 const PG_BITS: u8 = 7;
 /// Part rows fetched at once.
 const PART_PAGE: u32 = 64;
+/// Copies in effect never exceed the voters of the metadata; a pool that asked for more would be short of them for ever.
+const COPIES_MAX: u32 = VOTERS as u32;
 
 /// Names of pools.
 #[derive(Clone, Debug)]
@@ -100,6 +103,11 @@ impl Client {
     pub async fn create_pool(&self, name: &str, class: &str, copies: u32) -> Result<PoolRow, Error> {
         let map = self.refresh_map().await?;
         let row = match map.map.pools.iter().find(|row| row.class == class) {
+        if copies > COPIES_MAX {
+            return Err(Error::Invalid(format!(
+                "a pool has at most {COPIES_MAX} copies: as many as the metadata, without which they are of no use"
+            )));
+        }
             Some(row) if row.name == name && row.copies == copies && !map.has_groups(row) => row.clone(),
             Some(row) => {
                 return Err(Error::Invalid(format!("pool {} ({}) has the storage class {class}", row.id, row.name)));

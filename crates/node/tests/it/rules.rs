@@ -65,6 +65,8 @@ fn bytes_move_to_the_pool_of_their_storage_class_and_stay_the_same() {
         assert_eq!(client.pool_of_class("COLD").await, Ok(Some(pool)));
         assert_eq!(client.pool_of_class("WARM").await, Ok(None));
         assert!(matches!(client.create_pool("again", "COLD", 3).await, Err(Error::Invalid(_))));
+        let more = client.create_pool("more", "SAFER", 4).await;
+        assert!(matches!(&more, Err(Error::Invalid(why)) if why.contains("at most 3 copies")), "{more:?}");
         let bucket = client.create_bucket("logs", "root").await.expect("the name is free");
         let (long, short) = (bytes_of(5 << 20, 1), bytes_of(100, 2));
         put(&client, &bucket, "long", long.clone()).await.expect("stored");
@@ -92,8 +94,6 @@ fn bytes_move_to_the_pool_of_their_storage_class_and_stay_the_same() {
     .expect("nothing crashes here");
 }
 
-#[test]
-fn a_quota_is_counted_and_kept_by_writes_of_every_kind() {
 /// One object whose bytes are gone ended the search through all buckets of its shard, each time before what came after it.
 #[test]
 fn an_object_that_cannot_be_moved_holds_up_nothing_else() {
@@ -131,6 +131,8 @@ fn an_object_that_cannot_be_moved_holds_up_nothing_else() {
     .expect("nothing crashes here");
 }
 
+#[test]
+fn a_quota_is_counted_and_kept_by_writes_of_every_kind() {
     let sim = Sim::new(12);
     let node = sim.node(NODE);
     let config = config(&sim, node.env());
