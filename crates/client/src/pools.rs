@@ -12,21 +12,23 @@ use meta::object::transition::MoveBody;
 use protocol::membership::VOTERS;
 use protocol::placement::{self, Candidate, Held, Locality};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::buckets::BucketInfo;
 use crate::call::Client;
 use crate::error::Error;
 use crate::map::{MapView, disk_id};
+use crate::read::Source;
 use crate::terms::Terms;
 
 /// The storage class of the pool that a cluster is founded with, and of what names none.
 pub const STANDARD: &str = "STANDARD";
 /// A new pool has 2^7 placement groups, as the first one.
 const PG_BITS: u8 = 7;
-/// Part rows fetched at once.
-const PART_PAGE: u32 = 64;
 /// Copies in effect never exceed the voters of the metadata; a pool that asked for more would be short of them for ever.
 const COPIES_MAX: u32 = VOTERS as u32;
+/// Part rows fetched at once.
+const PART_PAGE: u32 = 64;
 
 /// Names of pools.
 #[derive(Clone, Debug)]
@@ -101,13 +103,14 @@ impl Client {
 
     /// Makes a pool with `copies` copies of everything, on all disks. A try that got half way is finished.
     pub async fn create_pool(&self, name: &str, class: &str, copies: u32) -> Result<PoolRow, Error> {
-        let map = self.refresh_map().await?;
-        let row = match map.map.pools.iter().find(|row| row.class == class) {
         if copies > COPIES_MAX {
             return Err(Error::Invalid(format!(
                 "a pool has at most {COPIES_MAX} copies: as many as the metadata, without which they are of no use"
             )));
         }
+        let map = self.refresh_map().await?;
+        let row = match map.map.pools.iter().find(|row| row.class == class) {
+            // Its row stays: copies may have been raised meanwhile.
             Some(row) if row.name == name && row.copies == copies && !map.has_groups(row) => row.clone(),
             Some(row) => {
                 return Err(Error::Invalid(format!("pool {} ({}) has the storage class {class}", row.id, row.name)));
@@ -122,7 +125,6 @@ impl Client {
         let reply = self.change_map(MapCommand::SetPgs(PgRows { rows })).await?;
         match reply.outcome() {
             // Stale: somebody else finished it in between.
-            // Its row stays: copies may have been raised meanwhile.
             MapOutcome::Done | MapOutcome::Stale => Ok(row),
             _ => Err(Error::Invalid(reply.detail)),
         }
@@ -143,7 +145,7 @@ impl Client {
             ..MoveBody::default()
         };
         if !body.chunks.is_empty() {
-            return self.move_chunks(bucket, &body, moved).await;
+            return self.move_chunks(bucket, version, &body, moved).await;
         }
         if !body.upload.is_empty() {
             self.move_parts(bucket, version, &body, &moved).await?;
@@ -177,7 +179,7 @@ impl Client {
                 let part_body = part.body.clone().unwrap_or_default();
                 if needs_move(&part_body, moved.pool)? {
                     let moved = MoveBody { part: part.number, ..moved.clone() };
-                    self.move_chunks(bucket, &part_body, moved).await?;
+                    self.move_chunks(bucket, version, &part_body, moved).await?;
                 }
             }
             if !page.truncated {
@@ -186,10 +188,17 @@ impl Client {
         }
     }
 
-    async fn move_chunks(&self, bucket: &BucketInfo, body: &Body, moved: MoveBody) -> Result<(), Error> {
+    async fn move_chunks(
+        &self,
+        bucket: &BucketInfo,
+        version: &ObjectVersion,
+        body: &Body,
+        moved: MoveBody,
+    ) -> Result<(), Error> {
+        let source = Arc::new(Source { bucket: bucket.clone(), object: version.clone() });
         let to = self.for_moves(bucket).in_pool(moved.pool);
         let mut writer = self.write(&to, moved.key.clone(), Some(body.size));
-        writer.copy_body(&moved.key, body, &(0..body.size), 0).await?;
+        writer.copy_body(&source, moved.part, body, &(0..body.size), 0).await?;
         writer.finish_move(MoveBody { chunks_before: body.chunks.clone(), ..moved }).await
     }
 }
