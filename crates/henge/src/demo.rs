@@ -172,7 +172,9 @@ impl Demo {
         let known = self.cluster.as_ref().and_then(|cluster| cluster.node(number));
         let [s3, admin, cluster] = match known {
             None => free_addresses()?,
-            Some(node) => [&node.s3, &node.admin, &node.cluster].map(|known| known.parse().expect("a node listens there")),
+            Some(node) => {
+                [&node.s3, &node.admin, &node.cluster].map(|known| known.parse().expect("a node listens there"))
+            }
         };
         let join = match &self.cluster {
             Some(cluster) if known.is_none() => Some(local_cluster::invite(cluster).await?),
