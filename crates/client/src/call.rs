@@ -7,8 +7,8 @@ use base::ids::{GROUP_ZERO, GroupId, NodeId, Session};
 use bytes::Bytes;
 use meta::map::command::{Acknowledgement, MapCommand};
 use meta::object::command::{
-    CloseSession, Done, InitShard, Reason, Refused, RetireGarbage, ShardAnswer, ShardCommand, ShardEntry, ShardFound,
-    ShardOutcome, ShardQuery, ShardRead,
+    CloseSession, Done, InitShard, Reason, Refused, RetireGarbage, SetFeatureLevel, ShardAnswer, ShardCommand,
+    ShardEntry, ShardFound, ShardOutcome, ShardQuery, ShardRead,
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -198,6 +198,12 @@ impl Client {
     /// Gives a new shard its range.
     pub async fn init_shard(&self, group: GroupId, init: InitShard) -> Result<(), Error> {
         self.change_shard(group, 0, ShardCommand::InitShard(init), Acknowledgement::All).await.map(|_| ())
+    }
+
+    /// From here on, `group` follows the commands of this feature level.
+    pub async fn raise_shard(&self, group: GroupId, level: u32) -> Result<(), Error> {
+        let raise = ShardCommand::SetFeatureLevel(SetFeatureLevel { level });
+        self.change_shard(group, 0, raise, Acknowledgement::Majority).await.map(|_| ())
     }
 
     /// The chunks of these garbage rows have tombstones now.

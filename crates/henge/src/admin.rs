@@ -680,16 +680,7 @@ fn check_plain_name(name: &str) -> Result<(), Refused> {
 
 /// The rules of S3 for names that also work as host names.
 fn check_bucket_name(name: &str) -> Result<(), Refused> {
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
-    let outer = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
-    let bytes = name.as_bytes();
-    let valid = (3..=63).contains(&bytes.len())
-        && bytes.iter().copied().all(inner)
-        && outer(bytes[0])
-        && outer(bytes[bytes.len() - 1])
-        && !name.contains("..")
-        && name.parse::<std::net::Ipv4Addr>().is_err();
-    if valid {
+    if gateway_s3::is_bucket_name(name) {
         return Ok(());
     }
     let rule = "the name of a bucket has 3 to 63 lower-case letters, digits, '-' and '.', and looks like a host name";

@@ -134,6 +134,7 @@ impl Plan<'_> {
         let region = standing.region.clone().unwrap_or_else(|| self.args.region.clone());
         let authority = standing.authority.clone();
         let config = node::Config {
+            feature_level_max: meta::group::FEATURE_LEVEL,
             env: env.clone(),
             data: data_disk,
             disks: disk_specs(self.disks, opened),

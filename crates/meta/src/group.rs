@@ -11,6 +11,15 @@ use crate::view::{Change, View, ViewError};
 /// does; a binary that is older than a group's level must not serve it.
 pub const FEATURE_LEVEL: u32 = 4;
 
+/// What a version that does not know a command and one that knows it at a higher level say alike: replies are part of
+/// the replicated state.
+pub(crate) const NOT_YET: &str = "the feature level does not know this command yet: a node runs an older henge";
+
+/// A replica that newer versions have gone on with: it must not apply what it understands otherwise than they do.
+pub(crate) fn newer(level: u32) -> ViewError {
+    ViewError::Io(format!("it is at feature level {level}, this henge knows {FEATURE_LEVEL}: start a newer henge"))
+}
+
 /// The row of a group. Written in the same transaction as the changes of the entries up to `applied_index`.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct GroupState {

@@ -7,7 +7,6 @@ use base::env::Disk;
 use base::ids::{DiskId, Generation, MapVersion, NodeId, PgId, PoolId, Session};
 use bytes::Bytes;
 use client::{Client, KeyRow};
-use meta::group::FEATURE_LEVEL;
 use meta::map::command::{
     Authority, ClusterGeneration, ClusterMap, DiskRow, DiskState, InitCluster, MapCommand, MapOutcome, NodeRow,
     NodeState, PgRow, PgRows, PoolRow, ShardRow,
@@ -47,6 +46,8 @@ pub struct Announcer {
     pub authority: Option<(String, String)>,
     /// Placement groups of the pool, should this node make the cluster: two to the power of this.
     pub first_pg_bits: u8,
+    /// What this node follows.
+    pub feature_level_max: u32,
     pub identity: NodeIdentity,
     pub clock: Arc<GenerationClock>,
     pub disks: Arc<Disks>,
@@ -73,6 +74,7 @@ impl Announcer {
             root: config.root.clone(),
             authority: config.authority.clone(),
             first_pg_bits: FIRST_PG_BITS,
+            feature_level_max: config.feature_level_max,
             identity,
             clock,
             disks: service.disks.clone(),
@@ -224,7 +226,7 @@ impl Announcer {
             let init = InitCluster {
                 cluster: Bytes::copy_from_slice(&cluster),
                 region: self.region.clone(),
-                feature_level: FEATURE_LEVEL,
+                feature_level: self.feature_level_max,
             };
             client.change_map_checked(MapCommand::InitCluster(init)).await?;
         } else if map.map.cluster.as_ref() != cluster {
@@ -286,7 +288,7 @@ impl Announcer {
             generation,
             locality: self.locality.clone(),
             address: self.advertise.clone(),
-            feature_level_max: FEATURE_LEVEL,
+            feature_level_max: self.feature_level_max,
             state: NodeState::Up as i32,
             ..before.unwrap_or_default()
         };
@@ -415,7 +417,8 @@ async fn set_up_pool(node: NodeId, disks: &Disks, client: &Client, bits: u8) -> 
 
 async fn set_up_shard(node: NodeId, client: &Client) -> Result<(), Announce> {
     const FIRST_RANGE_EPOCH: u64 = 1;
-    let init = InitShard { range_epoch: FIRST_RANGE_EPOCH, feature_level: FEATURE_LEVEL, ..InitShard::default() };
+    let feature_level = client.map().map.feature_level;
+    let init = InitShard { range_epoch: FIRST_RANGE_EPOCH, feature_level, ..InitShard::default() };
     client.init_shard(FIRST_SHARD, init).await?;
     let row =
         ShardRow { group: FIRST_SHARD.0, range_epoch: FIRST_RANGE_EPOCH, nodes: vec![node.0], ..ShardRow::default() };

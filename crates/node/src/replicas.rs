@@ -42,6 +42,8 @@ pub struct Replicas {
     generation_min: Arc<AtomicU32>,
     /// See [`driver::Parts::tail_entries`].
     tail_entries: u64,
+    /// Replicas of a newer feature level are not opened.
+    feature_level_max: u32,
     heartbeats: Arc<Heartbeats>,
     events: Arc<EventLog>,
 }
@@ -118,7 +120,13 @@ impl Replicas {
             changing: Arc::default(),
             generation_min: Arc::default(),
             tail_entries,
+            feature_level_max: FEATURE_LEVEL,
         }
+    }
+
+    /// Other than [`FEATURE_LEVEL`].
+    pub fn knowing(self, feature_level_max: u32) -> Replicas {
+        Replicas { feature_level_max, ..self }
     }
 
     pub fn watch_map(&self) -> watch::Receiver<Arc<ClusterMap>> {
@@ -389,12 +397,12 @@ impl Replicas {
             ViewError::Damaged { .. } => refuse(error.to_string()),
             ViewError::Io(why) => OpenError::Refused(format!("the state of group {id} cannot be read: {why}")),
         })?;
-        if !state.is_supported() {
+        if state.feature_level > self.feature_level_max {
             return Err(OpenError::Refused(format!(
                 "group {id} cannot be restored: {}",
                 format_args!(
-                    "it is at feature level {}, this binary knows {FEATURE_LEVEL}: start a newer henge",
-                    state.feature_level
+                    "it is at feature level {}, this binary knows {}: start a newer henge",
+                    state.feature_level, self.feature_level_max
                 )
             )));
         }

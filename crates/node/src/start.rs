@@ -51,6 +51,8 @@ pub struct Config {
     pub root: (String, String),
     /// Certificate and key (PEM) of the cluster's certificate authority, when this node founded the cluster.
     pub authority: Option<(String, String)>,
+    /// The newest feature level that this node follows: [`meta::group::FEATURE_LEVEL`], but where an older version is played.
+    pub feature_level_max: u32,
 }
 
 pub struct DiskSpec {
@@ -184,7 +186,8 @@ impl Node {
         events.record(EventKind::Started, identity.node, started);
         let metadata = disks.metadata().clone();
         let replicas =
-            Replicas::new(env.clone(), identity.node, metadata, kv.clone(), tuning.tail_entries, events.clone());
+            Replicas::new(env.clone(), identity.node, metadata, kv.clone(), tuning.tail_entries, events.clone())
+                .knowing(config.feature_level_max);
         open_groups(&replicas, &identity, alone).await?;
 
         let service = Arc::new(Service {
@@ -271,6 +274,12 @@ impl Node {
     /// it; `None` when it cannot be read.
     pub fn closed_below(&self, group: GroupId, node: NodeId) -> Option<Generation> {
         meta::slots::floor(&crate::machine::KvView::over(&*self.kv), group, node).ok()
+    }
+
+    /// The feature level of `group`, as far as the replica here has applied it; `None` when there is none that can be read.
+    pub fn feature_level(&self, group: GroupId) -> Option<u32> {
+        let state = meta::group::load(&crate::machine::KvView::over(&*self.kv), group).ok()?;
+        (state.feature_level > 0).then_some(state.feature_level)
     }
 
     /// The groups that this node leads, as far as it knows, each with the term.
@@ -525,6 +534,8 @@ fn start_workers(
     env.spawn("renew session", renew);
     let announce = workers::announce_failures(env.clone(), service.clone(), client.clone(), stop.subscribe());
     env.spawn("announce failures", announce);
+    let raise = workers::raise_shards(env.clone(), service.clone(), client.clone(), stop.subscribe());
+    env.spawn("raise shards", raise);
     let interval = tuning.healing.sweep_interval;
     env.spawn("sweep orphans", sweep::run(env.clone(), service.clone(), sweeper, clock, interval, stop.subscribe()));
     env.spawn("report", controller::report(env.clone(), service.clone(), client.clone(), stop.subscribe()));

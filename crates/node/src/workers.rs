@@ -8,6 +8,7 @@ use base::plant::{self, Plant};
 use base::{GIB, MIB};
 use bytes::Bytes;
 use client::{Client, Error};
+use meta::group::GroupState;
 use meta::map::command::{DiskRow, DiskState, MapCommand, NodeRow, NodeState};
 use meta::object::command::{Garbage, ListGarbage, ShardFound, ShardQuery, ShardRead};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -29,6 +30,7 @@ pub const GARBAGE_GRACE: Duration = Duration::from_secs(15);
 const GARBAGE_CHECK: Duration = Duration::from_millis(500);
 /// A session lives for a day at most.
 const RENEW_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+const LEVEL_CHECK: Duration = Duration::from_secs(1);
 const DISK_CHECK: Duration = Duration::from_secs(1);
 const RENEW_CHECK: Duration = Duration::from_secs(60);
 /// Garbage rows handled at once.
@@ -81,6 +83,29 @@ pub async fn renew_session(env: Env, client: Client, clock: Arc<GenerationClock>
         match crate::announce::raise(&client, &clock).await {
             Ok(_) => renewed = env.now(),
             Err(why) => tracing::error!("the generation cannot be raised: {why}"),
+        }
+    }
+}
+
+/// Tells the shards that this node leads which feature level the cluster has reached: before, they refuse newer commands.
+pub async fn raise_shards(env: Env, service: Arc<Service>, client: Client, mut stop: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = env.sleep(LEVEL_CHECK) => {}
+        }
+        let level = client.map().map.feature_level;
+        for group in service.replicas.all().into_iter().filter(|group| group.id != GROUP_ZERO && group.is_leader()) {
+            // A shard at level 0 is still being made.
+            let is_behind = |state: GroupState| (1..level).contains(&state.feature_level);
+            if !meta::group::load(&KvView::of(&service.kv), group.id).is_ok_and(is_behind) {
+                continue;
+            }
+            match client.raise_shard(group.id, level).await {
+                Ok(()) => tracing::info!("group {} is at feature level {level} now", group.id),
+                Err(error) => tracing::info!("group {} cannot be told of feature level {level} yet: {error}", group.id),
+            }
         }
     }
 }

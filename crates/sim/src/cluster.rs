@@ -6,7 +6,6 @@ use base::env::RandomExt;
 use base::ids::{ClusterId, GroupId, NodeId, Term};
 use base::sim::{Crashed, SimDisk, SimHandle};
 use client::Client;
-use meta::group::FEATURE_LEVEL;
 use meta::map::command::{MapCommand, NodeRow, NodeState, SetNodeState};
 use node::{Config, DiskSpec, Node, Status};
 use std::collections::{BTreeMap, BTreeSet};
@@ -116,6 +115,8 @@ struct Shared {
     /// Those that are to be emptied and to go.
     leaving: BTreeSet<NodeId>,
     recoveries: u64,
+    /// Where another version is played than the plan's.
+    feature_levels: BTreeMap<NodeId, u32>,
 }
 
 /// A node that belongs to the cluster, running or not.
@@ -174,7 +175,27 @@ impl Cluster {
             region: "us-east-1".into(),
             root: (OWNER.into(), "not-a-secret".into()),
             authority: None,
+            feature_level_max: self.feature_level_max(node),
         }
+    }
+
+    /// From its next start on, the node is of the version that knows this feature level.
+    pub fn set_feature_level(&self, node: NodeId, level: u32) {
+        self.shared().feature_levels.insert(node, level);
+    }
+
+    fn feature_level_max(&self, node: NodeId) -> u32 {
+        self.shared().feature_levels.get(&node).copied().unwrap_or(self.plan.feature_level)
+    }
+
+    /// Of all nodes that run: the feature levels of the map and of a shard, as far as they know.
+    pub fn feature_levels(&self, shard: GroupId) -> Vec<(NodeId, u32, u32)> {
+        let shared = self.shared();
+        let running = shared.members.iter().filter_map(|(id, member)| Some((*id, member.node.as_ref()?)));
+        let levels = |(id, node): (NodeId, &Arc<Node>)| {
+            Some((id, node.client().map().map.feature_level, node.feature_level(shard)?))
+        };
+        running.filter_map(levels).collect()
     }
 
     /// Starts a node, which must not run.
@@ -215,7 +236,8 @@ impl Cluster {
     /// is. It does not run yet.
     pub async fn join(&self, through: &Serving) -> Result<NodeId, String> {
         let client = through.client.clone();
-        let row = NodeRow { state: NodeState::Joining as i32, feature_level_max: FEATURE_LEVEL, ..NodeRow::default() };
+        let feature_level_max = self.plan.feature_level;
+        let row = NodeRow { state: NodeState::Joining as i32, feature_level_max, ..NodeRow::default() };
         let allotted = through.run(async move { client.change_map_checked(MapCommand::SetNode(row)).await }).await;
         let reply = allotted.map_err(|_| "no answer".to_string())?.map_err(|error| error.to_string())?;
         let id = NodeId(u32::try_from(reply.id).map_err(|error| error.to_string())?);

@@ -54,6 +54,7 @@ mod storm;
 mod surge;
 mod timeline;
 mod trouble;
+mod upgrade;
 mod upload;
 mod watch;
 mod worker;

@@ -4,10 +4,13 @@ use base::env::{Random, RandomExt};
 use base::plant::Plant;
 use base::{KIB, MIB};
 use bytes::Bytes;
+use meta::group::FEATURE_LEVEL;
 use node::{Healing, LifecyclePace, Tuning};
 use std::time::Duration;
 use store::EngineOptions;
 use store::kv::KvOptions;
+
+use crate::upgrade::LEVEL_BEFORE;
 
 /// The kind of trouble of a run. Power cuts and kills happen in all of them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -57,10 +60,12 @@ pub enum Profile {
     Storm,
     /// Three nodes, and clients that take locks; in no mixture, but on demand.
     Fences,
+    /// Three nodes go over to the next version in turn; in no mixture, but on demand.
+    Upgrade,
 }
 
 impl Profile {
-    pub const ALL: [Profile; 22] = [
+    pub const ALL: [Profile; 23] = [
         Profile::Crashes,
         Profile::FlushErrors,
         Profile::BitRot,
@@ -83,6 +88,7 @@ impl Profile {
         Profile::Overtaken,
         Profile::Storm,
         Profile::Fences,
+        Profile::Upgrade,
     ];
 
     fn draw(random: &dyn Random) -> Profile {
@@ -136,6 +142,7 @@ impl Profile {
                 | Profile::Renewal
                 | Profile::Overtaken
                 | Profile::Storm
+                | Profile::Upgrade
         )
     }
 
@@ -155,7 +162,8 @@ impl Profile {
             | Profile::Renewal
             | Profile::Overtaken
             | Profile::Storm
-            | Profile::Fences => 3,
+            | Profile::Fences
+            | Profile::Upgrade => 3,
             Profile::Cluster5 => 5,
             Profile::Crashes
             | Profile::FlushErrors
@@ -266,6 +274,8 @@ pub struct Plan {
     pub is_rough: bool,
     /// How long a node may be down until its copies are made again elsewhere.
     pub lost_after: Duration,
+    /// What the nodes know when the story begins.
+    pub feature_level: u32,
 }
 
 impl Plan {
@@ -300,7 +310,7 @@ impl Plan {
             },
             crashes: match profile {
                 Profile::Wear => 24,
-                Profile::Renewal | Profile::Overtaken => 1,
+                Profile::Renewal | Profile::Overtaken | Profile::Upgrade => 1,
                 Profile::Storm => crate::storm::BLOWS as u32,
                 _ if profile.is_story() => 1 + random.below(3) as u32,
                 _ => 1 + random.below(if profile.nodes() > 1 { 10 } else { 6 }) as u32,
@@ -315,6 +325,7 @@ impl Plan {
             },
             is_rough: false,
             lost_after: Duration::from_secs(if profile.nodes() > 1 { [6, 600][random.below(2) as usize] } else { 600 }),
+            feature_level: if profile == Profile::Upgrade { LEVEL_BEFORE } else { FEATURE_LEVEL },
             disk_bytes: if profile == Profile::DiskFull { DISK_FULL_BYTES } else { 16 << 30 },
         }
     }

@@ -167,6 +167,7 @@ impl Nemesis {
                 Profile::Behind => self.interrupt_install().await?,
                 Profile::Surge => self.surge().await?,
                 Profile::Renewal => self.renew_all().await?,
+                Profile::Upgrade => self.upgrade().await?,
                 Profile::Overtaken => self.overtake_gateway().await?,
                 Profile::Storm if number > 0 => break,
                 Profile::Storm => self.storm().await?,
@@ -415,7 +416,7 @@ impl Nemesis {
         Ok(())
     }
 
-    async fn stop(&self, victim: NodeId, trouble: Trouble) {
+    pub async fn stop(&self, victim: NodeId, trouble: Trouble) {
         match trouble {
             Trouble::PowerCutInOperation => {
                 self.arm(victim, 1 + self.sim.below([5, 60, 400][self.sim.below(3) as usize]));

@@ -51,3 +51,4 @@ pub use meter::S3Meter;
 pub use pace::Pace;
 pub use request::Peer;
 pub use service::{S3Options, S3Service, service};
+pub use target::is_bucket_name;

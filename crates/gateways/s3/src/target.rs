@@ -74,18 +74,21 @@ fn hosted_bucket(host: &str, domain: &str) -> Option<String> {
 }
 
 /// "Bucket naming rules", Amazon S3 User Guide.
-fn check_bucket_name(name: &str) -> Result<()> {
+pub fn is_bucket_name(name: &str) -> bool {
     let bytes = name.as_bytes();
     let edge = |b: Option<&u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
-    let valid = (3..=63).contains(&bytes.len())
+    (3..=63).contains(&bytes.len())
         && bytes.iter().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-'))
         && edge(bytes.first())
         && edge(bytes.last())
         && !name.contains("..")
         && name.parse::<std::net::Ipv4Addr>().is_err()
         && !name.starts_with("xn--")
-        && !name.ends_with("-s3alias");
-    if valid {
+        && !name.ends_with("-s3alias")
+}
+
+fn check_bucket_name(name: &str) -> Result<()> {
+    if is_bucket_name(name) {
         return Ok(());
     }
     let message = "The specified bucket is not valid: 3 to 63 lower-case letters, digits, dots and hyphens.";

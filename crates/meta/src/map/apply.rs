@@ -12,7 +12,7 @@ use super::{
     ACCESS_KEYS_MAX, CLASS_LEN_MAX, COPIES_MAX, DISKS_MAX, NODES_MAX, PG_BITS_MAX, POLICY_LEN_MAX, SHARDS_MAX,
     TEXT_LEN_MAX,
 };
-use crate::group::{decode_row, read_row};
+use crate::group::{self, FEATURE_LEVEL, decode_row, read_row};
 use crate::keys::{self, Key};
 use crate::object::command::{CloseSession, SlotRef};
 use crate::slots::{self, Standing};
@@ -77,6 +77,9 @@ impl MapState {
 pub fn apply(view: &dyn View, _index: LogIndex, entry: MapEntry) -> Result<(Changes, MapReply), ViewError> {
     let slot = entry.slot;
     let state: MapState = read_row(view, &Key::MapState)?.unwrap_or_default();
+    if state.feature_level > FEATURE_LEVEL {
+        return Err(group::newer(state.feature_level));
+    }
     let refusal = match standing(view, slot.as_ref())? {
         Standing::Fresh => None,
         Standing::Repeat(reply) => return Ok((Changes::default(), reply)),
@@ -153,7 +156,7 @@ pub(super) struct Step<'v> {
 impl Step<'_> {
     fn execute(&mut self, command: Option<MapCommand>) -> Result<MapReply, Halt> {
         let Some(command) = command else {
-            return refuse(MapOutcome::Invalid, "an unknown command, perhaps of a newer version");
+            return refuse(MapOutcome::Invalid, group::NOT_YET);
         };
         if let MapCommand::InitCluster(init) = command {
             return self.init_cluster(init);
@@ -161,7 +164,7 @@ impl Step<'_> {
         require(!self.state.cluster.is_empty(), "the cluster has not been initialised")?;
         // A node of an older version would not follow: then nobody does.
         let knows = FeatureLevel(self.state.feature_level) >= level_of(&command);
-        require(knows, "the cluster's feature level does not know this command yet: a node runs an older henge")?;
+        require(knows, group::NOT_YET)?;
         match command {
             MapCommand::InitCluster(_) => unreachable!("handled above"),
             MapCommand::SetNode(row) => self.set_node(row),
@@ -222,7 +225,7 @@ impl Step<'_> {
     fn init_cluster(&mut self, init: InitCluster) -> Result<MapReply, Halt> {
         require(init.cluster.len() == 16, "a cluster id has 16 bytes")?;
         check_text(&init.region)?;
-        require(init.feature_level > 0, "feature levels start at 1")?;
+        require((1..=FEATURE_LEVEL).contains(&init.feature_level), "this feature level is not known")?;
         if !self.state.cluster.is_empty() {
             require(self.state.cluster == init.cluster, "this is another cluster; two clusters never merge")?;
             return Ok(MapReply::default());
@@ -412,6 +415,9 @@ impl Step<'_> {
             let node = decode_row::<NodeRow>(&key, Some(value))?.unwrap_or_default();
             let follows = node.state == NodeState::Removed as i32 || node.feature_level_max >= level;
             require(follows, &format!("node {} does not support feature level {level}", node.id))?;
+        }
+        if level > FEATURE_LEVEL {
+            return Err(group::newer(level).into());
         }
         if level > self.state.feature_level {
             self.state.feature_level = level;

@@ -38,6 +38,9 @@ pub fn apply(
         Standing::Invalid => return Ok(unrecorded(Reason::Invalid, "slots are 0..256, sequences start at 1")),
     }
     let state = group::load(view, group)?;
+    if !state.is_supported() {
+        return Err(group::newer(state.feature_level));
+    }
     if entry.range_epoch != 0 && entry.range_epoch != state.range_epoch {
         return Ok(unrecorded(Reason::WrongRange, "the range has another epoch"));
     }
@@ -111,7 +114,7 @@ pub(super) struct Step<'v> {
 impl Step<'_> {
     fn execute(&mut self, command: Option<ShardCommand>) -> Result<ShardOutcome, Halt> {
         let Some(command) = command else {
-            return refuse(Reason::Invalid, "an unknown command, perhaps of a newer version");
+            return refuse(Reason::Invalid, group::NOT_YET);
         };
         if let ShardCommand::InitShard(init) = command {
             return self.init_shard(init);
@@ -120,7 +123,7 @@ impl Step<'_> {
             return refuse(Reason::WrongRange, "the shard has not been initialised");
         }
         if FeatureLevel(self.state.feature_level) < level_of(&command) {
-            return refuse(Reason::Invalid, "the shard's feature level does not know this command yet");
+            return refuse(Reason::Invalid, group::NOT_YET);
         }
         match command {
             ShardCommand::InitShard(_) => unreachable!("handled above"),
@@ -181,7 +184,7 @@ impl Step<'_> {
 
     fn set_feature_level(&mut self, level: u32) -> Result<ShardOutcome, Halt> {
         if level > FEATURE_LEVEL {
-            return refuse(Reason::Invalid, format!("feature level {level} is not known"));
+            return Err(group::newer(level).into());
         }
         if level > self.state.feature_level {
             self.state.feature_level = level;

@@ -92,16 +92,31 @@ pub(super) fn decode_version(raw: &[u8], value: Bytes) -> Result<(Bytes, Found),
 /// The version with this id (16 bytes or `null`).
 pub(super) fn named(view: &dyn View, bucket: BucketId, key: &Bytes, id: &[u8]) -> Result<Option<Found>, ViewError> {
     if id == NULL_VERSION {
-        let oldest = read_version(view, bucket, key, 0)?;
-        return match oldest.as_ref().map(|found| found.row.null_order) {
-            Some(order) if order != 0 => read_version(view, bucket, key, order),
-            _ => Ok(oldest),
-        };
+        return null_version(view, bucket, key);
     }
     let Some(order) = order_of_version(id) else {
         return Ok(None);
     };
     Ok(read_version(view, bucket, key, order)?.filter(|found| found.row.version == id))
+}
+
+/// Queries read while rows change. A null version that is gone where the pointer said it is has been replaced meanwhile:
+/// the pointer, which changes together with it, says where it is now.
+fn null_version(view: &dyn View, bucket: BucketId, key: &Bytes) -> Result<Option<Found>, ViewError> {
+    const FOLLOWED_MAX: u32 = 16;
+    let mut followed = 0;
+    for _ in 0..FOLLOWED_MAX {
+        let oldest = read_version(view, bucket, key, 0)?;
+        let order = oldest.as_ref().map_or(0, |found| found.row.null_order);
+        if order == 0 || order == followed {
+            return Ok(oldest.filter(|_| order == 0));
+        }
+        if let Some(found) = read_version(view, bucket, key, order)? {
+            return Ok(Some(found));
+        }
+        followed = order;
+    }
+    Ok(None)
 }
 
 impl Step<'_> {

@@ -332,6 +332,11 @@ fn the_feature_level_waits_for_every_node_and_never_falls() {
     map.expect(MapCommand::SetNode(removed), MapOutcome::Done);
     map.expect(level(2), MapOutcome::Done);
     map.expect(level(1), MapOutcome::Stale);
+    // Every node follows, but this binary does not: to refuse it would be to diverge.
+    map.expect(MapCommand::SetNode(NodeRow { feature_level_max: u32::MAX, ..node(1, 1) }), MapOutcome::Done);
+    let newer = MapEntry { slot: None, command: Some(level(meta::group::FEATURE_LEVEL + 1)) };
+    let stopped = apply(&map.rows, LogIndex(99), newer);
+    assert!(stopped.is_err_and(|error| error.to_string().contains("start a newer henge")));
 }
 
 #[test]

@@ -1,7 +1,11 @@
 //! What S3 promises, case by case; each named after what somebody got wrong.
 
+use std::cell::Cell;
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use meta::object::command::*;
+use meta::view::{Row, View, ViewError};
 
 use crate::shard::*;
 
@@ -328,11 +332,16 @@ fn keys_outside_the_range_are_another_shards() {
 }
 
 #[test]
-fn a_shard_that_does_not_know_a_level_or_command_refuses_it() {
+fn a_shard_that_does_not_know_a_command_refuses_it_and_one_of_a_newer_level_stops() {
     let mut shard = Shard::new(Versioning::Off);
     let level = |level| ShardCommand::SetFeatureLevel(SetFeatureLevel { level });
     assert_eq!(shard.run(level(1)), done());
-    assert_refused(shard.run(level(u32::MAX)), Reason::Invalid);
+    let newer = ShardEntry { command: Some(level(meta::group::FEATURE_LEVEL + 1)), ..ShardEntry::default() };
+    let stopped = meta::object::apply(&shard.rows, GROUP, base::ids::LogIndex(99), newer);
+    assert!(
+        stopped.is_err_and(|error| error.to_string().contains("start a newer henge")),
+        "to refuse it is to diverge"
+    );
     let (_, outcome) = shard.entry(ShardEntry::default());
     assert_refused(outcome, Reason::Invalid);
 }
@@ -351,5 +360,47 @@ fn all_rows_of_a_group_lie_in_its_ranges() {
     assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0));
     for key in shard.rows.keys() {
         assert_eq!(ranges.iter().filter(|(from, to)| key >= from && key < to).count(), 1, "{}", key.escape_ascii());
+    }
+}
+
+/// Rows that are replaced by others between two reads of one query.
+struct Replaced {
+    before: BTreeMap<Bytes, Bytes>,
+    after: BTreeMap<Bytes, Bytes>,
+    reads_before: Cell<u32>,
+}
+
+impl Replaced {
+    fn rows(&self) -> &BTreeMap<Bytes, Bytes> {
+        let left = self.reads_before.get();
+        self.reads_before.set(left.saturating_sub(1));
+        if left > 0 { &self.before } else { &self.after }
+    }
+}
+
+impl View for Replaced {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ViewError> {
+        View::get(self.rows(), key)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], limit: usize) -> Result<Vec<Row>, ViewError> {
+        View::scan(self.rows(), from, to, limit)
+    }
+}
+
+#[test]
+fn the_null_version_is_found_while_it_is_overwritten() {
+    let mut shard = Shard::new(Versioning::Enabled);
+    shard.put("k", "older");
+    shard.set_versioning(Versioning::Suspended, 2);
+    shard.put("k", "one");
+    let before = shard.rows.clone();
+    shard.put("k", "two");
+    for reads_before in 0..8 {
+        let view =
+            Replaced { before: before.clone(), after: shard.rows.clone(), reads_before: Cell::new(reads_before) };
+        let get = GetObject { bucket: BUCKET, key: text("k"), version: Some(text("null")) };
+        let found = shard.read_counted(&view, ShardRead::GetObject(get));
+        assert!(matches!(found, ShardFound::Object(_)), "{reads_before}: {found:?}");
     }
 }

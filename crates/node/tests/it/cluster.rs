@@ -48,6 +48,7 @@ impl Cluster {
         let data: Arc<dyn Disk> = self.sim.disk(node, "data");
         let disk: Arc<dyn Disk> = self.sim.disk(node, "disk");
         Config {
+            feature_level_max: meta::group::FEATURE_LEVEL,
             env: self.sim_node(node).env(),
             data,
             disks: vec![DiskSpec { disk, size_bytes_max: Some(4 << 30), label: format!("disk of {node}") }],

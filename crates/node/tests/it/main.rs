@@ -21,6 +21,7 @@ fn config(sim: &Sim, env: Env) -> Config {
     let data: Arc<dyn Disk> = sim.disk(NODE, "data");
     let disk: Arc<dyn Disk> = sim.disk(NODE, "disk");
     Config {
+        feature_level_max: meta::group::FEATURE_LEVEL,
         env,
         data,
         disks: vec![DiskSpec { disk, size_bytes_max: Some(4 << 30), label: "disk".into() }],

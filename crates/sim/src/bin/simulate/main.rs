@@ -20,7 +20,7 @@ use totals::Totals;
 const SHOWN_MAX: usize = 5;
 
 /// Seeds that the gate runs, each of a kind that the seed alone would rarely draw, beside the first ones of all kinds.
-pub const FIXED: [(Profile, std::ops::Range<u64>); 24] = [
+pub const FIXED: [(Profile, std::ops::Range<u64>); 25] = [
     (Profile::Crashes, 0..40),
     (Profile::FlushErrors, 0..10),
     (Profile::BitRot, 0..10),
@@ -32,6 +32,7 @@ pub const FIXED: [(Profile, std::ops::Range<u64>); 24] = [
     (Profile::LostLog, 0..3),
     (Profile::Apart, 0..2),
     (Profile::Fences, 0..3),
+    (Profile::Upgrade, 0..3),
     // Seed 2: a node whose snapshot was installed and not flushed again is made the only voter.
     (Profile::Disaster, 0..4),
     (Profile::Zombie, 0..2),
