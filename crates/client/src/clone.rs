@@ -6,7 +6,6 @@
 
 use base::checksum::Crc64;
 use base::ids::ChunkId;
-use bytes::Bytes;
 use meta::chunks::{self, ChunkRef};
 use meta::object::command::{Body, ObjectVersion};
 use std::ops::Range;
@@ -16,6 +15,7 @@ use crate::buckets::BucketInfo;
 use crate::call::{Backoff, Client, Life};
 use crate::copies::{Content, Halt, NewCopy};
 use crate::error::Error;
+use crate::read::{Position, Source};
 use crate::write::ObjectWriter;
 
 /// Part rows fetched at once.
@@ -29,21 +29,23 @@ impl ObjectWriter {
         source: &ObjectVersion,
         range: Range<u64>,
     ) -> Result<(), Error> {
-        let body = source.body.clone().unwrap_or_default();
+        let source = Arc::new(Source { bucket: bucket.clone(), object: source.clone() });
+        let Source { bucket, object } = &*source;
+        let body = object.body.clone().unwrap_or_default();
         if body.upload.is_empty() {
-            return self.copy_body(&source.key, &body, &range, 0).await;
+            return self.copy_body(&source, 0, &body, &range, 0).await;
         }
         let mut start = 0;
         let mut after = 0;
         for parts in body.parts.chunks(PART_PAGE as usize) {
             let client = self.client().clone();
-            let page = client.list_parts(bucket, &source.key, &body.upload, after, PART_PAGE).await?;
+            let page = client.list_parts(bucket, &object.key, &body.upload, after, PART_PAGE).await?;
             for part in parts {
                 let row = page.parts.iter().find(|row| row.number == part.number).and_then(|row| row.body.as_ref());
                 let row = row.ok_or_else(|| {
                     Error::Unavailable("the source was replaced while it was copied; nothing was changed".into())
                 })?;
-                self.copy_body(&source.key, row, &range, start).await?;
+                self.copy_body(&source, part.number, row, &range, start).await?;
                 start += part.size;
                 after = part.number;
             }
@@ -51,10 +53,11 @@ impl ObjectWriter {
         Ok(())
     }
 
-    /// What of `body`, which begins at `start` of the object, lies in `range`.
+    /// What of `body`, which is that of a part (0: of the object) and begins at `start` of the object, lies in `range`.
     pub(crate) async fn copy_body(
         &mut self,
-        key: &Bytes,
+        source: &Arc<Source>,
+        part: u32,
         body: &Body,
         range: &Range<u64>,
         start: u64,
@@ -63,12 +66,14 @@ impl ObjectWriter {
             let within = overlap(range, start, body.size);
             return self.write(inline.slice(within.start as usize..within.end as usize)).await;
         }
+        let key = &source.object.key;
         let unreadable = |_| Error::Damaged(format!("{}: the list of chunks is cut short", key.escape_ascii()));
         let mut start = start;
-        for chunk in chunks::unpack(&body.chunks).map_err(unreadable)? {
+        for (index, chunk) in chunks::unpack(&body.chunks).map_err(unreadable)?.into_iter().enumerate() {
             let within = overlap(range, start, u64::from(chunk.len));
             if !within.is_empty() {
-                self.push_clone(key.clone(), chunk, within.start as u32..within.end as u32).await?;
+                let position = Position { source: source.clone(), part, index };
+                self.push_clone(position, chunk, within.start as u32..within.end as u32).await?;
             }
             start += u64::from(chunk.len);
         }
@@ -89,7 +94,7 @@ impl Client {
         &self,
         life: &Life,
         bucket: &BucketInfo,
-        key: &Bytes,
+        position: &Position,
         source: ChunkRef,
         range: Range<u32>,
     ) -> Result<ChunkRef, Error> {
@@ -97,7 +102,7 @@ impl Client {
             return Ok(made);
         }
         let whole = range == (0..source.len);
-        let payload = self.read_chunk(&source, range, key).await?;
+        let payload = self.read_chunk(&source, range, position).await?;
         if whole {
             let mut crc = Crc64::new();
             payload.iter().for_each(|piece| crc.update(piece));

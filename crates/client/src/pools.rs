@@ -3,22 +3,30 @@
 use base::ids::{BucketId, DiskId, NodeId, PgId, PoolId};
 use bytes::Bytes;
 use meta::chunks;
-use meta::map::command::{DiskRow, DiskState, MapCommand, MapOutcome, NodeState, PgRow, PgRows, PoolRow};
+use meta::map::command::{
+    Acknowledgement, DiskRow, DiskState, MapCommand, MapOutcome, NodeState, PgRow, PgRows, PoolRow,
+};
 use meta::object::command::{Attributes, Body, ObjectVersion, ShardCommand};
 use meta::object::expire::{Move, Pools};
 use meta::object::transition::MoveBody;
+use protocol::membership::VOTERS;
 use protocol::placement::{self, Candidate, Held, Locality};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::buckets::BucketInfo;
 use crate::call::Client;
 use crate::error::Error;
 use crate::map::{MapView, disk_id};
+use crate::read::Source;
+use crate::terms::Terms;
 
 /// The storage class of the pool that a cluster is founded with, and of what names none.
 pub const STANDARD: &str = "STANDARD";
 /// A new pool has 2^7 placement groups, as the first one.
 const PG_BITS: u8 = 7;
+/// Copies in effect never exceed the voters of the metadata; a pool that asked for more would be short of them for ever.
+const COPIES_MAX: u32 = VOTERS as u32;
 /// Part rows fetched at once.
 const PART_PAGE: u32 = 64;
 
@@ -68,12 +76,13 @@ impl Client {
         self.map().map.pools.clone()
     }
 
-    /// The pool of a storage class. One that is not in the cached map is looked for in a fresh one.
+    /// The pool of a storage class. One that is not in the cached map may be anybody's invention; it is looked for in a
+    /// fresh one, if that was not just done.
     pub async fn pool_of_class(&self, class: &str) -> Result<Option<u32>, Error> {
         if let Some(row) = self.map().pool_of_class(class) {
             return Ok(Some(row.id));
         }
-        Ok(self.refresh_map().await?.pool_of_class(class).map(|row| row.id))
+        Ok(self.refresh_map_sometimes().await?.pool_of_class(class).map(|row| row.id))
     }
 
     /// The names of all pools, for versions in `bucket`.
@@ -88,21 +97,31 @@ impl Client {
         let map = self.map();
         let own = map.bucket_of(bucket)?.pool;
         let ready = map.map.pools.iter().filter(|row| !row.class.is_empty() && map.has_groups(row));
-        Some(Pools { by_class: ready.map(|row| (row.class.clone(), row.id)).collect(), own })
+        let by_class = ready.map(|row| (row.class.clone(), row.id)).collect();
+        Some(Pools { by_class, own, ..Pools::default() })
     }
 
     /// Makes a pool with `copies` copies of everything, on all disks. A try that got half way is finished.
     pub async fn create_pool(&self, name: &str, class: &str, copies: u32) -> Result<PoolRow, Error> {
+        if copies > COPIES_MAX {
+            return Err(Error::Invalid(format!(
+                "a pool has at most {COPIES_MAX} copies: as many as the metadata, without which they are of no use"
+            )));
+        }
         let map = self.refresh_map().await?;
         let row = match map.map.pools.iter().find(|row| row.class == class) {
+            // Its row stays: copies may have been raised meanwhile.
             Some(row) if row.name == name && row.copies == copies && !map.has_groups(row) => row.clone(),
             Some(row) => {
                 return Err(Error::Invalid(format!("pool {} ({}) has the storage class {class}", row.id, row.name)));
             }
-            None => new_pool(&map, name, class, copies)?,
+            None => {
+                let row = new_pool(&map, name, class, copies)?;
+                self.change_map_checked(MapCommand::SetPool(row.clone())).await?;
+                row
+            }
         };
         let rows = new_groups(&map, &row);
-        self.change_map_checked(MapCommand::SetPool(row.clone())).await?;
         let reply = self.change_map(MapCommand::SetPgs(PgRows { rows })).await?;
         match reply.outcome() {
             // Stale: somebody else finished it in between.
@@ -126,12 +145,23 @@ impl Client {
             ..MoveBody::default()
         };
         if !body.chunks.is_empty() {
-            return self.move_chunks(bucket, &body, moved).await;
+            return self.move_chunks(bucket, version, &body, moved).await;
         }
         if !body.upload.is_empty() {
             self.move_parts(bucket, version, &body, &moved).await?;
         }
-        self.change_key(bucket, &version.key, ShardCommand::MoveBody(moved)).await.map(|_| ())
+        self.change_key(&self.for_moves(bucket), &version.key, ShardCommand::MoveBody(moved)).await.map(|_| ())
+    }
+
+    /// Under a bucket's own `one` or `majority`, bytes that have long had all their copies would have fewer for a moment,
+    /// while the old ones are deleted already.
+    fn for_moves(&self, bucket: &BucketInfo) -> BucketInfo {
+        let rule = match self.acknowledgement(&self.map(), bucket) {
+            Acknowledgement::AllStrict => Acknowledgement::AllStrict,
+            Acknowledgement::All | Acknowledgement::Majority | Acknowledgement::One => Acknowledgement::All,
+        };
+        let terms = Terms { acknowledgement: Some(rule), ..bucket.terms.clone() };
+        bucket.clone().under(terms)
     }
 
     async fn move_parts(
@@ -149,7 +179,7 @@ impl Client {
                 let part_body = part.body.clone().unwrap_or_default();
                 if needs_move(&part_body, moved.pool)? {
                     let moved = MoveBody { part: part.number, ..moved.clone() };
-                    self.move_chunks(bucket, &part_body, moved).await?;
+                    self.move_chunks(bucket, version, &part_body, moved).await?;
                 }
             }
             if !page.truncated {
@@ -158,10 +188,17 @@ impl Client {
         }
     }
 
-    async fn move_chunks(&self, bucket: &BucketInfo, body: &Body, moved: MoveBody) -> Result<(), Error> {
-        let to = bucket.clone().in_pool(moved.pool);
+    async fn move_chunks(
+        &self,
+        bucket: &BucketInfo,
+        version: &ObjectVersion,
+        body: &Body,
+        moved: MoveBody,
+    ) -> Result<(), Error> {
+        let source = Arc::new(Source { bucket: bucket.clone(), object: version.clone() });
+        let to = self.for_moves(bucket).in_pool(moved.pool);
         let mut writer = self.write(&to, moved.key.clone(), Some(body.size));
-        writer.copy_body(&moved.key, body, &(0..body.size), 0).await?;
+        writer.copy_body(&source, moved.part, body, &(0..body.size), 0).await?;
         writer.finish_move(MoveBody { chunks_before: body.chunks.clone(), ..moved }).await
     }
 }

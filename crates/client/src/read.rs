@@ -10,6 +10,7 @@ use meta::chunks::{self, ChunkRef};
 use meta::object::command::{Body, ObjectVersion, PartSize};
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use crate::buckets::BucketInfo;
 use crate::call::{Backoff, Client, LEADERLESS_MAX};
 use crate::error::Error;
 use crate::map::{Member, Placement};
+use crate::terms::{Reads, Terms};
 use crate::wire::{Ask, Failure, GetChunk};
 
 /// Bytes asked for at once.
@@ -33,12 +35,13 @@ const PART_PAGE: u32 = 64;
 /// Verified pieces, in order. After an error nothing more comes.
 pub struct ObjectReader {
     client: Client,
-    bucket: BucketInfo,
-    object: ObjectVersion,
+    source: Arc<Source>,
     /// Parts (or the one body) not yet cut into pieces: number (0: the object's own body) and range within it.
     spans: VecDeque<(u32, Range<u64>)>,
     part_bodies: BTreeMap<u32, Body>,
+    /// Of the span that was cut last, and the number of its part.
     pieces: VecDeque<Piece>,
+    part: u32,
     in_flight: FuturesOrdered<BoxFuture<Fetched>>,
     /// Checksum over the chunk that is being delivered, when it is delivered whole.
     running: Option<Crc64>,
@@ -52,7 +55,28 @@ type Fetched = Result<(Piece, Vec<Bytes>), Error>;
 /// A run of bytes that is asked for at once.
 enum Piece {
     Inline(Bytes),
-    Chunk { chunk: ChunkRef, range: Range<u32>, whole: bool },
+    /// `index`: which of the body's chunks.
+    Chunk {
+        index: usize,
+        chunk: ChunkRef,
+        range: Range<u32>,
+        whole: bool,
+    },
+}
+
+/// A version that is read.
+pub(crate) struct Source {
+    pub bucket: BucketInfo,
+    pub object: ObjectVersion,
+}
+
+/// Where a chunk stands in a version: there its bytes are found again when a transition has moved them.
+#[derive(Clone)]
+pub(crate) struct Position {
+    pub source: Arc<Source>,
+    /// 0: in the object's own body.
+    pub part: u32,
+    pub index: usize,
 }
 
 impl Client {
@@ -64,11 +88,11 @@ impl Client {
         let part_bodies = if body.upload.is_empty() { BTreeMap::from([(0, body)]) } else { BTreeMap::new() };
         ObjectReader {
             client: self.clone(),
-            bucket: bucket.clone(),
-            object: object.clone(),
+            source: Arc::new(Source { bucket: bucket.clone(), object: object.clone() }),
             spans,
             part_bodies,
             pieces: VecDeque::new(),
+            part: 0,
             in_flight: FuturesOrdered::new(),
             running: None,
             ready: VecDeque::new(),
@@ -95,11 +119,14 @@ impl ObjectReader {
             }
             while self.in_flight.len() < PIECES_IN_FLIGHT_MAX {
                 let Some(piece) = self.next_piece().await? else { break };
-                let (client, key) = (self.client.clone(), self.object.key.clone());
+                let (client, source, part) = (self.client.clone(), self.source.clone(), self.part);
                 self.in_flight.push_back(Box::pin(async move {
                     let bytes = match &piece {
                         Piece::Inline(bytes) => vec![bytes.clone()],
-                        Piece::Chunk { chunk, range, .. } => client.read_chunk(chunk, range.clone(), &key).await?,
+                        Piece::Chunk { index, chunk, range, .. } => {
+                            let position = Position { source, part, index: *index };
+                            client.read_chunk(chunk, range.clone(), &position).await?
+                        }
                     };
                     Ok((piece, bytes))
                 }));
@@ -120,6 +147,7 @@ impl ObjectReader {
             let Some((number, range)) = self.spans.pop_front() else { return Ok(None) };
             let body = self.body_of(number).await?;
             self.pieces = cut(&body, range).map_err(|why| self.damaged(&why))?;
+            self.part = number;
         }
         Ok(self.pieces.pop_front())
     }
@@ -129,9 +157,9 @@ impl ObjectReader {
         if let Some(body) = self.part_bodies.remove(&number) {
             return Ok(body);
         }
-        let upload = self.object.body.as_ref().map(|body| body.upload.clone()).unwrap_or_default();
-        let (bucket, key) = (self.bucket.clone(), self.object.key.clone());
-        let page = match self.client.list_parts(&bucket, &key, &upload, number - 1, PART_PAGE).await {
+        let source = self.source.clone();
+        let (bucket, key) = (&source.bucket, &source.object.key);
+        let page = match self.client.list_parts(bucket, key, &source.upload(), number - 1, PART_PAGE).await {
             // The object was overwritten or deleted since; what is left of the old version cannot be found any more.
             Err(Error::NoSuchUpload) => {
                 return Err(Error::Unavailable("the object was replaced while it was read".into()));
@@ -144,7 +172,7 @@ impl ObjectReader {
 
     /// The last line of defence: the disk has verified its blocks; this compares with what the writer computed.
     fn verify(&mut self, piece: &Piece, bytes: &[Bytes]) -> Result<(), Error> {
-        let Piece::Chunk { chunk, range, whole } = piece else { return Ok(()) };
+        let Piece::Chunk { chunk, range, whole, .. } = piece else { return Ok(()) };
         let len: usize = bytes.iter().map(Bytes::len).sum();
         if len != range.len() {
             return Err(self.damaged(&format!("chunk {}: {len} bytes came instead of {}", chunk.id, range.len())));
@@ -164,7 +192,14 @@ impl ObjectReader {
     }
 
     fn damaged(&self, why: &str) -> Error {
-        Error::Damaged(format!("{}/{}: {why}", self.bucket.name, self.object.key.escape_ascii()))
+        let Source { bucket, object } = &*self.source;
+        Error::Damaged(format!("{}/{}: {why}", bucket.name, object.key.escape_ascii()))
+    }
+}
+
+impl Source {
+    fn upload(&self) -> Bytes {
+        self.object.body.as_ref().map(|body| body.upload.clone()).unwrap_or_default()
     }
 }
 
@@ -178,13 +213,56 @@ struct Round {
 }
 
 impl Client {
-    /// A range of a chunk from the first copy that has it and verifies.
+    /// A range of a chunk from the first copy that has it and verifies; from the one that has taken its place when the
+    /// version has moved to another pool meanwhile.
     pub(crate) async fn read_chunk(
         &self,
         chunk: &ChunkRef,
         range: Range<u32>,
-        key: &Bytes,
+        position: &Position,
     ) -> Result<Vec<Bytes>, Error> {
+        let key = &position.source.object.key;
+        if let Some(bytes) = self.read_copies(chunk, range.clone(), key).await? {
+            return Ok(bytes);
+        }
+        let moved = match self.find_moved(chunk, position).await? {
+            Some(moved) => self.read_copies(&moved, range, key).await?,
+            None => None,
+        };
+        moved.ok_or_else(|| {
+            Error::Unavailable(format!("{} was replaced or deleted while it was read", key.escape_ascii()))
+        })
+    }
+
+    /// What stands now where a deleted chunk stood, if the version is there still, and the bytes are the same.
+    async fn find_moved(&self, gone: &ChunkRef, position: &Position) -> Result<Option<ChunkRef>, Error> {
+        let Position { source, part, index } = position;
+        let object = &source.object;
+        // A stale replica would name the deleted chunk again.
+        let bucket = source.bucket.clone().under(Terms { reads: Reads::Strong, ..source.bucket.terms.clone() });
+        let now = match self.head(&bucket, &object.key, Some(object.version.clone())).await {
+            Ok(now) if is_same(object, &now) => now,
+            Ok(_) | Err(Error::NoSuchBucket | Error::NoSuchKey | Error::NoSuchVersion | Error::DeleteMarker { .. }) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let body = match part.checked_sub(1) {
+            None => now.body,
+            Some(before) => match self.list_parts(&bucket, &object.key, &source.upload(), before, 1).await {
+                Ok(page) => page.parts.into_iter().find(|row| row.number == *part).and_then(|row| row.body),
+                Err(Error::NoSuchUpload) => None,
+                Err(error) => return Err(error),
+            },
+        };
+        let chunks = chunks::unpack(&body.unwrap_or_default().chunks);
+        let chunks = chunks.map_err(|error| Error::Damaged(format!("{}: {error}", object.key.escape_ascii())))?;
+        let holds_the_same = |new: &ChunkRef| new.id != gone.id && (new.len, new.crc64) == (gone.len, gone.crc64);
+        Ok(chunks.get(*index).copied().filter(holds_the_same))
+    }
+
+    /// `None`: the chunk was deleted.
+    async fn read_copies(&self, chunk: &ChunkRef, range: Range<u32>, key: &Bytes) -> Result<Option<Vec<Bytes>>, Error> {
         let mut backoff = Backoff::for_operation(&self.shared.env);
         let mut patience = FIRST_TRY_MAX;
         let mut absent_since = None;
@@ -198,13 +276,10 @@ impl Client {
                 match self.read_hedged(member, second, chunk.id, &range, patience).await {
                     Ok(bytes) => {
                         self.note_bad_copies(chunk.id, &round);
-                        return Ok(bytes);
+                        return Ok(Some(bytes));
                     }
-                    Err((Failure::Deleted, _)) => {
-                        // Deletion is decided by the shard and final: the object was replaced while it was read.
-                        let gone = format!("{} was replaced or deleted while it was read", key.escape_ascii());
-                        return Err(Error::Unavailable(gone));
-                    }
+                    // Deletion is decided by the shard and final: the object was replaced or moved while it was read.
+                    Err((Failure::Deleted, _)) => return Ok(None),
                     Err((failure, why)) => {
                         round.asked += 1;
                         round.bad += usize::from(matches!(failure, Failure::NotFound | Failure::Damaged));
@@ -321,6 +396,16 @@ impl Client {
     }
 }
 
+/// Whether this is the version that was read before. Of an object that was replaced by its like, either will do.
+fn is_same(before: &ObjectVersion, now: &ObjectVersion) -> bool {
+    let of = |version: &ObjectVersion| {
+        let etag = version.attributes.as_ref().map(|attributes| attributes.etag.clone());
+        let body = version.body.as_ref().map(|body| (body.size, body.upload.clone()));
+        (version.version.clone(), version.modified_ms, version.from_upload.clone(), etag, body)
+    };
+    of(before) == of(now)
+}
+
 /// The parts that a range touches, with the range within each.
 fn part_spans(parts: &[PartSize], range: &Range<u64>) -> VecDeque<(u32, Range<u64>)> {
     let mut spans = VecDeque::new();
@@ -349,11 +434,12 @@ fn cut(body: &Body, range: Range<u64>) -> Result<VecDeque<Piece>, String> {
     }
     let mut pieces = VecDeque::new();
     let mut start = 0;
-    for chunk in chunks::unpack(&body.chunks).map_err(|error| format!("list of chunks: {error}"))? {
+    let chunks = chunks::unpack(&body.chunks).map_err(|error| format!("list of chunks: {error}"))?;
+    for (index, chunk) in chunks.into_iter().enumerate() {
         let end = start + u64::from(chunk.len);
         let (from, to) = (range.start.max(start), range.end.min(end));
         if from < to {
-            cut_chunk(chunk, (from - start) as u32..(to - start) as u32, &mut pieces);
+            cut_chunk(index, chunk, (from - start) as u32..(to - start) as u32, &mut pieces);
         }
         start = end;
     }
@@ -363,12 +449,12 @@ fn cut(body: &Body, range: Range<u64>) -> Result<VecDeque<Piece>, String> {
     Ok(pieces)
 }
 
-fn cut_chunk(chunk: ChunkRef, range: Range<u32>, pieces: &mut VecDeque<Piece>) {
+fn cut_chunk(index: usize, chunk: ChunkRef, range: Range<u32>, pieces: &mut VecDeque<Piece>) {
     let whole = range == (0..chunk.len);
     let mut start = range.start;
     while start < range.end {
         let end = range.end.min((start / PIECE_BYTES_MAX + 1) * PIECE_BYTES_MAX);
-        pieces.push_back(Piece::Chunk { chunk, range: start..end, whole });
+        pieces.push_back(Piece::Chunk { index, chunk, range: start..end, whole });
         start = end;
     }
 }

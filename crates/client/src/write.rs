@@ -21,6 +21,7 @@ use crate::buckets::BucketInfo;
 use crate::call::{Client, Life};
 use crate::error::Error;
 use crate::objects::mixed_up;
+use crate::read::Position;
 
 /// Objects up to this many bytes ride inside the commit: one round and one flush instead of two.
 pub const INLINE_BYTES_MAX: u64 = KIB;
@@ -153,7 +154,12 @@ impl ObjectWriter {
     }
 
     /// Appends `range` of a chunk that is stored already; waits when too many are under way.
-    pub(crate) async fn push_clone(&mut self, key: Bytes, chunk: ChunkRef, range: Range<u32>) -> Result<(), Error> {
+    pub(crate) async fn push_clone(
+        &mut self,
+        position: Position,
+        chunk: ChunkRef,
+        range: Range<u32>,
+    ) -> Result<(), Error> {
         if self.filling.len() > 0 {
             self.dispatch().await?;
         }
@@ -162,7 +168,10 @@ impl ObjectWriter {
         }
         self.size += range.len() as u64;
         let (client, life, bucket) = (self.client.clone(), self.life.clone(), self.bucket.clone());
-        self.spawn_store("clone chunk", async move { client.clone_chunk(&life, &bucket, &key, chunk, range).await });
+        self.spawn_store(
+            "clone chunk",
+            async move { client.clone_chunk(&life, &bucket, &position, chunk, range).await },
+        );
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! The command line: what can be asked, and the help that explains it.
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use protocol::membership::VOTERS;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -305,8 +306,8 @@ pub struct PoolCreateArgs {
     /// The storage class by which clients name it: capital letters, digits and underscores, for example COLD
     #[arg(long)]
     pub class: String,
-    /// Copies of every object, on as many nodes
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(2..=16))]
+    /// Copies of every object, on as many nodes: 2 or 3
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = parse_copies)]
     pub copies: u32,
     /// Print JSON
     #[arg(long)]
@@ -706,6 +707,17 @@ fn parse_disk(text: &str) -> Result<DiskArg, String> {
     Ok(DiskArg { directory: directory.into(), size_bytes_max: size })
 }
 
+fn parse_copies(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(0..=1) => Err("with fewer than 2 copies, every lost disk is lost data".into()),
+        Ok(copies) if copies as usize > VOTERS => {
+            Err(format!("at most {VOTERS}: as many as the metadata has, without which copies are of no use"))
+        }
+        Ok(copies) => Ok(copies),
+        Err(_) => Err(format!("expected a number from 2 to {VOTERS}")),
+    }
+}
+
 fn parse_host_port(text: &str) -> Result<String, String> {
     let valid = text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
     if valid { Ok(text.to_owned()) } else { Err("expected HOST:PORT".into()) }
@@ -761,6 +773,7 @@ mod tests {
             (vec!["henge", "server", "--data", "d", "--locality", "planet=3"], "the levels are"),
             (vec!["henge", "dev", "--data", "d"], "--nodes <N>"),
             (vec!["henge", "dev", "kill", "one", "--data", "d"], "invalid value 'one'"),
+            (vec!["henge", "pool", "create", "p", "--class", "P", "--copies", "4"], "as many as the metadata has"),
             (vec!["henge", "nonsense"], "unrecognized subcommand 'nonsense'"),
             (vec!["henge", "fsck"], "<DIR>"),
         ] {

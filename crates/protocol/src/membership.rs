@@ -11,6 +11,9 @@ use crate::raft::{Configuration, ConfigurationChange, PeerProgress};
 /// Entries that a learner may lack to be made a voter: the new majority may need it at once.
 pub const CAUGHT_UP_LAG_MAX: u64 = 1000;
 
+/// Voters of a shard, and of group 0 while the cluster is small. Data has no more copies than its metadata.
+pub const VOTERS: usize = 3;
+
 /// What is known of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NodeState {

@@ -5,7 +5,7 @@
 //!
 //! What holds at every step:
 //! - the number of copies in effect never falls, and rises only when every Raft group has as many voters;
-//! - at most half of the groups are closed at once, those with the fewest usable copies first;
+//! - at most half of the groups of each pool are closed at once, those with the fewest usable copies first;
 //! - a group is never closed while a member may come back with bytes that nobody has asked it for (its node is down but
 //!   not lost), nor towards a node that cannot take part now;
 //! - a group none of whose members can be asked stays where it is, until an operator has removed their nodes;
@@ -106,7 +106,7 @@ pub fn next(cluster: &Cluster) -> Option<Step> {
     }
     let wanted = cluster.wanted();
     let mut changes = cluster.openings();
-    changes.extend(cluster.closings(&wanted, changes.len()));
+    changes.extend(cluster.closings(&wanted));
     changes.truncate(CHANGES_MAX);
     changes.sort_by_key(|change| (change.pg.pool, change.pg.prefix));
     (!changes.is_empty()).then_some(Step::Change(changes))
@@ -219,9 +219,8 @@ impl Cluster {
     }
 
     /// Groups to close: those that belong elsewhere, and those that were moving to a disk that is gone since.
-    fn closings(&self, wanted: &Wanted, opened: usize) -> Vec<Change> {
-        let closed = self.groups.iter().filter(|group| group.closed).count() - opened;
-        let room = (self.groups.len() / 2).max(1).saturating_sub(closed);
+    fn closings(&self, wanted: &Wanted) -> Vec<Change> {
+        let mut room = self.room();
         let mut again = Vec::new();
         let mut moves: Vec<(usize, usize, &GroupView, Vec<DiskId>)> = Vec::new();
         for group in self.groups.iter().filter(|group| !self.opens(group) && self.has_source(group)) {
@@ -236,7 +235,27 @@ impl Cluster {
         }
         // The last copies first; then those that one accident would take together.
         moves.sort_by_key(|(copies, zones, group, _)| (*copies, *zones, group.pg.pool, group.pg.prefix));
-        again.into_iter().chain(moves.into_iter().filter_map(|(_, _, group, to)| close(group, to)).take(room)).collect()
+        let fits = |change: &Change| match room.get_mut(&change.pg.pool) {
+            Some(room) if *room > 0 => {
+                *room -= 1;
+                true
+            }
+            _ => false,
+        };
+        let moves = moves.into_iter().filter_map(|(_, _, group, to)| close(group, to));
+        again.into_iter().chain(moves.filter(fits)).collect()
+    }
+
+    /// How many more groups of each pool may be closed: with the other half open, the pool takes writes meanwhile.
+    fn room(&self) -> BTreeMap<PoolId, usize> {
+        let mut counts: BTreeMap<PoolId, (usize, usize)> = BTreeMap::new();
+        for group in &self.groups {
+            let (all, closed) = counts.entry(group.pg.pool).or_default();
+            *all += 1;
+            *closed += usize::from(group.closed && !self.opens(group));
+        }
+        let room = |(all, closed): (usize, usize)| (all / 2).max(1).saturating_sub(closed);
+        counts.into_iter().map(|(pool, counts)| (pool, room(counts))).collect()
     }
 
     /// In how many different places these disks are, above the node.
@@ -309,15 +328,27 @@ mod tests {
             ..Cluster::default()
         };
         join(&mut cluster, 1);
-        let group = |prefix| GroupView {
-            pg: PgId { pool: POOL, bits: BITS, prefix },
+        cluster.groups = groups_of(POOL).collect();
+        cluster
+    }
+
+    fn groups_of(pool: PoolId) -> impl Iterator<Item = GroupView> {
+        (0..1 << BITS).map(move |prefix| GroupView {
+            pg: PgId { pool, bits: BITS, prefix },
             epoch: PgEpoch(1),
             closed: false,
             members: vec![disk(1)],
             members_before: vec![],
             done: BTreeSet::new(),
-        };
-        cluster.groups = (0..1 << BITS).map(group).collect();
+        })
+    }
+
+    /// One node with two pools on it; the second one asks for `copies`.
+    fn two_pools(copies: usize) -> Cluster {
+        let mut cluster = one_node();
+        let pool = PoolId(2);
+        cluster.pools.push(PoolView { pool, copies, copies_effective: 1 });
+        cluster.groups.extend(groups_of(pool));
         cluster
     }
 
@@ -354,8 +385,11 @@ mod tests {
                         done: BTreeSet::new(),
                     };
                 }
-                let closed = cluster.groups.iter().filter(|group| group.closed).count();
-                assert!(closed <= cluster.groups.len() / 2, "{closed} groups are closed at once");
+                for pool in &cluster.pools {
+                    let groups = || cluster.groups.iter().filter(|group| group.pg.pool == pool.pool);
+                    let closed = groups().filter(|group| group.closed).count();
+                    assert!(closed <= groups().count() / 2, "{closed} groups of {:?} are closed at once", pool.pool);
+                }
             }
         }
     }
@@ -463,6 +497,27 @@ mod tests {
         assert_eq!(changes.len(), 8);
         apply(&mut cluster, &Step::Change(changes));
         assert_eq!(next(&cluster), None, "the other half waits until these are done");
+    }
+
+    /// All groups of the first pool were closed, and none of the second: they were half of all groups.
+    #[test]
+    fn half_of_the_groups_of_each_pool_are_closed_first() {
+        let mut cluster = two_pools(2);
+        join(&mut cluster, 2);
+        join(&mut cluster, 3);
+        cluster.voters_ready = 3;
+        let changes = loop {
+            match next(&cluster).expect("copies rise, then groups close") {
+                raise @ Step::RaiseCopies { .. } => apply(&mut cluster, &raise),
+                Step::Change(changes) => break changes,
+            }
+        };
+        for pool in [1, 2] {
+            let closed = changes.iter().filter(|change| change.closed && change.pg.pool == PoolId(pool)).count();
+            assert_eq!(closed, 8, "of pool {pool}");
+        }
+        settle(&mut cluster);
+        assert!(is_settled(&cluster));
     }
 
     #[test]
@@ -686,6 +741,43 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+        /// `apply` checks it after each step.
+        #[test]
+        fn half_of_the_groups_of_each_pool_stay_open_whatever_happens(
+            events in proptest::collection::vec(event(), 0..200), copies in 1usize..4, voters in 1usize..4,
+        ) {
+            let mut cluster = two_pools(copies);
+            cluster.voters_ready = voters;
+            let mut joined = 1;
+            for event in events {
+                let state = |cluster: &Cluster, node| cluster.nodes.get(&NodeId(node)).copied();
+                match event {
+                    Event::Step => {
+                        if let Some(step) = next(&cluster) {
+                            apply(&mut cluster, &step);
+                        }
+                    }
+                    Event::Unite(node) => {
+                        for group in cluster.groups.iter_mut().filter(|group| group.closed) {
+                            group.done.insert(NodeId(node));
+                        }
+                    }
+                    Event::Down(node) if state(&cluster, node) == Some(NodeState::Up) => {
+                        set(&mut cluster, node, NodeState::Down);
+                    }
+                    Event::Back(node) if state(&cluster, node) == Some(NodeState::Down) => {
+                        set(&mut cluster, node, NodeState::Up);
+                    }
+                    Event::Join if joined < 6 => {
+                        joined += 1;
+                        join(&mut cluster, joined);
+                    }
+                    Event::Lose(node) if state(&cluster, node).is_some() => set(&mut cluster, node, NodeState::Lost),
+                    _ => {}
+                }
+            }
+        }
+
         #[test]
         fn nothing_is_lost_whatever_happens_in_between(
             events in proptest::collection::vec(event(), 0..400), voters in 2usize..4,

@@ -9,8 +9,10 @@ use client::wire::{self, Answer, Ask, ChunkDone, Failed, Failure, Request, Told}
 use client::{BucketInfo, Client, ClientConfig, Error, FinishPut, MapView};
 use meta::map::command::*;
 use meta::object::command::*;
+use meta::object::expire::Move;
+use meta::object::transition::POOLS_LEVEL_MIN;
 use meta::view::commit;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -27,6 +29,7 @@ pub struct State {
     index: u64,
     pub leader: u32,
     pub chunks: BTreeMap<(u32, ChunkId), Bytes>,
+    tombstones: BTreeSet<(u32, ChunkId)>,
     /// What a node answers to chunk requests instead of carrying them out.
     pub refuses: BTreeMap<u32, Failure>,
     /// What the last shard command asked for.
@@ -36,6 +39,8 @@ pub struct State {
     pub staleness_ms: Option<u64>,
     /// Chunks that were made from others on their nodes.
     pub clones: usize,
+    /// Linearizable reads of the map.
+    pub map_reads: usize,
 }
 
 impl State {
@@ -91,7 +96,10 @@ impl State {
         let other = Told::Failed(Failed { leader: self.leader, ..Failed::new(Failure::NotLeader, "") });
         let failed = |failure| (Told::Failed(Failed::new(failure, format!("{failure:?}"))), vec![]);
         let told = match ask {
-            Ask::GetMap(get) if leads || !get.linearizable => Told::Map(self.map()),
+            Ask::GetMap(get) if leads || !get.linearizable => {
+                self.map_reads += usize::from(get.linearizable);
+                Told::Map(self.map())
+            }
             Ask::ProposeMap(entry) if leads => Told::MapReply(self.apply_map(entry)),
             Ask::ProposeShard(propose) if leads => {
                 self.acknowledgement = Some(propose.acknowledgement());
@@ -120,6 +128,9 @@ impl State {
             }
             Ask::GetChunk(get) => {
                 let id = ChunkId::from_bytes(get.id[..].try_into().unwrap());
+                if self.tombstones.contains(&(node, id)) {
+                    return failed(Failure::Deleted);
+                }
                 let Some(chunk) = self.chunks.get(&(node, id)) else { return failed(Failure::NotFound) };
                 let piece = chunk.slice(get.start as usize..get.end as usize);
                 return (Told::Chunk(ChunkDone { epoch: 1, ..ChunkDone::default() }), vec![piece]);
@@ -136,7 +147,9 @@ impl State {
             }
             Ask::DeleteChunks(delete) => {
                 for id in delete.ids.chunks_exact(ChunkId::LEN) {
-                    self.chunks.remove(&(node, ChunkId::from_bytes(id.try_into().unwrap())));
+                    let place = (node, ChunkId::from_bytes(id.try_into().unwrap()));
+                    self.chunks.remove(&place);
+                    self.tombstones.insert(place);
                 }
                 Told::Chunk(ChunkDone { epoch: 0, ..ChunkDone::default() })
             }
@@ -262,6 +275,35 @@ impl Fake {
         })
     }
 
+    /// Another pool, with three copies.
+    pub fn add_pool(&self) -> u32 {
+        let client = self.client.clone();
+        self.run(async move { client.create_pool("cold", "COLD", 3).await.unwrap().id })
+    }
+
+    /// As a due transition: what `head` has answered goes to the pool. The bucket is not versioned.
+    pub fn transition(&self, bucket: &BucketInfo, version: &ObjectVersion, pool: u32) -> Result<(), Error> {
+        let (client, bucket) = (self.client.clone(), bucket.clone());
+        let found = Move { version: version.clone(), order: 0, pool };
+        self.run(async move { client.move_version(&bucket, &found).await })
+    }
+
+    pub fn head(&self, bucket: &BucketInfo, key: &'static str) -> ObjectVersion {
+        let (client, bucket) = (self.client.clone(), bucket.clone());
+        self.run(async move { client.head(&bucket, &Bytes::from_static(key.as_bytes()), None).await.unwrap() })
+    }
+
+    pub fn bury(&self, ids: Vec<ChunkId>) {
+        let client = self.client.clone();
+        self.run(async move { client.bury_chunks(&ids).await.unwrap() });
+    }
+
+    /// The chunks that lie in this pool.
+    pub fn chunks_in(&self, pool: u8) -> Vec<ChunkId> {
+        let ids: BTreeSet<ChunkId> = self.state().chunks.keys().map(|(_, id)| *id).collect();
+        ids.into_iter().filter(|id| id.pool.0 == pool).collect()
+    }
+
     /// The nodes that hold the one chunk there is.
     pub fn holders(&self) -> Vec<u32> {
         self.state().chunks.keys().map(|(node, _)| *node).collect()
@@ -283,7 +325,8 @@ fn set_up(state: &mut State) {
     state.change(MapCommand::SetPgs(PgRows { rows: (0..4).map(row).collect() }));
     let shard = ShardRow { group: GROUP.0, range_epoch: 1, nodes: vec![1, 2, 3], ..ShardRow::default() };
     state.change(MapCommand::SetShard(shard));
-    let init = ShardCommand::InitShard(InitShard { range_epoch: 1, feature_level: 1, ..InitShard::default() });
+    let init =
+        ShardCommand::InitShard(InitShard { range_epoch: 1, feature_level: POOLS_LEVEL_MIN, ..InitShard::default() });
     state.apply_shard(ShardEntry { command: Some(init), ..ShardEntry::default() });
     assert_ne!(GROUP, GROUP_ZERO);
 }

@@ -6,7 +6,7 @@ mod fake;
 use base::ids::NodeId;
 use bytes::Bytes;
 use client::wire::Failure;
-use client::{CompleteRequest, Error, FinishPart, Reads, Staleness, Terms};
+use client::{CompleteRequest, Error, FinishPart, FinishPut, Reads, Staleness, Terms};
 use fake::{Fake, GATEWAY};
 use meta::map::command::Acknowledgement::{All, AllStrict, Majority, One};
 use meta::map::command::{MapCommand, NodeRow};
@@ -259,6 +259,129 @@ fn a_copy_that_the_nodes_cannot_make_is_read_and_stored() {
         Ok(()) => assert_eq!(fake.get(&bucket, "to").unwrap(), body),
         Err(error) => assert!(matches!(error, Error::Damaged(_)), "{error}"),
     }
+}
+
+/// Under the bucket's `one`, bytes that had three copies would have one, while the old ones are deleted.
+#[test]
+fn a_move_waits_for_all_copies_whatever_the_bucket_says() {
+    for (rule, waits_for) in [(One, All), (Majority, All), (All, All), (AllStrict, AllStrict)] {
+        let fake = Fake::new(23);
+        let bucket = fake.bucket(rule);
+        let pool = fake.add_pool();
+        fake.put(&bucket, "k", body()).unwrap();
+        fake.sim().run_for(Duration::from_secs(1));
+        let version = fake.head(&bucket, "k");
+        let before = millis(&fake);
+        fake.sim().pause(NodeId(3));
+        let sim = fake.sim();
+        fake.later(700, move |_| sim.resume(NodeId(3)));
+        fake.transition(&bucket, &version, pool).unwrap();
+        assert!(millis(&fake) - before >= 700, "{rule:?}: acknowledged before node 3 had its copy");
+        assert_eq!(fake.state().acknowledgement, Some(waits_for));
+        assert_eq!(fake.holders(), [1, 1, 2, 2, 3, 3], "the old copies and the new ones");
+    }
+}
+
+/// The old chunks are deleted seconds after a transition, while somebody reads them.
+#[test]
+fn who_reads_or_copies_an_object_that_moves_gets_the_same_bytes() {
+    let fake = Fake::new(24);
+    let bucket = fake.bucket(All);
+    let pool = fake.add_pool();
+    let whole = long_body();
+    fake.put(&bucket, "k", whole.clone()).unwrap();
+    let before = fake.head(&bucket, "k");
+    let old = fake.chunks_in(1);
+    let (client, of, version) = (fake.client.clone(), bucket.clone(), before.clone());
+    let mut reader = client.read(&of, &version, 0..u64::MAX);
+    let (first, mut reader) = fake.run(async move { (reader.next().await.unwrap().unwrap(), reader) });
+    fake.transition(&bucket, &before, pool).unwrap();
+    fake.bury(old);
+    let mut read = first.to_vec();
+    let (rest, of, writing) = (fake.client.clone(), bucket.clone(), before.clone());
+    let bytes = fake.run(async move {
+        while let Some(piece) = reader.next().await {
+            read.extend_from_slice(&piece.unwrap());
+        }
+        let mut writer = rest.write(&of, Bytes::from_static(b"copy"), None);
+        writer.copy_from(&of, &writing, 0..u64::MAX).await.unwrap();
+        writer.finish(FinishPut::default()).await.unwrap();
+        read
+    });
+    assert!(bytes == whole, "read while it moved");
+    assert!(fake.get(&bucket, "copy").unwrap() == whole, "copied while it moved");
+    // What was replaced is no more what was read.
+    let moved = fake.head(&bucket, "k");
+    fake.put(&bucket, "k", body()).unwrap();
+    fake.bury(fake.chunks_in(pool as u8));
+    let (client, of) = (fake.client.clone(), bucket.clone());
+    let refused = fake.run(async move { client.read(&of, &moved, 0..u64::MAX).next().await });
+    assert!(matches!(&refused, Some(Err(Error::Unavailable(why))) if why.contains("replaced")), "{refused:?}");
+}
+
+#[test]
+fn the_parts_of_an_object_that_moves_are_found_again() {
+    let fake = Fake::new(25);
+    let bucket = fake.bucket(All);
+    let pool = fake.add_pool();
+    let whole = long_body();
+    let (client, of, bytes) = (fake.client.clone(), bucket.clone(), whole.clone());
+    fake.run(async move {
+        let key = Bytes::from_static(b"k");
+        let upload = CreateUpload { key: key.clone(), ..CreateUpload::default() };
+        let upload = client.create_upload(&of, upload).await.unwrap();
+        let mut parts = Vec::new();
+        for (number, bytes) in [(1, bytes.clone()), (2, bytes.slice(..5000))] {
+            let mut writer = client.write(&of, key.clone(), None);
+            writer.write(bytes).await.unwrap();
+            let etag = format!("{number:032}");
+            let part = FinishPart { upload: upload.clone(), number, etag: etag.clone(), ..FinishPart::default() };
+            writer.finish_part(part).await.unwrap();
+            parts.push(NamedPart { number, etag, ..NamedPart::default() });
+        }
+        let request = CompleteRequest { parts, etag: "e-2".into(), ..CompleteRequest::default() };
+        client.complete_upload(&of, &key, &upload, request).await.unwrap();
+    });
+    let before = fake.head(&bucket, "k");
+    let old = fake.chunks_in(1);
+    let (client, of, version) = (fake.client.clone(), bucket.clone(), before.clone());
+    let mut reader = client.read(&of, &version, 0..u64::MAX);
+    // The rows of all parts are fetched with the first piece.
+    let (first, mut reader) = fake.run(async move { (reader.next().await.unwrap().unwrap(), reader) });
+    fake.transition(&bucket, &before, pool).unwrap();
+    fake.bury(old);
+    let read = fake.run(async move {
+        let mut read = first.to_vec();
+        while let Some(piece) = reader.next().await {
+            read.extend_from_slice(&piece.unwrap());
+        }
+        read
+    });
+    assert!(read == [&whole[..], &whole[..5000]].concat(), "each part where it stands now");
+}
+
+#[test]
+fn an_invented_storage_class_does_not_cost_a_look_into_the_map_each_time() {
+    let fake = Fake::new(26);
+    fake.add_pool();
+    let before = fake.state().map_reads;
+    let client = fake.client.clone();
+    fake.run(async move {
+        for _ in 0..100 {
+            assert_eq!(client.pool_of_class("INVENTED").await, Ok(None));
+        }
+        assert_eq!(client.pool_of_class("COLD").await, Ok(Some(2)));
+    });
+    assert_eq!(fake.state().map_reads - before, 1);
+}
+
+#[test]
+fn a_pool_has_no_more_copies_than_metadata() {
+    let fake = Fake::new(27);
+    let client = fake.client.clone();
+    let refused = fake.run(async move { client.create_pool("safer", "SAFER", 4).await });
+    assert!(matches!(&refused, Err(Error::Invalid(why)) if why.contains("at most 3 copies")), "{refused:?}");
+    assert_eq!(fake.state().map().pools.len(), 1);
 }
 
 #[test]

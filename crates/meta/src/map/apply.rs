@@ -279,6 +279,13 @@ impl Step<'_> {
         require(row.pg_bits <= PG_BITS_MAX, "too many placement groups")?;
         let key = Key::Pool { id };
         let before: Option<PoolRow> = self.read(&key)?;
+        if let Some(before) = &before {
+            let (id, name, copies) = (before.id, &before.name, before.copies);
+            let same = row.name == *name && row.copies == copies;
+            require(same, &format!("pool {id} is there already: its name ({name}) and its {copies} copies stay"))?;
+            let falls = row.copies_effective < before.copies_effective;
+            require(!falls, "copies in effect never fall: groups that have them would be short of them")?;
+        }
         let bits_before = before.as_ref().map_or(0, |before| before.pg_bits);
         require(row.pg_bits >= bits_before, "placement groups are split, never merged")?;
         let class_before = before.as_ref().map_or("", |before| before.class.as_str());

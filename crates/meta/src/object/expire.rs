@@ -4,7 +4,7 @@
 
 use base::ids::{BucketId, GroupId};
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::apply::{Halt, Step, done, random_id, refuse};
 use super::buckets::bucket_row;
@@ -92,6 +92,8 @@ pub struct Pools {
     pub by_class: BTreeMap<String, u32>,
     /// Of the bucket: what versions mean by pool 0.
     pub own: u32,
+    /// Versions that are not named, by key and order: the worker could not move them.
+    pub stuck: BTreeSet<(Bytes, u64)>,
 }
 
 impl Pools {
@@ -100,6 +102,10 @@ impl Pools {
         let now = row.attributes.as_ref().map_or(0, |attributes| attributes.pool);
         let now = if now == 0 { self.own } else { now };
         self.by_class.get(class).copied().filter(|pool| *pool != now)
+    }
+
+    fn is_stuck(&self, key: &Bytes, found: &Found) -> bool {
+        !self.stuck.is_empty() && self.stuck.contains(&(key.clone(), found.order))
     }
 }
 
@@ -206,7 +212,7 @@ fn judge_key(
         let is_last = held.as_ref().is_none_or(|(next, _)| next != key);
         let destination = judge.class_due(&found.row).and_then(|class| pools.destination(class, &found.row));
         match (judge.next(&found.row, is_last), destination) {
-            (Verdict::Keep, Some(pool)) if moves.len() < MOVES_MAX => {
+            (Verdict::Keep, Some(pool)) if moves.len() < MOVES_MAX && !pools.is_stuck(key, &found) => {
                 let version = ObjectVersion { key: key.clone(), ..found.row };
                 moves.push(Move { version, order: found.order, pool });
             }

@@ -106,6 +106,26 @@ fn a_storage_class_names_one_pool_for_ever() {
     }
 }
 
+/// Two operators made a pool at once: the second one's row took the place of the first one's.
+#[test]
+fn a_pool_keeps_its_name_and_never_has_fewer_copies() {
+    let mut map = map_of_disks();
+    let pool = |name: &str, copies, copies_effective| {
+        MapCommand::SetPool(PoolRow { id: 2, name: name.into(), copies, copies_effective, ..PoolRow::default() })
+    };
+    for (step, command, outcome) in [
+        ("made", pool("cold", 3, 1), MapOutcome::Done),
+        ("other name", pool("icy", 3, 1), MapOutcome::Invalid),
+        ("fewer copies", pool("cold", 2, 1), MapOutcome::Invalid),
+        ("raised", pool("cold", 3, 2), MapOutcome::Done),
+        ("the half-made pool again", pool("cold", 3, 1), MapOutcome::Invalid),
+        ("raised again", pool("cold", 3, 3), MapOutcome::Done),
+    ] {
+        let reply = map.run(command);
+        assert_eq!(reply.outcome(), outcome, "{step}: {}", reply.detail);
+    }
+}
+
 #[test]
 fn what_was_removed_takes_no_new_data_and_is_still_named_while_it_is_left() {
     let mut map = map_of_disks();

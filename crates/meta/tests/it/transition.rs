@@ -3,7 +3,7 @@
 use base::ids::BucketId;
 use bytes::Bytes;
 use meta::object::command::*;
-use meta::object::expire::{self, Move, Place, Pools};
+use meta::object::expire::{self, MOVES_MAX, Move, Place, Pools};
 use meta::object::lifecycle::{LifecycleRule, Moment, Transition};
 use meta::object::transition::MoveBody;
 
@@ -15,14 +15,22 @@ fn to(class: &str, days: u32) -> Transition {
 }
 
 fn pools() -> Pools {
-    Pools { by_class: [("STANDARD".into(), 1), ("WARM".into(), 2), ("COLD".into(), 3)].into(), own: 1 }
+    Pools {
+        by_class: [("STANDARD".into(), 1), ("WARM".into(), 2), ("COLD".into(), 3)].into(),
+        own: 1,
+        ..Pools::default()
+    }
 }
 
 fn search(shard: &Shard, now_ms: u64) -> Vec<Move> {
+    search_among(shard, &pools(), now_ms)
+}
+
+fn search_among(shard: &Shard, pools: &Pools, now_ms: u64) -> Vec<Move> {
     let (mut moves, mut place) = (Vec::new(), Place::Start);
     loop {
         let at = Moment { now_ms, day_ms: 0 };
-        let page = expire::due(&shard.rows, GROUP, BucketId(BUCKET), &pools(), &place, at).unwrap();
+        let page = expire::due(&shard.rows, GROUP, BucketId(BUCKET), pools, &place, at).unwrap();
         moves.extend(page.moves);
         match page.next {
             Some(next) => place = next,
@@ -145,6 +153,25 @@ fn what_expires_is_not_moved_first() {
     set_rules(&mut shard, Versioning::Off, 2, vec![both]);
     shard.put("k", "e");
     assert_eq!(destinations(&search(&shard, 3 * DAY)), []);
+}
+
+/// As many as a page holds, all of them damaged: they were named again and again, and the others never.
+#[test]
+fn versions_that_cannot_be_moved_do_not_hide_others_of_their_key() {
+    let mut shard = Shard::new(Versioning::Enabled);
+    let rules = vec![LifecycleRule { noncurrent_transitions: vec![to("COLD", 1)], ..rule() }];
+    set_rules(&mut shard, Versioning::Enabled, 2, rules);
+    for number in 0..MOVES_MAX + 6 {
+        shard.put("k", &number.to_string());
+    }
+    let mut pools = pools();
+    let found = search_among(&shard, &pools, 10 * DAY);
+    assert_eq!(found.len(), MOVES_MAX);
+    let place = |found: &Move| (found.version.key.clone(), found.order);
+    pools.stuck.extend(found.iter().map(place));
+    let others = search_among(&shard, &pools, 10 * DAY);
+    assert_eq!(others.len(), 5, "all but the newest");
+    assert!(others.iter().all(|other| !pools.stuck.contains(&place(other))));
 }
 
 /// A worker may die between two parts.

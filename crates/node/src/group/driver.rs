@@ -11,7 +11,7 @@ use bytes::Bytes;
 use meta::group::{self, GroupState, Install};
 use meta::map::command::{ClusterMap, DiskRow, NodeRow, NodeState};
 use meta::view::ViewError;
-use protocol::membership::{self, NodeView};
+use protocol::membership::{self, NodeView, VOTERS};
 use protocol::placement::Locality;
 use protocol::raft::{Configuration, Entry, HardState, Message, MessageKind, NotTaken, RaftPeer, Ready, Role};
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,8 +49,6 @@ const MEMBERSHIP_INTERVAL: Duration = Duration::from_millis(200);
 const LEADERSHIP_INTERVAL: Duration = Duration::from_secs(5);
 /// Log that is kept for members that are catching up.
 const LOG_BYTES_KEPT: u64 = 128 << 20;
-/// Voters of a shard, and of group 0 while the cluster is small.
-const VOTERS: usize = 3;
 /// Voters of group 0 from as many nodes on.
 const VOTERS_OF_MAP: usize = 5;
 

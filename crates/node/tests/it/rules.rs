@@ -65,6 +65,8 @@ fn bytes_move_to_the_pool_of_their_storage_class_and_stay_the_same() {
         assert_eq!(client.pool_of_class("COLD").await, Ok(Some(pool)));
         assert_eq!(client.pool_of_class("WARM").await, Ok(None));
         assert!(matches!(client.create_pool("again", "COLD", 3).await, Err(Error::Invalid(_))));
+        let more = client.create_pool("more", "SAFER", 4).await;
+        assert!(matches!(&more, Err(Error::Invalid(why)) if why.contains("at most 3 copies")), "{more:?}");
         let bucket = client.create_bucket("logs", "root").await.expect("the name is free");
         let (long, short) = (bytes_of(5 << 20, 1), bytes_of(100, 2));
         put(&client, &bucket, "long", long.clone()).await.expect("stored");
@@ -87,6 +89,43 @@ fn bytes_move_to_the_pool_of_their_storage_class_and_stay_the_same() {
         assert_eq!(places("short").await, (pool, vec![]));
         for (key, bytes) in [("long", &long), ("short", &short), ("there", &long)] {
             assert_eq!(get(&client, &bucket, key).await.expect("readable"), *bytes, "{key}");
+        }
+    }))
+    .expect("nothing crashes here");
+}
+
+/// One object whose bytes are gone ended the search through all buckets of its shard, each time before what came after it.
+#[test]
+fn an_object_that_cannot_be_moved_holds_up_nothing_else() {
+    let sim = Sim::new(14);
+    let node = sim.node(NODE);
+    let (config, env) = (config(&sim, node.env()), node.env());
+    sim.block_on(node.run(async move {
+        let running = Node::start_tuned(config, tuning()).await.expect("a fresh node starts");
+        let client = running.client();
+        let pool = client.create_pool("cold", "COLD", 2).await.expect("made").id;
+        let transitions = vec![Transition { class: "COLD".into(), days: 1, ..Transition::default() }];
+        let moves = LifecycleRule { id: "m".into(), enabled: true, transitions, ..LifecycleRule::default() };
+        let expires = LifecycleRule { id: "e".into(), enabled: true, expire_days: Some(1), ..LifecycleRule::default() };
+        let mut buckets = Vec::new();
+        for (name, rule) in [("first", moves), ("second", expires)] {
+            let bucket = client.create_bucket(name, "root").await.expect("the name is free");
+            for key in ["a", "b"] {
+                put(&client, &bucket, key, bytes_of(5000, 1)).await.expect("stored");
+            }
+            let value = Some(LifecycleRules { rules: vec![rule] }.encode_to_vec().into());
+            client.set_configuration(&bucket, ConfigurationKind::Lifecycle, value, None).await.expect("set");
+            buckets.push(bucket);
+        }
+        let object = client.head(&buckets[0], &"a".to_owned().into(), None).await.expect("it is there");
+        let chunks = meta::chunks::unpack(&object.body.unwrap_or_default().chunks).expect("whole");
+        let ids: Vec<_> = chunks.iter().map(|chunk| chunk.id).collect();
+        client.bury_chunks(&ids).await.expect("its bytes are gone");
+        env.sleep(DAY + Duration::from_secs(90)).await;
+        let b = client.head(&buckets[0], &"b".to_owned().into(), None).await.expect("it is there");
+        assert_eq!(b.attributes.unwrap_or_default().pool, pool, "the next object moved");
+        for key in ["a", "b"] {
+            assert_eq!(get(&client, &buckets[1], key).await, Err(Error::NoSuchKey), "{key} has expired");
         }
     }))
     .expect("nothing crashes here");
