@@ -43,13 +43,20 @@ async fn end_of(mut child: Child) -> std::io::Result<(ExitStatus, Vec<u8>)> {
     let (out, err) = (child.stdout.take(), child.stderr.take());
     let mut program = Killed { child };
     let mut listened = Box::pin(async { tokio::join!(drain(out, &said), drain(err, &said)) });
-    let status = tokio::select! {
+    let ended = tokio::select! {
         biased;
-        status = program.child.wait() => status?,
-        _ = &mut listened => program.child.wait().await?,
+        status = program.child.wait() => Some(status?),
+        _ = &mut listened => None,
     };
-    // What it said last may still lie in the pipe.
-    let _ = tokio::time::timeout(LAST_WORDS, listened).await;
+    let status = match ended {
+        None => program.child.wait().await?,
+        Some(status) => {
+            // What it said last may still lie in the pipe.
+            let _ = tokio::time::timeout(LAST_WORDS, &mut listened).await;
+            status
+        }
+    };
+    drop(listened);
     Ok((status, said.into_inner().unwrap_or_else(PoisonError::into_inner)))
 }
 
@@ -76,6 +83,7 @@ async fn drain(from: Option<impl AsyncRead + Unpin>, said: &Mutex<Vec<u8>>) {
         said.extend_from_slice(&buffer[..len.min(room)]);
     }
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;
