@@ -5,14 +5,12 @@
 
 use base::Env;
 use base::env::{BoxFuture, MonoTime};
-use base::ids::{GROUP_ZERO, GroupId, LogIndex, NodeId, PeerId, Term};
+use base::ids::{GroupId, LogIndex, NodeId, PeerId, Term};
 use base::plant::{self, Plant};
 use bytes::Bytes;
-use meta::group::{self, GroupState, Install};
-use meta::map::command::{ClusterMap, DiskRow, NodeRow, NodeState};
+use meta::map::command::ClusterMap;
 use meta::view::ViewError;
-use protocol::membership::{self, NodeView, VOTERS};
-use protocol::placement::Locality;
+use protocol::membership::VOTERS;
 use protocol::raft::{Configuration, Entry, HardState, Message, MessageKind, NotTaken, RaftPeer, Ready, Role};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -22,25 +20,26 @@ use store::kv::{Kv, LsmKv};
 use store::{Engine, RaftEntry, RaftWrite, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
 
+mod damage;
+mod members;
+mod snapshot;
+
+use self::members::{is_fit, is_up};
 use super::acknowledge::{Answer, Voter, Waiting};
 use super::freshness::Freshness;
-use super::install::{self, Installed};
+use super::install;
 use super::log_write::in_pieces;
 use super::reads::Reads;
 use super::{Acknowledge, GroupError, GroupHandle, Parts, Request, Shared, acknowledge, encode_hard_state};
 use crate::events::{EventKind, EventLog};
 use crate::heartbeats::{self, Heartbeats};
-use crate::machine::{KvView, Machine, Reply};
+use crate::machine::{Machine, Reply};
 use crate::transport::{self, PeerGone, RaftItem};
 
 /// State that may wait for a flush; beyond it new commands are refused until the disk has caught up.
 const UNFLUSHED_BYTES_MAX: u64 = 256 << 20;
 /// Pause before a log write is tried again that the disk had no room for.
 const FULL_PAUSE: Duration = Duration::from_millis(200);
-/// From one look whether others have what is damaged here to the next.
-const SURVEY_PAUSE: Duration = Duration::from_secs(30);
-/// Before a state is fetched again whose place is held by damage.
-const DAMAGED_PAUSE: Duration = Duration::from_secs(10);
 /// Requests taken in one round.
 const ROUND_MAX: usize = 256;
 /// How often a leader looks whether its group should have other members.
@@ -49,8 +48,6 @@ const MEMBERSHIP_INTERVAL: Duration = Duration::from_millis(200);
 const LEADERSHIP_INTERVAL: Duration = Duration::from_secs(5);
 /// Log that is kept for members that are catching up.
 const LOG_BYTES_KEPT: u64 = 128 << 20;
-/// Voters of group 0 from as many nodes on.
-const VOTERS_OF_MAP: usize = 5;
 
 pub struct Driver {
     env: Env,
@@ -635,124 +632,6 @@ impl Driver {
         *self.shared.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
     }
 
-    /// Rows here cannot be read. Another replica leads, if one can; when one is known to have every row, this one gives up
-    /// its own, keeps vote and log, and is opened anew to wait for a snapshot. Answers whether others are to be asked.
-    fn hurt(&mut self, why: String) -> bool {
-        if self.failed().is_some() {
-            return true;
-        }
-        if group::load(&KvView::over(&*self.kv), self.id).is_err() {
-            return self.give_up(why);
-        }
-        self.survey(why);
-        self.hand_over()
-    }
-
-    /// Not even the group's own row can be read: the replica stops for good when a majority of voters is at work without
-    /// it; as long as that is not so, or voters change, another one leads if it can.
-    fn give_up(&mut self, why: String) -> bool {
-        if self.is_spare() {
-            self.fail(why);
-            return true;
-        }
-        self.hand_over()
-    }
-
-    /// Whether a majority of voters is at work without this replica.
-    fn is_spare(&self) -> bool {
-        !self.raft.pending_configuration() && self.others_at_work() > self.configuration.voters.len() / 2
-    }
-
-    fn hand_over(&mut self) -> bool {
-        let heir = self.heir();
-        if let Some(heir) = heir {
-            self.raft.transfer_leadership(heir);
-        }
-        heir.is_some() || self.leader_node().is_some_and(|node| node != self.node)
-    }
-
-    /// Of the other voters that answer this leader, the one that has most.
-    fn heir(&self) -> Option<PeerId> {
-        let able = |it: &protocol::raft::PeerProgress| {
-            it.peer != self.peer && it.active && self.configuration.is_voter(it.peer) && !self.gone.contains(&it.peer)
-        };
-        self.raft.progress().into_iter().filter(able).max_by_key(|it| it.matched).map(|it| it.peer)
-    }
-
-    /// Has the own rows read, and all of another replica: who gives up its own must know that they are damaged, and that
-    /// they are elsewhere.
-    fn survey(&mut self, why: String) {
-        let other = self.leader_node().filter(|node| *node != self.node);
-        let other = other.or_else(|| self.node_of(self.heir()?));
-        let Some(mailbox) = self.mailbox.upgrade().filter(|_| self.fetching.is_none() && !self.stateless) else {
-            return;
-        };
-        let Some(other) = other.filter(|_| self.env.now() >= self.survey_due) else { return };
-        if self.shared.mending.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let (source, kv) = (self.source(other, self.given_up.clone()), self.kv.clone());
-        self.env.spawn("survey a replica", async move {
-            let found = install::survey(&source, &kv).await.map_err(|error| format!("{why}; node {other}: {error}"));
-            let _ = mailbox.send(Request::Surveyed { why, found }).await;
-        });
-    }
-
-    /// Another replica has every row, or that is not known.
-    fn surveyed(&mut self, why: String, found: Result<GroupState, String>) {
-        let marked = found.and_then(|source| self.may_do_without(&why, &source)).and_then(|()| {
-            let old = group::load(&KvView::over(&*self.kv), self.id).map_err(|error| error.to_string())?;
-            let mark = crate::machine::change_out(group::mark(self.id, &old, Install::Incomplete));
-            self.kv.commit(vec![mark]).map_err(|error| error.to_string())
-        });
-        match marked {
-            // Whether the mark is flushed does not matter: without it, a restart finds the old rows and the log.
-            Ok(()) => {
-                self.shared.reopen.store(true, Ordering::Release);
-                if self.failed().is_none() {
-                    self.fail(format!("its state is replaced by another replica's: {why}"));
-                }
-            }
-            Err(error) => {
-                tracing::warn!(group = self.id.0, "damaged rows are kept: {error}");
-                self.survey_due = self.env.now() + SURVEY_PAUSE;
-            }
-        }
-        self.shared.mending.store(false, Ordering::Release);
-    }
-
-    /// Whether this replica may give up its rows for those of `source`. A leader may not: until another one leads, its rows are
-    /// the newest. With what the source has applied and the own log nothing is missing that was committed.
-    fn may_do_without(&mut self, why: &str, source: &GroupState) -> Result<(), String> {
-        match self.failed() {
-            Some(other) if other != why => return Err(format!("the replica has stopped: {other}")),
-            None if self.raft.leadership().role == Role::Leader => {
-                self.hand_over();
-                return Err("this replica leads".into());
-            }
-            Some(_) | None => {}
-        }
-        if self.stateless || self.fetching.is_some() {
-            return Err("they are being replaced already".into());
-        }
-        if LogIndex(source.applied_index) < self.raft.log_base() || !source.is_supported() {
-            return Err("the other replica is behind, or of a newer version".into());
-        }
-        Ok(())
-    }
-
-    /// How many other voters serve, as far as is known here.
-    fn others_at_work(&self) -> usize {
-        let map = self.map.borrow().clone();
-        let progress = self.raft.progress();
-        let serves = |peer: &&PeerId| {
-            let answers = progress.iter().find(|it| it.peer == **peer).is_none_or(|it| it.active);
-            let is_up = self.node_of(**peer).is_some_and(|node| is_up(&map, node));
-            **peer != self.peer && answers && is_up && !self.gone.contains(*peer)
-        };
-        self.configuration.voters.iter().filter(serves).count()
-    }
-
     /// Sends messages to their peers' nodes, all for one node together.
     fn send(&mut self, messages: Vec<Message>) {
         if messages.is_empty() {
@@ -779,134 +658,8 @@ impl Driver {
         }
     }
 
-    fn plan_membership(&mut self) {
-        let map = self.map.borrow().clone();
-        // A recovered cluster first says that it is a new one.
-        if self.raft.pending_configuration() || map.cluster_generation < self.generation_min.load(Ordering::Relaxed) {
-            return;
-        }
-        let locality = |node: NodeId| {
-            let row = map.nodes.iter().find(|row| row.id == node.0);
-            row.map(|row| Locality::parse(&row.locality)).unwrap_or_default()
-        };
-        let nodes = membership::spread(node_views(&map), &self.configuration, locality);
-        let stay = [membership::NodeState::Up, membership::NodeState::Down];
-        let members = nodes.iter().filter(|view| stay.contains(&view.state)).count();
-        let wanted = if self.id == GROUP_ZERO && members >= VOTERS_OF_MAP { VOTERS_OF_MAP } else { VOTERS };
-        let gone: Vec<PeerId> = self.gone.iter().copied().collect();
-        let progress = self.raft.progress();
-        let group_zero = self.id == GROUP_ZERO;
-        let change = membership::next_change(&self.configuration, &nodes, &gone, &progress, wanted, group_zero);
-        if let Some(change) = change {
-            tracing::info!(group = self.id.0, "the group changes: {change:?}");
-            // Refused when one is pending: planned again soon.
-            let _ = self.raft.propose_configuration(&change);
-        }
-    }
-
-    fn plan_leadership(&mut self) {
-        let map = self.map.borrow().clone();
-        let able = self.raft.progress().into_iter().filter(|peer| peer.active && peer.matched >= self.applied);
-        let able: Vec<PeerId> = able.map(|progress| progress.peer).collect();
-        // One that is voted out, or slow, gives leadership to anybody who can take it at once.
-        let anybody = !is_fit(&map, self.node);
-        let is_able = |node| self.configuration.peer_of(node).is_some_and(|peer| able.contains(&peer));
-        let may_lead = |node: &NodeId| is_fit(&map, *node) && (!anybody || is_able(*node));
-        let up: Vec<NodeId> = map.nodes.iter().map(|row| NodeId(row.id)).filter(may_lead).collect();
-        let Some(preferred) = membership::preferred_leader(self.id, &self.configuration, &up) else { return };
-        if preferred != self.peer && able.contains(&preferred) {
-            self.raft.transfer_leadership(preferred);
-        }
-    }
-
     fn source(&self, from: NodeId, cancelled: Arc<AtomicBool>) -> install::Source {
         install::Source { env: self.env.clone(), group: self.id, from, cancelled }
-    }
-
-    /// Begins to fetch the state that a snapshot message announces. `false`: Raft itself says what is to be done.
-    fn fetch_snapshot(&mut self, from: NodeId, message: &Message) -> bool {
-        if self.fetching.is_some() {
-            return true;
-        }
-        let Some((index, _, configuration)) = message.snapshot() else { return false };
-        let has_lost_log = self.configuration.is_empty() && configuration.is_voter(self.peer);
-        if has_lost_log && !plant::is(Plant::VoteAfterLoss) {
-            // A new member votes only after it acknowledged a snapshot: this one did, and has lost it since.
-            let gone = PeerGone { group: self.id.0, peer: self.peer.0 };
-            transport::send_gone(&self.env, from, self.generation(), gone);
-            return true;
-        }
-        if !self.raft.would_restore(message) {
-            return false;
-        }
-        if self.env.now() < self.fetch_due {
-            return true;
-        }
-        let cancelled = Arc::<AtomicBool>::default();
-        let source = self.source(from, cancelled.clone());
-        let fetch = install::Fetch { source, kv: self.kv.clone(), message: message.clone(), at_least: index };
-        let mailbox = self.mailbox.clone();
-        let (end, ended) = oneshot::channel();
-        self.fetching = Some(Fetching { cancelled, ended });
-        self.env.spawn("install snapshot", async move {
-            let result = install::fetch(fetch).await.map(Box::new);
-            // Before the mailbox, whose reader may be waiting for this end.
-            let _ = end.send(());
-            if let Some(mailbox) = mailbox.upgrade() {
-                let _ = mailbox.send(Request::Installed(result)).await;
-            }
-        });
-        true
-    }
-
-    fn installed(&mut self, result: Result<Box<Installed>, install::Failed>) {
-        self.fetching = None;
-        let installed = match result {
-            Ok(installed) => installed,
-            // The rows cannot be replaced where they are: the replica is made anew, together with what the damage hides else.
-            // A learner has promised nothing.
-            Err(failed) if failed.damaged && (self.is_spare() || !self.configuration.is_voter(self.peer)) => {
-                self.held.clear();
-                return self.fail(format!("its state cannot be replaced: {}", failed.why));
-            }
-            Err(failed) if failed.state_is_gone && !self.stateless => {
-                // Raft here still counts on a state: the replica is opened anew, as after a crash.
-                self.held.clear();
-                self.shared.reopen.store(true, Ordering::Release);
-                return self.fail(format!("its state was being replaced, and that was cut off: {}", failed.why));
-            }
-            Err(failed) => {
-                tracing::warn!(
-                    group = self.id.0,
-                    "a snapshot was not installed and is asked for again: {}",
-                    failed.why
-                );
-                if failed.damaged {
-                    self.fetch_due = self.env.now() + DAMAGED_PAUSE;
-                }
-                return self.apply_held();
-            }
-        };
-        let Installed { index, term, configuration, message } = *installed;
-        tracing::info!(group = self.id.0, index = index.0, "a snapshot was installed");
-        self.stateless = false;
-        if let Err(error) = self.machine.reload(&configuration) {
-            return self.fail(error.to_string());
-        }
-        self.applied = index;
-        self.shared.applied.store(index.0, Ordering::Release);
-        self.configuration = configuration.clone();
-        if let Err(why) = self.raft.step(message.with_snapshot(index, term, &configuration)) {
-            tracing::warn!(group = self.id.0, "{why}");
-        }
-        self.apply_held();
-    }
-
-    fn apply_held(&mut self) {
-        let held = std::mem::take(&mut self.held);
-        if !held.is_empty() {
-            self.apply(held);
-        }
     }
 }
 
@@ -947,32 +700,4 @@ fn is_hasty(message: &Message) -> bool {
     let is_vote = matches!(message.kind(), MessageKind::Vote | MessageKind::VoteReply);
     (is_vote && plant::is(Plant::VoteBeforeFlush))
         || (message.kind() == MessageKind::AppendReply && plant::is(Plant::AckBeforeFlush))
-}
-
-fn is_up(map: &ClusterMap, node: NodeId) -> bool {
-    map.nodes
-        .iter()
-        .any(|row| row.id == node.0 && matches!(row.state(), NodeState::Up | NodeState::Draining | NodeState::Joining))
-}
-
-/// Up, and its metadata is on no slow disk.
-fn is_fit(map: &ClusterMap, node: NodeId) -> bool {
-    let is_slow = |row: &DiskRow| row.node == node.0 && row.metadata && row.slow && row.state().serves();
-    is_up(map, node) && !map.disks.iter().any(is_slow)
-}
-
-/// Nodes that were up at least once.
-fn node_views(map: &ClusterMap) -> Vec<NodeView> {
-    let view = |row: &NodeRow| {
-        let state = match row.state() {
-            NodeState::Joining => return None,
-            NodeState::Up => membership::NodeState::Up,
-            NodeState::Draining => membership::NodeState::Draining,
-            NodeState::Down => membership::NodeState::Down,
-            NodeState::Lost => membership::NodeState::Gone,
-            NodeState::Removed => membership::NodeState::Removed,
-        };
-        Some(NodeView { node: NodeId(row.id), state })
-    };
-    map.nodes.iter().filter_map(view).collect()
 }
