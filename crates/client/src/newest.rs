@@ -1,6 +1,6 @@
 //! The newest map: kept, waited for, fetched when an answer shows that there is a newer one.
 
-use base::env::{Channel, MonoTime};
+use base::env::{Channel, MonoTime, RandomExt};
 use base::ids::{GROUP_ZERO, MapVersion, NodeId};
 use meta::map::command::{ClusterMap, MapCommand, MapEntry, MapOutcome, MapReply};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -196,6 +196,19 @@ impl Client {
             contact += 1;
         }
         newest.fetching.store(false, Ordering::Release);
+    }
+
+    /// Asks another node, any, once, for the map that it has.
+    pub async fn ask_around(&self) {
+        let own = self.session().node;
+        let others: Vec<NodeId> = self.contacts(GROUP_ZERO).into_iter().filter(|node| *node != own).collect();
+        if others.is_empty() {
+            return;
+        }
+        let drawn = self.shared.env.random.below(others.len() as u64);
+        if let Some(map) = self.fetch_map(others[drawn as usize]).await {
+            self.learn_map(map);
+        }
     }
 
     /// What the replica of node `from` has applied, if that is news.

@@ -118,13 +118,12 @@ impl Announcer {
                     self.service.events.record(EventKind::Up, own, what);
                 }
             }
-            let fenced = map.wait_for(|map| self.is_fenced(map));
-            tokio::select! {
+            let present = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
-                fenced = fenced => if fenced.is_err() { return },
-            }
-            let present = map.borrow().clone();
+                present = self.voted_out(&mut map) => present,
+            };
+            let Some(present) = present else { return };
             if let Some(why) = self.usurped(&present).await {
                 self.service.standing.send_replace(Standing::Ended(why));
                 return;
@@ -145,14 +144,45 @@ impl Announcer {
         }
     }
 
+    /// Waits for a map in which this node is out. Its own replica of group 0 says so; but whoever was lost may be no member of that
+    /// group any more, and then only the client hears of it, from whoever answers it.
+    async fn voted_out(&self, map: &mut watch::Receiver<Arc<ClusterMap>>) -> Option<Arc<ClusterMap>> {
+        let told = async {
+            let mut shown = self.client.map();
+            while !self.is_fenced(&shown.map) {
+                shown = self.client.map_newer_than(shown.version()).await;
+            }
+            Arc::new(shown.map.clone())
+        };
+        tokio::select! {
+            biased;
+            own = map.wait_for(|map| self.is_fenced(map)) => own.ok().map(|map| map.clone()),
+            shown = told => Some(shown),
+        }
+    }
+
+    /// The newer of the map of the own replica and the client's.
+    fn newest_map(&self) -> Arc<ClusterMap> {
+        let (own, shown) = (self.service.map.borrow().clone(), self.client.map());
+        if shown.map.version > own.version { Arc::new(shown.map.clone()) } else { own }
+    }
+
     /// Waits until no disk hangs and the links to all nodes that serve work, as far as is known: else this node, or the
     /// other, would be voted out again at once.
     async fn wait_until_fit(&self) {
         const CHECK: Duration = Duration::from_millis(100);
         let mut told = false;
         loop {
-            let map = self.service.map.borrow().clone();
-            let cut = self.service.control.observations().cut_off_from(&map, self.identity.node);
+            let map = self.newest_map();
+            let mut cut = self.service.control.observations().cut_off_from(&map, self.identity.node);
+            // Nobody reports to one that is lost: whether the link works again, it must try.
+            let is_lost = map.nodes.iter().any(|row| row.id == self.identity.node.0 && row.state() == NodeState::Lost);
+            while let Some(other) = cut.first().copied()
+                && is_lost
+                && crate::controller::reaches(&self.service, other).await
+            {
+                cut.remove(0);
+            }
             let hangs = crate::controller::disk_hangs(&self.env, &self.service);
             let own = self.identity.node;
             let until = match cut.first() {

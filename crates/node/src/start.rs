@@ -558,5 +558,7 @@ fn start_workers(
             tracing::warn!("half-made buckets wait for the next start: {error}");
         }
     });
+    let ask = workers::ask_for_map(env.clone(), service.clone(), client.clone(), stop.subscribe());
+    env.spawn("ask for the map", ask);
     env.spawn("follow map", workers::follow_map(env.clone(), service.clone(), client.clone(), home));
 }

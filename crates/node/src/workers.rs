@@ -32,6 +32,8 @@ const GARBAGE_CHECK: Duration = Duration::from_millis(500);
 const RENEW_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 const LEVEL_CHECK: Duration = Duration::from_secs(1);
 const DISK_CHECK: Duration = Duration::from_secs(1);
+/// How long a node hears no leader of group 0 until it asks around for the map, and how often it does.
+const MAP_CHECK: Duration = Duration::from_secs(1);
 const RENEW_CHECK: Duration = Duration::from_secs(60);
 /// Garbage rows handled at once.
 const GARBAGE_ROWS_MAX: u32 = 128;
@@ -228,6 +230,22 @@ pub async fn announce_failures(env: Env, service: Arc<Service>, client: Client, 
                 }
                 Err(error) => tracing::warn!("the failure of disk {} is not in the map yet: {error}", disk.label),
             }
+        }
+    }
+}
+
+/// Asks other nodes for their map while this one hears no leader of group 0: it may have been voted out, and no member of that group
+/// any more, so that nobody sends it anything.
+pub async fn ask_for_map(env: Env, service: Arc<Service>, client: Client, mut stop: watch::Receiver<bool>) {
+    loop {
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return,
+            () = env.sleep(MAP_CHECK) => {}
+        }
+        let hears = |group: &GroupHandle| group.is_leader() || env.now().since(group.leader_heard()) < MAP_CHECK;
+        if !service.replicas.get(GROUP_ZERO).is_some_and(|group| hears(&group)) {
+            client.ask_around().await;
         }
     }
 }

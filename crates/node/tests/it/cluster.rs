@@ -457,6 +457,41 @@ fn a_slow_disk_loses_leadership_and_gets_it_back() {
     cluster.wait("it leads again", Duration::from_secs(60), |cluster| !leads_nothing(cluster));
 }
 
+/// Cut off for so long that it was given up, and its replica of group 0 taken away: nobody sends it the map any more. It comes
+/// back all the same, without a restart.
+#[test]
+fn a_node_that_was_lost_and_is_no_member_of_group_zero_comes_back() {
+    // The fourth node is a learner. A voter's vote is taken over by it.
+    for (seed, cut) in [(28, 4), (29, 2)] {
+        let with_haste = |node| {
+            let healing = Healing { lost_after: Duration::from_secs(5), ..tuning(node).healing };
+            Tuning { healing, ..tuning(node) }
+        };
+        let mut cluster = Cluster::found_with(seed, Box::new(with_haste));
+        cluster.join();
+        cluster.join();
+        cluster.wait_for_voters(&[1, 2, 3]);
+        cluster.join();
+        cluster.wait_for_safety(NodeId(1));
+        let others = [1, 2, 3, 4].into_iter().filter(|id| *id != cut).map(NodeId);
+        for other in others {
+            cluster.sim.cut(NodeId(cut), other);
+            cluster.sim.cut(other, NodeId(cut));
+        }
+        cluster.wait("it is given up", Duration::from_secs(30), |cluster| {
+            let votes = cluster.nodes[&NodeId(1)].status().groups[0].voters.contains(&u64::from(cut));
+            state_of(cluster, NodeId(1), NodeId(cut)) == NodeState::Lost && !votes
+        });
+        cluster.sim.run_for(Duration::from_secs(3));
+        cluster.sim.heal();
+        cluster.wait("it is back", Duration::from_secs(20), |cluster| {
+            state_of(cluster, NodeId(1), NodeId(cut)) == NodeState::Up
+        });
+        cluster.wait_for_safety(NodeId(cut));
+        assert!(slowest_put(&cluster, NodeId(cut), "photos", 4) < Duration::from_secs(1), "it serves its clients");
+    }
+}
+
 /// Copies are parted by zone as zones come, metadata too; what happened can be read afterwards.
 #[test]
 fn copies_stand_in_three_zones_and_the_timeline_tells_how() {
