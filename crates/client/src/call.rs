@@ -174,11 +174,13 @@ impl Client {
         self.life().session
     }
 
-    /// Goes on under a new generation. What is in flight ends under the old one.
+    /// Goes on under a new generation. What is in flight ends under the old one. Nothing happens when it goes on under a newer one
+    /// already: whoever raises a generation waits for the map, and the node may be voted out and come back meanwhile.
     pub fn renew_session(&self, session: Session) {
         let mut life = self.shared.life.write().unwrap_or_else(PoisonError::into_inner);
-        assert!(session > life.session, "generations only rise");
-        *life = Life::new(session);
+        if session > life.session {
+            *life = Life::new(session);
+        }
     }
 
     /// Chunks named in this session so far: a node raises its generation long before 4 billion.

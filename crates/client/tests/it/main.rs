@@ -3,7 +3,7 @@
 
 mod fake;
 
-use base::ids::NodeId;
+use base::ids::{Generation, NodeId, Session};
 use bytes::Bytes;
 use client::wire::Failure;
 use client::{CompleteRequest, Error, FinishPart, FinishPut, Reads, Staleness, Terms};
@@ -55,6 +55,22 @@ fn a_member_that_is_silent_and_not_down_is_never_left_out() {
     fake.sim().partition(&[&[NodeId(3)], &[NodeId(1), NodeId(2), GATEWAY]]);
     let refused = fake.put(&bucket, "k", body());
     assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+}
+
+/// A raise waits for the map while the node is voted out and comes back under a newer generation.
+#[test]
+fn a_session_that_was_overtaken_does_not_come_back() {
+    let fake = Fake::new(31);
+    let present = fake.client.session();
+    let [raised, newest] =
+        [1, 2].map(|more| Session { generation: Generation(present.generation.0 + more), ..present });
+    fake.client.renew_session(newest);
+    let named = fake.client.chunks_named();
+    for older in [present, raised, newest] {
+        fake.client.renew_session(older);
+        assert_eq!(fake.client.session(), newest);
+    }
+    assert_eq!(fake.client.chunks_named(), named);
 }
 
 /// The client's map still says that node 3 is down; the answers of the others show a map in which it is back.
