@@ -122,7 +122,7 @@ struct Cursor {
 pub type Window = BTreeMap<ChunkId, Vec<(usize, State)>>;
 
 impl<'a> Walk<'a> {
-    /// `members` are asked; the answer of one that is not required may fail.
+    /// `members` are asked. One that is not required has failed: it may say that it cannot be read.
     pub fn new(group: &'a Group, engine: &'a Engine, peers: &'a dyn Peers, members: &[Member]) -> Walk<'a> {
         let cursor = |member: Option<Member>| Cursor { member, waiting: VecDeque::new(), after: None, ended: false };
         let cursors = std::iter::once(None).chain(members.iter().copied().map(Some)).map(cursor).collect();
@@ -134,7 +134,7 @@ impl<'a> Walk<'a> {
         self.cursors[number].member
     }
 
-    /// The next run of ids; `None` at the end. Fails when a required disk does not answer.
+    /// The next run of ids; `None` at the end. Fails when a disk does not answer: what is not known of it is not nothing.
     pub async fn next(&mut self) -> Result<Option<Window>, String> {
         for number in 0..self.cursors.len() {
             if self.cursors[number].waiting.is_empty() && !self.cursors[number].ended {
@@ -163,8 +163,9 @@ impl<'a> Walk<'a> {
             None => page_of(self.engine, self.group, cursor.after),
             Some(member) => match ask_page(self.peers, self.group, &member, cursor.after).await {
                 Ok(page) => page,
-                Err(why) if member.required => return Err(why),
-                Err(_) => (Vec::new(), false),
+                // What a failed disk held is gone only when its node says so.
+                Err((Failure::NoDisk, _)) if !member.required => (Vec::new(), false),
+                Err((_, why)) => return Err(why),
             },
         };
         cursor.ended = !more || entries.is_empty();
@@ -179,7 +180,7 @@ async fn ask_page(
     group: &Group,
     member: &Member,
     after: Option<ChunkId>,
-) -> Result<(Vec<Entry>, bool), String> {
+) -> Result<(Vec<Entry>, bool), (Failure, String)> {
     let ask = Ask::Inventory(Inventory {
         disk: Bytes::copy_from_slice(&member.disk.0.to_be_bytes()),
         pool: u32::from(group.pg.pool.0),
@@ -189,14 +190,15 @@ async fn ask_page(
     });
     match peers.ask(member.node, ask).await {
         Ok((Told::Inventory(page), _)) => {
-            let entries = decode(&page.entries)?;
+            let invalid = |why| (Failure::Invalid, why);
+            let entries = decode(&page.entries).map_err(invalid)?;
             if entries.first().is_some_and(|first| after.is_some_and(|after| first.id <= after)) {
-                return Err(format!("node {} repeats its inventory", member.node));
+                return Err(invalid(format!("node {} repeats its inventory", member.node)));
             }
             Ok((entries, page.more))
         }
-        Ok(_) => Err(format!("node {} answered another question", member.node)),
-        Err((failure, detail)) => Err(format!("{failure:?}: {detail}")),
+        Ok(_) => Err((Failure::Invalid, format!("node {} answered another question", member.node))),
+        Err((failure, detail)) => Err((failure, format!("{failure:?}: {detail}"))),
     }
 }
 

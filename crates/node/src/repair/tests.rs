@@ -1,12 +1,13 @@
 //! Repair against nodes that are engines on simulated disks, and a map that the test writes.
 
+use base::Env;
 use base::checksum::crc64;
 use base::env::{BoxFuture, Disk};
 use base::ids::{ChunkId, ClusterId, DiskId, Generation, NodeId, OwnerId, PgEpoch, PgId, PoolId, Session, Slot};
 use base::sim::{Sim, SimDisk};
 use bytes::Bytes;
 use client::wire::{Answer, Ask, ChunkDone, Failure, Told};
-use meta::map::command::{ClusterMap, DiskRow, NodeRow, NodeState, PgRow, PoolRow};
+use meta::map::command::{ClusterMap, DiskRow, DiskState, NodeRow, NodeState, PgRow, PoolRow};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -30,6 +31,11 @@ struct Nodes {
     asked: Mutex<Vec<(NodeId, &'static str)>>,
     /// In this order.
     pulled: Mutex<Vec<ChunkId>>,
+    /// Of the answers of this node to questions for inventories the one after so many others is this.
+    refuses: Mutex<Option<(NodeId, u32, Failure)>>,
+    /// Whose bytes take long.
+    slow: Mutex<Option<(ChunkId, Duration)>>,
+    env: Env,
 }
 
 struct Asker(Arc<Nodes>);
@@ -49,6 +55,9 @@ impl Nodes {
         let answer = match ask {
             Ask::Inventory(ask) => {
                 note("inventory");
+                if let Some(failure) = self.refusal(node) {
+                    return Err((failure, "as the test says".into()));
+                }
                 answer::inventory(&map, disks, &ask)
             }
             Ask::PgDigests(ask) => answer::digests(&map, disks, &ask),
@@ -56,6 +65,10 @@ impl Nodes {
                 note("chunk");
                 let id = ChunkId::from_bytes(get.id.as_ref().try_into().unwrap());
                 self.pulled.lock().unwrap().push(id);
+                let slow = self.slow.lock().unwrap().filter(|(slow, _)| *slow == id);
+                if let Some((_, for_long)) = slow {
+                    self.env.sleep(for_long).await;
+                }
                 return match disks.metadata().get(id, get.start..get.end).await {
                     Ok(data) => Ok((Told::Chunk(ChunkDone { epoch: 1, owner: data.owner.0, crc64: 0 }), data.pieces)),
                     Err(error) => Err((Failure::NotFound, error.to_string())),
@@ -64,6 +77,13 @@ impl Nodes {
             other => panic!("{other:?}"),
         };
         told(answer)
+    }
+
+    fn refusal(&self, node: NodeId) -> Option<Failure> {
+        let mut refuses = self.refuses.lock().unwrap();
+        let (of, after, failure) = refuses.filter(|(of, _, _)| *of == node)?;
+        *refuses = (after > 0).then(|| (of, after - 1, failure));
+        (after == 0).then_some(failure)
     }
 }
 
@@ -111,7 +131,15 @@ impl Bench {
             media.insert(node, disk);
         }
         let map = watch::Sender::new(Arc::new(map(members)));
-        let nodes = Arc::new(Nodes { disks, map, asked: Mutex::default(), pulled: Mutex::default() });
+        let nodes = Arc::new(Nodes {
+            disks,
+            map,
+            asked: Mutex::default(),
+            pulled: Mutex::default(),
+            refuses: Mutex::default(),
+            slow: Mutex::default(),
+            env: env.clone(),
+        });
         let repairer = |node: u32| Repairer {
             env: env.clone(),
             node: NodeId(node),
@@ -133,6 +161,17 @@ impl Bench {
     fn put(&self, node: u32, numbers: impl IntoIterator<Item = u32>) {
         for number in numbers {
             self.sim.block_on(self.engine(node).put(chunk(number))).unwrap();
+        }
+    }
+
+    /// A few bytes each.
+    fn put_small(&self, node: u32, numbers: impl IntoIterator<Item = u32>) {
+        for number in numbers {
+            let payload = Bytes::copy_from_slice(&number.to_le_bytes());
+            let crc64 = crc64(&payload);
+            let (id, owner, epoch) = (id(number), OwnerId(7), PgEpoch(1));
+            let chunk = NewChunk { id, owner, epoch, crc64, payload: vec![payload] };
+            self.sim.block_on(self.engine(node).put(chunk)).unwrap();
         }
     }
 
@@ -266,6 +305,28 @@ fn a_move_waits_for_an_old_member_that_is_down_but_not_for_a_lost_one() {
     assert!(bench.has(3, 1));
 }
 
+/// Only the failed disk has a good copy, and an answer of its node is lost: the group opened without the chunk.
+#[test]
+fn a_lost_answer_of_a_failed_disk_is_not_an_empty_disk() {
+    let bench = Bench::new(&[1, 2]);
+    let pages = super::exchange::PAGE_ENTRIES as u32;
+    bench.put_small(1, 1..=pages + 50);
+    bench.change(|map| {
+        close(map, &[2, 3]);
+        map.disks[0].state = DiskState::Failed as i32;
+    });
+    // At the first question, and in the middle of a walk.
+    for after in [0, 1] {
+        *bench.nodes.refuses.lock().unwrap() = Some((NodeId(1), after, Failure::Busy));
+        assert!(bench.unite(3).is_err());
+    }
+    bench.unite(3).unwrap();
+    assert_eq!(bench.engine(3).stats().chunks, u64::from(pages) + 50);
+    // Its node says that the disk cannot be read: nobody waits for it.
+    *bench.nodes.refuses.lock().unwrap() = Some((NodeId(1), 0, Failure::NoDisk));
+    bench.unite(2).unwrap();
+}
+
 #[test]
 fn an_inventory_is_told_only_under_the_same_epoch() {
     let bench = Bench::new(&[1]);
@@ -285,17 +346,7 @@ fn an_inventory_is_told_only_under_the_same_epoch() {
 fn large_inventories_come_page_by_page() {
     let bench = Bench::new(&[1]);
     let count = 2 * super::exchange::PAGE_ENTRIES as u32 + 100;
-    for number in 1..=count {
-        let payload = Bytes::copy_from_slice(&number.to_le_bytes());
-        let chunk = NewChunk {
-            id: id(number),
-            owner: OwnerId(7),
-            epoch: PgEpoch(1),
-            crc64: crc64(&payload),
-            payload: vec![payload],
-        };
-        bench.sim.block_on(bench.engine(1).put(chunk)).unwrap();
-    }
+    bench.put_small(1, 1..=count);
     bench.put(2, 1_000_000..1_000_010);
     bench.change(|map| close(map, &[1, 2]));
     bench.unite(2).unwrap();
