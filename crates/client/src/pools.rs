@@ -115,6 +115,10 @@ impl Client {
             Some(row) => {
                 return Err(Error::Invalid(format!("pool {} ({}) has the storage class {class}", row.id, row.name)));
             }
+            // One that was founded before there were classes is known by no name.
+            None if class == STANDARD => {
+                return Err(Error::Invalid(format!("the pool that the cluster was founded with is {STANDARD}")));
+            }
             None => {
                 let row = new_pool(&map, name, class, copies)?;
                 self.change_map_checked(MapCommand::SetPool(row.clone())).await?;

@@ -12,6 +12,7 @@ use meta::map::command::{
     NodeState, PgRow, PgRows, PoolRow, ShardRow,
 };
 use meta::object::command::InitShard;
+use meta::object::transition::POOLS_LEVEL_MIN;
 use protocol::placement::{self, Candidate, Held, Locality};
 use std::sync::Arc;
 use std::time::Duration;
@@ -434,13 +435,14 @@ async fn set_up_pool(node: NodeId, disks: &Disks, client: &Client, bits: u8) -> 
         members_before: Vec::new(),
     };
     let rows: Vec<PgRow> = groups.into_iter().map(|(pg, _)| pg).zip(chosen).map(row).collect();
+    let knows_pools = client.map().map.feature_level >= POOLS_LEVEL_MIN;
     let pool = PoolRow {
         id: u32::from(FIRST_POOL.0),
         name: "default".into(),
         copies: DEFAULT_COPIES,
         copies_effective: rows.iter().map(|row| row.members.len() as u32).min().unwrap_or(0),
         pg_bits: u32::from(bits),
-        class: client::STANDARD.into(),
+        class: if knows_pools { client::STANDARD.into() } else { String::new() },
     };
     client.change_map_checked(MapCommand::SetPool(pool)).await?;
     client.change_map_checked(MapCommand::SetPgs(PgRows { rows })).await?;

@@ -313,9 +313,10 @@ impl Fake {
 fn set_up(state: &mut State) {
     let disk = |id: u32| Bytes::copy_from_slice(&DiskId(u128::from(id)).0.to_be_bytes());
     let cluster = Bytes::from_static(&[7; 16]);
-    state.change(MapCommand::InitCluster(InitCluster { cluster, region: "r".into(), feature_level: 1 }));
+    state.change(MapCommand::InitCluster(InitCluster { cluster, region: "r".into(), feature_level: POOLS_LEVEL_MIN }));
     for id in 1..=3 {
-        state.change(MapCommand::SetNode(NodeRow { id, generation: 1, feature_level_max: 1, ..NodeRow::default() }));
+        let feature_level_max = POOLS_LEVEL_MIN;
+        state.change(MapCommand::SetNode(NodeRow { id, generation: 1, feature_level_max, ..NodeRow::default() }));
         state.change(MapCommand::SetDisk(DiskRow { id: disk(id), node: id, capacity_bytes: 1, ..DiskRow::default() }));
     }
     let pool = PoolRow { id: 1, name: "p".into(), copies: 3, copies_effective: 3, pg_bits: 2, ..PoolRow::default() };

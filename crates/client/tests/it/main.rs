@@ -81,7 +81,7 @@ fn a_member_that_came_back_counts_as_soon_as_any_answer_shows_it() {
     fake.state().vote_down(3);
     let stale = fake.state().map();
     fake.client.learn_map(stale);
-    let back = NodeRow { id: 3, generation: 2, feature_level_max: 1, ..NodeRow::default() };
+    let back = NodeRow { id: 3, generation: 2, feature_level_max: 4, ..NodeRow::default() };
     fake.state().change(MapCommand::SetNode(back));
     fake.put(&bucket, "k", body()).unwrap();
     assert_eq!(fake.holders(), [1, 2, 3]);
@@ -213,7 +213,7 @@ fn an_only_copy_that_is_away_is_named() {
     fake.state().refuses.clear();
     for (node, up) in [(2, true), (3, true), (1, false)] {
         if up {
-            let back = NodeRow { id: node, generation: 2, feature_level_max: 1, ..NodeRow::default() };
+            let back = NodeRow { id: node, generation: 2, feature_level_max: 4, ..NodeRow::default() };
             fake.state().change(MapCommand::SetNode(back));
         } else {
             fake.state().refuses.insert(node, Failure::Busy);
@@ -565,7 +565,7 @@ fn tokens_and_nodes_by_the_operators_words() {
     let client = fake.client.clone();
     fake.run(async move {
         client.create_token("0123456789abcdef", [1; 32], Duration::from_secs(60)).await.unwrap();
-        let row = NodeRow { feature_level_max: 1, ..NodeRow::default() };
+        let row = NodeRow { feature_level_max: 4, ..NodeRow::default() };
         let redeem = |secret| client.redeem_token("0123456789abcdef", [secret; 32], Bytes::new(), row.clone());
         assert!(matches!(redeem(2).await, Err(Error::Invalid(why)) if why.contains("does not know")));
         assert_eq!(redeem(1).await, Ok(NodeId(4)));

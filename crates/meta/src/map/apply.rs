@@ -15,6 +15,7 @@ use super::{
 use crate::group::{self, FEATURE_LEVEL, decode_row, read_row};
 use crate::keys::{self, Key};
 use crate::object::command::{CloseSession, SlotRef};
+use crate::object::transition::POOLS_LEVEL_MIN;
 use crate::slots::{self, Standing};
 use crate::view::{Changes, View, ViewError};
 
@@ -427,10 +428,12 @@ impl Step<'_> {
     }
 }
 
-/// The lowest feature level of the map at which a command is followed: that of the version that brought it. A new command is
-/// added here with a new level, in the same change.
+/// The lowest feature level of the map at which a command is followed: that of the version that brought it, or what it carries: an
+/// older version would keep the row without that. A new command, or a new field of an old one, is added here with a new level,
+/// in the same change.
 pub fn level_of(command: &MapCommand) -> FeatureLevel {
     match command {
+        MapCommand::SetPool(row) if !row.class.is_empty() => FeatureLevel(POOLS_LEVEL_MIN),
         MapCommand::InitCluster(_)
         | MapCommand::SetNode(_)
         | MapCommand::SetDisk(_)

@@ -22,6 +22,9 @@ impl Step<'_> {
         let Ok(state) = NodeState::try_from(row.state) else {
             return refuse(MapOutcome::Invalid, "the node's state is not known");
         };
+        let level = self.state.feature_level;
+        let follows = row.feature_level_max >= level || state == NodeState::Removed;
+        require(follows, &format!("the cluster is at feature level {level}: start a newer henge"))?;
         if row.id == 0 {
             row.id = self.next_node_id()?;
         }
@@ -124,9 +127,6 @@ impl Step<'_> {
         }
         let node = redeem.node.unwrap_or_default();
         require(node.id == 0, "a node that joins has no id yet")?;
-        let level = self.state.feature_level;
-        let is_current = node.feature_level_max >= level;
-        require(is_current, &format!("the cluster is at feature level {level}: start a newer henge"))?;
         let joining = NodeRow { state: NodeState::Joining as i32, generation_floor: 0, ..node };
         let reply = self.set_node(joining)?;
         let used = TokenRow { used_by: reply.id as u32, joiner: redeem.joiner, ..before.clone() };

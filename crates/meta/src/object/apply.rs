@@ -270,9 +270,13 @@ impl Step<'_> {
 /// Leaves room for every log index above it.
 const ORDER_BASE_MAX: u64 = 1 << 62;
 
-/// The lowest feature level at which a shard follows a command.
+/// The lowest feature level at which a shard follows a command, with what it carries: an older version would keep a row without
+/// the fields that it does not know.
 fn level_of(command: &ShardCommand) -> FeatureLevel {
+    let names_pool = |attributes: &Option<Attributes>| attributes.as_ref().is_some_and(|held| held.pool != 0);
     match command {
+        ShardCommand::PutObject(put) if names_pool(&put.attributes) => FeatureLevel(POOLS_LEVEL_MIN),
+        ShardCommand::CreateUpload(create) if names_pool(&create.attributes) => FeatureLevel(POOLS_LEVEL_MIN),
         ShardCommand::InitShard(_)
         | ShardCommand::SetBucket(_)
         | ShardCommand::FreezeBucket(_)

@@ -332,6 +332,15 @@ fn the_feature_level_waits_for_every_node_and_never_falls() {
     map.expect(MapCommand::SetNode(removed), MapOutcome::Done);
     map.expect(level(2), MapOutcome::Done);
     map.expect(level(1), MapOutcome::Stale);
+    // A version that does not follow is not let in: neither as a new node nor when it is started again.
+    let known = map.expect(MapCommand::SetNode(node(3, 1)), MapOutcome::Done).id as u32;
+    for id in [0, known] {
+        let older =
+            map.expect(MapCommand::SetNode(NodeRow { feature_level_max: 1, ..node(id, 2) }), MapOutcome::Invalid);
+        assert!(older.detail.contains("start a newer henge"), "{older:?}");
+    }
+    let removed = NodeRow { feature_level_max: 1, state: NodeState::Removed as i32, ..node(known, 2) };
+    map.expect(MapCommand::SetNode(removed), MapOutcome::Done);
     // Every node follows, but this binary does not: to refuse it would be to diverge.
     map.expect(MapCommand::SetNode(NodeRow { feature_level_max: u32::MAX, ..node(1, 1) }), MapOutcome::Done);
     let newer = MapEntry { slot: None, command: Some(level(meta::group::FEATURE_LEVEL + 1)) };

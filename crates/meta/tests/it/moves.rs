@@ -94,6 +94,12 @@ fn a_storage_class_names_one_pool_for_ever() {
     let pool = |id, class: &str| {
         MapCommand::SetPool(PoolRow { id, copies: 3, copies_effective: 1, class: class.into(), ..PoolRow::default() })
     };
+    let knows_none = map.expect(pool(2, "COLD"), MapOutcome::Invalid);
+    assert!(knows_none.detail.contains("feature level"), "a node of an older version would forget it: {knows_none:?}");
+    for id in map.map().nodes.iter().map(|row| row.id).collect::<Vec<_>>() {
+        map.expect(MapCommand::SetNode(NodeRow { feature_level_max: 4, ..node(id, 1) }), MapOutcome::Done);
+    }
+    map.expect(MapCommand::SetFeatureLevel(FeatureLevel { level: 4 }), MapOutcome::Done);
     map.expect(pool(2, "COLD"), MapOutcome::Done);
     map.expect(pool(2, "COLD"), MapOutcome::Done);
     map.expect(pool(3, "COLD"), MapOutcome::Invalid);

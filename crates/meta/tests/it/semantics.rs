@@ -346,6 +346,29 @@ fn a_shard_that_does_not_know_a_command_refuses_it_and_one_of_a_newer_level_stop
     assert_refused(outcome, Reason::Invalid);
 }
 
+/// A node of the version before would keep the row without its pool.
+#[test]
+fn an_object_names_a_pool_only_when_every_node_knows_pools() {
+    let mut shard = Shard::at_level(Versioning::Off, 3);
+    let body = shard.body(10);
+    let put = put_of("k", "e", body);
+    let attributes = put.attributes.clone().map(|attributes| Attributes { pool: 2, ..attributes });
+    let cold = ShardCommand::PutObject(PutObject { attributes: attributes.clone(), ..put });
+    let upload = ShardCommand::CreateUpload(CreateUpload {
+        bucket: BUCKET,
+        key: text("k"),
+        upload: random(7),
+        attributes,
+        ..CreateUpload::default()
+    });
+    assert_refused(shard.run(cold.clone()), Reason::Invalid);
+    assert_refused(shard.run(upload.clone()), Reason::Invalid);
+    assert!(matches!(shard.put("k", "e"), ShardOutcome::Written(_)));
+    assert_eq!(shard.run(ShardCommand::SetFeatureLevel(SetFeatureLevel { level: 4 })), done());
+    assert!(matches!(shard.run(cold), ShardOutcome::Written(_)));
+    assert!(!matches!(shard.run(upload), ShardOutcome::Refused(_)));
+}
+
 #[test]
 fn all_rows_of_a_group_lie_in_its_ranges() {
     let mut shard = Shard::new(Versioning::Enabled);

@@ -70,7 +70,12 @@ impl Cluster {
     pub fn join(&mut self) -> NodeId {
         let (member, node) = self.nodes.last_key_value().expect("somebody is there");
         let (member, client, cluster) = (*member, node.client(), node.cluster());
-        let row = NodeRow { state: NodeState::Joining as i32, address: "somewhere:1".into(), ..NodeRow::default() };
+        let row = NodeRow {
+            state: NodeState::Joining as i32,
+            address: "somewhere:1".into(),
+            feature_level_max: meta::group::FEATURE_LEVEL,
+            ..NodeRow::default()
+        };
         let reply = self.on(member, async move { client.change_map_checked(MapCommand::SetNode(row)).await });
         let id = NodeId(reply.expect("a node id is allotted").id as u32);
         let contacts: Vec<(NodeId, String)> =
