@@ -199,6 +199,11 @@ impl Observations {
         self.detector.told(suspect, is_reached)
     }
 
+    /// Nobody could be asked about a suspect, or nobody answered.
+    pub fn unanswered(&mut self, suspect: NodeId, now: MonoTime) -> Option<Turn> {
+        self.detector.unanswered(suspect, now)
+    }
+
     pub fn detector(&self) -> &Detector {
         &self.detector
     }
@@ -604,9 +609,22 @@ mod tests {
         let (when, decided) = first_decision(&map, &mut seen, (5000, 6000), &two[..1], false).unwrap();
         // Its last word came at 4900.
         assert_eq!((when, decided), (5350, vec![(3, NodeState::Down)]));
-        let (when, decided) = first_decision(&map, &mut heard(3, at(0)), (50, 3000), &[], false).unwrap();
+        // Of two nodes one has nobody to ask.
+        let (when, decided) = first_decision(&self::map(2), &mut heard(2, at(0)), (50, 3000), &[], false).unwrap();
         assert!(when <= 800, "{when}: with one that was heard only once, a little more patience");
-        assert_eq!(decided, vec![(2, NodeState::Down), (3, NodeState::Down)]);
+        assert_eq!(decided, vec![(2, NodeState::Down)]);
+    }
+
+    /// All others fell silent at once, because nothing came in here for half a second: they were all voted down.
+    #[test]
+    fn one_that_hears_nobody_votes_nobody_down_until_it_has_lasted() {
+        let (map, mut seen) = (map(3), heard(3, at(0)));
+        let two = [(2, report(&[])), (3, report(&[]))];
+        assert_eq!(first_decision(&map, &mut seen, (0, 5000), &two, false), None);
+        assert_eq!(first_decision(&map, &mut seen, (5000, 5900), &[], false), None);
+        assert_eq!(first_decision(&map, &mut seen, (5900, 9000), &two, false), None);
+        let (when, decided) = first_decision(&map, &mut seen, (9000, 12_000), &[], false).unwrap();
+        assert_eq!((when, decided), (10_900, vec![(2, NodeState::Down), (3, NodeState::Down)]));
     }
 
     #[test]

@@ -147,11 +147,11 @@ pub fn disk_hangs(env: &Env, service: &Service) -> bool {
 
 /// Whether this node reaches another one, now.
 pub async fn reaches(service: &Service, node: NodeId) -> bool {
-    node == service.node || ask_whether(service, node, node, REACH_PATIENCE).await
+    node == service.node || ask_whether(service, node, node, REACH_PATIENCE).await == Some(true)
 }
 
-/// Asks a node whether it reaches another.
-async fn ask_whether(service: &Service, to: NodeId, reached: NodeId, patience: Duration) -> bool {
+/// Asks a node whether it reaches another. `None`: it does not answer.
+async fn ask_whether(service: &Service, to: NodeId, reached: NodeId, patience: Duration) -> Option<bool> {
     // Whoever asks, and under which generation, does not matter to the answer.
     let request = wire::Request {
         node: service.node.0,
@@ -161,17 +161,23 @@ async fn ask_whether(service: &Service, to: NodeId, reached: NodeId, patience: D
     };
     let deadline = service.env.now() + patience;
     let call = service.env.net.call(to, Channel::Control, wire::frame(&request, Vec::new()), deadline);
-    let Ok(frame) = call.await else { return false };
-    let answer = wire::head::<Answer>(&frame);
-    answer.is_ok_and(|answer| matches!(answer.told, Some(Told::Reached(it)) if it.reached))
+    match wire::head::<Answer>(&call.await.ok()?).ok()?.told {
+        Some(Told::Reached(it)) => Some(it.reached),
+        _ => None,
+    }
 }
 
 /// Has others look whether they reach a suspect.
 async fn confirm(service: Arc<Service>, suspect: NodeId) {
     let helpers = service.control.observations().detector().helpers(suspect);
     let asks = helpers.into_iter().map(|helper| ask_whether(&service, helper, suspect, HELP_PATIENCE));
-    let is_reached = join_all(asks).await.contains(&true);
-    let turn = service.control.observations().told(suspect, is_reached);
+    let answers = join_all(asks).await;
+    let mut seen = service.control.observations();
+    let turn = match answers.into_iter().flatten().reduce(|one, other| one || other) {
+        Some(is_reached) => seen.told(suspect, is_reached),
+        None => seen.unanswered(suspect, service.env.now()),
+    };
+    drop(seen);
     turn.into_iter().for_each(|turn| record(&service.events, turn));
 }
 

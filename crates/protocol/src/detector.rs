@@ -4,7 +4,8 @@
 //! gaps so far: their mean and deviation, exponentially weighted (Jacobson 1988), give a deadline between a floor and a
 //! ceiling. A deadline that passes is a miss; three in a row make a node *suspect*. Then others are asked whether they
 //! reach it (SWIM; Das, Gupta, Motivala 2002): when nobody does it is *silent*, when somebody does it is the link
-//! between the two that is *cut*, and no node is blamed.
+//! between the two that is *cut*, and no node is blamed. When nobody can be asked, or nobody answers, it may be the observer
+//! that hears nobody: that is no verdict, until it has lasted for long or there is nobody else in the cluster.
 //!
 //! The observer itself may have been paused: time in which it did not look is nobody's silence.
 
@@ -26,6 +27,9 @@ const DEVIATIONS: u32 = 4;
 /// A node that stays away is asked about again and again, ever more rarely.
 const ASK_AGAIN_MIN: Duration = Duration::from_secs(1);
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(16);
+
+/// Silence of a node that is believed although nobody says the same.
+const ALONE_PATIENCE: Duration = Duration::from_secs(2);
 
 const _: () = assert!(HELPERS <= EVERYBODY_MAX);
 
@@ -135,10 +139,15 @@ impl Detector {
                 turns.push(Turn { node: *node, from: Opinion::Trusted, to: Opinion::Suspect });
             }
             if held.opinion != Opinion::Trusted && now >= held.ask_at {
-                held.ask_at = now + held.ask_pause;
-                held.ask_pause = (held.ask_pause * 2).min(ASK_AGAIN_MAX);
                 asks.push(*node);
             }
+        }
+        // With nobody to ask they wait: the first who is heard again is asked at once.
+        asks.retain(|node| !self.helpers(*node).is_empty() || self.stands_alone(*node, now));
+        for node in &asks {
+            let held = self.observed.get_mut(node).expect("it was among them above");
+            held.ask_at = now + held.ask_pause;
+            held.ask_pause = (held.ask_pause * 2).min(ASK_AGAIN_MAX);
         }
         (turns, asks)
     }
@@ -158,6 +167,23 @@ impl Detector {
         let to = if is_reached { Opinion::Cut } else { Opinion::Silent };
         let from = std::mem::replace(&mut held.opinion, to);
         (from != to).then_some(Turn { node, from, to })
+    }
+
+    /// There was nobody to ask about a node that is not trusted, or nobody answered. Others are asked again at once; in the end the
+    /// silence is believed.
+    pub fn unanswered(&mut self, node: NodeId, now: MonoTime) -> Option<Turn> {
+        if self.stands_alone(node, now) {
+            return self.told(node, false);
+        }
+        let held = self.observed.get_mut(&node).filter(|held| held.opinion != Opinion::Trusted)?;
+        (held.ask_at, held.ask_pause) = (now, ASK_AGAIN_MIN);
+        None
+    }
+
+    /// Whether this node's own word about another is enough.
+    fn stands_alone(&self, node: NodeId, now: MonoTime) -> bool {
+        let is_two = !self.observed.iter().any(|(other, held)| *other != node && held.life.serves);
+        is_two || self.heard(node).is_some_and(|heard| now.since(heard) >= ALONE_PATIENCE)
     }
 
     /// Time in which this node did not look is taken off everybody's silence.
@@ -332,6 +358,41 @@ mod tests {
         // It was started again: its first word ends the suspicion, and it has its usual time.
         assert_eq!(detector.hear(A, at(1100)).map(|turn| turn.to), Some(Opinion::Trusted));
         assert_eq!(run(&mut detector, 1150, 1400, &[B]), vec![]);
+    }
+
+    #[test]
+    fn one_that_hears_nobody_gives_no_verdict_until_it_has_lasted() {
+        let mut detector = detector();
+        run(&mut detector, 0, 1000, &[A, B]);
+        // Nothing comes in for a while: both are suspect, and there is nobody to ask.
+        assert_eq!(run(&mut detector, 1000, 1500, &[]).len(), 2);
+        assert_eq!(detector.look(at(1500)).1, vec![]);
+        // The first who is heard again is asked, and does not answer: nothing follows, and it is asked again.
+        detector.hear(B, at(1550));
+        assert_eq!(detector.look(at(1550)).1, vec![A]);
+        assert_eq!(detector.unanswered(A, at(1600)), None);
+        assert_eq!(detector.opinion(A), Opinion::Suspect);
+        assert_eq!(detector.look(at(1600)).1, vec![A]);
+        detector.unanswered(A, at(1600));
+        let mut silent = Vec::new();
+        for millis in (1650..5000).step_by(50) {
+            for node in detector.look(at(millis)).1 {
+                silent.extend(detector.unanswered(node, at(millis)).map(|turn| (millis, turn.node, turn.to)));
+            }
+        }
+        // Two seconds after the last word of each, or later when its word had been irregular.
+        assert_eq!(silent[0], (2900, A, Opinion::Silent));
+        assert!(silent.len() == 2 && silent[1].0 >= 3550, "{silent:?}");
+    }
+
+    #[test]
+    fn of_two_nodes_one_judges_the_other_alone() {
+        let mut detector = Detector::new(RULES);
+        detector.observe(&lives(&[(A, 1)]), at(0));
+        run(&mut detector, 0, 1000, &[A]);
+        run(&mut detector, 1000, 1350, &[]);
+        assert_eq!(detector.look(at(1350)).1, vec![A]);
+        assert_eq!(detector.unanswered(A, at(1350)).map(|turn| turn.to), Some(Opinion::Silent));
     }
 
     #[test]

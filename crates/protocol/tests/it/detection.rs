@@ -105,9 +105,12 @@ impl Watchers {
         }
         for suspect in asks {
             let is_dead = self.dead.contains(&suspect);
-            // Whoever helps answers for itself: a dead helper does not reach anybody.
+            // Whoever helps answers for itself: a dead helper does not answer.
             let helps = detector.helpers(suspect).iter().any(|helper| !self.dead.contains(helper));
-            let turn = detector.told(suspect, !is_dead && helps);
+            let turn = match helps {
+                true => detector.told(suspect, !is_dead),
+                false => detector.unanswered(suspect, MonoTime(self.now_us * 1000)),
+            };
             if turn.is_some_and(|turn| turn.to == Opinion::Silent) {
                 self.silent.push((self.now_us, own, suspect));
             }
