@@ -541,3 +541,50 @@ fn the_last_copies_are_made_before_all_others() {
     assert_eq!(repairer.progress.done().len(), 2);
     drop(stop);
 }
+
+/// Each group that opens is a new version of the map: a pass ended at the first, and waited for the slowest of the four groups
+/// in hand before others were begun.
+#[test]
+fn a_slow_group_holds_up_no_others_while_these_open() {
+    const GROUPS: u32 = 16;
+    let bench = Bench::new(&[1]);
+    bench.put(1, 1..=200);
+    let row = |prefix| PgRow {
+        pool: 1,
+        prefix,
+        epoch: 2,
+        closed: true,
+        members: vec![raw(1), raw(3)],
+        members_before: vec![raw(1)],
+    };
+    bench.change(|map| {
+        map.pools[0].pg_bits = GROUPS.ilog2();
+        map.pgs = (0..GROUPS).map(row).collect();
+    });
+    let prefix_of = |number: u32| PgId::of_slot(PoolId(1), GROUPS.ilog2() as u8, id(number).slot).prefix;
+    let of_first = (1..=200).find(|number| prefix_of(*number) == 0).unwrap();
+    *bench.nodes.slow.lock().unwrap() = Some((id(of_first), Duration::from_secs(60)));
+    let repairer = &bench.repairers[&3];
+    let (stop, stopped) = watch::channel(false);
+    repairer.env.spawn("moves", repairer.clone().run_moves(bench.nodes.map.subscribe(), || true, stopped));
+    let open_done = || {
+        for done in repairer.progress.done() {
+            bench.change(|map| {
+                let row = &mut map.pgs[done.prefix as usize];
+                row.members_before.clear();
+                (row.closed, row.epoch) = (false, 3);
+            });
+        }
+    };
+    for _ in 0..100 {
+        bench.sim.run_for(Duration::from_millis(50));
+        open_done();
+    }
+    let closed: Vec<u32> = bench.nodes.map.borrow().pgs.iter().filter(|row| row.closed).map(|row| row.prefix).collect();
+    assert_eq!(closed, [0], "all but the slow one");
+    assert!((1..=200).all(|number| bench.has(3, number) || prefix_of(number) == 0));
+    bench.sim.run_for(Duration::from_secs(60));
+    open_done();
+    assert!((1..=200).all(|number| bench.has(3, number)));
+    drop(stop);
+}

@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use meta::map::command::ClusterMap;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use store::{Digest, Engine, NewChunk, StoreError};
 use tokio::sync::watch;
@@ -98,27 +98,45 @@ impl Repairer {
     }
 
     /// Whether all groups that move are done.
-    async fn unite_all(&self, now: &ClusterMap, newest: &watch::Receiver<Arc<ClusterMap>>) -> bool {
-        let mut groups = groups_of(now, self.node);
-        self.progress.keep(now, &groups);
-        groups.retain(|group| group.closed && !self.progress.is_done(group));
-        groups.sort_by_key(in_order);
+    async fn unite_all(&self, now: &ClusterMap, map: &watch::Receiver<Arc<ClusterMap>>) -> bool {
+        let pass = Pass::new(self.node, now, map);
+        self.progress.keep(now, &pass.then);
+        let mut newer = map.clone();
+        let work = self.unite_each(&pass);
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                Ok(()) = newer.changed() => {
+                    let newest = newer.borrow_and_update().clone();
+                    self.progress.keep(&newest, &pass.newest());
+                }
+                finished = &mut work => return finished,
+            }
+        }
+    }
+
+    async fn unite_each(&self, pass: &Pass<'_>) -> bool {
+        let is_due = |group: &&Group| group.closed && !self.progress.is_done(group);
+        let mut groups: Vec<&Group> = pass.then.iter().filter(is_due).collect();
+        groups.sort_by_key(|group| in_order(group));
         let mut finished = true;
         // The last copies before everything else: the next class begins when the one before has ended.
         for class in groups.chunk_by(|a, b| a.sources == b.sources) {
-            let unites = class.iter().map(|group| self.unite_one(group, now, newest));
+            let unites = class.iter().map(|group| self.unite_one(group, pass));
             finished &= at_once(self.budget.groups_at_once(), unites).await.into_iter().all(|done| done);
         }
         finished
     }
 
-    async fn unite_one(&self, group: &Group, now: &ClusterMap, newest: &watch::Receiver<Arc<ClusterMap>>) -> bool {
-        if newest.borrow().version != now.version {
+    async fn unite_one(&self, group: &Group, pass: &Pass<'_>) -> bool {
+        // Other groups open and close meanwhile. One that has changed is taken up by the next pass, as it is then.
+        if !pass.is_present(group) || pass.overtakes(group) {
             return false;
         }
         let united = match self.budget.take(group.key()) {
             None => Err("its chunks are being let go of".into()),
-            Some(_in_hand) => self.unite(group, || overtaken(group, now, &newest.borrow(), self.node)).await,
+            Some(_in_hand) => self.unite(group, || pass.overtakes(group)).await,
         };
         match united {
             Ok(()) => self.progress.finish(group),
@@ -372,17 +390,52 @@ fn in_order(group: &Group) -> (usize, Key) {
     (group.sources, group.key())
 }
 
-/// Whether the newest map gives this node a group to unite that has fewer copies left than `group` and did not when `then` was
-/// taken up.
-fn overtaken(group: &Group, then: &ClusterMap, newest: &ClusterMap, node: NodeId) -> bool {
-    if newest.version == then.version {
-        return false;
+/// The groups that one map has this node unite, while newer ones come.
+struct Pass<'a> {
+    node: NodeId,
+    /// This node's groups when it began, in the order of their keys.
+    then: Arc<Vec<Group>>,
+    map: &'a watch::Receiver<Arc<ClusterMap>>,
+    /// This node's groups in the newest map that was looked at, and its version.
+    newest: Mutex<(u64, Arc<Vec<Group>>)>,
+}
+
+impl<'a> Pass<'a> {
+    fn new(node: NodeId, now: &ClusterMap, map: &'a watch::Receiver<Arc<ClusterMap>>) -> Pass<'a> {
+        let then = Arc::new(groups_of(now, node));
+        let newest = Mutex::new((now.version, then.clone()));
+        Pass { node, then, map, newest }
     }
-    let urgent = |map: &ClusterMap| -> BTreeSet<(PgId, usize)> {
-        let groups = groups_of(map, node).into_iter();
-        groups.filter(|it| it.closed && it.sources < group.sources).map(|it| (it.pg, it.sources)).collect()
-    };
-    !urgent(newest).is_subset(&urgent(then))
+
+    fn newest(&self) -> Arc<Vec<Group>> {
+        let map = self.map.borrow();
+        let mut held = self.newest.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.0 != map.version {
+            *held = (map.version, Arc::new(groups_of(&map, self.node)));
+        }
+        held.1.clone()
+    }
+
+    /// The newest map says of this group what it said when the pass began: of its epoch, its members, and who of them is there.
+    fn is_present(&self, group: &Group) -> bool {
+        let newest = self.newest();
+        let found = newest.binary_search_by_key(&group.key(), Group::key);
+        found.is_ok_and(|at| newest[at] == *group)
+    }
+
+    /// Whether the newest map gives this node a group to unite that has fewer copies left than `group` and did not when the pass
+    /// began.
+    fn overtakes(&self, group: &Group) -> bool {
+        let newest = self.newest();
+        if Arc::ptr_eq(&newest, &self.then) {
+            return false;
+        }
+        let urgent = |groups: &[Group]| -> BTreeSet<(PgId, usize)> {
+            let urgent = groups.iter().filter(|it| it.closed && it.sources < group.sources);
+            urgent.map(|it| (it.pg, it.sources)).collect()
+        };
+        !urgent(&newest).is_subset(&urgent(&self.then))
+    }
 }
 
 fn conflict(id: ChunkId) {
