@@ -90,6 +90,8 @@ pub struct Driver {
     /// Peers that say that they will never answer again; one whose disk is back may, with its log.
     gone: BTreeSet<PeerId>,
     membership_due: MonoTime,
+    /// How many looks in a row have found that the leader is voted out of the cluster.
+    leader_out_looks: usize,
     leadership_due: MonoTime,
     /// Writes that wait for room stop waiting.
     given_up: Arc<AtomicBool>,
@@ -162,6 +164,7 @@ impl Driver {
             heard_from: BTreeMap::new(),
             gone: BTreeSet::new(),
             membership_due: now,
+            leader_out_looks: 0,
             leadership_due: now + LEADERSHIP_INTERVAL,
             given_up: Arc::default(),
             stopping: None,
@@ -236,6 +239,10 @@ impl Driver {
         self.raft.tick();
         let now = self.env.now();
         if self.led.is_none() || self.raft.leadership().role != Role::Leader {
+            if now >= self.membership_due {
+                self.membership_due = now + MEMBERSHIP_INTERVAL;
+                self.replace_leader_that_is_out();
+            }
             return;
         }
         let voters = self.voters();
@@ -325,6 +332,9 @@ impl Driver {
         }
         if message.kind() == MessageKind::Snapshot && self.fetch_snapshot(from, &message) {
             return;
+        }
+        if message.kind() == MessageKind::Vote && self.leader_is_out() {
+            self.raft.forget_leader();
         }
         if let Err(why) = self.raft.step(message) {
             tracing::warn!(group = self.id.0, "{why}");

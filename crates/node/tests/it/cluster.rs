@@ -379,6 +379,33 @@ fn a_broken_link_between_two_nodes_stalls_nobody() {
     }
 }
 
+/// As above, and the two lead the map's group and the objects': the one that is voted out learns it from nobody, since only
+/// the other would tell it, and leads on. The third, which knows, takes over.
+#[test]
+fn a_leader_that_does_not_know_it_is_out_is_replaced() {
+    for (seed, one_way) in [(28, None), (29, Some(true)), (30, Some(false))] {
+        let cluster = three(seed);
+        let leader_of =
+            |cluster: &Cluster, group: usize| cluster.nodes[&NodeId(1)].status().groups[group].leader as u32;
+        cluster.wait("the two groups to have different leaders", Duration::from_secs(60), |cluster| {
+            leader_of(cluster, 0) != leader_of(cluster, 1)
+        });
+        let (map, objects) = (NodeId(leader_of(&cluster, 0)), NodeId(leader_of(&cluster, 1)));
+        let third = (1..=3).map(NodeId).find(|node| ![map, objects].contains(node)).expect("three nodes");
+        for (from, to, this_way) in [(map, objects, true), (objects, map, false)] {
+            if one_way.is_none_or(|one_way| one_way == this_way) {
+                cluster.sim.cut(from, to);
+            }
+        }
+        let took = slowest_put(&cluster, third, "photos", 20);
+        assert!(took < Duration::from_secs(3), "seed {seed}: {took:?}");
+        assert_eq!(state_of(&cluster, third, objects), NodeState::Down);
+        cluster.sim.heal();
+        cluster.wait_for_safety(third);
+        assert_eq!(state_of(&cluster, third, objects), NodeState::Up);
+    }
+}
+
 /// Two of three are gone: the third refuses within seconds and says why; nothing hangs for half a minute.
 #[test]
 fn without_a_majority_writes_are_refused_within_seconds() {

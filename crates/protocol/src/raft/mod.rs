@@ -250,7 +250,8 @@ impl RaftPeer {
         self.redraw_election_timeout();
     }
 
-    /// Starts an election now: for the only voter of a group, which need not wait for anybody.
+    /// Starts an election now: for the only voter of a group, which need not wait for anybody, and where the leader is
+    /// known to be of no use.
     pub fn campaign(&mut self) {
         if self.may_campaign() && self.node.raft.promotable() {
             // Refused only while a configuration change is to be applied; then the election timer decides.
@@ -272,6 +273,13 @@ impl RaftPeer {
         let pause = 1 + before * ENDED_TICKS_APART;
         let due = self.election_timeout_ticks.saturating_sub(pause);
         self.node.raft.election_elapsed = self.node.raft.election_elapsed.max(due);
+    }
+
+    /// The leader is known to be of no use: hearing it no longer keeps this peer from voting for others.
+    pub fn forget_leader(&mut self) {
+        if self.node.raft.state == StateRole::Follower {
+            self.node.raft.leader_id = 0;
+        }
     }
 
     /// Whether an election would be sound now: with a state, whose log is durable. (`raft-rs` stops the process when
