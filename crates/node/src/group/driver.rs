@@ -388,8 +388,10 @@ impl Driver {
     /// `false` when the replica has failed.
     fn carry_out(&mut self, ready: Ready) -> bool {
         self.send(ready.messages);
-        if let Some((index, term, _)) = ready.restored {
-            self.unwritten.reset(index, term);
+        match ready.restored {
+            Some((index, ..)) if ready.keeps_log => self.unwritten.trim = self.unwritten.trim.max(Some(index)),
+            Some((index, term, _)) => self.unwritten.reset(index, term),
+            None => {}
         }
         self.reads.grant(&ready.reads, self.applied);
         if !ready.committed.is_empty() && !self.apply(ready.committed) {
