@@ -42,6 +42,8 @@ const UNFLUSHED_BYTES_MAX: u64 = 256 << 20;
 const FULL_PAUSE: Duration = Duration::from_millis(200);
 /// Requests taken in one round.
 const ROUND_MAX: usize = 256;
+/// How long a leader may add nothing to its own log.
+const LOG_PATIENCE: Duration = Duration::from_secs(1);
 /// How often a leader looks whether its group should have other members.
 const MEMBERSHIP_INTERVAL: Duration = Duration::from_millis(200);
 /// How often a leader looks whether another should lead.
@@ -225,6 +227,7 @@ impl Driver {
             Request::Installed(result) => self.installed(result),
             Request::Ended { node } if self.leader_node() == Some(node) => self.raft.leader_ended(),
             Request::Ended { .. } => {}
+            Request::HandOver => _ = self.hand_over(),
             Request::Hurt { why, reply } => {
                 let _ = reply.send(self.hurt(why));
             }
@@ -251,6 +254,10 @@ impl Driver {
         if is_due {
             self.membership_due = now + MEMBERSHIP_INTERVAL;
             self.plan_membership();
+        }
+        if is_due && self.shared.blocked_for(now) > LOG_PATIENCE {
+            // What it proposes is committed by the others, and it applies nothing: it does not even see that it is voted out.
+            self.hand_over();
         }
         // Clients do not ask a node that is voted out, even if it leads; and all wait for one that is slow.
         if now >= self.leadership_due || (is_due && !is_fit(&self.map.borrow(), self.node)) {
@@ -435,12 +442,15 @@ impl Driver {
                 // Space may come back, and nothing was written: meanwhile new commands are refused as too many. The disk
                 // is full and has said so; it does not hang.
                 let mut result = engine.raft_write(piece.clone()).await;
+                let full_since = env.now().0;
                 while result == Err(StoreError::Full) && !given_up.load(Ordering::Acquire) {
                     shared.writing_since.store(0, Ordering::Relaxed);
+                    shared.full_since.store(full_since, Ordering::Relaxed);
                     env.sleep(FULL_PAUSE).await;
                     shared.writing_since.store(env.now().0, Ordering::Relaxed);
                     result = engine.raft_write(piece.clone()).await;
                 }
+                shared.full_since.store(0, Ordering::Relaxed);
                 result?;
             }
             Ok(())
