@@ -169,6 +169,7 @@ impl Nemesis {
                 Profile::Renewal => self.renew_all().await?,
                 Profile::Upgrade => self.upgrade().await?,
                 Profile::Overtaken => self.overtake_gateway().await?,
+                Profile::Absence => self.outstay_tombstones().await?,
                 Profile::Storm if number > 0 => break,
                 Profile::Storm => self.storm().await?,
                 _ => self.bring_some().await?,
