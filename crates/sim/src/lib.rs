@@ -33,6 +33,7 @@
 //! Not covered yet: see `docs/reliability.md`.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod absence;
 mod checks;
 mod churn;
 mod cluster;

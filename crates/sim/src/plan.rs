@@ -56,6 +56,8 @@ pub enum Profile {
     Renewal,
     /// The same while a gateway does not hear of it, and writes to disks that hold nothing any more.
     Overtaken,
+    /// A node is away while what it holds is deleted, and until the others have rewritten their disks.
+    Absence,
     /// Three nodes, and each kind of trouble once, one after the other and most of them short, in an order of the seed's.
     Storm,
     /// Three nodes, and clients that take locks; in no mixture, but on demand.
@@ -65,7 +67,7 @@ pub enum Profile {
 }
 
 impl Profile {
-    pub const ALL: [Profile; 23] = [
+    pub const ALL: [Profile; 24] = [
         Profile::Crashes,
         Profile::FlushErrors,
         Profile::BitRot,
@@ -86,6 +88,7 @@ impl Profile {
         Profile::Surge,
         Profile::Renewal,
         Profile::Overtaken,
+        Profile::Absence,
         Profile::Storm,
         Profile::Fences,
         Profile::Upgrade,
@@ -103,7 +106,8 @@ impl Profile {
             75..77 => Profile::DiskFull,
             77..81 => Profile::Cluster3,
             81..83 => Profile::Cluster5,
-            83..85 => Profile::Calm,
+            83..84 => Profile::Calm,
+            84..85 => Profile::Absence,
             85..86 => Profile::Growth,
             86..88 => Profile::LostLog,
             88..89 => Profile::Apart,
@@ -141,6 +145,7 @@ impl Profile {
                 | Profile::Surge
                 | Profile::Renewal
                 | Profile::Overtaken
+                | Profile::Absence
                 | Profile::Storm
                 | Profile::Upgrade
         )
@@ -161,6 +166,7 @@ impl Profile {
             | Profile::Surge
             | Profile::Renewal
             | Profile::Overtaken
+            | Profile::Absence
             | Profile::Storm
             | Profile::Fences
             | Profile::Upgrade => 3,
@@ -201,6 +207,7 @@ pub fn hunting_ground(plant: Plant) -> Profile {
         Plant::OpenEarly | Plant::DrainEarly => Profile::Growth,
         Plant::EvictBlindly | Plant::InventoryEarly => Profile::Renewal,
         Plant::StaleEpoch => Profile::Overtaken,
+        Plant::ForgetTombstone => Profile::Absence,
         Plant::SweepBeforeClose | Plant::ForgetFloor => Profile::Apart,
         Plant::ReadWithoutIndex | Plant::StaleGeneration => Profile::Zombie,
         Plant::VoteBeforeFlush => Profile::Ballot,
@@ -213,7 +220,6 @@ pub fn hunting_ground(plant: Plant) -> Profile {
         | Plant::ListStale
         | Plant::RetryTwice
         | Plant::ResurrectDeleted
-        | Plant::ForgetTombstone
         | Plant::DropRepair => Profile::Cluster3,
     }
 }
@@ -310,7 +316,7 @@ impl Plan {
             },
             crashes: match profile {
                 Profile::Wear => 24,
-                Profile::Renewal | Profile::Overtaken | Profile::Upgrade => 1,
+                Profile::Renewal | Profile::Overtaken | Profile::Absence | Profile::Upgrade => 1,
                 Profile::Storm => crate::storm::BLOWS as u32,
                 _ if profile.is_story() => 1 + random.below(3) as u32,
                 _ => 1 + random.below(if profile.nodes() > 1 { 10 } else { 6 }) as u32,
@@ -324,7 +330,12 @@ impl Plan {
                 (_, drawn) => drawn,
             },
             is_rough: false,
-            lost_after: Duration::from_secs(if profile.nodes() > 1 { [6, 600][random.below(2) as usize] } else { 600 }),
+            lost_after: Duration::from_secs(match profile {
+                // Who is away comes back.
+                Profile::Absence => 600,
+                _ if profile.nodes() > 1 => [6, 600][random.below(2) as usize],
+                _ => 600,
+            }),
             feature_level: if profile == Profile::Upgrade { LEVEL_BEFORE } else { FEATURE_LEVEL },
             disk_bytes: if profile == Profile::DiskFull { DISK_FULL_BYTES } else { 16 << 30 },
         }

@@ -58,7 +58,7 @@ impl Nemesis {
         links.iter().for_each(|(from, to)| self.sim.uncut(*from, *to));
     }
 
-    fn serving_on(&self, node: NodeId) -> Option<Serving> {
+    pub fn serving_on(&self, node: NodeId) -> Option<Serving> {
         self.cluster.all_serving().into_iter().find(|serving| serving.node == node)
     }
 

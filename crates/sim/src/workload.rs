@@ -222,7 +222,17 @@ impl Worker {
     }
 
     async fn delete_version(&self, serving: &Serving, info: &BucketInfo, key: &KeyName) {
-        let Some((value, version)) = self.draw_version(key) else { return };
+        let Some(drawn) = self.draw_version(key) else { return };
+        self.delete_this_version(serving, info, key, drawn).await;
+    }
+
+    pub async fn delete_this_version(
+        &self,
+        serving: &Serving,
+        info: &BucketInfo,
+        key: &KeyName,
+        (value, version): (Value, Bytes),
+    ) {
         let request = DeleteRequest { version: Some(version), ..DeleteRequest::default() };
         let (client, info, name) = (serving.client.clone(), info.clone(), key.key.clone());
         let begin = self.recorder.moment();
