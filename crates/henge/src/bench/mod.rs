@@ -2,7 +2,6 @@
 
 mod ack_log;
 mod disk;
-mod engine;
 mod histogram;
 mod load;
 mod mixed;
