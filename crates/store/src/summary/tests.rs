@@ -211,10 +211,8 @@ fn damaged_summaries_are_not_believed() {
                     bench.disk.overwrite(name, 0, &other[..len]);
                 }
                 2 => {
-                    let file = bench
-                        .disk
-                        .open(name, base::env::OpenMode::Existing, base::env::Caching::Direct)
-                        .unwrap();
+                    let file =
+                        bench.disk.open(name, base::env::OpenMode::Existing, base::env::Caching::Direct).unwrap();
                     file.set_size(at / 4096 * 4096).unwrap();
                 }
                 _ => bench.disk.flip(name, at, 1 << bench.sim.below(8)),
