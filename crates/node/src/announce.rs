@@ -145,7 +145,7 @@ impl Announcer {
         }
     }
 
-    /// Waits until no disk hangs and the links to all nodes that serve work, as far as is known: else this node, or the
+    /// Waits until no disk hangs or is too full for a log, and the links to all nodes that serve work, as far as is known: else this node, or the
     /// other, would be voted out again at once.
     async fn wait_until_fit(&self) {
         const CHECK: Duration = Duration::from_millis(100);
@@ -156,7 +156,7 @@ impl Announcer {
             let hangs = crate::controller::disk_hangs(&self.env, &self.service);
             let own = self.identity.node;
             let until = match cut.first() {
-                _ if hangs => "its disk answers again".to_owned(),
+                _ if hangs => "its disk answers again, and has room".to_owned(),
                 Some(other) => format!("the link between it and node {other} works again"),
                 None => return,
             };

@@ -263,7 +263,9 @@ impl Why {
     fn as_str(self) -> &'static str {
         match self {
             Why::Silent => "is silent, and nobody reaches it",
-            Why::Unfit => "says that it hears no leader of group 0, or that a disk does not answer",
+            Why::Unfit => {
+                "says that it hears no leader of group 0, or that a disk does not answer or has no room for its log"
+            }
             Why::Cut => "does not reach another node that serves",
         }
     }

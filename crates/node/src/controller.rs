@@ -35,6 +35,8 @@ pub const REACH_PATIENCE: Duration = Duration::from_millis(150);
 const HELP_PATIENCE: Duration = Duration::from_millis(250);
 /// How often the placement is looked at when the map does not change.
 const PLACEMENT_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a node leads before it looks whether its own disks allow it: where all disks hang, leadership stays for a while.
+const LEAD_MIN: Duration = Duration::from_secs(2);
 /// Pause before a session that could not be closed is tried again.
 const CLOSE_PAUSE: Duration = Duration::from_millis(200);
 
@@ -138,10 +140,10 @@ fn is_unfit(env: &Env, service: &Service) -> bool {
     group_zero(service).is_some_and(|group| group.failed().is_some() || is_deaf(&group)) || disk_hangs(env, service)
 }
 
-/// Whether a disk has owed an answer for too long.
+/// Whether a disk has owed an answer for too long, or has no room for a log.
 pub fn disk_hangs(env: &Env, service: &Service) -> bool {
     let now = env.now();
-    service.replicas.all().iter().any(|group| group.writing_for(now) > DISK_PATIENCE)
+    service.replicas.all().iter().any(|group| group.blocked_for(now) > DISK_PATIENCE)
         || service.disks.all.iter().any(|disk| disk.meter.stalled_for(now) > DISK_PATIENCE)
 }
 
@@ -219,7 +221,13 @@ pub async fn control(
             continue;
         };
         if !std::mem::replace(&mut lead.leads, true) {
+            lead.hand_over_due = now + LEAD_MIN;
             service.control.observations().lead(now);
+        }
+        if now >= lead.hand_over_due && disk_hangs(&env, &service) {
+            // Nobody votes out the node that decides: another one decides, and does.
+            lead.hand_over_due = now + LEAD_MIN;
+            group.hand_over();
         }
         closer.close_due(&env, &service, &client);
         if !lead.proposing.load(Ordering::Acquire) {
@@ -248,6 +256,8 @@ fn look(env: &Env, service: &Arc<Service>, client: &Client, now: MonoTime) {
 #[derive(Default)]
 struct Lead {
     leads: bool,
+    /// Not before is leadership handed over because of the own disks.
+    hand_over_due: MonoTime,
     /// Earlier decisions are on their way into the map: new ones would be made from an old map.
     proposing: Arc<AtomicBool>,
     /// Map version and time of the last look at the placement.

@@ -358,7 +358,12 @@ impl Nemesis {
     /// One disk of a node is out of order, by errors or for lack of room; nothing that it holds is harmed.
     async fn break_disk(&self, victim: NodeId, trouble: Trouble, outage: Duration) -> Result<(), Refused> {
         let disks = self.cluster.chunk_disks(victim);
-        let number = self.sim.below(disks.len() as u64) as usize;
+        let mut number = self.sim.below(disks.len() as u64) as usize;
+        let is_full_in_storm = trouble == Trouble::FullDisk && self.plan.profile == Profile::Storm;
+        if is_full_in_storm && self.sim.below(4) > 0 {
+            // One that may be full to the brim.
+            number = disks.len() - 1;
+        }
         let disk = &disks[number];
         self.recorder.note(|| format!("NEMESIS it is {}", base::env::Disk::describe(&**disk)));
         let (room_bytes, read_errors_ppm) = match self.plan.profile {
@@ -390,6 +395,7 @@ impl Nemesis {
         };
         // Long enough for something to be asked of the disk.
         let outage = if self.plan.profile == Profile::Storm { outage + OUTAGE_OF_DISK_MIN } else { outage };
+        let outage = if is_full_in_storm { outage + OUTAGE_OF_DISK_MIN } else { outage };
         let is_metadata = if trouble == Trouble::ReadErrors { disks.len() == 1 } else { number == 0 };
         let asked = async {
             let serving = self.cluster.all_serving().into_iter().find(|serving| serving.node == victim);

@@ -43,6 +43,8 @@ const UNFLUSHED_BYTES_MAX: u64 = 256 << 20;
 const FULL_PAUSE: Duration = Duration::from_millis(200);
 /// Requests taken in one round.
 const ROUND_MAX: usize = 256;
+/// How long a leader may add nothing to its own log.
+const LOG_PATIENCE: Duration = Duration::from_secs(1);
 /// How often a leader looks whether its group should have other members.
 const MEMBERSHIP_INTERVAL: Duration = Duration::from_millis(200);
 /// How often a leader looks whether another should lead.
@@ -93,6 +95,8 @@ pub struct Driver {
     /// Peers that said last that they have no rows: they cannot lead.
     rowless: BTreeSet<PeerId>,
     membership_due: MonoTime,
+    /// How many looks in a row have found that the leader is voted out of the cluster.
+    leader_out_looks: usize,
     leadership_due: MonoTime,
     /// Writes that wait for room stop waiting.
     given_up: Arc<AtomicBool>,
@@ -166,6 +170,7 @@ impl Driver {
             gone: BTreeSet::new(),
             rowless: BTreeSet::new(),
             membership_due: now,
+            leader_out_looks: 0,
             leadership_due: now + LEADERSHIP_INTERVAL,
             given_up: Arc::default(),
             stopping: None,
@@ -229,6 +234,7 @@ impl Driver {
             Request::Installed(result) => self.installed(result),
             Request::Ended { node } if self.leader_node() == Some(node) => self.raft.leader_ended(),
             Request::Ended { .. } => {}
+            Request::HandOver => _ = self.hand_over(),
             Request::Hurt { why, reply } => {
                 let _ = reply.send(self.hurt(why));
             }
@@ -243,6 +249,10 @@ impl Driver {
         self.raft.tick();
         let now = self.env.now();
         if self.led.is_none() || self.raft.leadership().role != Role::Leader {
+            if now >= self.membership_due {
+                self.membership_due = now + MEMBERSHIP_INTERVAL;
+                self.replace_leader_that_is_out();
+            }
             return;
         }
         let voters = self.voters();
@@ -251,6 +261,10 @@ impl Driver {
         if is_due {
             self.membership_due = now + MEMBERSHIP_INTERVAL;
             self.plan_membership();
+        }
+        if is_due && self.shared.blocked_for(now) > LOG_PATIENCE {
+            // What it proposes is committed by the others, and it applies nothing: it does not even see that it is voted out.
+            self.hand_over();
         }
         // Clients do not ask a node that is voted out, even if it leads; and all wait for one that is slow.
         if now >= self.leadership_due || (is_due && !is_fit(&self.map.borrow(), self.node)) {
@@ -333,6 +347,9 @@ impl Driver {
         if message.kind() == MessageKind::Snapshot && self.fetch_snapshot(from, &message) {
             return;
         }
+        if message.kind() == MessageKind::Vote && self.leader_is_out() {
+            self.raft.forget_leader();
+        }
         if let Err(why) = self.raft.step(message) {
             tracing::warn!(group = self.id.0, "{why}");
         }
@@ -385,8 +402,10 @@ impl Driver {
     /// `false` when the replica has failed.
     fn carry_out(&mut self, ready: Ready) -> bool {
         self.send(ready.messages);
-        if let Some((index, term, _)) = ready.restored {
-            self.unwritten.reset(index, term);
+        match ready.restored {
+            Some((index, ..)) if ready.keeps_log => self.unwritten.trim = self.unwritten.trim.max(Some(index)),
+            Some((index, term, _)) => self.unwritten.reset(index, term),
+            None => {}
         }
         self.reads.grant(&ready.reads, self.applied);
         if !ready.committed.is_empty() && !self.apply(ready.committed) {
@@ -430,12 +449,15 @@ impl Driver {
                 // Space may come back, and nothing was written: meanwhile new commands are refused as too many. The disk
                 // is full and has said so; it does not hang.
                 let mut result = engine.raft_write(piece.clone()).await;
+                let full_since = env.now().0;
                 while result == Err(StoreError::Full) && !given_up.load(Ordering::Acquire) {
                     shared.writing_since.store(0, Ordering::Relaxed);
+                    shared.full_since.store(full_since, Ordering::Relaxed);
                     env.sleep(FULL_PAUSE).await;
                     shared.writing_since.store(env.now().0, Ordering::Relaxed);
                     result = engine.raft_write(piece.clone()).await;
                 }
+                shared.full_since.store(0, Ordering::Relaxed);
                 result?;
             }
             Ok(())

@@ -10,10 +10,12 @@ const PIECE_ENTRIES_MAX: usize = 8 << 10;
 
 const _: () = assert!(PIECE_BYTES_MAX < store::RAFT_WRITE_LEN_MAX && PIECE_ENTRIES_MAX < store::RAFT_WRITE_ENTRIES_MAX);
 
-/// The first piece carries all that is no entry. An entry that is longer than a piece is one by itself.
+/// The first piece carries all that comes before the entries, the last one what comes after them. An entry that is longer
+/// than a piece is one by itself. Entries behind a reset were never acknowledged: those that were are kept by a trim instead.
 pub fn in_pieces(mut write: RaftWrite) -> Vec<RaftWrite> {
     let (group, peer) = (write.group, write.peer);
     let entries = std::mem::take(&mut write.entries);
+    let trim_to = write.trim_to.take();
     let mut pieces = vec![write];
     let mut bytes = 0;
     for entry in entries {
@@ -26,6 +28,7 @@ pub fn in_pieces(mut write: RaftWrite) -> Vec<RaftWrite> {
         bytes += entry.data.len();
         pieces.last_mut().expect("there is a first piece").entries.push(entry);
     }
+    pieces.last_mut().expect("there is a first piece").trim_to = trim_to;
     pieces
 }
 
@@ -43,7 +46,14 @@ mod tests {
         };
         let entries = lens.iter().enumerate().map(entry).collect();
         let reset = Some((LogIndex(0), Term(0)));
-        RaftWrite { group: GroupId(1), peer: PeerId(2), hard_state: Some(Bytes::new()), reset, entries, trim_to: None }
+        RaftWrite {
+            group: GroupId(1),
+            peer: PeerId(2),
+            hard_state: Some(Bytes::new()),
+            reset,
+            entries,
+            trim_to: Some(LogIndex(1)),
+        }
     }
 
     #[test]
@@ -54,13 +64,14 @@ mod tests {
     }
 
     #[test]
-    fn many_or_long_entries_are_several_pieces_of_which_the_first_has_the_rest() {
+    fn many_or_long_entries_are_several_pieces_that_begin_with_the_reset_and_end_with_the_trim() {
         for lens in [vec![1; 3 * PIECE_ENTRIES_MAX + 1], vec![PIECE_BYTES_MAX / 3; 10], vec![PIECE_BYTES_MAX + 1; 4]] {
             let whole = write(&lens);
             let pieces = in_pieces(whole.clone());
             assert_eq!(pieces.len(), 4);
             assert!(pieces[0].reset.is_some() && pieces[0].hard_state.is_some());
             assert!(pieces[1..].iter().all(|piece| piece.reset.is_none() && piece.hard_state.is_none()));
+            assert!(pieces[..3].iter().all(|piece| piece.trim_to.is_none()) && pieces[3].trim_to == whole.trim_to);
             assert!(pieces.iter().all(|piece| (piece.group, piece.peer) == (whole.group, whole.peer)));
             let entries: Vec<RaftEntry> = pieces.into_iter().flat_map(|piece| piece.entries).collect();
             assert_eq!(entries, whole.entries);

@@ -98,6 +98,7 @@ enum Request {
     Ended {
         node: NodeId,
     },
+    HandOver,
     /// Rows of this replica's state cannot be read.
     Hurt {
         why: String,
@@ -140,6 +141,8 @@ struct Shared {
     log_bytes: AtomicU64,
     /// When the write to the log that is under way began, in monotonic nanoseconds; 0: none is.
     writing_since: AtomicU64,
+    /// Since when the disk has no room for the log, likewise.
+    full_since: AtomicU64,
     /// How long writes to the log take.
     log_tail: Mutex<Tail>,
     /// When a leader was last heard, in monotonic nanoseconds.
@@ -148,6 +151,20 @@ struct Shared {
     fresh_at: AtomicU64,
     configuration: Mutex<Arc<Configuration>>,
     failed: Mutex<Option<String>>,
+}
+
+impl Shared {
+    fn blocked_for(&self, now: MonoTime) -> Duration {
+        time_since(&self.writing_since, now).max(time_since(&self.full_since, now))
+    }
+}
+
+/// Monotonic nanoseconds; 0 is no time at all.
+fn time_since(since: &AtomicU64, now: MonoTime) -> Duration {
+    match since.load(Ordering::Relaxed) {
+        0 => Duration::ZERO,
+        since => now.since(MonoTime(since)),
+    }
 }
 
 /// What a driver is made of.
@@ -187,6 +204,7 @@ pub fn start(parts: Parts) -> GroupHandle {
         claims: Arc::default(),
         log_bytes: AtomicU64::new(0),
         writing_since: AtomicU64::new(0),
+        full_since: AtomicU64::new(0),
         log_tail: Mutex::default(),
         leader_heard: AtomicU64::new(parts.env.now().0),
         fresh_at: AtomicU64::new(0),
@@ -227,6 +245,11 @@ impl GroupHandle {
     /// The process on `node` has ended: if it led, nobody waits for it.
     pub fn ended(&self, node: NodeId) {
         let _ = self.mailbox.try_send(Request::Ended { node });
+    }
+
+    /// Whoever leads with this replica's log or node out of order: another one is to lead, if it can at once.
+    pub fn hand_over(&self) {
+        let _ = self.mailbox.try_send(Request::HandOver);
     }
 
     /// Rows of this replica's state cannot be read. Answers whether another replica is to be asked: this one has stopped
@@ -301,18 +324,15 @@ impl GroupHandle {
         }
     }
 
-    /// For how long its disk has owed an answer to the write that is under way.
-    pub fn writing_for(&self, now: MonoTime) -> Duration {
-        match self.shared.writing_since.load(Ordering::Relaxed) {
-            0 => Duration::ZERO,
-            since => now.since(MonoTime(since)),
-        }
+    /// For how long nothing could be added to the log: its disk owes an answer, or has no room.
+    pub fn blocked_for(&self, now: MonoTime) -> Duration {
+        self.shared.blocked_for(now)
     }
 
     /// How long writes to the log take: the latency that is met in every second of work.
     pub fn log_tail(&self, now: MonoTime) -> Option<Duration> {
         let mut tail = self.shared.log_tail.lock().unwrap_or_else(PoisonError::into_inner);
-        let writing = self.writing_for(now);
+        let writing = time_since(&self.shared.writing_since, now);
         if writing > SLOW_MIN {
             tail.note(writing, now);
         }

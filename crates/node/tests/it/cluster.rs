@@ -379,6 +379,33 @@ fn a_broken_link_between_two_nodes_stalls_nobody() {
     }
 }
 
+/// As above, and the two lead the map's group and the objects': the one that is voted out learns it from nobody, since only
+/// the other would tell it, and leads on. The third, which knows, takes over.
+#[test]
+fn a_leader_that_does_not_know_it_is_out_is_replaced() {
+    for (seed, one_way) in [(28, None), (29, Some(true)), (30, Some(false))] {
+        let cluster = three(seed);
+        let leader_of =
+            |cluster: &Cluster, group: usize| cluster.nodes[&NodeId(1)].status().groups[group].leader as u32;
+        cluster.wait("the two groups to have different leaders", Duration::from_secs(60), |cluster| {
+            leader_of(cluster, 0) != leader_of(cluster, 1)
+        });
+        let (map, objects) = (NodeId(leader_of(&cluster, 0)), NodeId(leader_of(&cluster, 1)));
+        let third = (1..=3).map(NodeId).find(|node| ![map, objects].contains(node)).expect("three nodes");
+        for (from, to, this_way) in [(map, objects, true), (objects, map, false)] {
+            if one_way.is_none_or(|one_way| one_way == this_way) {
+                cluster.sim.cut(from, to);
+            }
+        }
+        let took = slowest_put(&cluster, third, "photos", 20);
+        assert!(took < Duration::from_secs(3), "seed {seed}: {took:?}");
+        assert_eq!(state_of(&cluster, third, objects), NodeState::Down);
+        cluster.sim.heal();
+        cluster.wait_for_safety(third);
+        assert_eq!(state_of(&cluster, third, objects), NodeState::Up);
+    }
+}
+
 /// Two of three are gone: the third refuses within seconds and says why; nothing hangs for half a minute.
 #[test]
 fn without_a_majority_writes_are_refused_within_seconds() {
@@ -422,6 +449,37 @@ fn a_disk_that_hangs_takes_its_node_out_and_no_more() {
     assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
+/// The same where the node leads the map's group or the objects': others lead, though it is heard as well as ever.
+#[test]
+fn a_leader_whose_disk_hangs_or_is_full_leads_no_more() {
+    for (seed, group, hangs) in [(31, 0, true), (32, 1, true), (33, 0, false), (34, 1, false)] {
+        let cluster = three(seed);
+        let leader_of =
+            |cluster: &Cluster, group: usize| cluster.nodes[&NodeId(1)].status().groups[group].leader as u32;
+        cluster.wait("the two groups to have different leaders", Duration::from_secs(60), |cluster| {
+            leader_of(cluster, 0) != leader_of(cluster, 1)
+        });
+        let sick = NodeId(leader_of(&cluster, group));
+        let well = NodeId(sick.0 % 3 + 1);
+        let disk = cluster.sim.disk(sick, "disk");
+        match hangs {
+            true => disk.set_slowness(1_000_000),
+            false => disk.set_room(0),
+        }
+        let took = slowest_put(&cluster, well, "photos", 200);
+        assert!(took < Duration::from_secs(10), "seed {seed}: {took:?}");
+        cluster.sim.run_for(Duration::from_secs(5));
+        let took = slowest_put(&cluster, well, "photos", 10);
+        assert!(took < Duration::from_secs(1), "seed {seed}: {took:?}");
+        assert!(hangs || state_of(&cluster, well, sick) != NodeState::Lost);
+        if !hangs {
+            disk.set_unlimited();
+            cluster.wait_for_safety(well);
+            assert_eq!(state_of(&cluster, well, sick), NodeState::Up, "seed {seed}");
+        }
+    }
+}
+
 /// A disk that is only slow: others lead within seconds, everything goes on, and when it is as fast as before it is used
 /// as before.
 #[test]
@@ -444,7 +502,9 @@ fn a_slow_disk_loses_leadership_and_gets_it_back() {
     let disk = cluster.sim.disk(NodeId(sick), "disk");
     disk.set_slowness(1000);
     let leads_nothing = |cluster: &Cluster| (0..2).all(|group| leader_of(cluster, group) != sick);
-    cluster.wait("leadership moves", Duration::from_secs(8), leads_nothing);
+    let is_slow = |cluster: &Cluster| cluster.client(NodeId(1)).map().map.disks.iter().any(|row| row.slow);
+    let is_found = |cluster: &Cluster| leads_nothing(cluster) && is_slow(cluster);
+    cluster.wait("leadership moves, and the disk is known", Duration::from_secs(8), is_found);
     let asked = cluster.nodes[&NodeId(1)].clone();
     let status = cluster.on(NodeId(1), async move { asked.cluster_status().await });
     let states: Vec<&str> = status.nodes.iter().map(|node| node.disks[0].state.as_str()).collect();

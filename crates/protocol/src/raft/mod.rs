@@ -147,9 +147,11 @@ pub struct ReadGrant {
 #[derive(Debug, Default)]
 pub struct Ready {
     pub number: u64,
-    /// A snapshot was stepped: the state is that of this index and term, and the log is emptied up to there before
-    /// `append`, in the same durable write: the two together keep every entry that this peer ever acknowledged.
+    /// A snapshot was stepped: the state is that of this index and term. The log begins anew there, or `keeps_log`.
     pub restored: Option<(LogIndex, Term, Configuration)>,
+    /// With `restored`: the log that was handed out already holds that entry and what follows it, all of which may have been
+    /// acknowledged. It is trimmed up to there, and never emptied: not even for a moment.
+    pub keeps_log: bool,
     /// To be made durable; replaces what the log held from the first index on.
     pub append: Vec<Entry>,
     /// To be made durable with (not after) `append`.
@@ -172,6 +174,8 @@ pub enum NotTaken {
 /// A stepped snapshot that is not durable yet.
 struct Installing {
     index: u64,
+    /// The last entry of the log that stays, of which everything was handed out before.
+    kept_to: Option<u64>,
     /// Of the ready that hands it out, once it did.
     number: Option<u64>,
 }
@@ -250,7 +254,8 @@ impl RaftPeer {
         self.redraw_election_timeout();
     }
 
-    /// Starts an election now: for the only voter of a group, which need not wait for anybody.
+    /// Starts an election now: for the only voter of a group, which need not wait for anybody, and where the leader is
+    /// known to be of no use.
     pub fn campaign(&mut self) {
         if self.may_campaign() && self.node.raft.promotable() {
             // Refused only while a configuration change is to be applied; then the election timer decides.
@@ -272,6 +277,13 @@ impl RaftPeer {
         let pause = 1 + before * ENDED_TICKS_APART;
         let due = self.election_timeout_ticks.saturating_sub(pause);
         self.node.raft.election_elapsed = self.node.raft.election_elapsed.max(due);
+    }
+
+    /// The leader is known to be of no use: hearing it no longer keeps this peer from voting for others.
+    pub fn forget_leader(&mut self) {
+        if self.node.raft.state == StateRole::Follower {
+            self.node.raft.leader_id = 0;
+        }
     }
 
     /// Whether an election would be sound now: with a state, whose log is durable. (`raft-rs` stops the process when
@@ -395,7 +407,7 @@ impl RaftPeer {
         let (index, term) = (metadata.index, metadata.term);
         let Ok(configuration) = Configuration::decode(&message.get_snapshot().data) else { return };
         let raft = &mut self.node.raft;
-        let mut tail = Vec::new();
+        let (mut tail, mut kept_to) = (Vec::new(), None);
         if self.waiting == Waiting::ForState {
             // Makes `raft-rs` restore even if its log reaches that far.
             raft.pending_request_snapshot = 1;
@@ -403,6 +415,8 @@ impl RaftPeer {
                 // What follows was acknowledged and may be committed because of that: it stays.
                 let all = raft.raft_log.entries(index + 1, None, GetEntriesContext::empty(false));
                 tail = all.expect("entries after one that is in the log are in the log");
+                let handed_out = raft.raft_log.unstable.offset - 1;
+                kept_to = Some(handed_out).filter(|handed_out| *handed_out >= index);
             }
         }
         let before = raft.snap().map(|snapshot| snapshot.get_metadata().index);
@@ -418,7 +432,7 @@ impl RaftPeer {
         self.configuration = configuration;
         self.configuration_index = LogIndex(index);
         self.waiting = Waiting::No;
-        self.installing = Some(Installing { index, number: None });
+        self.installing = Some(Installing { index, kept_to, number: None });
     }
 
     /// Whether stepping this snapshot message now leads to a [`Ready::restored`]. Others need not be pulled.
@@ -563,11 +577,15 @@ impl RaftPeer {
         let mut taken = self.node.ready();
         let restored = restored_out(taken.snapshot());
         let entries = taken.take_entries();
+        let installing = self.installing.as_ref().filter(|_| restored.is_some());
+        let kept_to = installing.and_then(|installing| installing.kept_to);
+        let is_new = |entry: &&eraftpb::Entry| kept_to.is_none_or(|kept_to| entry.index > kept_to);
         let hard_state = taken.hs().map(|hs| HardState { term: Term(hs.term), vote: PeerId(hs.vote) });
         let ready = Ready {
             number: taken.number(),
             restored,
-            append: entries.iter().map(entry_out).collect(),
+            keeps_log: kept_to.is_some(),
+            append: entries.iter().filter(is_new).map(entry_out).collect(),
             hard_state: hard_state.filter(|hs| *hs != self.hard_state_taken),
             messages: taken.take_messages().into_iter().flat_map(message::in_parts).collect(),
             messages_after_flush: taken.take_persisted_messages().into_iter().flat_map(message::in_parts).collect(),
@@ -600,7 +618,7 @@ impl RaftPeer {
                     self.node.raft.raft_log.commit_to(persisted);
                 }
             }
-            Some(Installing { index, number: Some(handed_out) }) if handed_out <= number => {
+            Some(Installing { index, number: Some(handed_out), .. }) if handed_out <= number => {
                 self.installing = None;
                 self.node.on_persist_ready(number);
                 self.applied(LogIndex(index));

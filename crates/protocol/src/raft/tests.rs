@@ -238,6 +238,39 @@ fn no_election_before_a_snapshot_is_installed() {
     assert_eq!(peer.leadership().role, Role::Candidate);
 }
 
+/// What was acknowledged behind a snapshot is not even for a moment out of the log: a crash between two writes must not cost it.
+#[test]
+fn a_snapshot_of_what_the_log_holds_keeps_the_log() {
+    let entry = |index| Entry { index: LogIndex(index), term: Term(3), data: Bytes::from_static(b"\x01c") };
+    let mut restored = fresh(1, &[1, 2]);
+    restored.waiting = Waiting::ForState;
+    restored.hard_state.term = Term(3);
+    restored.entries = (1..=10).map(entry).collect();
+    let mut peer = RaftPeer::new(restored.clone(), random(1)).unwrap();
+    let mut append = raw_message(MessageType::MsgAppend, 3);
+    (append.0.index, append.0.log_term) = (10, 3);
+    append.0.set_entries(vec![raft_entry(11, 3, Bytes::from_static(b"\x01c"))].into());
+    // One more is handed out and not durable yet, another not handed out.
+    peer.step(append.clone()).unwrap();
+    let before = peer.take_ready().unwrap();
+    assert_eq!(before.append, vec![entry(11)]);
+    (append.0.index, append.0.entries) = (11, vec![raft_entry(12, 3, Bytes::from_static(b"\x01c"))].into());
+    peer.step(append).unwrap();
+    peer.step(snapshot_message(4, 3, &configuration(&[1, 2]))).unwrap();
+    let ready = peer.take_ready().unwrap();
+    assert_eq!(ready.restored, Some((LogIndex(4), Term(3), configuration(&[1, 2]))));
+    assert!(ready.keeps_log);
+    assert_eq!(ready.append, vec![entry(12)], "what was handed out before is not written again");
+    peer.persisted(ready.number);
+    settle(&mut peer);
+    assert_eq!(peer.log_size().1, 8, "5 to 12");
+    // A log that does not hold that entry begins anew.
+    let mut peer = RaftPeer::new(restored, random(1)).unwrap();
+    peer.step(snapshot_message(12, 3, &configuration(&[1, 2]))).unwrap();
+    let ready = peer.take_ready().unwrap();
+    assert!(ready.restored.is_some() && !ready.keeps_log && ready.append.is_empty());
+}
+
 #[test]
 fn the_last_voter_does_not_elect_itself_before_its_log_is_durable() {
     let mut peer = RaftPeer::new(fresh(1, &[1]), random(1)).unwrap();

@@ -15,6 +15,7 @@ const ADMIN_PORT: u16 = 9001;
 const CLUSTER_PORT: u16 = 9002;
 
 /// The shard with all objects; group 0 holds the cluster map.
+pub const MAP_GROUP: u64 = 0;
 pub const OBJECTS_GROUP: u64 = 1;
 
 const READY_PATIENCE: Duration = Duration::from_secs(90);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::arena::Arena;
-use super::cluster::{Cluster, Place};
+use super::cluster::{Cluster, MAP_GROUP, OBJECTS_GROUP, Place};
 use super::load::{self, Load, USUAL};
 use super::processes::{Failure, fail, now_ms, sleep, wait_for};
 use super::report::Figures;
@@ -11,6 +11,9 @@ use super::switch::{Link, Switch, address};
 
 /// Until a write succeeds again, whatever happened: longer than a gateway tries.
 const SERVED_PATIENCE: Duration = Duration::from_secs(90);
+
+/// Until leadership is where it belongs again.
+const LEADERS_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Until a node that is cut off says so.
 const TOLD_PATIENCE: Duration = Duration::from_secs(30);
@@ -53,6 +56,14 @@ impl<'a, 'f> Stage<'a, 'f> {
         let healed = now_ms();
         self.load.wait_served(healed, SERVED_PATIENCE)?;
         sleep(Duration::from_secs(3))
+    }
+
+    /// Nothing passes between two nodes for a while.
+    fn cut_link(&mut self, one: usize, other: usize) -> Result<(), Failure> {
+        self.event();
+        self.switch.set_both(one, other, CUT);
+        sleep(Duration::from_secs(15))?;
+        self.heal()
     }
 
     /// A node that is cut off must not take a write.
@@ -123,15 +134,19 @@ pub fn splits(arena: &Arena, figures: &mut Figures) -> Result<(), Failure> {
     stage.conclude()
 }
 
-/// Each link of three in turn is cut, so that both ends see the third node but not each other.
+/// Each link of three in turn is cut, so that both ends see the third node but not each other; in between those whose ends
+/// lead the map's group and the objects': the harder case, and which it is changes with every cut.
 pub fn bridge(arena: &Arena, figures: &mut Figures) -> Result<(), Failure> {
     let mut stage = Stage::set(arena, figures, "bridge", 3)?;
     for _ in 0..arena.rounds(1, 1) {
         for (one, other) in [(1, 2), (2, 3), (3, 1)] {
-            stage.event();
-            stage.switch.set_both(one, other, CUT);
-            sleep(Duration::from_secs(15))?;
-            stage.heal()?;
+            stage.cut_link(one, other)?;
+            let mut leaders = || {
+                let (map, objects) = (stage.cluster.leader(MAP_GROUP)?, stage.cluster.leader(OBJECTS_GROUP)?);
+                Ok((map != objects).then_some((map, objects)))
+            };
+            let (map, objects) = wait_for(LEADERS_PATIENCE, || "two leaders on two nodes".into(), &mut leaders)?;
+            stage.cut_link(map, objects)?;
         }
     }
     stage.conclude()

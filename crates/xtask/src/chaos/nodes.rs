@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::arena::Arena;
-use super::cluster::{Cluster, OBJECTS_GROUP, Place};
+use super::cluster::{Cluster, MAP_GROUP, OBJECTS_GROUP, Place};
 use super::load::{self, Load, USUAL, Wish};
 use super::processes::{Failure, Tried, fail, now_ms, sleep, wait_for};
 use super::report::Figures;
@@ -86,7 +86,7 @@ pub fn pause_leaders(arena: &Arena, figures: &mut Figures) -> Result<(), Failure
     let (cluster, mut load) = three(arena, "pause-leaders", &wish)?;
     let mut events = Vec::new();
     for _ in 0..arena.rounds(1, 3) {
-        for group in [0, OBJECTS_GROUP] {
+        for group in [MAP_GROUP, OBJECTS_GROUP] {
             let paused = cluster.leader(group)?;
             let witness = paused % cluster.len() + 1;
             let before = cluster.generation(paused, witness)?;

@@ -45,7 +45,7 @@ impl Driver {
         !self.raft.pending_configuration() && self.others_at_work() > self.configuration.voters.len() / 2
     }
 
-    fn hand_over(&mut self) -> bool {
+    pub(super) fn hand_over(&mut self) -> bool {
         let heir = self.heir();
         if let Some(heir) = heir {
             self.raft.transfer_leadership(heir);

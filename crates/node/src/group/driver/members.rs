@@ -53,6 +53,30 @@ impl Driver {
             self.raft.transfer_leadership(preferred);
         }
     }
+
+    /// The leader was voted out of the cluster, as this node's map says. It may not know: it learns the map from the leader
+    /// of group 0, whom it may be the only one not to reach. Then it leads on, clients do not ask it, and what it has
+    /// taken waits for ever for a voter that it does not reach.
+    pub(super) fn leader_is_out(&self) -> bool {
+        let map = self.map.borrow();
+        let Some(leader) = self.leader_node().filter(|leader| *leader != self.node) else { return false };
+        map.nodes.iter().any(|row| row.id == leader.0) && !is_up(&map, leader)
+    }
+
+    /// A leader that is out and knows it hands over at once. Where one is still out at a second look, this replica stands for
+    /// election, or at a later one: one after the other, lest they split the votes. The others vote by what their own maps
+    /// say, so that an old map here disturbs nobody.
+    pub(super) fn replace_leader_that_is_out(&mut self) {
+        self.leader_out_looks = if self.leader_is_out() { self.leader_out_looks + 1 } else { 0 };
+        let map = self.map.borrow().clone();
+        let comes_first = |peer: &PeerId| {
+            *peer < self.peer && self.configuration.nodes.get(peer).is_some_and(|node| is_fit(&map, *node))
+        };
+        let before = self.configuration.voters.iter().filter(|peer| comes_first(peer)).count();
+        if self.leader_out_looks > 1 + before && is_fit(&map, self.node) {
+            self.raft.campaign();
+        }
+    }
 }
 
 pub(in crate::group) fn is_up(map: &ClusterMap, node: NodeId) -> bool {
