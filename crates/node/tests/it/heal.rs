@@ -408,12 +408,10 @@ fn two_nodes_whose_damage_hides_rows_of_several_groups_do_not_give_up_their_repl
             let rows = places_of(contents, b"key-");
             rows[rows.len() / 4..rows.len() * 3 / 4].to_vec()
         };
-        let mut cluster = with_damage_on_two(seed, any);
-        let [first, second, third] = [1, 2, 3].map(NodeId);
+        let cluster = with_damage_on_two(seed, any);
+        let [second, third] = [2, 3].map(NodeId);
         cluster.sim.run_for(Duration::from_secs(5));
         cluster.wait_for_safety(second);
         cluster.verify(third, 0..120);
-        cluster.crash(second);
-        cluster.verify(first, 0..120);
     }
 }
