@@ -45,6 +45,7 @@ pub enum Trouble {
     Hang,
     SlowLinks,
     SlowDisks,
+    HangingDisks,
     FlushError,
     ReadErrors,
     FullDisk,
@@ -52,7 +53,7 @@ pub enum Trouble {
     ClockJumps,
 }
 
-pub const TROUBLES: [Trouble; 19] = [
+pub const TROUBLES: [Trouble; 20] = [
     Trouble::PowerCut,
     Trouble::PowerCutInOperation,
     Trouble::Kill,
@@ -67,6 +68,7 @@ pub const TROUBLES: [Trouble; 19] = [
     Trouble::Hang,
     Trouble::SlowLinks,
     Trouble::SlowDisks,
+    Trouble::HangingDisks,
     Trouble::FlushError,
     Trouble::ReadErrors,
     Trouble::FullDisk,
@@ -88,6 +90,7 @@ impl Trouble {
                 | Trouble::Mute
                 | Trouble::Deaf
                 | Trouble::Hang
+                | Trouble::HangingDisks
                 | Trouble::ClockJumps
         )
     }
@@ -114,6 +117,7 @@ impl Trouble {
             Trouble::Hang => "its connections hang",
             Trouble::SlowLinks => "its links are slow",
             Trouble::SlowDisks => "its disks are slow",
+            Trouble::HangingDisks => "its disks answer nothing",
             Trouble::FlushError => "a flush fails, then it is started anew",
             Trouble::ReadErrors => "reads of a disk fail now and then",
             Trouble::FullDisk => "a disk is full",
@@ -340,6 +344,12 @@ impl Nemesis {
                 self.cluster.disks(victim).iter().for_each(|disk| disk.set_slowness(factor));
                 self.sim.sleep(outage).await;
                 self.cluster.disks(victim).iter().for_each(|disk| disk.set_slowness(1));
+            }
+            Trouble::HangingDisks => {
+                // Short hangs are borne, long ones are not.
+                let hang = outage + Duration::from_secs(self.sim.below(2) * 5);
+                self.cluster.disks(victim).iter().for_each(|disk| disk.hang_for(hang));
+                self.sim.sleep(hang).await;
             }
             Trouble::FlushError | Trouble::ReadErrors | Trouble::FullDisk | Trouble::VanishedDisk => {
                 self.break_disk(victim, trouble, outage).await?;

@@ -23,6 +23,7 @@ use crate::inner::{Inner, Spare, count};
 use crate::queue::{ROUND_COST_MAX, Request, Waiting};
 use crate::read;
 use crate::round::{Round, compose};
+use crate::summary::Composer;
 use crate::volume_file::VolumeFile;
 
 /// How long the queue must be empty before a closing batch is written; well within the 100 ms that are promised.
@@ -44,6 +45,7 @@ pub struct Committer {
     file: Arc<VolumeFile>,
     position: Position,
     follows: Cut,
+    summary: Composer,
     /// The list of live volumes is not durable in this volume yet.
     needs_list: bool,
     /// The last batch held records and no later one vouches for it.
@@ -55,12 +57,14 @@ impl Committer {
     pub async fn start(inner: Arc<Inner>, cut: Cut) -> Result<Committer, StoreError> {
         let (number, file) = inner.create_volume(VolumeKind::Journal)?;
         inner.shared().journal = number;
+        let summary = Composer::new(&inner.summaries, number);
         let mut committer = Committer {
             inner,
             number,
             file,
             position: first_position(),
             follows: cut,
+            summary,
             needs_list: true,
             uncovered: false,
         };
@@ -205,6 +209,7 @@ impl Committer {
             volume.end = self.position.offset;
         }
         drop(shared);
+        self.summary.note(&self.inner.summaries, records_of(&encoded));
         self.inner.ahead_wake.notify_one();
         Ok(encoded)
     }
@@ -236,6 +241,8 @@ impl Committer {
         }
         shared.journal = number;
         drop(shared);
+        let summary = std::mem::replace(&mut self.summary, Composer::new(&self.inner.summaries, number));
+        summary.seal(&self.inner, self.follows.end, self.follows.checksum);
         (self.number, self.file, self.position, self.needs_list) = (number, file, first_position(), true);
         self.inner.wake_compaction();
         Ok(())

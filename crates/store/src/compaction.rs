@@ -27,6 +27,7 @@ use crate::read::{self, RecordReader};
 use crate::round::base_record;
 use crate::scan::{Extent, Item, scan_paced};
 use crate::state::Volume;
+use crate::summary_file;
 use crate::volume_file::VolumeFile;
 
 /// Part of a volume that must be dead before it is compacted, in percent; and when space is short.
@@ -188,9 +189,11 @@ fn recycle(inner: &Inner, number: VolumeNumber, file: &VolumeFile) {
         shared.files.remove(&number);
         shared.spare.len()
     };
+    inner.summaries.forget(number);
+    // What stays behind after a failure is removed, or found and used, at the next start.
+    let _ = summary_file::remove(inner.disk.as_ref(), file.seed.incarnation);
     let size_bytes = file.written_end();
     if spares >= SPARE_MAX || size_bytes < inner.volume_size / 2 {
-        // What stays behind after a failure is found, and used, at the next start.
         let _ = inner.disk.remove(&file.name.to_string());
         return;
     }

@@ -31,13 +31,14 @@ use crate::inner::{EngineOptions, Inner, Shared, Spare, count};
 use crate::queue::{Outcome, Request};
 use crate::raft_log::{RaftLog, RaftWrite};
 use crate::read::{self, ReadFailure};
-use crate::recovery::{self, Recovered};
+use crate::recovery::{self, Recovered, Source};
 use crate::report::{
     ChunkData, ChunkStat, DamagedRecord, DamagedWhat, Digest, DiskState, DiskUsage, EngineStats, Known, RecoveryReport,
     ScrubReport,
 };
 use crate::round::judge_put;
 use crate::scrub;
+use crate::summary;
 
 /// Payloads up to this length in bytes go into the journal, larger ones into a bulk volume.
 pub const SMALL_LEN_MAX: usize = 256 << 10;
@@ -121,7 +122,7 @@ impl Engine {
     ) -> Result<(Engine, RecoveryReport), StoreError> {
         let lock = lock(&disk)?;
         let identity = find_identity(&disk).await?;
-        let mut recovered = recovery::recover(&disk, identity.identity.disk).await?;
+        let mut recovered = recovery::recover(&disk, identity.identity.disk, Source::Summaries).await?;
         let mut report = std::mem::take(&mut recovered.report);
         if identity.copy_damaged {
             report.damaged.push(DamagedRecord {
@@ -145,7 +146,8 @@ impl Engine {
         let spare = recovered.spare.iter().filter(|name| !matches!(name, VolumeName::Free(_)));
         let spare: Vec<_> = spare.map(|name| spare_of(&inner, *name)).collect();
         inner.shared().spare.extend(spare);
-        spawn_tasks(&inner, committer);
+        inner.summaries.set_whole(std::mem::take(&mut recovered.summarised));
+        spawn_tasks(&inner, committer, recovered.stale_summaries);
         let engine = Engine { _stopper: Arc::new(Stopper(inner.clone())), inner };
         engine.record_raft_damage(&report.raft_damaged).await?;
         Ok((engine, report))
@@ -495,7 +497,7 @@ async fn resume_bulk(inner: &Inner, undamaged: bool) {
     inner.bulk.resume(newest).await;
 }
 
-fn spawn_tasks(inner: &Arc<Inner>, committer: Committer) {
+fn spawn_tasks(inner: &Arc<Inner>, committer: Committer, stale_summaries: Vec<VolumeNumber>) {
     let (alive, ended) = mpsc::channel(1);
     *inner.alive.lock().expect("no one panics while holding it") = Some(ended);
     spawn(inner, &alive, "store committer", committer.run());
@@ -505,6 +507,8 @@ fn spawn_tasks(inner: &Arc<Inner>, committer: Committer) {
     spawn(inner, &alive, "store compaction", compaction::run(inner.clone()));
     spawn(inner, &alive, "store recycling", compaction::run_empties(inner.clone()));
     spawn(inner, &alive, "store scrub", scrub::run(inner.clone()));
+    spawn(inner, &alive, "store summary", summary::run_writer(inner.clone()));
+    spawn(inner, &alive, "store summaries", summary::run_maker(inner.clone(), stale_summaries));
 }
 
 fn spawn(inner: &Inner, alive: &mpsc::Sender<()>, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {

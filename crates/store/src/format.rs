@@ -8,6 +8,7 @@
 pub mod batch;
 pub mod raft;
 pub mod record;
+pub mod summary;
 pub mod volume;
 
 use base::ids::DiskId;

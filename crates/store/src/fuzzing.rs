@@ -6,6 +6,7 @@ use base::ids::DiskId;
 
 use crate::format::batch::{self, BatchHeader, DIRECTORY_LINE_LEN, HEADER_LEN};
 use crate::format::record::{self, Kind, Locator};
+use crate::format::summary::{Lines, SummaryEnd, decode_lines, encode_lines, parse_summary_name};
 use crate::format::volume::{VolumeList, VolumeName};
 use crate::format::{FORMAT_VERSION, Seed, raft};
 use crate::identity;
@@ -67,6 +68,32 @@ fn seal(bytes: &mut [u8], right: u8) {
     }
     let crc = crc32c(&SEED.header(0), &bytes[..HEADER_LEN - 4]).to_le_bytes();
     put(bytes, HEADER_LEN - 4, &crc);
+}
+
+/// The lines of a summary, cut as the first byte says, and applied to nothing; then as a block whose checksum is right.
+pub fn summary(data: &[u8]) {
+    let Some((cut, data)) = data.split_first() else { return };
+    let mut lines = Lines::default();
+    let mut visit = |line: crate::format::summary::Line<'_>| {
+        decode_payload(line.header.kind, line.kept);
+        let _ = raft::decode_base_outline(line.kept, line.header.payload_len);
+    };
+    for piece in data.chunks(usize::from(*cut) + 1) {
+        if lines.take(piece, &mut visit).is_err() {
+            break;
+        }
+    }
+    let _ = decode_lines(data, SEED, 0);
+    let _ = SummaryEnd::decode(data, SEED, 0);
+    let _ = std::str::from_utf8(data).map(parse_summary_name);
+    let block = encode_lines(SEED, 0, &data[..data.len().min(8192)]);
+    assert_eq!(decode_lines(&block, SEED, 0), Ok(&data[..data.len().min(8192)]));
+    let mut end = block.to_vec();
+    end[10] = 2;
+    let used = end.len().min(32 + data.len().min(8192));
+    let crc = crc32c(&SEED.header(0), &end[4..used]).to_le_bytes();
+    end[..4].copy_from_slice(&crc);
+    let _ = SummaryEnd::decode(&end, SEED, 0);
 }
 
 /// The first byte chooses the kind of payload.

@@ -23,6 +23,7 @@ use crate::recovery::{incarnation_of, number_of};
 use crate::report::EngineStats;
 use crate::space::Space;
 use crate::state::{State, Volume};
+use crate::summary::Summaries;
 use crate::volume_file::VolumeFile;
 
 /// Decides whether a tombstone may go once no volume of this disk holds its chunk: its placement group was healthy
@@ -94,6 +95,7 @@ pub struct Inner {
     pub queue: Queue,
     pub bulk: Bulk,
     pub space: Space,
+    pub summaries: Summaries,
     pub counters: Counters,
     pub ahead: Ahead,
     pub cache: BlockCache,
@@ -130,6 +132,7 @@ impl Inner {
             queue: Queue::new(),
             bulk: Bulk::new(),
             space: Space::default(),
+            summaries: Summaries::default(),
             counters: Counters::default(),
             ahead: Ahead::new(volume_size),
             cache,

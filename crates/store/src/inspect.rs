@@ -7,7 +7,7 @@ use crate::errors::StoreError;
 use crate::identity;
 use crate::index::{Health, Live, Slot};
 use crate::read::{self, ReadFailure, stat_of};
-use crate::recovery;
+use crate::recovery::{self, Source};
 use crate::report::{DamagedRecord, DamagedWhat, InspectReport};
 
 /// Inspects the disk of a stopped node. Takes the directory's lock meanwhile (`InUse` when its node runs) and never
@@ -18,7 +18,7 @@ pub async fn inspect(disk: Arc<dyn Disk>) -> Result<InspectReport, StoreError> {
         _ => StoreError::io("locking the disk directory", &error),
     })?;
     let found = identity::find(&disk).await?.ok_or(StoreError::NotFormatted)?;
-    let mut recovered = recovery::recover(&disk, found.identity.disk).await?;
+    let mut recovered = recovery::recover(&disk, found.identity.disk, Source::Volumes).await?;
     let mut report = InspectReport {
         identity: found.identity,
         recovery: std::mem::take(&mut recovered.report),

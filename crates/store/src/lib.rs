@@ -30,6 +30,8 @@ mod scan;
 mod scrub;
 mod space;
 mod state;
+mod summary;
+mod summary_file;
 mod volume_file;
 
 pub use engine::{Engine, LOG_START, NewChunk, PutOutcome, RAFT_WRITE_ENTRIES_MAX, RAFT_WRITE_LEN_MAX, SMALL_LEN_MAX};

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 
 use crate::format::batch::DIRECTORY_LINE_LEN;
-use crate::format::raft::{BasePayload, ListedGroup, decode_base, decode_trim};
+use crate::format::raft::{BasePayload, ListedGroup, decode_base, decode_base_outline, decode_trim};
 use crate::format::record::{Kind, RECORD_ALIGN, RecordHeader, record_len};
 use crate::index::VolumeNumber;
 
@@ -212,7 +212,8 @@ impl GroupLog {
         pins.chain(self.entries.values().map(|entry| entry.volume))
     }
 
-    /// Takes in the group's next record. `weigh` hears how the volumes' live weight changes.
+    /// Takes in the group's next record. `weigh` hears how the volumes' live weight changes. An entry's payload may be
+    /// missing, and of a base record's the outline is enough, which is shorter unless nothing was left out.
     pub fn apply(
         &mut self,
         volume: VolumeNumber,
@@ -234,10 +235,15 @@ impl GroupLog {
                 self.hard_state_damaged = false;
                 self.pin(PIN_HARD_STATE, Some(pin), weigh);
             }
-            Kind::RaftBase => match decode_base(payload) {
-                Ok(base) => self.rebase(volume, offset, header, payload, &base, weigh),
-                Err(error) => self.mark_damaged(&format!("base record: {error}")),
-            },
+            Kind::RaftBase => {
+                let is_whole = payload.len() == header.payload_len as usize;
+                let decoded =
+                    if is_whole { decode_base(payload) } else { decode_base_outline(payload, header.payload_len) };
+                match decoded {
+                    Ok(base) => self.rebase(volume, offset, header, payload, &base, weigh),
+                    Err(error) => self.mark_damaged(&format!("base record: {error}")),
+                }
+            }
             Kind::RaftTrim => match decode_trim(payload) {
                 Ok(last) => self.trim(header.index(), Term(header.check), last, pin, weigh),
                 Err(error) => self.mark_damaged(&format!("trim record: {error}")),

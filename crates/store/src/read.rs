@@ -2,7 +2,7 @@
 
 use base::buffer::{BLOCK, align_up};
 use base::checksum::crc32c;
-use base::ids::{ChunkId, GroupId, OwnerId};
+use base::ids::{ChunkId, GroupId, OwnerId, PeerId};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,7 +12,7 @@ use crate::errors::StoreError;
 use crate::format::record::{self, CRC_BLOCK, HEADER_LEN, Kind, RecordHeader, record_len, table_len};
 use crate::index::{Health, Live, Slot, VolumeNumber};
 use crate::inner::{Inner, count};
-use crate::raft_log::{GroupLog, RaftEntry, RaftLog};
+use crate::raft_log::{EntryAt, GroupLog, RaftEntry, RaftLog};
 use crate::report::{ChunkData, ChunkStat};
 use crate::volume_file::VolumeFile;
 
@@ -229,23 +229,33 @@ pub async fn raft_log(
     let mut reader = RecordReader::new();
     let mut entries = Vec::with_capacity(log.entries().len());
     for (index, at) in log.entries() {
-        let damaged = |detail: String| ReadFailure::Damaged(format!("entry {index}: {detail}"));
-        let file = files.get(&at.volume).ok_or_else(|| damaged("its volume is missing".into()))?;
-        let read = reader.read(at.volume, file, at.offset(), at.record_payload_len).await;
-        let (header, payload) = match read {
-            Err(ReadFailure::Damaged(detail)) => return Err(damaged(detail)),
-            other => other?,
-        };
-        if header.group() != group || header.owner != log.peer.0 {
-            return Err(damaged("another record is where the entry should be".into()));
-        }
-        let (from, len) = (at.part.0 as usize, at.part.1 as usize);
-        if from + len > payload.len() {
-            return Err(damaged("the record is too short".into()));
-        }
-        // A copy: a slice of a few bytes would keep the whole window alive, and with it the chunks around the entry.
-        let data = Bytes::copy_from_slice(&payload[from..from + len]);
+        let data = raft_entry(&mut reader, files, group, log.peer, at).await.map_err(|failure| match failure {
+            ReadFailure::Damaged(detail) => ReadFailure::Damaged(format!("entry {index}: {detail}")),
+            ReadFailure::Io(detail) => ReadFailure::Io(detail),
+        })?;
         entries.push(RaftEntry { index, term: at.term, data });
     }
     Ok(RaftLog { peer: log.peer, hard_state: log.hard_state.clone(), base: log.base, entries })
+}
+
+/// The verified data of one entry of a log.
+pub async fn raft_entry(
+    reader: &mut RecordReader,
+    files: &BTreeMap<VolumeNumber, Arc<VolumeFile>>,
+    group: GroupId,
+    peer: PeerId,
+    at: &EntryAt,
+) -> Result<Bytes, ReadFailure> {
+    let damaged = |detail: &str| ReadFailure::Damaged(detail.into());
+    let file = files.get(&at.volume).ok_or_else(|| damaged("its volume is missing"))?;
+    let (header, payload) = reader.read(at.volume, file, at.offset(), at.record_payload_len).await?;
+    if header.group() != group || header.owner != peer.0 {
+        return Err(damaged("another record is where the entry should be"));
+    }
+    let (from, len) = (at.part.0 as usize, at.part.1 as usize);
+    if from + len > payload.len() {
+        return Err(damaged("the record is too short"));
+    }
+    // A copy: a slice of a few bytes would keep the whole window alive, and with it the chunks around the entry.
+    Ok(Bytes::copy_from_slice(&payload[from..from + len]))
 }

@@ -2,7 +2,8 @@
 //!
 //! 1. The newest journal volume whose first batch verifies lists all live volumes.
 //!    Less those that were dropped since.
-//! 2. Each listed journal volume is walked up to its sealed end, then those that were being written.
+//! 2. Each listed journal volume is walked up to its sealed end, or its summary is read instead, then those that were
+//!    being written.
 //! 3. Every record is applied to the state as it was when it became durable; damage is written into the report.
 //! 4. What is missing, or points nowhere, is damage too.
 //!
@@ -19,12 +20,15 @@ use crate::format::Seed;
 use crate::format::batch::{self, BatchHeader, Contents, Parsed};
 use crate::format::raft::decode_raft_list;
 use crate::format::record::{Kind, RecordHeader};
+use crate::format::summary::{Line, SummaryEnd, parse_summary_name};
 use crate::format::volume::{END_OPEN, VolumeKind, VolumeList, VolumeName};
 use crate::index::{Slot, VolumeNumber, bulk_len};
 use crate::raft_log::GroupLog;
+use crate::read::{self, ReadFailure, RecordReader};
 use crate::report::{DamagedWhat, RecoveryReport};
 use crate::scan::{Extent, FoundBatch, Item, ScanEnd, read_tolerant, scan};
 use crate::state::{State, Volume};
+use crate::summary_file::Summary;
 use crate::volume_file::VolumeFile;
 
 /// What a disk holds.
@@ -35,13 +39,27 @@ pub struct Recovered {
     pub spare: Vec<VolumeName>,
     /// Where the journal was cut.
     pub cut: Cut,
+    /// Journal volumes that were not read, because their summaries were.
+    pub summarised: BTreeSet<VolumeNumber>,
+    /// Volumes, perhaps gone, with summaries that were of no use.
+    pub stale_summaries: Vec<VolumeNumber>,
     /// Journal volumes whose ends were found, not listed: what was read there may not be on stable storage yet.
     pub unsealed: Vec<VolumeNumber>,
     pub report: RecoveryReport,
 }
 
-pub async fn recover(disk: &Arc<dyn Disk>, disk_id: DiskId) -> Result<Recovered, StoreError> {
-    let names = list(disk)?;
+/// Where the records of sealed journal volumes are taken from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// From their summaries, as far as there are any: damage in them shows when they are read. But for the live
+    /// entries of Raft logs: those are read here.
+    Summaries,
+    /// From the volumes: all damage shows.
+    Volumes,
+}
+
+pub async fn recover(disk: &Arc<dyn Disk>, disk_id: DiskId, source: Source) -> Result<Recovered, StoreError> {
+    let (names, summaries) = list(disk)?;
     let mut files = BTreeMap::new();
     for name in &names {
         if let VolumeName::Live(_, incarnation) = *name {
@@ -53,13 +71,19 @@ pub async fn recover(disk: &Arc<dyn Disk>, disk_id: DiskId) -> Result<Recovered,
     }
     let newest = newest_list(&files).await;
     let mut plan = Plan::make(&files, newest);
+    if source == Source::Summaries {
+        plan.summaries = summaries.iter().copied().collect();
+    }
     let (replay, cut, unsealed) = loop {
-        let (replay, cut, unsealed) = replay(&plan, &files, &names).await;
-        if !plan.forget(&replay.dropped) {
-            break (replay, cut, unsealed);
+        match replay(&plan, disk.as_ref(), &files, &names).await {
+            Ok(done) if !plan.forget(&done.0.dropped) => break done,
+            Ok(_) => {}
+            Err(volume) => plan.disbelieve(volume),
         }
     };
-    let Replay { state, mut report, .. } = replay;
+    let Replay { mut state, mut report, summarised, .. } = replay;
+    verify_logs(&mut state, &files, &summarised).await;
+    report.summarised = summarised.len() as u64;
     report.volumes = state.volumes.len() as u64;
     report.damaged = state.all_damage();
     report.raft_damaged =
@@ -67,16 +91,18 @@ pub async fn recover(disk: &Arc<dyn Disk>, disk_id: DiskId) -> Result<Recovered,
     let mut spare: Vec<_> = names.into_iter().filter(|name| matches!(name, VolumeName::Free(_))).collect();
     spare.extend(files.iter().filter(|(number, _)| !state.volumes.contains_key(number)).map(|(_, file)| file.name));
     files.retain(|number, _| state.volumes.contains_key(number));
-    Ok(Recovered { state, files, spare, cut, unsealed, report })
+    let stale_summaries = summaries.into_iter().filter(|number| !summarised.contains(number)).collect();
+    Ok(Recovered { state, files, spare, cut, summarised, stale_summaries, unsealed, report })
 }
 
 /// Reads every record that counts by this plan. Gives where the journal was cut, too, and the volumes whose ends were
-/// found rather than listed.
+/// found rather than listed. Fails with the volume whose summary turns out not to be what it seemed.
 async fn replay(
     plan: &Plan,
+    disk: &dyn Disk,
     files: &BTreeMap<VolumeNumber, Arc<VolumeFile>>,
     names: &[VolumeName],
-) -> (Replay, Cut, Vec<VolumeNumber>) {
+) -> Result<(Replay, Cut, Vec<VolumeNumber>), VolumeNumber> {
     let mut replay = Replay::new(plan);
     for incarnation in names.iter().map(incarnation_of) {
         replay.state.next_incarnation = replay.state.next_incarnation.max(incarnation.saturating_add(1));
@@ -88,6 +114,10 @@ async fn replay(
     for (number, extent) in &plan.journals {
         let file = &files[number];
         replay.begin(*number);
+        if let Some(end) = summarised(plan, &mut replay, disk, file, *number, *extent).await? {
+            cut = Cut { incarnation: u64::from(*number), end: end.volume_end, checksum: end.checksum };
+            continue;
+        }
         let extent = extent.unwrap_or(Extent::Open(file.written_end()));
         let end = scan(&file.file, file.seed, extent, &mut |item| replay.item(item)).await;
         replay.end(extent, &end);
@@ -102,12 +132,54 @@ async fn replay(
         }
     }
     replay.finish(files);
-    (replay, cut, unsealed)
+    Ok((replay, cut, unsealed))
 }
 
-fn list(disk: &Arc<dyn Disk>) -> Result<Vec<VolumeName>, StoreError> {
+/// Replays a sealed volume by its summary, if there is one that is about all of it.
+async fn summarised(
+    plan: &Plan,
+    replay: &mut Replay,
+    disk: &dyn Disk,
+    file: &VolumeFile,
+    number: VolumeNumber,
+    extent: Option<Extent>,
+) -> Result<Option<SummaryEnd>, VolumeNumber> {
+    let Some(Extent::Sealed(end)) = extent.filter(|_| plan.summaries.contains(&number)) else { return Ok(None) };
+    let Some(summary) = Summary::open(disk, file, end).await else { return Ok(None) };
+    summary.read(&mut |line| replay.line(&line)).await.map_err(|_| number)?;
+    replay.end_of_lines(&summary.end);
+    Ok(Some(summary.end))
+}
+
+/// Reads the live entries of Raft logs in volumes that were not read: a peer that has lost some must know it before it
+/// votes.
+async fn verify_logs(
+    state: &mut State,
+    files: &BTreeMap<VolumeNumber, Arc<VolumeFile>>,
+    summarised: &BTreeSet<VolumeNumber>,
+) {
+    let mut found = Vec::new();
+    for (group, log) in state.raft.iter().filter(|(_, log)| log.damage().is_none()) {
+        let mut reader = RecordReader::new();
+        for (_, at) in log.entries().filter(|(_, at)| summarised.contains(&at.volume)) {
+            let read = read::raft_entry(&mut reader, files, *group, log.peer, at).await;
+            if let Err(ReadFailure::Damaged(detail) | ReadFailure::Io(detail)) = read {
+                found.push((*group, at.volume, at.offset(), detail));
+            }
+        }
+    }
+    for (group, volume, offset, detail) in found {
+        state.note_damage(volume, offset, DamagedWhat::Raft(group), &detail);
+        state.raft.get_mut(&group).expect("it was met above").mark_damaged_at(volume, offset);
+    }
+}
+
+/// The volumes' files, and the volumes that have a summary.
+fn list(disk: &Arc<dyn Disk>) -> Result<(Vec<VolumeName>, Vec<VolumeNumber>), StoreError> {
     let entries = disk.list().map_err(|error| StoreError::io("listing the disk directory", &error))?;
-    Ok(entries.iter().filter_map(|entry| VolumeName::parse(&entry.name)).collect())
+    let names = entries.iter().filter_map(|entry| VolumeName::parse(&entry.name)).collect();
+    let summaries = entries.iter().filter_map(|entry| parse_summary_name(&entry.name));
+    Ok((names, summaries.filter_map(|incarnation| VolumeNumber::try_from(incarnation).ok()).collect()))
 }
 
 pub fn incarnation_of(name: &VolumeName) -> u64 {
@@ -149,17 +221,24 @@ async fn first_list(file: &VolumeFile) -> Option<VolumeList> {
 }
 
 /// Which volumes are live and how far each counts, before any record is read.
+#[derive(Default)]
 struct Plan {
     live: BTreeMap<VolumeNumber, VolumeKind>,
     /// In order; those without an extent were being written.
     journals: BTreeMap<VolumeNumber, Option<Extent>>,
     /// Listed, and no file is there.
     missing: BTreeSet<VolumeNumber>,
+    /// Of these volumes the summaries may be read instead, where they are sealed.
+    summaries: BTreeSet<VolumeNumber>,
+    disbelieved: usize,
 }
+
+/// Each summary that turns out to be damaged has everything read again. After so many none is believed any more.
+const DISBELIEVED_MAX: usize = 3;
 
 impl Plan {
     fn make(files: &BTreeMap<VolumeNumber, Arc<VolumeFile>>, newest: Option<(VolumeNumber, VolumeList)>) -> Plan {
-        let mut plan = Plan { live: BTreeMap::new(), journals: BTreeMap::new(), missing: BTreeSet::new() };
+        let mut plan = Plan::default();
         let (list_number, list) = newest.unwrap_or_default();
         for (number, file) in files {
             let VolumeName::Live(kind, _) = file.name else { continue };
@@ -183,6 +262,15 @@ impl Plan {
             }
         }
         plan
+    }
+
+    /// The summary of this volume is not to be read again.
+    fn disbelieve(&mut self, volume: VolumeNumber) {
+        self.summaries.remove(&volume);
+        self.disbelieved += 1;
+        if self.disbelieved >= DISBELIEVED_MAX {
+            self.summaries.clear();
+        }
     }
 
     /// Takes out what was dropped after the list was written: it may be missing, and does not count where its file
@@ -219,7 +307,13 @@ struct Replay {
     successor: Option<u64>,
     /// Volumes that a later record says were let go of.
     dropped: Vec<VolumeNumber>,
+    summarised: BTreeSet<VolumeNumber>,
+    /// Chunks of a summary, not applied yet: see [`Replay::line`].
+    run: Vec<(u64, RecordHeader)>,
 }
+
+/// Chunks of a summary that are applied together.
+const RUN_LEN_MAX: usize = 128 << 10;
 
 impl Replay {
     fn new(plan: &Plan) -> Replay {
@@ -237,6 +331,8 @@ impl Replay {
             direct: false,
             successor: None,
             dropped: Vec::new(),
+            summarised: BTreeSet::new(),
+            run: Vec::new(),
         }
     }
 
@@ -285,22 +381,62 @@ impl Replay {
     }
 
     fn record(&mut self, record: &Parsed, data: &[u8]) {
-        let (header, payload) = match &record.content {
-            Ok((header, payload)) => (header, &data[payload.clone()]),
-            Err(detail) => {
-                return self.state.apply_damaged(self.volume, record.offset, record.kind, &record.id, detail);
+        match &record.content {
+            Ok((header, payload)) => self.whole_record(record.offset, header, &data[payload.clone()]),
+            Err(detail) => self.state.apply_damaged(self.volume, record.offset, record.kind, &record.id, detail),
+        }
+    }
+
+    /// Takes in a record of a volume that is not read. The index is in id order and records are not: chunks that follow
+    /// each other are put in order first, which spares the processor's caches. It makes no difference to the outcome:
+    /// what is known of one id does not depend on others, and equal ids stay in their order.
+    fn line(&mut self, line: &Line<'_>) {
+        if line.header.kind == Kind::Chunk {
+            self.run.push((line.offset, line.header));
+            if self.run.len() < RUN_LEN_MAX {
+                return;
             }
-        };
+        }
+        let commutes = line.header.kind.is_raft() || matches!(line.header.kind, Kind::VolumeList | Kind::RaftList);
+        if !commutes {
+            self.end_run();
+        }
+        if line.header.kind != Kind::Chunk {
+            self.whole_record(line.offset, &line.header, line.kept);
+        }
+    }
+
+    fn end_run(&mut self) {
+        let mut run = std::mem::take(&mut self.run);
+        run.sort_by_key(|(_, header)| header.id);
+        for (offset, header) in run.drain(..) {
+            self.state.apply(self.volume, offset, &header, &[]);
+        }
+        self.run = run;
+    }
+
+    /// The volume that is not read ends here. Only what verified as a whole has a summary.
+    fn end_of_lines(&mut self, end: &SummaryEnd) {
+        self.end_run();
+        self.report.batches += end.batches;
+        self.report.records += end.records;
+        if let Some(volume) = self.state.volumes.get_mut(&self.volume) {
+            volume.end = end.volume_end;
+        }
+        self.summarised.insert(self.volume);
+    }
+
+    fn whole_record(&mut self, offset: u64, header: &RecordHeader, payload: &[u8]) {
         match header.kind {
             Kind::VolumeList => self.volume_list(payload),
             Kind::RaftList => self.raft_list(payload),
             Kind::Seal => self.successor = Some(header.incarnation()),
             Kind::VolumeDropped => {
                 self.dropped.extend(VolumeNumber::try_from(header.incarnation()));
-                self.state.apply(self.volume, record.offset, header, payload);
+                self.state.apply(self.volume, offset, header, payload);
             }
-            kind if kind.is_raft() => self.raft(record.offset, header, payload),
-            _ => self.state.apply(self.volume, record.offset, header, payload),
+            kind if kind.is_raft() => self.raft(offset, header, payload),
+            _ => self.state.apply(self.volume, offset, header, payload),
         }
     }
 

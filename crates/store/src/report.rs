@@ -111,6 +111,8 @@ pub struct DamagedRecord {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct RecoveryReport {
     pub volumes: u64,
+    /// Journal volumes that were not read, because their summaries were.
+    pub summarised: u64,
     pub batches: u64,
     pub records: u64,
     /// Bytes behind the last whole batch: what a crash left half written, never acknowledged.

@@ -50,6 +50,15 @@ pub struct FoundBatch {
     pub blemish: Option<&'static str>,
 }
 
+impl FoundBatch {
+    /// Whether every byte of it verifies, and it follows the batch before.
+    pub fn is_flawless(&self) -> bool {
+        let contents = &self.contents;
+        let all_good = contents.unknown.is_none() && contents.records.iter().all(|record| record.content.is_ok());
+        contents.intact && self.headers_whole && self.blemish.is_none() && all_good
+    }
+}
+
 impl Item {
     fn start(&self) -> u64 {
         match self {

@@ -72,7 +72,8 @@ pub struct State {
 }
 
 impl State {
-    /// Takes in a durable record. `payload` may be empty for a chunk: its bytes do not matter here.
+    /// Takes in a durable record. `payload` may be empty for a chunk or a Raft entry, and the outline of a base record:
+    /// the rest of the bytes does not matter here.
     pub fn apply(&mut self, volume: VolumeNumber, offset: u64, header: &RecordHeader, payload: &[u8]) {
         match header.kind {
             Kind::Chunk => {

@@ -51,6 +51,8 @@ struct State {
     faults: [FaultSetting; FAULT_COUNT],
     capacity_bytes: u64,
     vanished: bool,
+    /// Nothing that begins before is done before, in virtual nanoseconds.
+    hangs_until_nanos: u64,
     ignore_flushes: bool,
     ignore_directory_flushes: bool,
     medium: Medium,
@@ -101,6 +103,7 @@ impl SimDisk {
             faults: Default::default(),
             capacity_bytes: CAPACITY_DEFAULT_BYTES,
             vanished: false,
+            hangs_until_nanos: 0,
             ignore_flushes: false,
             ignore_directory_flushes: false,
             medium: Medium::default(),
@@ -203,7 +206,9 @@ impl SimDisk {
         let number = state.operations_begun;
         self.core.trace(TraceKind::DiskStart, u64::from(self.node.0), digest);
         let this = self.this.upgrade().expect("a method of a disk runs while the disk is held");
-        let event = self.core.schedule_in(nanos, Event::Disk(this, number));
+        let hang = state.hangs_until_nanos.saturating_sub(self.core.now_nanos());
+        self.core.count_fault("operations on a disk that hangs", u64::from(hang > 0));
+        let event = self.core.schedule_in(nanos.max(hang), Event::Disk(this, number));
         state.in_flight.insert(number, Operation { kind, event });
     }
 

@@ -5,6 +5,8 @@ use base::ids::{GroupId, LogIndex, PeerId, Term};
 
 /// Most entries that one base record may hold.
 pub const BASE_ENTRIES_MAX: usize = 1 << 20;
+/// Bytes in front of an entry's data: its term and length.
+const BASE_ENTRY_HEAD_LEN: usize = 12;
 
 /// An entry inside a base record: its term, and where in the payload its data lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,6 +41,26 @@ pub fn encode_base<'a>(hard_state: Option<&[u8]>, entries: impl ExactSizeIterato
 }
 
 pub fn decode_base(data: &[u8]) -> Result<BasePayload, DecodeError> {
+    parse_base(data, None)
+}
+
+/// A base record's payload without the entries' data: all that replaying it looks at.
+pub fn outline_of_base(payload: &[u8], base: &BasePayload) -> Vec<u8> {
+    let first = base.entries.first().map_or(payload.len(), |entry| entry.offset as usize - BASE_ENTRY_HEAD_LEN);
+    let mut out = payload[..first].to_vec();
+    for entry in &base.entries {
+        out.put_u64(entry.term.0);
+        out.put_u32(entry.len);
+    }
+    out
+}
+
+/// Decodes what [`outline_of_base`] left of a payload of `payload_len` bytes: the same as the whole would have given.
+pub fn decode_base_outline(outline: &[u8], payload_len: u32) -> Result<BasePayload, DecodeError> {
+    parse_base(outline, Some(payload_len))
+}
+
+fn parse_base(data: &[u8], outline_of: Option<u32>) -> Result<BasePayload, DecodeError> {
     let mut reader = Reader::new(data);
     let present = reader.u8("hard state flag")?;
     let len = reader.u32("hard state length")?;
@@ -52,15 +74,20 @@ pub fn decode_base(data: &[u8]) -> Result<BasePayload, DecodeError> {
     if count > BASE_ENTRIES_MAX {
         return Err(reader.error("entry count"));
     }
-    let mut entries = Vec::with_capacity(count.min(reader.remaining() / 12));
+    let mut entries = Vec::with_capacity(count.min(reader.remaining() / BASE_ENTRY_HEAD_LEN));
+    let mut left_out: u64 = 0;
     for _ in 0..count {
         let term = Term(reader.u64("entry term")?);
         let len = reader.u32("entry length")?;
-        let offset = reader.offset() as u32;
-        reader.take(len as usize, "entry data")?;
+        let offset = u32::try_from(reader.offset() as u64 + left_out).map_err(|_| reader.error("entry length"))?;
+        match outline_of {
+            Some(_) => left_out += u64::from(len),
+            None => drop(reader.take(len as usize, "entry data")?),
+        }
         entries.push(BaseEntry { term, offset, len });
     }
-    if reader.remaining() != 0 {
+    let payload_len = reader.offset() as u64 + left_out;
+    if reader.remaining() != 0 || outline_of.is_some_and(|expected| u64::from(expected) != payload_len) {
         return Err(reader.error("base record end"));
     }
     Ok(BasePayload { hard_state, entries })
@@ -133,6 +160,12 @@ mod tests {
             prop_assert_eq!(base.hard_state.map(|(offset, len)| slice(offset, len)), hard_state);
             let decoded: Vec<_> = base.entries.iter().map(|e| (e.term.0, slice(e.offset, e.len))).collect();
             prop_assert_eq!(decoded, entries);
+            let outline = outline_of_base(&bytes, &base);
+            prop_assert_eq!(decode_base_outline(&outline, bytes.len() as u32), Ok(base.clone()));
+            prop_assert!(decode_base_outline(&outline, bytes.len() as u32 + 1).is_err());
+            if let Some((at, len)) = base.hard_state {
+                prop_assert_eq!(slice(at, len), outline[at as usize..(at + len) as usize].to_vec());
+            }
         }
 
         #[test]
@@ -152,6 +185,7 @@ mod tests {
         #[test]
         fn decoders_never_panic(data: Vec<u8>) {
             let _ = decode_base(&data);
+            let _ = decode_base_outline(&data, data.len() as u32);
             let _ = decode_raft_list(&data);
             let _ = decode_trim(&data);
         }

@@ -48,8 +48,6 @@ pub enum Kind {
     VolumeDropped = 12,
     /// The last record of a journal volume: names the one that follows.
     Seal = 13,
-    /// Reserved: summary of a sealed volume.
-    Footer = 14,
     /// Reserved: record of a volume's write-ahead log.
     Log = 15,
     /// The chunk left this disk; a later chunk or locator record brings it back.
@@ -59,7 +57,7 @@ pub enum Kind {
 impl Kind {
     pub fn from_u8(raw: u8) -> Option<Kind> {
         use Kind::*;
-        const ALL: [Kind; 16] = [
+        const ALL: [Kind; 15] = [
             Chunk,
             Locator,
             Tombstone,
@@ -73,7 +71,6 @@ impl Kind {
             RaftList,
             VolumeDropped,
             Seal,
-            Footer,
             Log,
             Evicted,
         ];
@@ -307,7 +304,7 @@ mod tests {
     use proptest::prelude::*;
 
     pub fn arbitrary_header() -> impl Strategy<Value = RecordHeader> {
-        (1u8..=15, 0u32..=PAYLOAD_MAX as u32, any::<[u8; 16]>(), any::<(u64, u64, u64, u32)>()).prop_map(
+        (1u8..=13, 0u32..=PAYLOAD_MAX as u32, any::<[u8; 16]>(), any::<(u64, u64, u64, u32)>()).prop_map(
             |(kind, payload_len, id, (owner, check, epoch, table_crc))| RecordHeader {
                 kind: Kind::from_u8(kind).unwrap(),
                 payload_len,

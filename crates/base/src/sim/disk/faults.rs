@@ -1,6 +1,7 @@
 //! What tests can make a disk do: its speed, its faults, its power supply, and looking at and changing its contents.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::medium::{InodeRef, Medium};
 use super::{CAPACITY_DEFAULT_BYTES, DiskCounts, SimDisk};
@@ -141,6 +142,12 @@ impl SimDisk {
     /// Makes every operation take `factor` times as long as usual.
     pub fn set_slowness(&self, factor: u64) {
         self.state().model.slowness = factor.max(1);
+    }
+
+    /// Whatever is asked of the disk from now on is done when this time is over: with no error, and in the order asked.
+    pub fn hang_for(&self, time: Duration) {
+        let until = self.core.now_nanos().saturating_add(time.as_nanos() as u64);
+        self.state().hangs_until_nanos = until;
     }
 
     /// Has `fault` happen to the `nth` operation of its kind from now; 1 is the next one.

@@ -487,6 +487,18 @@ fn a_slow_disk_takes_its_time() {
 }
 
 #[test]
+fn a_disk_that_hangs_answers_when_it_is_over() {
+    let (sim, disk, file) = with_file(1);
+    let began = sim.now();
+    disk.hang_for(Duration::from_secs(7));
+    sim.block_on(file.write_at(0, block(2, 1), Flush::Yes)).unwrap();
+    assert!(sim.now().since(began) >= Duration::from_secs(7));
+    let after = sim.now();
+    sim.block_on(file.flush()).unwrap();
+    assert!(sim.now().since(after) < Duration::from_secs(1));
+}
+
+#[test]
 fn copies_and_crash_images_are_independent() {
     let (sim, disk, file) = with_file(1);
     sim.block_on(file.write_at(0, block(2, 1), Flush::No)).unwrap();
