@@ -532,7 +532,7 @@ pub struct BenchArgs {
 
 #[derive(Subcommand, Debug)]
 pub enum BenchWhat {
-    /// Measure the disk under a directory, through henge's own disk layer
+    /// Measure the disk under a directory, through henge's own disk layer and through the chunk store's engine
     Disk(BenchDiskArgs),
     /// Store objects
     Put(BenchLoadArgs),
@@ -558,6 +558,12 @@ pub struct BenchDiskArgs {
     /// Length of each row
     #[arg(long, value_name = "SECONDS", default_value = "3", value_parser = parse_seconds)]
     pub seconds: f64,
+    /// Have another process store this many chunks of `--size`, kill it, and time how long its disk takes to open
+    #[arg(long, value_name = "N")]
+    pub records: Option<u32>,
+    /// Be that process
+    #[arg(long, hide = true)]
+    pub fill_until_killed: bool,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -1,4 +1,5 @@
-//! `henge bench disk`: what the disk gives through henge's own disk layer, to be held beside fio.
+//! `henge bench disk`: what the disk gives through henge's own disk layer, and through the chunk store's engine on it,
+//! to be held beside fio.
 
 use base::buffer::{AlignedBuf, BLOCK, align_up};
 use base::env::{Caching, Disk, File, Flush, OpenMode, RandomExt};
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::engine;
 use super::histogram::Histogram;
 use crate::admin_commands::print_json;
 use crate::cli::BenchDiskArgs;
@@ -19,21 +21,35 @@ use crate::units::show_bytes;
 
 /// Space that writes go round in, and reads are drawn from; less where the disk has less to spare.
 const SPACE_BYTES_MAX: u64 = 512 << 20;
-const LARGE_BYTES: u64 = 1 << 20;
-const LARGE_AT_ONCE: u32 = 8;
+pub const LARGE_BYTES: u64 = 1 << 20;
+pub const LARGE_AT_ONCE: u32 = 8;
 
+/// Scripts depend on the names and shapes of all fields.
 #[derive(Serialize)]
-struct Row {
-    row: String,
-    at_once: u32,
-    bytes: u64,
-    ops_per_s: f64,
-    mb_per_s: f64,
-    p50_us: u64,
-    p99_us: u64,
+pub struct Row {
+    pub row: String,
+    pub at_once: u32,
+    pub bytes: u64,
+    pub ops_per_s: f64,
+    pub mb_per_s: f64,
+    pub p50_us: u64,
+    pub p99_us: u64,
+    /// Of a disk that was opened: its chunks, the memory that they take, its volumes, and how many of these were opened
+    /// by their summaries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub records: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resident_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volumes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub summarised: Option<u64>,
 }
 
 pub async fn run(args: BenchDiskArgs) -> Result<ExitCode, Failure> {
+    if args.fill_until_killed {
+        return engine::fill_until_killed(&args).await.map(|()| ExitCode::SUCCESS);
+    }
     let cannot = || format!("{} cannot be measured", args.data.display());
     let scratch = ScratchDir::create(&args.data, "bench-disk").context(cannot)?;
     let disk = RealDisk::open(scratch.path()).context(cannot)?;
@@ -61,7 +77,11 @@ pub async fn run(args: BenchDiskArgs) -> Result<ExitCode, Failure> {
         bench.hop("cached 4 KiB through a disk thread", &cached).await,
         bench.no_hop("cached 4 KiB in place", &cached),
     ];
-    let rows = rows.into_iter().collect::<std::io::Result<Vec<Row>>>().context(cannot)?;
+    let mut rows = rows.into_iter().collect::<std::io::Result<Vec<Row>>>().context(cannot)?;
+    rows.extend(engine::measure(&bench, scratch.path(), small, many).await?);
+    if let Some(records) = args.records {
+        rows.push(engine::measure_open(scratch.path(), &args, records).await?);
+    }
     if args.json {
         return print_json(&rows).map(|()| ExitCode::SUCCESS);
     }
@@ -75,6 +95,14 @@ pub async fn run(args: BenchDiskArgs) -> Result<ExitCode, Failure> {
             "{:<40} {bytes:>8} {:>8} {:>10.0} {:>10.1} {:>8} {:>8}",
             row.row, row.at_once, row.ops_per_s, row.mb_per_s, row.p50_us, row.p99_us
         );
+        if let (Some(records), Some(resident), Some(volumes), Some(summarised)) =
+            (row.records, row.resident_bytes, row.volumes, row.summarised)
+        {
+            let (seconds, memory) = (row.p50_us as f64 / 1e6, show_bytes(resident));
+            println!(
+                "    {records} chunks in {seconds:.2} s, {memory} of memory; {summarised} of {volumes} volumes by their summaries"
+            );
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -93,7 +121,7 @@ async fn fill(file: &Arc<dyn File>, space: u64) -> std::io::Result<()> {
     file.flush().await
 }
 
-struct Bench {
+pub struct Bench {
     seconds: f64,
     space: u64,
 }
@@ -168,7 +196,13 @@ impl Bench {
     }
 
     /// Repeats operations in `at_once` tasks for the length of a row.
-    async fn measure<O>(&self, row: &str, bytes: u64, at_once: u32, operation: impl Fn() -> O) -> std::io::Result<Row>
+    pub async fn measure<O>(
+        &self,
+        row: &str,
+        bytes: u64,
+        at_once: u32,
+        operation: impl Fn() -> O,
+    ) -> std::io::Result<Row>
     where
         O: FnMut() -> base::env::IoFuture<()> + Send + 'static,
     {
@@ -206,5 +240,9 @@ fn row_of(row: &str, bytes: u64, at_once: u32, latencies: &Histogram, took: Dura
         mb_per_s: ops_per_s * bytes as f64 / 1e6,
         p50_us: latencies.percentile_us(50.0),
         p99_us: latencies.percentile_us(99.0),
+        records: None,
+        resident_bytes: None,
+        volumes: None,
+        summarised: None,
     }
 }

@@ -2,6 +2,7 @@
 
 mod ack_log;
 mod disk;
+mod engine;
 mod histogram;
 mod load;
 mod mixed;

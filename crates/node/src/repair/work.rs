@@ -374,7 +374,7 @@ fn in_order(group: &Group) -> (usize, Key) {
 
 /// Whether the newest map gives this node a group to unite that has fewer copies left than `group` and did not when `then` was
 /// taken up.
-fn overtaken(group: &Group, then: &ClusterMap, newest: &ClusterMap, node: NodeId) -> bool {
+pub(super) fn overtaken(group: &Group, then: &ClusterMap, newest: &ClusterMap, node: NodeId) -> bool {
     if newest.version == then.version {
         return false;
     }

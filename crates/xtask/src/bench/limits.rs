@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::table::{Line, Report};
+use super::table::{Gate, Limit, Line, Report};
 use super::{Options, Row};
 
 const FIO: &str = "fio";
@@ -35,6 +35,44 @@ const FIO_ROWS: [(&str, &[&str], Figure); 5] = [
     ),
 ];
 
+const OWN: &str = "henge bench disk";
+
+/// What the chunk store's engine must have of what fio has of the disk.
+const GATES: [Gate; 4] = [
+    Gate {
+        subject: OWN,
+        row: "engine: put, durable, 1 MiB, 8 at once",
+        beside: FIO,
+        beside_row: "write 1 MiB, 8 at once",
+        limit: Limit::ValueAtLeast(0.9),
+    },
+    Gate {
+        subject: OWN,
+        row: "engine: put, durable, 4 KiB, 256 at once",
+        beside: FIO,
+        beside_row: "write 4 KiB at random, 32 at once",
+        limit: Limit::ValueAtLeast(1.0),
+    },
+    Gate {
+        subject: OWN,
+        row: "engine: put, durable, 4 KiB, 1 at once",
+        beside: FIO,
+        beside_row: "append 4 KiB, flush each",
+        limit: Limit::MedianAtMost(1.3),
+    },
+    Gate {
+        subject: OWN,
+        row: "engine: get, nothing cached, 4 KiB, 32 at once",
+        beside: FIO,
+        beside_row: "read 4 KiB at random, 32 at once",
+        limit: Limit::ValueAtLeast(0.85),
+    },
+];
+/// Opening so many chunks after a kill may take so many seconds. With fewer, the volume that was being written, which is
+/// read whole, is most of it, and nothing is judged.
+const OPEN_RECORDS: f64 = 10e6;
+const OPEN_SECONDS_MAX: f64 = 10.0;
+
 #[derive(Clone, Copy)]
 enum Figure {
     ReadIops,
@@ -46,8 +84,9 @@ pub fn measure(options: &Options, folder: &Path, report: &mut Report) {
     if options.wants(FIO, "") || FIO_ROWS.iter().any(|(row, ..)| options.wants(FIO, row)) {
         fio(options, folder, report);
     }
-    if options.wants("henge bench disk", "") {
+    if options.wants(OWN, "") {
         own_disk(options, folder, report);
+        GATES.iter().for_each(|gate| report.judge(gate));
     }
     if super::ROWS.iter().any(|row| row.op == "get" && options.wants("nginx", &row.name())) {
         nginx(options, folder, report);
@@ -73,7 +112,7 @@ fn fio(options: &Options, folder: &Path, report: &mut Report) {
         });
         let unit = if matches!(figure, Figure::WriteMb) { "MB/s" } else { "per s" };
         match value {
-            Some(value) => report.add(FIO, Line { value, unit, ..Line::named(row) }),
+            Some(value) => report.add(FIO, Line { value, unit, p50_us: job.and_then(p50_us), ..Line::named(row) }),
             None => report.missing(&format!("fio, {row}: it failed")),
         }
     }
@@ -85,20 +124,34 @@ fn fio(options: &Options, folder: &Path, report: &mut Report) {
     }
 }
 
+/// Median of an operation, with that of its flush where there is one.
+fn p50_us(job: &serde_json::Value) -> Option<f64> {
+    let median = |what: &serde_json::Value| what["percentile"]["50.000000"].as_f64().map(|nanos| nanos / 1e3);
+    let operation = ["write", "read"].iter().find_map(|kind| median(&job[kind]["clat_ns"]))?;
+    Some(operation + median(&job["sync"]["lat_ns"]).unwrap_or(0.0))
+}
+
 fn own_disk(options: &Options, folder: &Path, report: &mut Report) {
     let output = Command::new(&options.henge)
-        .args(["bench", "disk", "--json", "--seconds", &options.seconds.to_string(), "--data"])
+        .args(["bench", "disk", "--json", "--seconds", &options.seconds.to_string()])
+        .args(["--records", &options.records.to_string(), "--data"])
         .arg(folder)
         .output();
     let parsed = output.ok().and_then(|output| serde_json::from_slice::<serde_json::Value>(&output.stdout).ok());
     let rows = parsed.as_ref().and_then(|rows| rows.as_array().cloned()).unwrap_or_default();
     if rows.is_empty() {
-        return report.missing("henge bench disk: it failed");
+        return report.missing(&format!("{OWN}: it failed"));
     }
     for row in rows {
         let number = |name: &str| row[name].as_f64();
-        let name = format!("{}, {} at once", row["row"].as_str().unwrap_or_default(), number("at_once").unwrap_or(0.0));
+        let what = row["row"].as_str().unwrap_or_default();
+        if let Some(records) = number("records") {
+            report.add(OWN, opened(what, records, &row));
+            continue;
+        }
         let large = number("bytes").is_some_and(|bytes| bytes >= (1 << 20) as f64);
+        let size = if large { "1 MiB" } else { "4 KiB" };
+        let name = format!("{what}, {size}, {} at once", number("at_once").unwrap_or(0.0));
         let (value, unit) = if large { (number("mb_per_s"), "MB/s") } else { (number("ops_per_s"), "per s") };
         let line = Line {
             value: value.unwrap_or(0.0),
@@ -107,8 +160,21 @@ fn own_disk(options: &Options, folder: &Path, report: &mut Report) {
             p99_us: number("p99_us"),
             ..Line::named(&name)
         };
-        report.add("henge bench disk", line);
+        report.add(OWN, line);
     }
+}
+
+/// The line of a disk that was opened after a kill.
+fn opened(what: &str, records: f64, row: &serde_json::Value) -> Line {
+    let seconds = row["p50_us"].as_f64().unwrap_or(0.0) / 1e6;
+    let verdict = match records >= OPEN_RECORDS {
+        true if seconds * OPEN_RECORDS <= OPEN_SECONDS_MAX * records => " (gate: holds)",
+        true => " (gate: DOES NOT HOLD)",
+        false => "",
+    };
+    let memory = row["resident_bytes"].as_f64().unwrap_or(0.0) / records;
+    let name = format!("{what}, {records} chunks, {memory:.0} bytes each{verdict}");
+    Line { value: seconds, unit: "s", ..Line::named(&name) }
 }
 
 /// Files over HTTP, stored through WebDAV: what a read costs when there is nothing but a file and a socket.

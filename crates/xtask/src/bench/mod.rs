@@ -21,6 +21,7 @@ usage: cargo xtask bench [OPTIONS]
 
   --seconds N      length of one measurement (default 3)
   --repeat N       measurements of each row, of which the median is shown (default 3)
+  --records N      chunks of the disk that is opened after a kill (default 1000000, of 4 KiB each)
   --only TEXT      only subjects or rows whose name contains TEXT; may be repeated
   --data DIR       where the servers keep their data (default: the system's temporary directory)
   --henge FILE     a binary that is built already (default: cargo build --release)
@@ -59,6 +60,7 @@ impl Row {
 pub struct Options {
     pub seconds: f64,
     pub repeat: usize,
+    pub records: u32,
     only: Vec<String>,
     pub data: PathBuf,
     pub henge: PathBuf,
@@ -71,6 +73,7 @@ impl Options {
         let mut options = Options {
             seconds: 3.0,
             repeat: 3,
+            records: 1_000_000,
             only: Vec::new(),
             data: std::env::temp_dir(),
             henge: PathBuf::new(),
@@ -84,6 +87,7 @@ impl Options {
             match flag.as_str() {
                 "--seconds" => options.seconds = value.parse().map_err(|_| wrong())?,
                 "--repeat" => options.repeat = value.parse::<usize>().map_err(|_| wrong())?.max(1),
+                "--records" => options.records = value.parse().map_err(|_| wrong())?,
                 "--only" => options.only.push(value.clone()),
                 "--data" => options.data = value.into(),
                 "--henge" => options.henge = value.into(),

@@ -38,6 +38,25 @@ pub struct Report {
     /// Subject and line, in the order in which they were measured.
     lines: Vec<(String, Line)>,
     missing: Vec<String>,
+    /// Sentences that say which gates hold.
+    gates: Vec<String>,
+}
+
+/// A figure that must be so many times another one of the same run.
+pub struct Gate {
+    pub subject: &'static str,
+    pub row: &'static str,
+    pub beside: &'static str,
+    pub beside_row: &'static str,
+    pub limit: Limit,
+}
+
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Limit {
+    /// The value must be at least so many times the other.
+    ValueAtLeast(f64),
+    /// The median latency must be at most so many times the other.
+    MedianAtMost(f64),
 }
 
 /// Where each row of a server is put in relation to: the same row of these, where they were measured.
@@ -53,6 +72,29 @@ impl Report {
     pub fn missing(&mut self, why: &str) {
         println!("not measured: {why}");
         self.missing.push(why.to_owned());
+    }
+
+    /// Judges a gate whose rows were both measured.
+    pub fn judge(&mut self, gate: &Gate) {
+        let (Some(line), Some(other)) = (self.find(gate.subject, gate.row), self.find(gate.beside, gate.beside_row))
+        else {
+            return;
+        };
+        let (ratio, wanted, holds) = match gate.limit {
+            Limit::ValueAtLeast(least) => {
+                let ratio = line.value / other.value;
+                (ratio, format!("at least {least:.2}"), ratio >= least)
+            }
+            Limit::MedianAtMost(most) => {
+                let (Some(own), Some(others)) = (line.p50_us, other.p50_us) else { return };
+                let ratio = own / others;
+                (ratio, format!("p50 at most {most:.2}"), ratio <= most)
+            }
+        };
+        let verdict = if holds { "holds" } else { "DOES NOT HOLD" };
+        let text = format!("{}: {:.2} x {}, {} ({wanted}): {verdict}", gate.row, ratio, gate.beside, gate.beside_row);
+        println!("{text}");
+        self.gates.push(text);
     }
 
     fn find(&self, subject: &str, row: &str) -> Option<&Line> {
@@ -79,6 +121,7 @@ impl Report {
             }
             println!("{text}");
         }
+        self.gates.iter().for_each(|gate| println!("gate: {gate}"));
         self.missing.iter().for_each(|why| println!("not measured: {why}"));
     }
 
@@ -89,7 +132,7 @@ impl Report {
                 "p99_us": line.p99_us, "cpu_us": line.cpu_us, "disk_bytes": line.disk_bytes, "failed": line.failed,
             })
         };
-        let all = json!({ "lines": self.lines.iter().map(line).collect::<Vec<_>>(), "missing": self.missing });
+        let all = json!({ "lines": self.lines.iter().map(line).collect::<Vec<_>>(), "missing": self.missing, "gates": self.gates });
         std::fs::write(path, format!("{all:#}\n")).map_err(|error| format!("{}: {error}", path.display()))
     }
 
@@ -112,7 +155,7 @@ impl Report {
             Some((value["subject"].as_str()?.to_owned(), line))
         };
         let lines = all["lines"].as_array().ok_or_else(|| format!("{} has no lines", path.display()))?;
-        Ok(Report { lines: lines.iter().filter_map(line).collect(), missing: Vec::new() })
+        Ok(Report { lines: lines.iter().filter_map(line).collect(), ..Report::default() })
     }
 }
 
@@ -145,6 +188,20 @@ mod tests {
         let line = median("row", &[run(3.0, 1.0), run(9.0, 0.0), run(5.0, 2.0)]).unwrap();
         assert_eq!((line.value, line.failed, line.row.as_str()), (5.0, 3.0, "row"));
         assert_eq!(median("row", &[]), None);
+    }
+
+    #[test]
+    fn gates_are_judged_by_rates_and_by_medians() {
+        let mut report = Report::default();
+        report.add("fio", Line { value: 100.0, p50_us: Some(50.0), ..Line::named("a") });
+        report.add("henge", Line { value: 80.0, p50_us: Some(60.0), ..Line::named("b") });
+        let limits = [0.8, 0.9].map(Limit::ValueAtLeast).into_iter().chain([1.2, 1.1].map(Limit::MedianAtMost));
+        for limit in limits {
+            report.judge(&Gate { subject: "henge", row: "b", beside: "fio", beside_row: "a", limit });
+        }
+        report.judge(&Gate { subject: "x", row: "b", beside: "fio", beside_row: "a", limit: Limit::ValueAtLeast(1.0) });
+        let verdicts: Vec<_> = report.gates.iter().map(|gate| gate.ends_with(": holds")).collect();
+        assert_eq!(verdicts, [true, false, true, false]);
     }
 
     #[test]
