@@ -2,7 +2,7 @@
 # Five nodes in three zones, under load: one is killed for good. Time to suspicion, fencing and the first write, the longest gap in
 # service, time to full redundancy after it was given up; `henge status` at five moments; at the end every object verifies, and
 # the disks themselves (stopped, read by fsck) have every copy, no two of a chunk in one zone. Then a sixth node joins, one
-# is drained and removed, under load. MIB (512) is written before.
+# is drained and removed, under load. MIB (512) is written before, in objects of 4 KiB to 64 MiB.
 . "$(dirname "$0")/common.sh"
 need python3 curl
 port=${BASE_PORT:-29700} mib=${MIB:-512}
@@ -45,9 +45,12 @@ read_cluster "$work/n1"
 for n in 2 3 4 5; do join $n; done
 safe 240
 status "five nodes"
-for size in 4KiB 1MiB 16MiB; do
-    "$HENGE" bench put --size $size --concurrency 4 --seconds $((mib / 50 + 1)) --ack-log "$work/before-$size.jsonl" --data "$work/n1" | tail -1
-done
+# A quarter in objects of 1 MiB, a quarter of 16 MiB, half of 64 MiB; and some thousand small ones.
+store() { "$HENGE" bench put --size "$1" --objects "$2" --concurrency 4 --ack-log "$work/before-$1.jsonl" --data "$work/n1" | tail -1; }
+store 4KiB 5000
+store 1MiB $((mib / 4))
+store 16MiB $((mib / 64 + 1))
+store 64MiB $((mib / 128 + 1))
 load 40 during
 sleep 3
 say "node 4 is killed for good"
@@ -74,7 +77,7 @@ for kind in ("suspected", "confirmed", "fenced", "elected", "lost", "moving", "m
 PY
 say "the timeline"
 "$HENGE" events --since 5m --data "$work/n1" | tail -15
-for log in before-4KiB before-1MiB before-16MiB during; do "$HENGE" bench verify "$work/$log.jsonl" --json --data "$work/n1" || die "verify $log"; done
+for log in before-4KiB before-1MiB before-16MiB before-64MiB during; do "$HENGE" bench verify "$work/$log.jsonl" --json --data "$work/n1" || die "verify $log"; done
 say "a sixth node joins; node 2 is drained and removed, under load"
 before=$(moved 1 2 3 5)
 load 30 later
@@ -87,7 +90,7 @@ kill -TERM ${pids[2]} 2>/dev/null || true; wait ${pids[2]} 2>/dev/null || true; 
 safe 300
 echo "moved for the sixth node and without the second: $(($(moved 1 3 5 6) - before)) bytes"
 wait $load_pid || true
-for log in before-4KiB before-1MiB before-16MiB during later; do "$HENGE" bench verify "$work/$log.jsonl" --json --data "$work/n1" || die "verify $log"; done
+for log in before-4KiB before-1MiB before-16MiB before-64MiB during later; do "$HENGE" bench verify "$work/$log.jsonl" --json --data "$work/n1" || die "verify $log"; done
 status "at the end"
 for n in "${!pids[@]}"; do kill -TERM ${pids[$n]}; done
 for n in "${!pids[@]}"; do wait ${pids[$n]} 2>/dev/null || true; unset "pids[$n]"; done

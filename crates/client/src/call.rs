@@ -664,9 +664,12 @@ pub(crate) fn unexpected(told: &Told) -> Error {
         Told::Chunk(_) => "a chunk answer",
         Told::SnapshotRows(_) => "a page of a snapshot",
         Told::Status(_) => "a status",
-        Told::Inventory(_) | Told::PgDigests(_) | Told::Named(_) | Told::Reached(_) | Told::Events(_) => {
-            "an answer to a node"
-        }
+        Told::Inventory(_)
+        | Told::PgDigests(_)
+        | Told::Named(_)
+        | Told::Reached(_)
+        | Told::Events(_)
+        | Told::Rows(_) => "an answer to a node",
     };
     Error::OutcomeUnknown(format!("{kind} came as the answer to another kind of request"))
 }

@@ -23,7 +23,7 @@ pub struct Request {
     /// Of the cluster as the sender knows it: raised when the cluster is recovered from one node.
     #[prost(uint32, tag = "4")]
     pub cluster_generation: u32,
-    #[prost(oneof = "Ask", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22, 23, 24, 25, 26")]
+    #[prost(oneof = "Ask", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 21, 22, 23, 24, 25, 26, 27")]
     pub ask: Option<Ask>,
 }
 
@@ -63,6 +63,8 @@ pub enum Ask {
     GetEvents(GetEvents),
     #[prost(message, tag = "26")]
     CloneChunk(CloneChunk),
+    #[prost(message, tag = "27")]
+    Rows(AskRows),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -358,6 +360,26 @@ pub struct SnapshotRows {
     pub done: bool,
 }
 
+/// How it stands with the rows of the replica of a group: asked by one that is about to do without its own.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct AskRows {
+    #[prost(uint64, tag = "1")]
+    pub group: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct RowsState {
+    /// It is without rows, or is giving them up, and is going to have another replica's.
+    #[prost(bool, tag = "1")]
+    pub waits: bool,
+    /// Its rows are damaged, and it is about to do without them.
+    #[prost(bool, tag = "2")]
+    pub claims: bool,
+    /// It is not there, or has stopped.
+    #[prost(bool, tag = "3")]
+    pub stopped: bool,
+}
+
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct SnapshotRow {
     #[prost(bytes = "bytes", tag = "1")]
@@ -374,7 +396,7 @@ pub struct Answer {
     /// Of an eventual query: for how long the replica has not known that it holds everything. Absent: it never did.
     #[prost(uint64, optional, tag = "2")]
     pub staleness_ms: Option<u64>,
-    #[prost(oneof = "Told", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22")]
+    #[prost(oneof = "Told", tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23")]
     pub told: Option<Told>,
 }
 
@@ -408,6 +430,8 @@ pub enum Told {
     Reached(Reached),
     #[prost(message, tag = "22")]
     Events(EncodedEvents),
+    #[prost(message, tag = "23")]
+    Rows(RowsState),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, prost::Message)]

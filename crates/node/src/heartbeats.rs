@@ -120,7 +120,7 @@ mod tests {
                 for group in 0..1000 {
                     for to in [2, 3] {
                         let message = Bytes::from_static(b"beat");
-                        let item = RaftItem { group, message, fresh: round == 0, committed: None };
+                        let item = RaftItem { group, message, fresh: round == 0, ..RaftItem::default() };
                         heartbeats.add(NodeId(to), 0, item);
                     }
                 }

@@ -5,6 +5,7 @@ use base::Env;
 use base::ids::{GROUP_ZERO, GroupId, LogIndex, NodeId, PeerId, Term};
 use base::plant::{self, Plant};
 use bytes::Bytes;
+use client::wire::RowsState;
 use meta::group::{self, FEATURE_LEVEL, GroupState, Install};
 use meta::map::command::ClusterMap;
 use meta::view::ViewError;
@@ -146,6 +147,26 @@ impl Replicas {
         self.engine.raft_groups().into_iter().all(is_sound)
     }
 
+    /// For a replica elsewhere that wants to have its rows replaced. One that has stopped for good is in nobody's way: its
+    /// group replaces it.
+    pub fn rows_of(&self, id: GroupId) -> RowsState {
+        match self.get(id) {
+            Some(handle) => RowsState {
+                waits: handle.is_without_rows(),
+                claims: handle.claims_turn(),
+                stopped: handle.failed().is_some(),
+            },
+            // One that is opened anew at this moment is not there, and will be.
+            None => RowsState { waits: self.changing.try_lock().is_err(), claims: false, stopped: true },
+        }
+    }
+
+    /// Groups whose replica here waits for another replica's rows.
+    pub fn without_rows(&self) -> Vec<GroupId> {
+        let is_without = |handle: &GroupHandle| handle.is_without_rows();
+        self.all().into_iter().filter(is_without).map(|handle| handle.id).collect()
+    }
+
     /// What of the state of all replicas cannot even be opened, at this moment.
     pub fn unreadable_rows(&self) -> Vec<Damage> {
         self.kv.unreadable_runs()
@@ -259,7 +280,7 @@ impl Replicas {
         match self.get(id).filter(|handle| handle.peer == to) {
             Some(handle) if handle.wants_reopening() => return self.change(id, Change::Reopen(to)),
             Some(handle) if handle.failed().is_none() => {
-                return handle.step(from, message, item.committed.map(LogIndex));
+                return handle.step(from, message, item.committed.map(LogIndex), item.waits);
             }
             // Soon it is opened anew, or it has failed for good.
             Some(handle) if handle.is_mending() => return,

@@ -103,7 +103,14 @@ impl Service {
         // The map is for everybody: from it a node learns that it was voted out. Raft has terms.
         let is_open = matches!(
             request.ask,
-            Some(Ask::GetMap(_) | Ask::SnapshotPage(_) | Ask::GetStatus(_) | Ask::GetEvents(_) | Ask::Reach(_))
+            Some(
+                Ask::GetMap(_)
+                    | Ask::SnapshotPage(_)
+                    | Ask::Rows(_)
+                    | Ask::GetStatus(_)
+                    | Ask::GetEvents(_)
+                    | Ask::Reach(_)
+            )
         );
         if request.node != from.0 && !is_open {
             let why = format!("node {from} calls itself node {}", request.node);
@@ -147,6 +154,7 @@ impl Service {
                 Ok(rows) => (Answer::of(Told::SnapshotRows(rows)), Vec::new()),
                 Err(why) => (Answer::failed(Failure::Busy, why), Vec::new()),
             },
+            Ask::Rows(ask) => (Answer::of(Told::Rows(self.replicas.rows_of(GroupId(ask.group)))), Vec::new()),
             Ask::GetStatus(_) => {
                 let status = prost::Message::encode_to_vec(&crate::status::local(self)).into();
                 (Answer::of(Told::Status(wire::EncodedStatus { status })), Vec::new())

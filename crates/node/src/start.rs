@@ -295,6 +295,11 @@ impl Node {
         serves && self.service.replicas.all().iter().all(works) && !*self.stop.borrow()
     }
 
+    /// The groups whose replica here has given up its rows, or has none yet, and waits for another's.
+    pub fn groups_without_rows(&self) -> Vec<GroupId> {
+        self.service.replicas.without_rows()
+    }
+
     /// As this node sees itself; other nodes are not asked.
     pub fn status(&self) -> Status {
         status::of_this_node(&self.service)

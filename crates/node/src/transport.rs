@@ -34,6 +34,9 @@ pub struct RaftItem {
     /// name no more than the receiver is known to hold.
     #[prost(uint64, optional, tag = "4")]
     pub committed: Option<u64>,
+    /// The sender votes and acknowledges, and has no rows yet: it cannot lead.
+    #[prost(bool, tag = "5")]
+    pub waits: bool,
 }
 
 /// This peer does not exist on the sender's node, or was removed from the group by a committed change.

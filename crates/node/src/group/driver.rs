@@ -24,7 +24,8 @@ mod damage;
 mod members;
 mod snapshot;
 
-use self::members::{is_fit, is_up};
+use self::members::is_fit;
+pub(super) use self::members::is_up;
 use super::acknowledge::{Answer, Voter, Waiting};
 use super::freshness::Freshness;
 use super::install;
@@ -91,6 +92,8 @@ pub struct Driver {
     heard_from: BTreeMap<PeerId, NodeId>,
     /// Peers that say that they will never answer again; one whose disk is back may, with its log.
     gone: BTreeSet<PeerId>,
+    /// Peers that said last that they have no rows: they cannot lead.
+    rowless: BTreeSet<PeerId>,
     membership_due: MonoTime,
     /// How many looks in a row have found that the leader is voted out of the cluster.
     leader_out_looks: usize,
@@ -165,6 +168,7 @@ impl Driver {
             fetch_due: now,
             heard_from: BTreeMap::new(),
             gone: BTreeSet::new(),
+            rowless: BTreeSet::new(),
             membership_due: now,
             leader_out_looks: 0,
             leadership_due: now + LEADERSHIP_INTERVAL,
@@ -222,7 +226,10 @@ impl Driver {
             Request::Barrier { reply } => self.reads.add(reply),
             Request::Stop { done } => self.stopping = Some(done),
             Request::Trim { index } => self.trim(index),
-            Request::Step { from, message, committed } => self.step(from, message, committed),
+            Request::Step { from, message, committed, waits } => {
+                self.note_rows(message.from(), waits);
+                self.step(from, message, committed);
+            }
             Request::Gone { peer } => self.peer_gone(peer),
             Request::Installed(result) => self.installed(result),
             Request::Ended { node } if self.leader_node() == Some(node) => self.raft.leader_ended(),
@@ -662,13 +669,14 @@ impl Driver {
         let progress = if self.configuration.learners.is_empty() { Vec::new() } else { self.raft.progress() };
         let mut by_node: BTreeMap<NodeId, Vec<RaftItem>> = BTreeMap::new();
         let committed = self.raft.known_committed().map(|index| index.0);
+        let waits = self.stateless || self.fetching.is_some();
         for message in messages {
             let to = message.to();
             let Some(node) = self.node_of(to) else { continue };
             // Only a peer that never acknowledged anything may begin with an empty log.
             let matched = progress.iter().find(|progress| progress.peer == to).map(|progress| progress.matched);
             let fresh = self.configuration.learners.contains(&to) && matched == Some(LogIndex(0));
-            let item = RaftItem { group: self.id.0, message: message.encode(), fresh, committed };
+            let item = RaftItem { group: self.id.0, message: message.encode(), fresh, committed, waits };
             if heartbeats::may_wait(&message) {
                 self.heartbeats.add(node, self.generation(), item);
             } else {

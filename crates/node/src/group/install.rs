@@ -71,18 +71,20 @@ pub struct Failed {
     pub state_is_gone: bool,
     /// Damage holds the place of the old rows, together with others.
     pub damaged: bool,
+    /// The other voters are at work, and enough.
+    pub spare: bool,
 }
 
 impl Failed {
     fn before(why: String) -> Failed {
-        Failed { why, state_is_gone: false, damaged: false }
+        Failed { why, state_is_gone: false, damaged: false, spare: false }
     }
 }
 
 /// While rows are replaced.
 impl From<String> for Failed {
     fn from(why: String) -> Failed {
-        Failed { why, state_is_gone: true, damaged: false }
+        Failed { why, state_is_gone: true, damaged: false, spare: false }
     }
 }
 
@@ -91,13 +93,9 @@ pub async fn fetch(fetch: Fetch) -> Result<Installed, Failed> {
     replace(fetch, first, state, configuration).await
 }
 
-/// Succeeds when rows are damaged here, and the other node's replica has its whole state and can read every row of it. Answers
-/// what that one's row said. Nothing is kept.
-pub async fn survey(source: &Source, own: &LsmKv) -> Result<GroupState, String> {
-    if !is_damaged(source, own).await? {
-        // What is stored as it was written and makes no sense is the same everywhere.
-        return Err("every row can be read here".into());
-    }
+/// Succeeds when the other node's replica has its whole state and can read every row of it. Answers what that one's row said.
+/// Nothing is kept.
+pub async fn read_through(source: &Source) -> Result<GroupState, String> {
     let mut now = page(source, 0, Bytes::new()).await?;
     let state = group::decode(&now.state)?;
     while !now.done {
@@ -108,7 +106,7 @@ pub async fn survey(source: &Source, own: &LsmKv) -> Result<GroupState, String> 
 }
 
 /// Whether the store cannot read back a row of the group.
-async fn is_damaged(source: &Source, own: &LsmKv) -> Result<bool, String> {
+pub async fn is_damaged(source: &Source, own: &LsmKv) -> Result<bool, String> {
     const STEP: usize = 1024;
     let rows = own.snapshot();
     let state = group::load(&KvView::over(&*rows), source.group).map_err(|error| error.to_string())?;

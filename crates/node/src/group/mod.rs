@@ -1,7 +1,7 @@
 //! One replica of one group on this node: a task owns the Raft peer and the state machine; others send it messages.
 //!
 //! `driver.rs` is that task. `acknowledge.rs` knows whom a reply waits for, `reads.rs` which reads wait for what,
-//! `install.rs` how the state of a replica is fetched from another.
+//! `install.rs` how the state of a replica is fetched from another, `turn.rs` which replica may do without its own meanwhile.
 
 mod acknowledge;
 mod driver;
@@ -9,6 +9,7 @@ mod freshness;
 pub mod install;
 mod log_write;
 mod reads;
+mod turn;
 
 use base::Env;
 use base::env::MonoTime;
@@ -85,6 +86,8 @@ enum Request {
         message: Message,
         /// All that is committed, as the sender knows, which leads.
         committed: Option<LogIndex>,
+        /// The sender has no rows, so that it cannot lead.
+        waits: bool,
     },
     /// That peer of the group has lost its log, or was removed long ago: it never answers again.
     Gone {
@@ -133,6 +136,8 @@ struct Shared {
     reopen: AtomicBool,
     /// Rows are damaged, and it is being found out whether another replica has them all.
     mending: AtomicBool,
+    /// It is about to give up its rows: see `turn.rs`.
+    claims: Arc<AtomicBool>,
     log_bytes: AtomicU64,
     /// When the write to the log that is under way began, in monotonic nanoseconds; 0: none is.
     writing_since: AtomicU64,
@@ -196,6 +201,7 @@ pub fn start(parts: Parts) -> GroupHandle {
         ready: AtomicBool::new(!parts.stateless),
         reopen: AtomicBool::new(false),
         mending: AtomicBool::new(false),
+        claims: Arc::default(),
         log_bytes: AtomicU64::new(0),
         writing_since: AtomicU64::new(0),
         full_since: AtomicU64::new(0),
@@ -232,8 +238,8 @@ impl GroupHandle {
     }
 
     /// Hands over a message of a peer. Lost when the driver is behind, as a network may lose it.
-    pub fn step(&self, from: NodeId, message: Message, committed: Option<LogIndex>) {
-        let _ = self.mailbox.try_send(Request::Step { from, message, committed });
+    pub fn step(&self, from: NodeId, message: Message, committed: Option<LogIndex>, waits: bool) {
+        let _ = self.mailbox.try_send(Request::Step { from, message, committed, waits });
     }
 
     /// The process on `node` has ended: if it led, nobody waits for it.
@@ -346,6 +352,16 @@ impl GroupHandle {
     /// Whether it is not known yet what becomes of the replica.
     pub fn is_mending(&self) -> bool {
         self.shared.mending.load(Ordering::Acquire)
+    }
+
+    /// Whether it has given up its rows, or has none yet, and is going to have another replica's.
+    pub fn is_without_rows(&self) -> bool {
+        self.wants_reopening() || (self.failed().is_none() && !self.is_ready())
+    }
+
+    /// Whether it is about to give up its rows.
+    pub fn claims_turn(&self) -> bool {
+        self.shared.claims.load(Ordering::Acquire)
     }
 
     /// Why the replica has stopped serving, if it has.

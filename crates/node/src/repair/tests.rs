@@ -16,7 +16,7 @@ use tokio::sync::watch;
 
 use super::exchange::{Asked, Peers};
 use super::plan::{Group, groups_of};
-use super::work::Comparer;
+use super::work::{Comparer, Pass};
 use super::{Progress, Repairer, answer};
 use crate::disks::{Disks, NodeDisk};
 use crate::start::Healing;
@@ -540,6 +540,46 @@ fn the_last_copies_are_made_before_all_others() {
     assert!((1..=40).all(|number| bench.has(3, number)));
     assert_eq!(repairer.progress.done().len(), 2);
     drop(stop);
+}
+
+/// A new last copy stood behind large groups that only move: a class was worked off whole before the newest map was looked at.
+#[test]
+fn a_new_last_copy_overtakes_a_group_that_only_moves() {
+    let bench = Bench::new(&[1, 2]);
+    bench.put(1, 1..=4);
+    let row = |prefix, before: &[u32], members: &[u32]| PgRow {
+        pool: 1,
+        prefix,
+        epoch: 2,
+        closed: true,
+        members: members.iter().map(|node| raw(*node)).collect(),
+        members_before: before.iter().map(|node| raw(*node)).collect(),
+    };
+    bench.change(|map| {
+        map.pools[0].pg_bits = 1;
+        map.pgs = vec![row(0, &[1, 2], &[1, 2, 3]), row(1, &[1, 2], &[1, 2, 3])];
+    });
+    let then = bench.nodes.map.borrow().clone();
+    let group = bench.group(3);
+    let map_with = |change: &dyn Fn(&mut ClusterMap)| {
+        let mut map = ClusterMap::clone(&then);
+        map.version += 1;
+        change(&mut map);
+        map
+    };
+    let overtaken = |then: &ClusterMap, newest: &ClusterMap| {
+        let (_, newest) = watch::channel(Arc::new(newest.clone()));
+        Pass::new(NodeId(3), then, &newest).overtakes(&group)
+    };
+    let overtakes = |newest: &ClusterMap| overtaken(&then, newest);
+    assert!(!overtakes(&then));
+    assert!(!overtakes(&map_with(&|map| map.pgs[1].epoch = 3)), "as many copies as before");
+    assert!(overtakes(&map_with(&|map| map.pgs[1] = row(1, &[1], &[1, 3]))));
+    let last = map_with(&|map| map.pgs[1] = row(1, &[1], &[1, 3]));
+    let later = ClusterMap { version: last.version + 1, ..last.clone() };
+    assert!(!overtaken(&last, &later), "it was known, and comes in its order");
+    let united = bench.sim.block_on(bench.repairers[&3].unite(&group, || true));
+    assert!(united.unwrap_err().contains("come first"));
 }
 
 /// Each group that opens is a new version of the map: a pass ended at the first, and waited for the slowest of the four groups

@@ -391,7 +391,7 @@ fn in_order(group: &Group) -> (usize, Key) {
 }
 
 /// The groups that one map has this node unite, while newer ones come.
-struct Pass<'a> {
+pub(super) struct Pass<'a> {
     node: NodeId,
     /// This node's groups when it began, in the order of their keys.
     then: Arc<Vec<Group>>,
@@ -401,7 +401,7 @@ struct Pass<'a> {
 }
 
 impl<'a> Pass<'a> {
-    fn new(node: NodeId, now: &ClusterMap, map: &'a watch::Receiver<Arc<ClusterMap>>) -> Pass<'a> {
+    pub fn new(node: NodeId, now: &ClusterMap, map: &'a watch::Receiver<Arc<ClusterMap>>) -> Pass<'a> {
         let then = Arc::new(groups_of(now, node));
         let newest = Mutex::new((now.version, then.clone()));
         Pass { node, then, map, newest }
@@ -425,7 +425,7 @@ impl<'a> Pass<'a> {
 
     /// Whether the newest map gives this node a group to unite that has fewer copies left than `group` and did not when the pass
     /// began.
-    fn overtakes(&self, group: &Group) -> bool {
+    pub fn overtakes(&self, group: &Group) -> bool {
         let newest = self.newest();
         if Arc::ptr_eq(&newest, &self.then) {
             return false;

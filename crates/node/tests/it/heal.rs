@@ -1,14 +1,15 @@
 //! Copies: how they are made as nodes join, made again after one is lost, and brought up to date after an absence.
 
 use base::env::{Caching, Disk, Flush, OpenMode};
-use base::ids::NodeId;
+use base::ids::{GroupId, NodeId};
 use bytes::Bytes;
 use client::DeleteRequest;
 use meta::map::command::{MapCommand, NodeState, SetNodeState};
 use node::{Status, Verdict};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, tuning};
 use crate::{bytes_of, get, put};
 
 /// Sizes around every border: inline, small chunk, large chunk, several chunks.
@@ -315,4 +316,102 @@ fn a_replica_with_damaged_rows_keeps_its_vote_and_its_log() {
     cluster.wait_for_safety(second);
     cluster.crash(first);
     cluster.verify(second, 0..210);
+}
+
+/// Three nodes that keep no rows in memory, of which the second leads the objects and the others' rows are damaged where
+/// `places` says, in what each run holds; and all objects are written anew at once, which followers meet in their logs.
+fn with_damage_on_two(seed: u64, places: impl Fn(&[u8]) -> Vec<usize>) -> Cluster {
+    let without_cache = |node| {
+        let mut tuning = tuning(node);
+        tuning.key_value.cache_bytes = 0;
+        tuning.key_value.block_bytes = 1 << 10;
+        tuning
+    };
+    let mut cluster = Cluster::found_with(seed, Box::new(without_cache));
+    cluster.join();
+    cluster.join();
+    let [first, second, third] = [1, 2, 3].map(NodeId);
+    cluster.write(first, 0..120);
+    cluster.wait_for_safety(first);
+    for victim in [first, third] {
+        // Stopped in order and started, it has its rows on disk.
+        let node = cluster.nodes[&victim].clone();
+        cluster.on(victim, async move { node.shutdown().await });
+        cluster.crash(victim);
+        cluster.start(victim);
+        cluster.wait_for_safety(second);
+    }
+    cluster.wait("the second leads the objects", Duration::from_secs(60), |cluster| {
+        cluster.nodes[&second].status().groups.iter().any(|group| group.id == 1 && group.leader == 2)
+    });
+    for victim in [first, third] {
+        let disk = cluster.sim.disk(victim, "disk");
+        for run in disk.files().into_iter().filter(|name| name.starts_with("kv-run")) {
+            let contents = disk.contents(&run).expect("it is there");
+            places(&contents).into_iter().for_each(|at| disk.flip(&run, at as u64, 1));
+        }
+    }
+    let client = cluster.client(second);
+    cluster.sim_node(second).env().spawn("overwrite", async move {
+        let bucket = client.bucket("photos").await.expect("the bucket is there");
+        let puts = (0..120).map(|number| {
+            let (client, bucket) = (&client, &bucket);
+            async move {
+                let bytes = bytes_of(size(number), number as u8);
+                while put(client, bucket, &format!("key-{number}"), bytes.clone()).await.is_err() {}
+            }
+        });
+        futures_util::future::join_all(puts).await;
+    });
+    cluster
+}
+
+/// Where a run holds this.
+fn places_of(contents: &[u8], what: &[u8]) -> Vec<usize> {
+    (0..contents.len()).filter(|at| contents[*at..].starts_with(what)).collect()
+}
+
+/// Two followers meet damaged rows in the same entries. Both gave up theirs, because the third had all of them: until one of
+/// the two had been sent a state, there was one copy of it.
+#[test]
+fn of_two_replicas_that_find_damage_at_once_one_keeps_its_rows_until_the_other_has_them() {
+    // Blocks begin with a whole key; the last of these has rows of others behind it.
+    let only_objects = |contents: &[u8]| {
+        let rows = places_of(contents, b"\x10\0\0\0\0\0\0\0\x01key-");
+        rows[1.min(rows.len())..rows.len().saturating_sub(2).max(1.min(rows.len()))].to_vec()
+    };
+    let mut cluster = with_damage_on_two(22, only_objects);
+    let [first, second, third] = [1, 2, 3].map(NodeId);
+    let mut mended = BTreeSet::new();
+    for _ in 0..2000 {
+        let waits = |node: &NodeId| cluster.nodes[node].groups_without_rows().contains(&GroupId(1));
+        let waiting: Vec<NodeId> = [first, third].into_iter().filter(waits).collect();
+        assert!(waiting.len() < 2, "the state is there once: the second has it");
+        mended.extend(waiting);
+        cluster.sim.run_for(Duration::from_millis(5));
+    }
+    assert_eq!(mended.len(), 2, "both have met the damage and are whole again");
+    cluster.wait_for_safety(second);
+    cluster.crash(second);
+    cluster.verify(third, 0..120);
+    cluster.crash(third);
+    cluster.start(second);
+    cluster.verify(first, 0..120);
+}
+
+/// Where damage hides rows of several groups, a replica is given up for good, log and all. Two nodes did that at once, each in
+/// the belief that the other was at work: their groups had no majority any more.
+#[test]
+fn two_nodes_whose_damage_hides_rows_of_several_groups_do_not_give_up_their_replicas_at_once() {
+    for seed in [22, 23, 24] {
+        let any = |contents: &[u8]| {
+            let rows = places_of(contents, b"key-");
+            rows[rows.len() / 4..rows.len() * 3 / 4].to_vec()
+        };
+        let cluster = with_damage_on_two(seed, any);
+        let [second, third] = [2, 3].map(NodeId);
+        cluster.sim.run_for(Duration::from_secs(5));
+        cluster.wait_for_safety(second);
+        cluster.verify(third, 0..120);
+    }
 }

@@ -68,7 +68,8 @@ const GATES: [Gate; 4] = [
         limit: Limit::ValueAtLeast(0.85),
     },
 ];
-/// Opening ten million chunks after a kill may take so many seconds; other numbers in proportion.
+/// Opening so many chunks after a kill may take so many seconds. With fewer, the volume that was being written, which is
+/// read whole, is most of it, and nothing is judged.
 const OPEN_RECORDS: f64 = 10e6;
 const OPEN_SECONDS_MAX: f64 = 10.0;
 
@@ -166,9 +167,13 @@ fn own_disk(options: &Options, folder: &Path, report: &mut Report) {
 /// The line of a disk that was opened after a kill.
 fn opened(what: &str, records: f64, row: &serde_json::Value) -> Line {
     let seconds = row["p50_us"].as_f64().unwrap_or(0.0) / 1e6;
-    let verdict = if seconds * OPEN_RECORDS <= OPEN_SECONDS_MAX * records { "holds" } else { "DOES NOT HOLD" };
+    let verdict = match records >= OPEN_RECORDS {
+        true if seconds * OPEN_RECORDS <= OPEN_SECONDS_MAX * records => " (gate: holds)",
+        true => " (gate: DOES NOT HOLD)",
+        false => "",
+    };
     let memory = row["resident_bytes"].as_f64().unwrap_or(0.0) / records;
-    let name = format!("{what}, {records} chunks, {memory:.0} bytes each (gate: {verdict})");
+    let name = format!("{what}, {records} chunks, {memory:.0} bytes each{verdict}");
     Line { value: seconds, unit: "s", ..Line::named(&name) }
 }
 

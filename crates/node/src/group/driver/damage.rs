@@ -5,10 +5,11 @@ use meta::group::{self, GroupState, Install};
 use protocol::raft::Role;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use store::kv::Kv;
+use store::kv::{Kv, LsmKv};
 
 use super::Driver;
 use super::members::is_up;
+use crate::group::turn::Turn;
 use crate::group::{Request, install};
 use crate::machine::KvView;
 
@@ -52,16 +53,17 @@ impl Driver {
         heir.is_some() || self.leader_node().is_some_and(|node| node != self.node)
     }
 
-    /// Of the other voters that answer this leader, the one that has most.
+    /// Of the other voters that answer this leader and have rows, the one that has most.
     fn heir(&self) -> Option<PeerId> {
+        let is_whole = |peer: &PeerId| !self.gone.contains(peer) && !self.rowless.contains(peer);
         let able = |it: &protocol::raft::PeerProgress| {
-            it.peer != self.peer && it.active && self.configuration.is_voter(it.peer) && !self.gone.contains(&it.peer)
+            it.peer != self.peer && it.active && self.configuration.is_voter(it.peer) && is_whole(&it.peer)
         };
         self.raft.progress().into_iter().filter(able).max_by_key(|it| it.matched).map(|it| it.peer)
     }
 
     /// Has the own rows read, and all of another replica: who gives up its own must know that they are damaged, and that
-    /// they are elsewhere.
+    /// they are elsewhere; and no other replica is without its own, or about to be.
     pub(super) fn survey(&mut self, why: String) {
         let other = self.leader_node().filter(|node| *node != self.node);
         let other = other.or_else(|| self.node_of(self.heir()?));
@@ -72,9 +74,9 @@ impl Driver {
         if self.shared.mending.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (source, kv) = (self.source(other, self.given_up.clone()), self.kv.clone());
+        let (source, kv, turn) = (self.source(other, self.given_up.clone()), self.kv.clone(), self.turn());
         self.env.spawn("survey a replica", async move {
-            let found = install::survey(&source, &kv).await.map_err(|error| format!("{why}; node {other}: {error}"));
+            let found = survey(&source, &kv, &turn).await.map_err(|error| format!("{why}; node {other}: {error}"));
             let _ = mailbox.send(Request::Surveyed { why, found }).await;
         });
     }
@@ -99,7 +101,21 @@ impl Driver {
                 self.survey_due = self.env.now() + SURVEY_PAUSE;
             }
         }
+        // Others are told from here on that it has no rows, or that it goes on with those that it has.
+        self.shared.claims.store(false, Ordering::Release);
         self.shared.mending.store(false, Ordering::Release);
+    }
+
+    pub(super) fn turn(&self) -> Turn {
+        let voters = self.configuration.voters.iter().filter(|peer| **peer != self.peer);
+        Turn {
+            env: self.env.clone(),
+            group: self.id,
+            node: self.node,
+            others: voters.filter_map(|peer| self.node_of(*peer)).collect(),
+            map: self.map.clone(),
+            claims: self.shared.claims.clone(),
+        }
     }
 
     /// Whether this replica may give up its rows for those of `source`. A leader may not: until another one leads, its rows are
@@ -122,6 +138,15 @@ impl Driver {
         Ok(())
     }
 
+    /// A peer says whether it waits for its rows.
+    pub(super) fn note_rows(&mut self, peer: PeerId, waits: bool) {
+        if waits && self.configuration.is_member(peer) {
+            self.rowless.insert(peer);
+        } else {
+            self.rowless.remove(&peer);
+        }
+    }
+
     /// How many other voters serve, as far as is known here.
     fn others_at_work(&self) -> usize {
         let map = self.map.borrow().clone();
@@ -129,8 +154,19 @@ impl Driver {
         let serves = |peer: &&PeerId| {
             let answers = progress.iter().find(|it| it.peer == **peer).is_none_or(|it| it.active);
             let is_up = self.node_of(**peer).is_some_and(|node| is_up(&map, node));
-            **peer != self.peer && answers && is_up && !self.gone.contains(*peer)
+            **peer != self.peer && answers && is_up && !self.gone.contains(*peer) && !self.rowless.contains(*peer)
         };
         self.configuration.voters.iter().filter(serves).count()
     }
+}
+
+/// Succeeds when rows are damaged here, the other node's replica has its whole state and can read every row of it, and no
+/// other replica is without its own: answers what that one's row said. Nothing is kept.
+async fn survey(source: &install::Source, own: &LsmKv, turn: &Turn) -> Result<GroupState, String> {
+    if !install::is_damaged(source, own).await? {
+        // What is stored as it was written and makes no sense is the same everywhere.
+        return Err("every row can be read here".into());
+    }
+    turn.take().await?;
+    install::read_through(source).await
 }

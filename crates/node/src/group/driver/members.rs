@@ -4,6 +4,7 @@ use base::ids::{GROUP_ZERO, NodeId, PeerId};
 use meta::map::command::{ClusterMap, DiskRow, NodeRow, NodeState};
 use protocol::membership::{self, NodeView, VOTERS};
 use protocol::placement::Locality;
+use protocol::raft::PeerProgress;
 use std::sync::atomic::Ordering;
 
 use super::Driver;
@@ -39,7 +40,8 @@ impl Driver {
 
     pub(super) fn plan_leadership(&mut self) {
         let map = self.map.borrow().clone();
-        let able = self.raft.progress().into_iter().filter(|peer| peer.active && peer.matched >= self.applied);
+        let is_able = |it: &PeerProgress| it.active && it.matched >= self.applied && !self.rowless.contains(&it.peer);
+        let able = self.raft.progress().into_iter().filter(is_able);
         let able: Vec<PeerId> = able.map(|progress| progress.peer).collect();
         // One that is voted out, or slow, gives leadership to anybody who can take it at once.
         let anybody = !is_fit(&map, self.node);
@@ -77,7 +79,7 @@ impl Driver {
     }
 }
 
-pub(super) fn is_up(map: &ClusterMap, node: NodeId) -> bool {
+pub(in crate::group) fn is_up(map: &ClusterMap, node: NodeId) -> bool {
     map.nodes
         .iter()
         .any(|row| row.id == node.0 && matches!(row.state(), NodeState::Up | NodeState::Draining | NodeState::Joining))

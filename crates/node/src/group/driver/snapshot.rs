@@ -39,11 +39,16 @@ impl Driver {
         let cancelled = Arc::<AtomicBool>::default();
         let source = self.source(from, cancelled.clone());
         let fetch = install::Fetch { source, kv: self.kv.clone(), message: message.clone(), at_least: index };
-        let mailbox = self.mailbox.clone();
+        let (mailbox, turn) = (self.mailbox.clone(), self.turn());
         let (end, ended) = oneshot::channel();
         self.fetching = Some(Fetching { cancelled, ended });
         self.env.spawn("install snapshot", async move {
-            let result = install::fetch(fetch).await.map(Box::new);
+            let mut result = install::fetch(fetch).await.map(Box::new);
+            if let Err(failed) = &mut result
+                && failed.damaged
+            {
+                failed.spare = turn.others_suffice().await;
+            }
             // Before the mailbox, whose reader may be waiting for this end.
             let _ = end.send(());
             if let Some(mailbox) = mailbox.upgrade() {
@@ -59,7 +64,9 @@ impl Driver {
             Ok(installed) => installed,
             // The rows cannot be replaced where they are: the replica is made anew, together with what the damage hides else.
             // A learner has promised nothing.
-            Err(failed) if failed.damaged && (self.is_spare() || !self.configuration.is_voter(self.peer)) => {
+            Err(failed)
+                if failed.damaged && (failed.spare && self.is_spare() || !self.configuration.is_voter(self.peer)) =>
+            {
                 self.held.clear();
                 return self.fail(format!("its state cannot be replaced: {}", failed.why));
             }

@@ -1,0 +1,199 @@
+//! Whose turn it is to do without its rows: one replica of a group at a time, because those that are damaged in different
+//! places complete each other until one of them is whole again.
+//!
+//! A replica looks first whether any other is at it, then claims its turn, then asks all of them again. Who then finds the
+//! claim of a lower node id takes its own back; who has the lowest waits until that has happened. Two never go on
+//! together: each would have been answered before the other claimed, and each claims before it asks.
+//!
+//! A voter that the map marks as down is not asked: it may stay away for ever, and until it is back nothing is at it.
+
+use base::Env;
+use base::env::{Channel, MonoTime};
+use base::ids::{GroupId, NodeId};
+use client::wire::{self, Answer, Ask, AskRows, Request, RowsState, Told};
+use futures_util::future::join_all;
+use meta::map::command::ClusterMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+
+use super::driver::is_up;
+
+/// How long a node may take to say what it does.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Between two looks, and how many there are: then it is too long, and tried again with the next row that cannot be read.
+const PAUSE: Duration = Duration::from_millis(500);
+const LOOKS_MAX: usize = 60;
+
+pub struct Turn {
+    pub env: Env,
+    pub group: GroupId,
+    pub node: NodeId,
+    /// Where the other voters are.
+    pub others: Vec<NodeId>,
+    pub map: watch::Receiver<Arc<ClusterMap>>,
+    /// What others are told. Stays set when the turn has come: whoever does without its rows takes it back.
+    pub claims: Arc<AtomicBool>,
+}
+
+/// Why it is not this replica's turn.
+struct Ahead {
+    /// The claim here is in the way.
+    yields: bool,
+    why: String,
+}
+
+impl Turn {
+    /// Waits until no other replica is without its rows, or wants to be.
+    pub async fn take(&self) -> Result<(), String> {
+        let mut why = String::new();
+        for look in 0..LOOKS_MAX {
+            if look > 0 {
+                self.env.sleep(PAUSE).await;
+            }
+            let mut ahead = self.look().await;
+            if ahead.is_none() && !self.claims.swap(true, Ordering::AcqRel) {
+                ahead = self.look().await;
+            }
+            let Some(ahead) = ahead else { return Ok(()) };
+            if ahead.yields {
+                self.claims.store(false, Ordering::Release);
+            }
+            why = ahead.why;
+        }
+        self.claims.store(false, Ordering::Release);
+        Err(why)
+    }
+
+    /// Whether a majority of the voters say that they have their rows and are at work. What is given up for good, vote and log,
+    /// must not be what the others wait for.
+    pub async fn others_suffice(&self) -> bool {
+        let is_at_work = |rows: &RowsState| !rows.waits && !rows.claims && !rows.stopped;
+        let at_work = self.ask_all().await.into_iter().filter(|(_, rows)| rows.as_ref().is_some_and(is_at_work));
+        at_work.count() > self.others.len().div_ceil(2)
+    }
+
+    async fn look(&self) -> Option<Ahead> {
+        let ahead = self.ask_all().await.into_iter().filter_map(|(node, rows)| self.ahead(node, rows));
+        ahead.max_by_key(|ahead| ahead.yields)
+    }
+
+    async fn ask_all(&self) -> Vec<(NodeId, Option<RowsState>)> {
+        let map = self.map.borrow().clone();
+        let asked = self.others.iter().copied().filter(|node| is_up(&map, *node));
+        join_all(asked.map(|node| async move { (node, self.ask(node).await) })).await
+    }
+
+    fn ahead(&self, node: NodeId, rows: Option<RowsState>) -> Option<Ahead> {
+        let ahead = |yields, what: &str| Some(Ahead { yields, why: format!("the replica on node {node} {what}") });
+        match rows {
+            None => ahead(true, "does not say whether it has its rows"),
+            Some(rows) if rows.waits => ahead(true, "waits for its rows"),
+            Some(rows) if rows.claims => ahead(node < self.node, "is about to have its rows replaced"),
+            Some(_) => None,
+        }
+    }
+
+    async fn ask(&self, node: NodeId) -> Option<RowsState> {
+        let ask = Ask::Rows(AskRows { group: self.group.0 });
+        let request = Request { ask: Some(ask), ..Request::default() };
+        let deadline: MonoTime = self.env.now() + PATIENCE;
+        let reply = self.env.net.call(node, Channel::Bulk, wire::frame(&request, Vec::new()), deadline).await;
+        match wire::head::<Answer>(&reply.ok()?).ok()?.told {
+            Some(Told::Rows(rows)) => Some(rows),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base::env::{BoxFuture, Frame, Handler};
+    use base::sim::{NetModel, Sim};
+    use meta::map::command::{NodeRow, NodeState};
+    use std::sync::Mutex;
+
+    /// What a replica tells about itself.
+    #[derive(Default)]
+    struct Replica {
+        claims: Arc<AtomicBool>,
+        waits: AtomicBool,
+    }
+
+    impl Handler for Replica {
+        fn handle(&self, _: NodeId, _: Channel, _: Frame) -> BoxFuture<Frame> {
+            let (waits, claims) = (self.waits.load(Ordering::Acquire), self.claims.load(Ordering::Acquire));
+            let rows = RowsState { waits, claims, stopped: false };
+            Box::pin(async move { wire::frame(&Answer::of(Told::Rows(rows)), Vec::new()) })
+        }
+    }
+
+    fn map_of(down: &[u32]) -> Arc<ClusterMap> {
+        let state = |id| if down.contains(&id) { NodeState::Down } else { NodeState::Up };
+        let row = |id| NodeRow { id, state: state(id) as i32, ..NodeRow::default() };
+        Arc::new(ClusterMap { nodes: (1..=3).map(row).collect(), ..ClusterMap::default() })
+    }
+
+    fn turn(env: Env, node: u32, map: Arc<ClusterMap>, replica: &Replica) -> Turn {
+        let others = (1..=3).filter(|other| *other != node).map(NodeId).collect();
+        // The sender is dropped: the map stays as it is.
+        let (_, map) = watch::channel(map);
+        Turn { env, group: GroupId(1), node: NodeId(node), others, map, claims: replica.claims.clone() }
+    }
+
+    /// Two that find damage at the same moment both gave up their rows: only the third had any.
+    #[test]
+    fn of_those_who_want_to_at_once_one_does_without_its_rows_and_then_the_next() {
+        for seed in 0..60 {
+            let sim = Sim::new(seed);
+            if seed % 2 == 0 {
+                sim.set_net_model(NetModel::rough());
+            }
+            let replicas: Vec<Arc<Replica>> = (0..3).map(|_| Arc::default()).collect();
+            let at_once = Arc::new(Mutex::new((0, 0)));
+            let mut ended = Vec::new();
+            for node in 1..=3u32 {
+                let replica = replicas[node as usize - 1].clone();
+                let env = sim.node(NodeId(node)).env();
+                env.net.serve(replica.clone());
+                let (turn, at_once) = (turn(env.clone(), node, map_of(&[]), &replica), at_once.clone());
+                let delay = Duration::from_micros(seed * 131 * u64::from(node) % 3000);
+                let (end, done) = tokio::sync::oneshot::channel();
+                ended.push(done);
+                let spawner = env.clone();
+                spawner.spawn("mend", async move {
+                    env.sleep(delay).await;
+                    turn.take().await.unwrap();
+                    replica.waits.store(true, Ordering::Release);
+                    replica.claims.store(false, Ordering::Release);
+                    at_once.lock().unwrap().0 += 1;
+                    env.sleep(Duration::from_millis(700)).await;
+                    let mut held = at_once.lock().unwrap();
+                    *held = (held.0 - 1, held.1.max(held.0));
+                    drop(held);
+                    replica.waits.store(false, Ordering::Release);
+                    let _ = end.send(());
+                });
+            }
+            for done in ended {
+                sim.block_on(done).unwrap();
+            }
+            assert_eq!(at_once.lock().unwrap().1, 1, "seed {seed}");
+        }
+    }
+
+    #[test]
+    fn one_that_is_down_is_not_waited_for_and_one_that_is_silent_is() {
+        let sim = Sim::new(5);
+        let replica = Replica::default();
+        let env = sim.node(NodeId(1)).env();
+        let third = sim.node(NodeId(3)).env();
+        third.net.serve(Arc::new(Replica::default()));
+        sim.block_on(turn(env.clone(), 1, map_of(&[2]), &replica).take()).unwrap();
+        assert!(replica.claims.swap(false, Ordering::AcqRel), "others are told");
+        sim.block_on(turn(env, 1, map_of(&[]), &replica).take()).unwrap_err();
+        assert!(!replica.claims.load(Ordering::Acquire), "nobody waits for a claim that has ended");
+    }
+}
