@@ -56,6 +56,8 @@ struct Disk {
 struct Write {
     number: u64,
     restored: Option<State>,
+    /// The log is trimmed up to what was restored, not begun anew.
+    keeps_log: bool,
     entries: Vec<Entry>,
     hard_state: Option<HardState>,
     messages: Vec<Message>,
@@ -430,7 +432,10 @@ impl Cluster {
             assert_eq!((rows.applied, rows.term, &rows.configuration), (index, term, &configuration));
             node.state = Some(rows.clone());
             node.gathering.restored = Some(rows);
-            node.gathering.entries.clear();
+            node.gathering.keeps_log = ready.keeps_log;
+            if !ready.keeps_log {
+                node.gathering.entries.clear();
+            }
         }
         let gathering = &mut node.gathering;
         gathering.number = ready.number;
@@ -519,6 +524,7 @@ impl Disk {
     }
 
     fn write(&mut self, write: &mut Write) {
+        let kept = write.restored.take_if(|_| write.keeps_log);
         if let Some(state) = write.restored.take() {
             self.base = (state.applied, state.term);
             self.entries.clear();
@@ -530,6 +536,11 @@ impl Disk {
         }
         self.entries.append(&mut write.entries);
         self.hard_state = write.hard_state.unwrap_or(self.hard_state);
+        if let Some(state) = kept {
+            self.trim(state.applied);
+            assert_eq!(self.base, (state.applied, state.term), "the log holds what was restored");
+            self.state = Some(state);
+        }
     }
 
     fn trim(&mut self, index: LogIndex) {
