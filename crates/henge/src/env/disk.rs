@@ -82,7 +82,11 @@ impl Disk for RealDisk {
         let mut entries = Vec::new();
         for entry in fs::read_dir(&self.directory)? {
             let entry = entry?;
-            let metadata = entry.metadata()?;
+            let metadata = match entry.metadata() {
+                // Removed since the directory was read, by somebody else who uses the disk.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                metadata => metadata?,
+            };
             let name = entry.file_name().to_string_lossy().into_owned();
             if metadata.is_file() && name != LOCK_NAME {
                 entries.push(FileEntry { name, size_bytes: metadata.len() });
@@ -380,6 +384,29 @@ mod tests {
         assert_eq!(mode_of(directory.path().join("new/a")), 0o600);
         assert_eq!(mode_of(directory.path().join("new")), 0o700);
         assert!(RealDisk::open(&directory.path().join("missing")).is_err());
+    }
+
+    /// Several parts of a node share a directory. One listed it while another removed a file, and the node did not start.
+    #[test]
+    fn files_that_go_while_the_directory_is_listed_are_left_out() {
+        let directory = crate::scratch::ScratchDir::new("disk-list");
+        let disk = RealDisk::open_or_create(directory.path()).unwrap();
+        disk.open("stays", OpenMode::CreateNew, Caching::Direct).unwrap();
+        let names: Vec<String> = (0..200).map(|number| format!("goes-{number}")).collect();
+        let is_over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..20 {
+                    names.iter().for_each(|name| drop(fs::write(directory.path().join(name), b"")));
+                    names.iter().for_each(|name| disk.remove(name).unwrap());
+                }
+                is_over.store(true, std::sync::atomic::Ordering::Release);
+            });
+            while !is_over.load(std::sync::atomic::Ordering::Acquire) {
+                let listed = disk.list().expect("a file that has gone is no error");
+                assert!(listed.iter().any(|entry| entry.name == "stays"));
+            }
+        });
     }
 
     #[test]
