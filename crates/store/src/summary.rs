@@ -224,7 +224,7 @@ fn create(inner: &Inner, number: VolumeNumber) -> Result<SummaryWriter, StoreErr
 /// Writes what is left, then the end: whoever finds the end may expect the rest.
 async fn finish(inner: &Inner, writer: &mut SummaryWriter, end: SummaryEnd) -> Result<(), StoreError> {
     let failed = |error| StoreError::io("writing a summary", &error);
-    let flush_failed = |error: std::io::Error| inner.poison(format!("flushing a summary: {error}"));
+    let flush_failed = |error: std::io::Error| inner.write_failed("flushing a summary", &error);
     writer.finish().await.map_err(failed)?;
     writer.flush().await.map_err(flush_failed)?;
     writer.end(end).await.map_err(failed)?;
