@@ -358,8 +358,13 @@ impl Client {
                 Err((Failure::Busy | Failure::Unknown, _)) => {}
                 Err((failure, why)) => return CopyState::Refused(failure, why),
             }
-            if !self.map().is_usable(member.disk) || !backoff.wait(&self.shared.env).await {
+            if !self.map().is_usable(member.disk) {
                 return CopyState::Wanted;
+            }
+            if !backoff.wait(&self.shared.env).await {
+                // Not wanted again: who fails at once would be asked over and over until then.
+                self.shared.env.clock.sleep_until(deadline).await;
+                return CopyState::Refused(Failure::Busy, format!("node {} did not store it in time", member.node));
             }
         }
     }
