@@ -32,7 +32,7 @@ const DISK_PATIENCE: Duration = Duration::from_secs(4);
 pub const LOST_AFTER: Duration = Duration::from_secs(600);
 /// How long a node that is asked whether it reaches another waits for it, and how long the asker waits.
 pub const REACH_PATIENCE: Duration = Duration::from_millis(150);
-const HELP_PATIENCE: Duration = Duration::from_millis(250);
+const HELP_PATIENCE: Duration = Duration::from_millis(400);
 /// How often the placement is looked at when the map does not change.
 const PLACEMENT_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a node leads before it looks whether its own disks allow it: where all disks hang, leadership stays for a while.
