@@ -168,8 +168,8 @@ impl Announcer {
         if shown.map.version > own.version { Arc::new(shown.map.clone()) } else { own }
     }
 
-    /// Waits until no disk hangs or is too full for a log, and the links to all nodes that serve work, as far as is known: else this node, or the
-    /// other, would be voted out again at once.
+    /// Waits until no disk hangs or is too full for a log, and the links to all nodes that serve work, as far as is known:
+    /// else this node, or the other, would be voted out again at once.
     async fn wait_until_fit(&self) {
         const CHECK: Duration = Duration::from_millis(100);
         let mut told = false;

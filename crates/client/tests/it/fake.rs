@@ -32,6 +32,8 @@ pub struct State {
     tombstones: BTreeSet<(u32, ChunkId)>,
     /// What a node answers to chunk requests instead of carrying them out.
     pub refuses: BTreeMap<u32, Failure>,
+    /// How many it has answered so.
+    pub refused: usize,
     /// What the last shard command asked for.
     pub acknowledgement: Option<Acknowledgement>,
     /// What eventual reads are answered from, instead of what there is.
@@ -115,6 +117,7 @@ impl State {
             Ask::PutChunk(_) | Ask::GetChunk(_) | Ask::CloneChunk(_) | Ask::DeleteChunks(_)
                 if self.refuses.contains_key(&node) =>
             {
+                self.refused += 1;
                 return failed(self.refuses[&node]);
             }
             Ask::PutChunk(put) => {

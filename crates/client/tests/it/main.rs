@@ -57,6 +57,18 @@ fn a_member_that_is_silent_and_not_down_is_never_left_out() {
     assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
 }
 
+/// Towards the end of its time a store that was refused at once was sent again without a pause.
+#[test]
+fn a_member_that_refuses_at_once_is_asked_with_pauses_until_the_end() {
+    let fake = Fake::new(2);
+    let bucket = fake.bucket(All);
+    fake.state().refuses.insert(3, Failure::Busy);
+    let refused = fake.put(&bucket, "k", body());
+    assert!(matches!(refused, Err(Error::Unavailable(_))), "{refused:?}");
+    let asked = fake.state().refused;
+    assert!((10..100).contains(&asked), "with pauses of at most half a second for half a minute: {asked}");
+}
+
 /// A raise waits for the map while the node is voted out and comes back under a newer generation.
 #[test]
 fn a_session_that_was_overtaken_does_not_come_back() {

@@ -447,7 +447,7 @@ impl Driver {
         let done = Box::pin(async move {
             for piece in in_pieces(write) {
                 // Space may come back, and nothing was written: meanwhile new commands are refused as too many. The disk
-                // is full and has said so; it does not hang.
+                // is full and has said so; that makes it no slow one.
                 let mut result = engine.raft_write(piece.clone()).await;
                 let full_since = env.now().0;
                 while result == Err(StoreError::Full) && !given_up.load(Ordering::Acquire) {

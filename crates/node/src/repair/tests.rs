@@ -251,6 +251,12 @@ fn close(map: &mut ClusterMap, members: &[u32]) {
     (row.closed, row.epoch) = (true, row.epoch + 1);
 }
 
+/// A group that moves from `before` to `members`.
+fn closed_row(prefix: u32, before: &[u32], members: &[u32]) -> PgRow {
+    let raws = |nodes: &[u32]| nodes.iter().map(|node| raw(*node)).collect();
+    PgRow { pool: 1, prefix, epoch: 2, closed: true, members: raws(members), members_before: raws(before) }
+}
+
 fn open(map: &mut ClusterMap) {
     let row = &mut map.pgs[0];
     row.members_before.clear();
@@ -518,15 +524,7 @@ fn the_last_copies_are_made_before_all_others() {
     }
     bench.change(|map| {
         map.pools[0].pg_bits = 1;
-        let row = |prefix, before: &[u32], members: &[u32]| PgRow {
-            pool: 1,
-            prefix,
-            epoch: 2,
-            closed: true,
-            members: members.iter().map(|node| raw(*node)).collect(),
-            members_before: before.iter().map(|node| raw(*node)).collect(),
-        };
-        map.pgs = vec![row(0, &[1, 2], &[1, 2, 3]), row(1, &[1], &[1, 3])];
+        map.pgs = vec![closed_row(0, &[1, 2], &[1, 2, 3]), closed_row(1, &[1], &[1, 3])];
     });
     let repairer = &bench.repairers[&3];
     let (stop, stopped) = watch::channel(false);
@@ -547,17 +545,9 @@ fn the_last_copies_are_made_before_all_others() {
 fn a_new_last_copy_overtakes_a_group_that_only_moves() {
     let bench = Bench::new(&[1, 2]);
     bench.put(1, 1..=4);
-    let row = |prefix, before: &[u32], members: &[u32]| PgRow {
-        pool: 1,
-        prefix,
-        epoch: 2,
-        closed: true,
-        members: members.iter().map(|node| raw(*node)).collect(),
-        members_before: before.iter().map(|node| raw(*node)).collect(),
-    };
     bench.change(|map| {
         map.pools[0].pg_bits = 1;
-        map.pgs = vec![row(0, &[1, 2], &[1, 2, 3]), row(1, &[1, 2], &[1, 2, 3])];
+        map.pgs = vec![closed_row(0, &[1, 2], &[1, 2, 3]), closed_row(1, &[1, 2], &[1, 2, 3])];
     });
     let then = bench.nodes.map.borrow().clone();
     let group = bench.group(3);
@@ -574,8 +564,8 @@ fn a_new_last_copy_overtakes_a_group_that_only_moves() {
     let overtakes = |newest: &ClusterMap| overtaken(&then, newest);
     assert!(!overtakes(&then));
     assert!(!overtakes(&map_with(&|map| map.pgs[1].epoch = 3)), "as many copies as before");
-    assert!(overtakes(&map_with(&|map| map.pgs[1] = row(1, &[1], &[1, 3]))));
-    let last = map_with(&|map| map.pgs[1] = row(1, &[1], &[1, 3]));
+    assert!(overtakes(&map_with(&|map| map.pgs[1] = closed_row(1, &[1], &[1, 3]))));
+    let last = map_with(&|map| map.pgs[1] = closed_row(1, &[1], &[1, 3]));
     let later = ClusterMap { version: last.version + 1, ..last.clone() };
     assert!(!overtaken(&last, &later), "it was known, and comes in its order");
     let united = bench.sim.block_on(bench.repairers[&3].unite(&group, || true));
@@ -589,17 +579,9 @@ fn a_slow_group_holds_up_no_others_while_these_open() {
     const GROUPS: u32 = 16;
     let bench = Bench::new(&[1]);
     bench.put(1, 1..=200);
-    let row = |prefix| PgRow {
-        pool: 1,
-        prefix,
-        epoch: 2,
-        closed: true,
-        members: vec![raw(1), raw(3)],
-        members_before: vec![raw(1)],
-    };
     bench.change(|map| {
         map.pools[0].pg_bits = GROUPS.ilog2();
-        map.pgs = (0..GROUPS).map(row).collect();
+        map.pgs = (0..GROUPS).map(|prefix| closed_row(prefix, &[1], &[1, 3])).collect();
     });
     let prefix_of = |number: u32| PgId::of_slot(PoolId(1), GROUPS.ilog2() as u8, id(number).slot).prefix;
     let of_first = (1..=200).find(|number| prefix_of(*number) == 0).unwrap();
