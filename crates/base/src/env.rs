@@ -233,12 +233,13 @@ pub async fn read_file(disk: &dyn Disk, name: &str, size_max: u64) -> io::Result
     file.read_at(0, usize::try_from(size).map_err(io::Error::other)?).await.map(Some)
 }
 
-/// Separate connections, so that bulk bytes never delay a heartbeat.
+/// Separate connections, so that bulk bytes never delay a heartbeat, nor chunks that are copied again those of users.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
 pub enum Channel {
     Control,
     Raft,
     Bulk,
+    Repair,
 }
 
 /// A message between nodes: a small encoded head, and bulk bytes that travel outside of it, uncopied.

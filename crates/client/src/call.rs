@@ -404,8 +404,19 @@ impl Client {
         bulk: Vec<Bytes>,
         patience: Duration,
     ) -> Result<(Told, Vec<Bytes>), (Failure, String)> {
+        self.ask_over(Channel::Bulk, to, ask, bulk, patience).await
+    }
+
+    pub(crate) async fn ask_over(
+        &self,
+        channel: Channel,
+        to: NodeId,
+        ask: Ask,
+        bulk: Vec<Bytes>,
+        patience: Duration,
+    ) -> Result<(Told, Vec<Bytes>), (Failure, String)> {
         let frame = wire::frame(&self.request(ask), bulk);
-        let reply = self.call(to, Channel::Bulk, frame, patience).await;
+        let reply = self.call(to, channel, frame, patience).await;
         let reply = reply.map_err(|none| (Failure::Busy, none.why))?;
         let answer: Answer = wire::head(&reply).map_err(|error| (Failure::Invalid, error))?;
         self.map_shown(answer.map_version, to);

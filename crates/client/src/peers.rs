@@ -1,5 +1,6 @@
 //! What nodes ask each other besides clients' requests.
 
+use base::env::Channel;
 use base::ids::{ChunkId, GroupId, NodeId};
 use bytes::Bytes;
 use std::time::Duration;
@@ -12,14 +13,15 @@ use crate::wire::{Ask, Failure, Named, Told};
 pub const NAMED_IDS_MAX: usize = 64 << 10;
 
 impl Client {
-    /// Asks a node once. `Busy` also stands for no answer within `patience`.
+    /// Asks a node once. `Busy` also stands for no answer within `patience`. Whole chunks have a connection of their own.
     pub async fn ask_peer(
         &self,
         to: NodeId,
         ask: Ask,
         patience: Duration,
     ) -> Result<(Told, Vec<Bytes>), (Failure, String)> {
-        self.ask_node(to, ask, Vec::new(), patience).await
+        let channel = if matches!(ask, Ask::GetChunk(_)) { Channel::Repair } else { Channel::Bulk };
+        self.ask_over(channel, to, ask, Vec::new(), patience).await
     }
 
     /// Those of `ids` (at most [`NAMED_IDS_MAX`]) that a row of `group` names, by its leader and as of now.

@@ -35,7 +35,7 @@ pub struct DiskMeter {
     pub errors: Counter,
     /// Latencies of stores, as they are compared with other nodes' disks.
     tail: Mutex<Tail>,
-    /// Operations for users, so that background work can see them.
+    /// When an operation for a user began last, as a [`MonoTime`], so that background work can see it; 0: never.
     served: AtomicU64,
     /// Scrub passes when last looked, and when the last of them had ended.
     scrubbed: Mutex<(u64, Option<u64>)>,
@@ -147,12 +147,12 @@ impl DiskMeter {
     }
 
     /// An operation for a user begins.
-    pub fn serve(&self) {
-        self.served.fetch_add(1, Ordering::Relaxed);
+    pub fn serve(&self, now: MonoTime) {
+        self.served.store(now.0, Ordering::Relaxed);
     }
 
-    pub fn served(&self) -> u64 {
-        self.served.load(Ordering::Relaxed)
+    pub fn served(&self) -> Option<MonoTime> {
+        Some(self.served.load(Ordering::Relaxed)).filter(|at| *at > 0).map(MonoTime)
     }
 
     /// When the disk was last verified as a whole, in wall-clock milliseconds; at first, when that was first asked for.

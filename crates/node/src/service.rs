@@ -371,7 +371,7 @@ impl Service {
         }
         let chunk =
             NewChunk { id, owner: OwnerId(put.owner), epoch: PgEpoch(put.epoch), crc64: put.crc64, payload: bulk };
-        disk.meter.serve();
+        disk.meter.serve(self.env.now());
         let under_way = disk.meter.begin(&self.env);
         let stored = engine.put(chunk).await;
         under_way.answered(Operation::Store, stored.as_ref().is_err_and(is_disk_failure));
@@ -395,7 +395,7 @@ impl Service {
         };
         if get.end != u32::MAX {
             // Repair asks for whole chunks, whatever their length.
-            disk.meter.serve();
+            disk.meter.serve(self.env.now());
         }
         let under_way = disk.meter.begin(&self.env);
         let read = engine.get(id, get.start..get.end).await;

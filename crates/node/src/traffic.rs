@@ -30,13 +30,13 @@ impl Traffic {
 /// A network that counts what is sent over it.
 pub struct Metered {
     inner: Arc<dyn Net>,
-    /// Frames and bytes of control, Raft and bulk.
-    counters: [(Counter, Counter); 3],
+    /// Frames and bytes of control, Raft, bulk and repair.
+    counters: [(Counter, Counter); 4],
 }
 
 impl Metered {
     pub fn over(inner: Arc<dyn Net>, traffic: &Traffic) -> Arc<dyn Net> {
-        let counters = ["control", "raft", "bulk"].map(|channel| {
+        let counters = ["control", "raft", "bulk", "repair"].map(|channel| {
             let label = ChannelLabel { channel };
             (traffic.frames.get_or_create(&label).clone(), traffic.bytes.get_or_create(&label).clone())
         });
@@ -48,6 +48,7 @@ impl Metered {
             Channel::Control => &self.counters[0],
             Channel::Raft => &self.counters[1],
             Channel::Bulk => &self.counters[2],
+            Channel::Repair => &self.counters[3],
         };
         frames.inc();
         bytes.inc_by((frame.head.len() + frame.bulk.iter().map(bytes::Bytes::len).sum::<usize>()) as u64);

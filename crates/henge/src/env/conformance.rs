@@ -198,7 +198,7 @@ pub async fn check_net(env: &Env, near: NodeId, far_env: &Env, far: NodeId, nobo
     let marked = [Arc::clone(&here.marked), Arc::clone(&there.marked)];
     net.serve(Arc::new(here));
     far_env.net.serve(Arc::new(there));
-    for channel in [Channel::Control, Channel::Raft, Channel::Bulk] {
+    for channel in [Channel::Control, Channel::Raft, Channel::Bulk, Channel::Repair] {
         assert_eq!(net.call(nobody, channel, frame.clone(), soon()).await, Err(NetError::NotSent));
         for to in [near, far] {
             let answer = call_until_sent(env, to, channel, &frame).await;

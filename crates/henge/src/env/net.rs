@@ -43,7 +43,7 @@ const COMPLAINT_PAUSE: Duration = Duration::from_secs(30);
 /// process that has died is not connected any more after three seconds.
 const RIVAL_MAX: Duration = Duration::from_secs(10);
 
-const CHANNELS: [Channel; 3] = [Channel::Control, Channel::Raft, Channel::Bulk];
+const CHANNELS: [Channel; 4] = [Channel::Control, Channel::Raft, Channel::Bulk, Channel::Repair];
 
 /// The network of one node.
 pub struct RealNet {
@@ -82,7 +82,7 @@ pub trait Admission: Send + Sync {
 struct Peer {
     /// Where `learn_peers` said last that it is. What it says of itself when it calls is newer than the same said again.
     taught: String,
-    links: [Arc<Link>; 3],
+    links: [Arc<Link>; 4],
 }
 
 struct Membership {

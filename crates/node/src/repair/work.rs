@@ -193,18 +193,13 @@ impl Repairer {
     }
 
     async fn pull_admitted(&self, engine: &Engine, group: &Group, walk: &Walk<'_>, want: &Want) -> Result<(), String> {
-        let served = self.served(group.own);
+        let served = || self.disks.disk(group.own).ok().and_then(|disk| disk.meter.served());
         let admitted = self.budget.admit(&self.env, group.own, served, group.urgency(), want.len).await;
         let admitted = admitted.ok_or("the disk is not this node's")?;
         let sources = want.sources.iter().filter_map(|number| walk.member(*number)).collect();
         let pulled = self.pull(engine, group, want, sources).await;
         admitted.rest(&self.env).await;
         pulled
-    }
-
-    /// Operations of users on this disk so far.
-    fn served(&self, disk: DiskId) -> u64 {
-        self.disks.disk(disk).map_or(0, |disk| disk.meter.served())
     }
 
     /// From whichever source gives bytes that verify. A chunk that is deleted meanwhile is no failure.

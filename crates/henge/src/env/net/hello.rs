@@ -85,7 +85,7 @@ impl Hello {
     }
 
     pub fn channel(&self) -> Option<Channel> {
-        [Channel::Control, Channel::Raft, Channel::Bulk].into_iter().find(|one| channel_number(*one) == self.channel)
+        super::CHANNELS.into_iter().find(|one| channel_number(*one) == self.channel)
     }
 
     pub fn to_bytes(&self) -> Bytes {
@@ -98,5 +98,6 @@ pub fn channel_number(channel: Channel) -> u32 {
         Channel::Control => 0,
         Channel::Raft => 1,
         Channel::Bulk => 2,
+        Channel::Repair => 3,
     }
 }

@@ -167,7 +167,7 @@ impl Link {
                 }
             }
             self.fail_all(net.random.jitter(backoff));
-            if was_connected && self.channel != Channel::Bulk && has_ended(&address).await {
+            if was_connected && matches!(self.channel, Channel::Control | Channel::Raft) && has_ended(&address).await {
                 net.tell_ended(self.peer);
             }
         }
