@@ -27,7 +27,9 @@ use crate::wire::{self, Answer, Ask, Failure, ProposeShard, QueryShard, Request,
 pub(crate) const ATTEMPT_MAX: Duration = Duration::from_secs(2);
 /// How long one replica of several may take to answer from what it has.
 const EVENTUAL_ATTEMPT_MAX: Duration = Duration::from_millis(500);
-/// As ATTEMPT_MAX, for a question to which the leader reads all its rows: tens of millions.
+/// As ATTEMPT_MAX, for a question to which the leader reads all its rows: tens of millions. A lost question is not to be
+/// waited for as long as that: it begins low, doubles with each silence, and follows the time that the last answer took.
+const SCAN_ATTEMPT_MIN: Duration = Duration::from_secs(10);
 const SCAN_ATTEMPT_MAX: Duration = Duration::from_secs(600);
 /// How long an operation is tried before the caller is told.
 pub(crate) const OPERATION_MAX: Duration = Duration::from_secs(30);
@@ -74,6 +76,8 @@ pub(crate) struct Shared {
     region: String,
     pub newest: Newest,
     leaders: Mutex<BTreeMap<GroupId, NodeId>>,
+    /// How long the leader of a group may take to read all its rows.
+    scan_patience: Mutex<BTreeMap<GroupId, Duration>>,
     retry_budget: AtomicU32,
     pub lagging: Arc<Semaphore>,
     /// Copies that a reader found missing or damaged while another copy was whole.
@@ -147,6 +151,7 @@ impl Client {
                 region: config.region,
                 newest: Newest::default(),
                 leaders: Mutex::new(BTreeMap::new()),
+                scan_patience: Mutex::new(BTreeMap::new()),
                 retry_budget: AtomicU32::new(RETRY_BUDGET_MAX),
                 lagging: Arc::new(Semaphore::new(LAGGING_STORES_MAX)),
                 bad_copies: AtomicU64::new(0),
@@ -483,14 +488,16 @@ impl Client {
 
     async fn attempt(&self, group: GroupId, to: NodeId, request: &Request) -> Result<Told, Attempt> {
         let frame = wire::frame(request, Vec::new());
-        let patience = match request.ask {
-            Some(Ask::Named(_)) => SCAN_ATTEMPT_MAX,
-            _ => ATTEMPT_MAX,
-        };
+        let is_scan = matches!(request.ask, Some(Ask::Named(_)));
+        let patience = if is_scan { self.scan_patience(group) } else { ATTEMPT_MAX };
+        let began = self.shared.env.now();
         let reply = match self.call(to, Channel::Control, frame, patience).await {
             Ok(reply) => reply,
             Err(NoReply { sent, why }) => {
                 self.forget_leader(group, to);
+                if is_scan && self.shared.env.now().since(began) >= patience {
+                    self.note_scan(group, patience);
+                }
                 return Err(if sent { Attempt::Unknown(why) } else { Attempt::NoLeader(why) });
             }
         };
@@ -500,6 +507,9 @@ impl Client {
             Some(Told::Failed(failed)) => failed,
             Some(told) => {
                 self.learn_leader(group, to);
+                if is_scan {
+                    self.note_scan(group, self.shared.env.now().since(began));
+                }
                 return Ok(told);
             }
             None => return Err(Attempt::Unknown(format!("node {to} sent an answer of a newer version"))),
@@ -531,6 +541,17 @@ impl Client {
             Failure::Damaged => Attempt::Final(Error::Damaged(failed.detail)),
             _ => Attempt::Final(Error::Invalid(failed.detail)),
         })
+    }
+
+    fn scan_patience(&self, group: GroupId) -> Duration {
+        let held = self.shared.scan_patience.lock().unwrap_or_else(PoisonError::into_inner);
+        held.get(&group).copied().unwrap_or(SCAN_ATTEMPT_MIN)
+    }
+
+    /// A scan has taken so long.
+    fn note_scan(&self, group: GroupId, took: Duration) {
+        let patience = (2 * took).clamp(SCAN_ATTEMPT_MIN, SCAN_ATTEMPT_MAX);
+        self.shared.scan_patience.lock().unwrap_or_else(PoisonError::into_inner).insert(group, patience);
     }
 
     /// Whom to ask about `group`, each once: those that the client was made with, then the nodes that serve, those with

@@ -3,6 +3,10 @@
 //! Once every shard has closed a session, nobody can commit a chunk of it any more; so what no row names then goes, here.
 //! Other nodes do the same with their copies; whoever comes too late for that finds the tombstones of the others when
 //! copies are compared.
+//!
+//! Each session is swept once, but for what is damaged: a chunk that was deleted everywhere comes back without its bytes
+//! where the record of its tombstone is lost. Nor is a chunk lost of which no good copy is left, unless a row names it:
+//! that is asked here, too.
 
 use base::Env;
 use base::ids::{ChunkId, Generation, GroupId, NodeId, PoolId, SLOT_BITS, Session};
@@ -15,7 +19,7 @@ use meta::view::{View, ViewError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use store::Engine;
+use store::{ChunkStat, Engine};
 use tokio::sync::watch;
 
 use crate::home::GenerationClock;
@@ -43,12 +47,16 @@ pub async fn run(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut standing = service.standing.subscribe();
-    let mut swept = Swept::from([(service.node, clock.now().await.swept)]);
+    let mut swept = recorded(&service, &clock).await;
     loop {
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
             serves = standing.wait_for(|standing| *standing == Standing::Serving) => if serves.is_err() { return },
+        }
+        let asked = ask_about_hopeless(&service, &client).await;
+        if let Err(error) = &asked {
+            tracing::warn!("whether chunks without a good copy are named is not known now: {error}");
         }
         let before = swept.get(&service.node).copied();
         let pause = match sweep(&service, &client, &mut swept).await {
@@ -58,19 +66,49 @@ pub async fn run(
                 }
                 service.counters.orphan_chunks.inc_by(removed);
                 record(&clock, before, swept.get(&service.node).copied()).await;
-                interval
+                if asked.is_ok() { interval } else { RETRY.min(interval) }
             }
             Err(error) => {
                 tracing::warn!("orphans are not removed now: {error}");
                 RETRY.min(interval)
             }
         };
+        let doubt = async {
+            env.sleep(RETRY.min(interval)).await;
+            service.repair.doubt.notified().await;
+        };
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
             () = env.sleep(pause) => {}
+            () = doubt => {}
         }
     }
+}
+
+/// What the lives before have swept. Where a disk is damaged, the record of a tombstone may be lost, and what it stood
+/// against is there again: then all is swept anew.
+async fn recorded(service: &Service, clock: &GenerationClock) -> Swept {
+    if service.disks.engines().any(|engine| engine.stats().damaged > 0) {
+        return Swept::new();
+    }
+    Swept::from([(service.node, clock.now().await.swept)])
+}
+
+/// Only what a row names can be lost.
+async fn ask_about_hopeless(service: &Service, client: &Client) -> Result<(), Error> {
+    let doubtful = service.repair.doubtful();
+    let groups = shards(&service.map.borrow());
+    if doubtful.is_empty() || groups.is_empty() {
+        return Ok(());
+    }
+    let unnamed = unnamed(client, &groups, &doubtful).await?;
+    service.repair.answer(&doubtful, |id| !unnamed.contains(id));
+    Ok(())
+}
+
+fn shards(map: &ClusterMap) -> Vec<GroupId> {
+    map.shards.iter().map(|row| GroupId(row.group)).collect()
 }
 
 async fn record(clock: &GenerationClock, before: Option<Generation>, now: Option<Generation>) {
@@ -84,11 +122,11 @@ async fn record(clock: &GenerationClock, before: Option<Generation>, now: Option
 /// One sweep over all disks. Answers how many chunks it removed.
 async fn sweep(service: &Service, client: &Client, swept: &mut Swept) -> Result<u64, Error> {
     let map = service.map.borrow().clone();
-    let groups: Vec<GroupId> = map.shards.iter().map(|row| GroupId(row.group)).collect();
+    let groups = shards(&map);
     if groups.is_empty() {
         return Ok(0);
     }
-    let floors = floors(&map, swept);
+    let floors = floors(&map);
     let mut closed = BTreeSet::new();
     let mut removed = 0;
     for engine in service.disks.engines() {
@@ -109,15 +147,16 @@ async fn sweep(service: &Service, client: &Client, swept: &mut Swept) -> Result<
             }
         }
     }
-    swept.extend(floors);
+    for (node, floor) in floors {
+        let swept = swept.entry(node).or_insert(floor);
+        *swept = floor.max(*swept);
+    }
     Ok(removed)
 }
 
-/// Of each node that has sessions to sweep: what is below is fenced.
-fn floors(map: &ClusterMap, swept: &Swept) -> Swept {
-    let floor = |row: &meta::map::command::NodeRow| (NodeId(row.id), Generation(row.generation_floor));
-    let is_due = |(node, floor): &(NodeId, Generation)| swept.get(node).is_none_or(|swept| swept < floor);
-    map.nodes.iter().map(floor).filter(is_due).collect()
+/// Of each node: what is below is fenced.
+fn floors(map: &ClusterMap) -> Swept {
+    map.nodes.iter().map(|row| (NodeId(row.id), Generation(row.generation_floor))).collect()
 }
 
 async fn close(client: &Client, groups: &[GroupId], floor: Session) -> Result<(), Error> {
@@ -127,7 +166,7 @@ async fn close(client: &Client, groups: &[GroupId], floor: Session) -> Result<()
     Ok(())
 }
 
-/// Chunks of fenced sessions from behind `after` on, at most as many as are asked about at once; and where to go on.
+/// Chunks of fenced sessions that were not swept yet, or that are damaged, from behind `after` on, at most as many as are asked about at once; and where to go on.
 fn candidates(
     engine: &Engine,
     pool: PoolId,
@@ -135,15 +174,15 @@ fn candidates(
     swept: &Swept,
     mut after: Option<ChunkId>,
 ) -> (Vec<ChunkId>, Option<ChunkId>) {
-    let is_due = |id: &ChunkId| {
-        let (node, generation) = (id.session.node, id.session.generation);
+    let is_due = |stat: &&ChunkStat| {
+        let (node, generation) = (stat.id.session.node, stat.id.session.generation);
         floors.get(&node).is_some_and(|floor| generation < *floor)
-            && swept.get(&node).is_none_or(|swept| generation >= *swept)
+            && (stat.damaged || swept.get(&node).is_none_or(|swept| generation >= *swept))
     };
     let mut found = Vec::new();
     while found.len() + INVENTORY_PAGE <= NAMED_IDS_MAX {
         let page = engine.inventory(after, pool, 0..=(1 << SLOT_BITS) - 1, INVENTORY_PAGE);
-        found.extend(page.iter().map(|stat| stat.id).filter(is_due));
+        found.extend(page.iter().filter(is_due).map(|stat| stat.id));
         match page.last() {
             Some(last) if page.len() == INVENTORY_PAGE => after = Some(last.id),
             _ => return (found, None),
@@ -153,28 +192,34 @@ fn candidates(
 }
 
 /// Deletes those that no shard names. The shards have closed the sessions before: what they do not name now, they never
-/// will. One that cannot be asked, or whose rows are damaged, may name anything: then nothing is removed.
+/// will.
 async fn remove_unnamed(
     client: &Client,
     engine: &Engine,
     groups: &[GroupId],
     found: Vec<ChunkId>,
 ) -> Result<u64, Error> {
-    let mut unnamed: BTreeSet<ChunkId> = found.into_iter().collect();
+    let unnamed: Vec<ChunkId> = unnamed(client, groups, &found).await?.into_iter().collect();
+    for ids in unnamed.chunks(DELETES_MAX) {
+        engine.delete(ids.to_vec()).await.map_err(|error| Error::Unavailable(error.to_string()))?;
+    }
+    Ok(unnamed.len() as u64)
+}
+
+/// Those that no shard names now. One that cannot be asked, or whose rows are damaged, may name anything: then nothing is
+/// answered.
+async fn unnamed(client: &Client, groups: &[GroupId], found: &[ChunkId]) -> Result<BTreeSet<ChunkId>, Error> {
+    let mut unnamed: BTreeSet<ChunkId> = found.iter().copied().collect();
     for group in groups {
         if unnamed.is_empty() {
-            return Ok(0);
+            break;
         }
         let ids: Vec<ChunkId> = unnamed.iter().copied().collect();
         for id in client.named_chunks(*group, &ids).await? {
             unnamed.remove(&id);
         }
     }
-    let unnamed: Vec<ChunkId> = unnamed.into_iter().collect();
-    for ids in unnamed.chunks(DELETES_MAX) {
-        engine.delete(ids.to_vec()).await.map_err(|error| Error::Unavailable(error.to_string()))?;
-    }
-    Ok(unnamed.len() as u64)
+    Ok(unnamed)
 }
 
 /// Answers which of these chunks the rows of `group` name; the caller has confirmed that they are as of now.

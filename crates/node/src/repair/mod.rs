@@ -36,6 +36,7 @@ use prometheus_client::metrics::counter::Counter;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// What repair knows about the copies on this node, for `status`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,9 +62,16 @@ pub struct NodeHealth {
     pub pulled_bytes_per_s: u64,
     /// Chunks here whose bytes do not verify.
     pub corrupt_chunks: u64,
-    /// Chunks of which no member that answered has a good copy; the first few by name.
+    /// Chunks of which no member that answered has a good copy.
     pub hopeless_chunks: u64,
-    pub hopeless: Vec<ChunkId>,
+    /// Of these: those that metadata names; the first few by name. Like the next two, of the first
+    /// [`client::NAMED_IDS_MAX`] hopeless ones.
+    pub lost_chunks: u64,
+    pub lost: Vec<ChunkId>,
+    /// Of these: those that no shard names. They go when their sessions are closed.
+    pub unnamed_chunks: u64,
+    /// Of these: those that the shards have not been asked about yet.
+    pub unasked_chunks: u64,
 }
 
 /// How much depends on a copy that is to be made: the first is made first.
@@ -107,6 +115,8 @@ impl Owed {
 pub struct Progress {
     state: Mutex<State>,
     pub counters: RepairCounters,
+    /// There are hopeless chunks that no shard has been asked about.
+    pub doubt: Notify,
 }
 
 #[derive(Default)]
@@ -130,6 +140,8 @@ struct State {
     healthy: BTreeMap<Key, Mark>,
     bits: BTreeMap<PoolId, u8>,
     health: NodeHealth,
+    /// Chunks without a good copy; and whether a shard names them, once all have been asked.
+    hopeless: BTreeMap<ChunkId, Option<bool>>,
     /// When the last finished comparison of everything began.
     compared: Option<MonoTime>,
 }
@@ -145,6 +157,10 @@ impl State {
     fn is_healthy(&self, key: Key) -> bool {
         let now = self.whole.as_ref().and_then(|whole| whole.get(&key));
         now.is_some() && now == self.healthy.get(&key)
+    }
+
+    fn hopeless_with(&self, named: Option<bool>) -> impl Iterator<Item = ChunkId> {
+        self.hopeless.iter().filter(move |(_, is_named)| **is_named == named).map(|(id, _)| *id)
     }
 }
 
@@ -176,6 +192,10 @@ impl Progress {
             degraded: groups.iter().filter(|group| group.degraded).count() as u64,
             last_copy: groups.iter().filter(|group| group.urgency() == Urgency::LastCopy).count() as u64,
             moving: groups.iter().filter(|group| group.closed).count() as u64,
+            lost_chunks: state.hopeless_with(Some(true)).count() as u64,
+            lost: state.hopeless_with(Some(true)).take(LOST_NAMED_MAX).collect(),
+            unnamed_chunks: state.hopeless_with(Some(false)).count() as u64,
+            unasked_chunks: state.hopeless_with(None).count() as u64,
             ..state.health.clone()
         }
     }
@@ -192,6 +212,22 @@ impl Progress {
         state.compared.is_some_and(|began| began > since) && own.peek().is_some() && own.all(is_whole)
     }
 
+    /// Chunks without a good copy of which it is not known that a shard names them, at most [`client::NAMED_IDS_MAX`].
+    pub fn doubtful(&self) -> Vec<ChunkId> {
+        let state = self.state();
+        state.hopeless.iter().filter(|(_, named)| **named != Some(true)).map(|(id, _)| *id).collect()
+    }
+
+    /// All shards have been asked about these chunks.
+    pub fn answer(&self, asked: &[ChunkId], is_named: impl Fn(&ChunkId) -> bool) {
+        let mut state = self.state();
+        for id in asked {
+            if let Some(named) = state.hopeless.get_mut(id) {
+                *named = Some(is_named(id));
+            }
+        }
+    }
+
     /// Whether no member can bring this chunk back: its group is healthy with all of them, or is none of this node's.
     pub fn may_forget(&self, id: ChunkId) -> bool {
         let state = self.state();
@@ -201,6 +237,9 @@ impl Progress {
         !state.own.contains(&key) || state.is_healthy(key) || plant::is(Plant::ForgetTombstone)
     }
 }
+
+/// Lost chunks that are named.
+const LOST_NAMED_MAX: usize = 20;
 
 /// How long a node may take to answer from memory, and for a whole chunk.
 const PATIENCE: Duration = Duration::from_secs(2);

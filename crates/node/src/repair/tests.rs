@@ -440,7 +440,16 @@ fn a_damaged_copy_is_mended_at_once_and_one_without_a_good_copy_is_told() {
     bench.damage(2, 6);
     bench.sim.run_for(AFTER);
     assert_eq!(bench.round(&mut comparer, 1), (0, 1));
-    assert_eq!(bench.repairers[&1].progress.health(&bench.nodes.map.borrow(), NodeId(1)).hopeless, vec![id(6)]);
+    let progress = &bench.repairers[&1].progress;
+    let health = || progress.health(&bench.nodes.map.borrow(), NodeId(1));
+    assert_eq!((health().unasked_chunks, health().lost), (1, vec![]), "nobody knows yet whether it is named");
+    progress.answer(&progress.doubtful(), |_| false);
+    assert_eq!((health().unnamed_chunks, health().lost), (1, vec![]));
+    assert_eq!(progress.doubtful(), vec![id(6)], "it may be named yet");
+    progress.answer(&progress.doubtful(), |_| true);
+    assert_eq!((health().lost_chunks, health().lost), (1, vec![id(6)]));
+    assert_eq!(bench.round(&mut comparer, 1), (0, 1));
+    assert_eq!((health().lost_chunks, progress.doubtful()), (1, vec![]), "what was answered stays so");
 }
 
 #[test]

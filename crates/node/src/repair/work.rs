@@ -5,6 +5,7 @@ use base::env::MonoTime;
 use base::ids::{ChunkId, DiskId, NodeId, OwnerId, PgId, PoolId};
 use base::plant::{self, Plant};
 use bytes::Bytes;
+use client::NAMED_IDS_MAX;
 use client::wire::{Ask, Failure, GetChunk, PgDigestAsk, PgDigestLine, PgDigests, Told};
 use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -39,8 +40,6 @@ const MOVE_CHECK: Duration = Duration::from_secs(2);
 /// How often damage is looked for, and how fast a disk with damage is read.
 const SCRUB_CHECK: Duration = Duration::from_secs(2);
 const SCRUB_BYTES_PER_S: u64 = 128 << 20;
-/// Hopeless chunks that are named.
-const HOPELESS_NAMED_MAX: usize = 20;
 
 pub struct Repairer {
     pub env: Env,
@@ -554,23 +553,21 @@ impl Comparer {
         // What a healthy group seems to owe is under way, and not in the queue.
         let owed = queue.into_iter().fold(Owed::default(), Owed::and);
         let mut marks = BTreeMap::new();
+        let mut hopeless = Vec::new();
         for group in groups {
             let watched = self.watched.get(&group.key());
             if watched.is_some_and(|watched| watched.healthy || plant::is(Plant::ClaimHealth)) {
                 marks.insert(group.key(), Mark::of(group));
             }
-            if let Some(hopeless) = watched.map(|watched| &watched.wants.hopeless) {
-                health.hopeless_chunks += hopeless.len() as u64;
-                health.hopeless.extend(hopeless.iter().take(HOPELESS_NAMED_MAX));
-            }
-            health.hopeless.truncate(HOPELESS_NAMED_MAX);
+            hopeless.extend(watched.into_iter().flat_map(|watched| watched.wants.hopeless.iter().copied()));
             if let Ok(engine) = self.repairer.disks.engine(group.own) {
                 health.corrupt_chunks += engine.digest(group.pg.pool, group.pg.slots()).damaged;
             }
         }
         self.note(owed);
         (health.missing_chunks, health.missing_bytes) = (owed.chunks, owed.bytes);
-        self.repairer.progress.tell(health, marks, began);
+        health.hopeless_chunks = hopeless.len() as u64;
+        self.repairer.progress.tell(health, hopeless, marks, began);
     }
 
     /// For the timeline: that this node lacked something, and lacks nothing any more.
@@ -773,8 +770,13 @@ impl Progress {
         state.own = now.into_keys().collect();
     }
 
-    fn tell(&self, health: NodeHealth, healthy: BTreeMap<Key, Mark>, began: MonoTime) {
+    fn tell(&self, health: NodeHealth, hopeless: Vec<ChunkId>, healthy: BTreeMap<Key, Mark>, began: MonoTime) {
         let mut state = self.state();
+        let known = |id: ChunkId| (id, state.hopeless.get(&id).copied().flatten());
+        state.hopeless = hopeless.into_iter().take(NAMED_IDS_MAX).map(known).collect();
+        if state.hopeless.values().any(Option::is_none) {
+            self.doubt.notify_one();
+        }
         state.health = health;
         state.healthy = healthy;
         state.compared = Some(began);

@@ -35,9 +35,9 @@ pub struct LocalStatus {
     pub missing_chunks: u64,
     #[prost(uint64, tag = "11")]
     pub missing_bytes: u64,
-    /// Chunks of which no member that answered has a good copy.
+    /// Chunks that metadata names, and of which no member that answered has a good copy.
     #[prost(uint64, tag = "13")]
-    pub hopeless_chunks: u64,
+    pub lost_chunks: u64,
     /// How fast missing copies came lately.
     #[prost(uint64, tag = "14")]
     pub pulled_bytes_per_s: u64,
@@ -103,11 +103,18 @@ pub fn collect(service: &Service) -> LocalStatus {
     status.missing_chunks = health.missing_chunks;
     status.missing_bytes = health.missing_bytes;
     status.pulled_bytes_per_s = health.pulled_bytes_per_s;
-    status.hopeless_chunks = health.hopeless_chunks;
+    status.lost_chunks = health.lost_chunks;
     status.last_copies = health.queue[Urgency::LastCopy as usize].chunks;
-    for chunk in &health.hopeless {
+    for chunk in &health.lost {
         let what = format!("chunk {chunk} has no good copy on any disk of its placement group");
         status.find(Verdict::Lost, format!("{what}; `henge fsck` names the object, restore it"));
+    }
+    let without = "chunks have no good copy on any disk of their placement groups";
+    if let count @ 1.. = health.unasked_chunks {
+        status.find(Verdict::AtRisk, format!("{count} {without}; whether anything names them is being asked"));
+    }
+    if let count @ 1.. = health.unnamed_chunks {
+        status.find(Verdict::AtRisk, format!("{count} {without}; nothing names them, and they are to go"));
     }
     let only_copy = service.map.borrow().pools.iter().any(|pool| pool.copies_effective <= 1);
     if !health.checked && !only_copy {

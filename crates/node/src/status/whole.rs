@@ -312,8 +312,8 @@ fn placement(map: &ClusterMap, answers: &Answers, findings: &mut Findings) -> Ch
     let share = |groups: u64| (total * groups).checked_div(all).unwrap_or(0);
     let corrupt = sum(answers, |status| status.corrupt);
     // Each member of the group counts it.
-    let hopeless = answers.iter().filter_map(|(_, status)| Some(status.as_ref()?.hopeless_chunks)).max().unwrap_or(0);
-    let lost = if effective == 1 { corrupt } else { hopeless };
+    let named = answers.iter().filter_map(|(_, status)| Some(status.as_ref()?.lost_chunks)).max().unwrap_or(0);
+    let lost = if effective == 1 { corrupt } else { named };
     ChunkCounts { total, degraded: share(degraded), last_copy: share(last), corrupt, lost }
 }
 
