@@ -377,6 +377,7 @@ impl Client {
             id: Bytes::copy_from_slice(&id.to_bytes()),
             start: range.start,
             end: range.end,
+            repair: false,
         });
         let (_, bulk) = self.ask_node(member.node, ask, Vec::new(), patience).await?;
         Ok(bulk)

@@ -113,7 +113,7 @@ pub struct PutChunk {
     pub crc64: u64,
 }
 
-/// Answered with the bytes of the range as the frame's bulk.
+/// Answered with the bytes of the range, cut at the chunk's end, as the frame's bulk.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct GetChunk {
     #[prost(bytes = "bytes", tag = "1")]
@@ -124,6 +124,9 @@ pub struct GetChunk {
     pub start: u32,
     #[prost(uint32, tag = "4")]
     pub end: u32,
+    /// Not for a user: work that yields to users does not yield to this.
+    #[prost(bool, tag = "5")]
+    pub repair: bool,
 }
 
 /// Stores bytes `start..end` of a chunk that the disk holds under a new id. Nothing travels; the answer has the

@@ -393,8 +393,7 @@ impl Service {
             (Err(failed), _) => return (failed.into(), Vec::new()),
             (_, None) => return (Answer::failed(Failure::Invalid, "a chunk id has 16 bytes"), Vec::new()),
         };
-        if get.end != u32::MAX {
-            // Repair asks for whole chunks, whatever their length.
+        if !get.repair {
             disk.meter.serve(self.env.now());
         }
         let under_way = disk.meter.begin(&self.env);
@@ -412,7 +411,8 @@ impl Service {
     /// What is read was verified by the store; what is stored is that, under another id.
     async fn clone_chunk(&self, clone: wire::CloneChunk) -> Answer {
         let wire::CloneChunk { disk, from, start, end, id, owner, epoch } = clone;
-        let (answer, source) = self.get_chunk(wire::GetChunk { disk: disk.clone(), id: from, start, end }).await;
+        let (answer, source) =
+            self.get_chunk(wire::GetChunk { disk: disk.clone(), id: from, start, end, repair: false }).await;
         if !matches!(answer.told, Some(Told::Chunk(_))) {
             return answer;
         }

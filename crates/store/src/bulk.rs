@@ -23,6 +23,9 @@ use crate::volume_file::VolumeFile;
 
 /// Large payloads in flight at once.
 const SLOTS: usize = 8;
+/// What background work writes before it flushes. A flush waits for whatever the device has been given by then, the flush
+/// of a user as well.
+const BACKGROUND_BYTES: usize = 1 << 20;
 const _: () = assert!(
     record::HEADER_LEN + record::table_len(CHUNK_SIZE_MAX) <= BLOCK,
     "the block checksums of the largest chunk fit into its header block"
@@ -88,7 +91,10 @@ pub async fn store(inner: &Arc<Inner>, chunk: LargeChunk, background: bool) -> A
 
 async fn write(inner: &Arc<Inner>, chunk: LargeChunk, reply: oneshot::Sender<Answer>, background: bool) {
     let written = match allocate(inner, chunk.len).await {
-        Ok((number, file, offset)) => place(inner, chunk, number, &file, offset).await.map(|request| (file, request)),
+        Ok((number, file, offset)) => {
+            let placed = place(inner, chunk, number, &file, offset, background).await;
+            placed.map(|request| (file, request))
+        }
         Err(error) => Err(error),
     };
     match written {
@@ -140,6 +146,7 @@ async fn place(
     number: VolumeNumber,
     file: &VolumeFile,
     offset: u64,
+    background: bool,
 ) -> Result<Request, StoreError> {
     let (pieces, copied) = aligned(&chunk.payload, &inner.env.buffers);
     count(&inner.counters.copied_bytes, copied);
@@ -147,18 +154,52 @@ async fn place(
     let (block, header_crc) = header_block(file.seed, offset, payload_header, &pieces, &inner.env.buffers);
     let mut out = vec![block];
     out.extend(pieces);
-    let written = file.place(offset, out).await;
+    let written = match background {
+        true => place_gently(inner, file, offset, out).await,
+        false => place_all(inner, file, offset, out).await,
+    };
     if let Err(error) = written {
         if let Some(volume) = inner.shared().state.volumes.get_mut(&number) {
             volume.pending -= 1;
         }
-        return Err(inner.write_failed("writing a bulk volume", &error));
+        return Err(error);
     }
     count(&inner.counters.bulk_bytes, bulk_len(chunk.len));
     let locator = Locator { incarnation: u64::from(number), offset, len: chunk.len, header_crc };
     let record = RecordIn::new(chunk.header, locator.encode());
     let (len, crc64) = (chunk.len, chunk.header.check);
     Ok(Request::Store { record, len, crc64, moved_from: chunk.moved_from, bulk: Some(number) })
+}
+
+async fn place_all(inner: &Inner, file: &VolumeFile, offset: u64, out: Vec<Bytes>) -> Result<(), StoreError> {
+    let written = file.place(offset, out).await;
+    written.map_err(|error| inner.write_failed("writing a bulk volume", &error))
+}
+
+/// Writes and flushes in turn. The end is left to the flush of the whole.
+async fn place_gently(inner: &Inner, file: &VolumeFile, mut offset: u64, out: Vec<Bytes>) -> Result<(), StoreError> {
+    let mut parts = out.into_iter().flat_map(parts_of).peekable();
+    while parts.peek().is_some() {
+        let (mut some, mut len) = (Vec::new(), 0);
+        while let Some(part) = parts.next_if(|part| len + part.len() <= BACKGROUND_BYTES + BLOCK) {
+            len += part.len();
+            some.push(part);
+        }
+        place_all(inner, file, offset, some).await?;
+        offset += len as u64;
+        if parts.peek().is_some() {
+            count(&inner.counters.flushes, 1);
+            let done = file.file.flush().await;
+            done.map_err(|error| inner.poison(format!("flushing {}: {error}", file.name)))?;
+        }
+    }
+    Ok(())
+}
+
+/// A piece in parts of at most [`BACKGROUND_BYTES`]: whole blocks, as the piece is.
+fn parts_of(piece: Bytes) -> impl Iterator<Item = Bytes> {
+    let parts = piece.len().div_ceil(BACKGROUND_BYTES);
+    (0..parts).map(move |n| piece.slice(n * BACKGROUND_BYTES..piece.len().min((n + 1) * BACKGROUND_BYTES)))
 }
 
 /// The payload in pieces that direct I/O takes, padded with zeroes to whole blocks; and how many bytes were copied.

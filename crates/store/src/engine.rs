@@ -174,6 +174,16 @@ impl Engine {
 
     /// Stores a chunk; durable when it returns. Storing the same bytes again is harmless.
     pub async fn put(&self, chunk: NewChunk) -> Result<PutOutcome, StoreError> {
+        self.put_for(chunk, false).await
+    }
+
+    /// The same for background work: a large chunk is written and flushed a part at a time, so that no flush of a user waits
+    /// for all of it.
+    pub async fn put_gently(&self, chunk: NewChunk) -> Result<PutOutcome, StoreError> {
+        self.put_for(chunk, true).await
+    }
+
+    async fn put_for(&self, chunk: NewChunk, background: bool) -> Result<PutOutcome, StoreError> {
         let len: usize = chunk.payload.iter().map(Bytes::len).sum();
         if len > CHUNK_SIZE_MAX {
             return Err(StoreError::Invalid(format!("a chunk of {len} bytes; at most {CHUNK_SIZE_MAX} are taken")));
@@ -206,7 +216,7 @@ impl Engine {
         } else {
             let header = RecordHeader::chunk(Kind::Locator, chunk.id, chunk.owner, chunk.epoch, chunk.crc64);
             let chunk = LargeChunk { header, len, payload: chunk.payload, moved_from: None };
-            bulk::store(&self.inner, chunk, false).await?
+            bulk::store(&self.inner, chunk, background).await?
         };
         Ok(if outcome == Outcome::AlreadyStored { PutOutcome::AlreadyStored } else { PutOutcome::Stored })
     }

@@ -71,7 +71,7 @@ impl Budget {
         let units = len.div_ceil(UNIT_BYTES).max(1);
         if urgency == Urgency::LastCopy {
             let permit = lane.last_copies.acquire_many(units.min(DISK_UNITS)).await.ok()?;
-            return Some(Admitted { permit, since: env.now(), yields: false });
+            return Some(Admitted { _permit: permit, since: env.now(), yields: false });
         }
         loop {
             let yields = served().is_some_and(|at| env.now().since(at) < BUSY_FOR);
@@ -79,7 +79,7 @@ impl Budget {
             tokio::select! {
                 biased;
                 permit = lane.others.acquire_many(units.min(DISK_UNITS)) => {
-                    return Some(Admitted { permit: permit.ok()?, since: env.now(), yields });
+                    return Some(Admitted { _permit: permit.ok()?, since: env.now(), yields });
                 }
                 // Users may have come or gone while it waited.
                 () = env.sleep(BUSY_FOR) => {}
@@ -97,20 +97,21 @@ impl Budget {
     }
 }
 
-/// A pull that may begin. It ends with [`Admitted::rest`], or at once when it is dropped.
+/// A pull that may begin. It has ended when it is dropped.
 pub struct Admitted<'a> {
-    permit: SemaphorePermit<'a>,
+    _permit: SemaphorePermit<'a>,
     since: MonoTime,
-    yields: bool,
+    /// Users are served by this disk.
+    pub yields: bool,
 }
 
 impl Admitted<'_> {
-    /// Users go first, unless one more failure would lose something.
-    pub async fn rest(self, env: &Env) {
+    /// After each step of the pull: users go first, unless one more failure would lose something.
+    pub async fn rest(&mut self, env: &Env) {
         if self.yields {
             env.sleep((env.now().since(self.since) * YIELD_RESTS).min(YIELD_MAX)).await;
+            self.since = env.now();
         }
-        drop(self.permit);
     }
 }
 

@@ -295,6 +295,36 @@ fn new_members_get_what_any_old_one_has_and_nothing_that_was_deleted() {
     assert_eq!(bench.engine(2).digest(PoolId(1), 0..=0xff_ffff), bench.engine(3).digest(PoolId(1), 0..=0xff_ffff));
 }
 
+/// While users are served a large chunk comes in pieces, with rests; else at once.
+#[test]
+fn a_large_chunk_yields_to_users() {
+    let bench = Bench::new(&[1]);
+    let payload: Bytes = (0..3_500_000u32).map(|i| (i.wrapping_mul(7) >> 3) as u8).collect::<Vec<u8>>().into();
+    let large = NewChunk { crc64: crc64(&payload), payload: vec![payload.clone()], ..chunk(5) };
+    bench.sim.block_on(bench.engine(1).put(large)).unwrap();
+    let asked = || bench.nodes.pulled.lock().unwrap().len();
+    let mut took = Vec::new();
+    for (epoch, node, are_served, asks) in [(2, 2, false, 1), (3, 3, true, 4)] {
+        bench.change(|map| {
+            close(map, &[1, node]);
+            map.pgs[0].epoch = epoch;
+        });
+        let env = &bench.nodes.env;
+        let before = (asked(), env.now());
+        *bench.nodes.slow.lock().unwrap() = Some((id(5), Duration::from_millis(50)));
+        if are_served {
+            bench.nodes.disks[&NodeId(node)].all[0].meter.serve(env.now());
+        }
+        bench.unite(node).unwrap();
+        assert_eq!(asked() - before.0, asks);
+        took.push(env.now().since(before.1));
+        let data = bench.sim.block_on(bench.engine(node).get(id(5), 0..u32::MAX)).unwrap();
+        assert!(data.into_bytes() == payload);
+    }
+    let rests = took[1] - took[0];
+    assert!(rests > Duration::from_millis(4 * 50 + 3 * 50), "three times as long as each piece took: {rests:?}");
+}
+
 #[test]
 fn a_move_waits_for_an_old_member_that_is_down_but_not_for_a_lost_one() {
     let bench = Bench::new(&[1, 2]);

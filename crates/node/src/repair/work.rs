@@ -17,7 +17,7 @@ use store::{Digest, Engine, NewChunk, StoreError};
 use tokio::sync::watch;
 
 use super::answer::DIGESTS_MAX;
-use super::budget::Budget;
+use super::budget::{Admitted, Budget};
 use super::exchange::{Peers, State, Walk};
 use super::plan::{Group, Member, Reach, Suspects, Verdict, Want, groups_of, judge, left_by};
 use super::{Key, Mark, NodeHealth, Owed, Progress};
@@ -29,6 +29,8 @@ use crate::start::Healing;
 const PULLS_MAX: usize = 32;
 /// Groups whose inventories are exchanged in one round of comparisons.
 const EXCHANGES_MAX: usize = 128;
+/// Bytes of a chunk that are asked for at once while users are served.
+const PIECE_BYTES: u32 = 1 << 20;
 /// Looks at digests that differ, before inventories are walked.
 const LOOKS_MAX: usize = 3;
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
@@ -194,15 +196,22 @@ impl Repairer {
     async fn pull_admitted(&self, engine: &Engine, group: &Group, walk: &Walk<'_>, want: &Want) -> Result<(), String> {
         let served = || self.disks.disk(group.own).ok().and_then(|disk| disk.meter.served());
         let admitted = self.budget.admit(&self.env, group.own, served, group.urgency(), want.len).await;
-        let admitted = admitted.ok_or("the disk is not this node's")?;
+        let mut admitted = admitted.ok_or("the disk is not this node's")?;
         let sources = want.sources.iter().filter_map(|number| walk.member(*number)).collect();
-        let pulled = self.pull(engine, group, want, sources).await;
+        let pulled = self.pull(engine, group, want, sources, &mut admitted).await;
         admitted.rest(&self.env).await;
         pulled
     }
 
     /// From whichever source gives bytes that verify. A chunk that is deleted meanwhile is no failure.
-    async fn pull(&self, engine: &Engine, group: &Group, want: &Want, sources: Vec<Member>) -> Result<(), String> {
+    async fn pull(
+        &self,
+        engine: &Engine,
+        group: &Group,
+        want: &Want,
+        sources: Vec<Member>,
+        admitted: &mut Admitted<'_>,
+    ) -> Result<(), String> {
         if want.id.counter.is_multiple_of(8) && plant::is(Plant::DropRepair) {
             return Ok(());
         }
@@ -210,18 +219,12 @@ impl Repairer {
         // Different chunks begin with different sources.
         let first = want.id.counter as usize % sources.len().max(1);
         for source in sources.iter().cycle().skip(first).take(sources.len()) {
-            let ask = Ask::GetChunk(GetChunk {
-                disk: Bytes::copy_from_slice(&source.disk.0.to_be_bytes()),
-                id: Bytes::copy_from_slice(&want.id.to_bytes()),
-                start: 0,
-                end: u32::MAX,
-            });
-            match self.peers.ask(source.node, ask).await {
-                Ok((Told::Chunk(done), payload)) if len_of(&payload) == u64::from(want.len) => {
-                    let (owner, epoch) = (OwnerId(done.owner), group.epoch);
-                    let chunk = NewChunk { id: want.id, owner, epoch, crc64: want.crc64, payload };
+            match self.fetch(source, want, admitted).await {
+                Ok((owner, payload)) if len_of(&payload) == u64::from(want.len) => {
+                    let chunk = NewChunk { id: want.id, owner, epoch: group.epoch, crc64: want.crc64, payload };
                     // The store compares the bytes with the checksum before it takes them.
-                    match engine.put(chunk).await {
+                    let stored = if admitted.yields { engine.put_gently(chunk).await } else { engine.put(chunk).await };
+                    match stored {
                         Ok(_) => {
                             self.progress.counters.pulled_chunks.inc();
                             self.progress.counters.pulled_bytes.inc_by(u64::from(want.len));
@@ -238,6 +241,41 @@ impl Repairer {
             }
         }
         Err(format!("chunk {}: {why}", want.id))
+    }
+
+    /// A chunk's bytes from one source. While users are served they come in pieces, with rests: no read of a user waits for
+    /// all of them.
+    async fn fetch(
+        &self,
+        source: &Member,
+        want: &Want,
+        admitted: &mut Admitted<'_>,
+    ) -> Result<(OwnerId, Vec<Bytes>), (Failure, String)> {
+        let (mut owner, mut payload) = (OwnerId::default(), Vec::new());
+        let step = if admitted.yields { PIECE_BYTES } else { want.len.max(1) };
+        // An empty chunk is asked for as well.
+        let starts = std::iter::once(0).chain((step..want.len).step_by(step as usize));
+        for start in starts {
+            if start > 0 {
+                admitted.rest(&self.env).await;
+            }
+            let ask = Ask::GetChunk(GetChunk {
+                disk: Bytes::copy_from_slice(&source.disk.0.to_be_bytes()),
+                id: Bytes::copy_from_slice(&want.id.to_bytes()),
+                start,
+                // What is longer than it should be is noticed.
+                end: if want.len - start > step { start + step } else { u32::MAX },
+                repair: true,
+            });
+            match self.peers.ask(source.node, ask).await? {
+                (Told::Chunk(done), piece) => {
+                    owner = OwnerId(done.owner);
+                    payload.extend(piece);
+                }
+                _ => return Err((Failure::Invalid, format!("node {} gives no bytes", source.node))),
+            }
+        }
+        Ok((owner, payload))
     }
 
     /// Compares copies until the node stops.

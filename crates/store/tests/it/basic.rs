@@ -235,3 +235,24 @@ fn many_writers_share_rounds() {
     });
     assert!(engine.stats().batches < 20, "{:?}", engine.stats());
 }
+
+#[test]
+fn a_large_chunk_is_stored_gently_in_flushed_parts() {
+    let bench = Bench::formatted(31);
+    let engine = bench.open();
+    let lens = [300_000, 1 << 20, (1 << 20) + 1, 1_900_000];
+    for (number, len) in lens.into_iter().enumerate() {
+        let flushes = engine.stats().flushes;
+        let whole = chunk(number as u32, len);
+        let stored = bench.sim.block_on(engine.put_gently(whole));
+        assert_eq!(stored, Ok(PutOutcome::Stored));
+        let parts = len.div_ceil(1 << 20) as u64;
+        assert!(engine.stats().flushes - flushes >= parts + 1, "the parts' and the locator's");
+    }
+    bench.crash(engine);
+    let engine = bench.open();
+    for (number, len) in lens.into_iter().enumerate() {
+        let whole = chunk(number as u32, len);
+        assert!(bench.get(&engine, whole.id).unwrap() == whole.payload.concat());
+    }
+}
