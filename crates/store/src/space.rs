@@ -59,6 +59,7 @@ impl Space {
     pub fn recompute(&self, inner: &Inner) {
         if self.no_space.load(Ordering::Relaxed) {
             give_back_spares(inner);
+            inner.summaries.give_back(inner);
         }
         let (used, live, held, spare) = {
             let shared = inner.shared();

@@ -76,6 +76,15 @@ impl Summaries {
         shelf.given_up.remove(&number);
     }
 
+    /// The file system is full: the next start reads the volumes instead.
+    pub fn give_back(&self, inner: &Inner) {
+        let mut shelf = self.shelf();
+        let whole = std::mem::take(&mut shelf.whole);
+        shelf.given_up.extend(&whole);
+        drop(shelf);
+        whole.into_iter().for_each(|number| remove(inner, number));
+    }
+
     fn shelf(&self) -> MutexGuard<'_, Shelf> {
         // Each change is whole before the lock is let go.
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner)

@@ -122,6 +122,34 @@ fn a_file_system_without_room_is_no_broken_disk() {
     }
 }
 
+/// They only make the next start faster.
+#[test]
+fn a_file_system_without_room_gets_the_summaries_back() {
+    let bench = Bench::formatted(5);
+    let (engine, _) = bench.try_open().unwrap();
+    let stored: Vec<u32> = (0..200).collect();
+    for number in &stored {
+        bench.put(&engine, chunk(*number, 60_000)).unwrap();
+    }
+    bench.sim.run_for(Duration::from_secs(5));
+    assert!(!bench.files("summary-").is_empty());
+    let on_disk: u64 = bench.dyn_disk().list().unwrap().iter().map(|entry| entry.size_bytes).sum();
+    bench.disk.set_capacity(on_disk);
+    // Tombstones go beyond what is kept back from chunks, until the file system refuses.
+    let more = (0..1000).map(|n| (1000 + n * 1000..2000 + n * 1000).map(id).collect());
+    let refused = more.map(|ids| bench.sim.block_on(engine.delete(ids))).find_map(Result::err);
+    assert_eq!(refused, Some(StoreError::Full));
+    bench.sim.run_for(Duration::from_secs(5));
+    assert_eq!(bench.files("summary-"), [""; 0]);
+    bench.disk.set_capacity(1 << 30);
+    bench.crash(engine);
+    let (engine, report) = bench.try_open().unwrap();
+    assert_eq!(report.damaged, []);
+    for number in &stored {
+        assert_eq!(bench.get(&engine, id(*number)).unwrap(), payload(*number, 60_000));
+    }
+}
+
 /// Files that wait for new volumes must not keep a full file system full.
 #[test]
 fn deletes_open_a_disk_that_the_file_system_called_full() {
