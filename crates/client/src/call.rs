@@ -496,7 +496,8 @@ impl Client {
             Err(NoReply { sent, why }) => {
                 self.forget_leader(group, to);
                 if is_scan && self.shared.env.now().since(began) >= patience {
-                    self.note_scan(group, patience);
+                    // It goes on over there: few of them are to run beside each other.
+                    self.note_scan(group, 4 * patience);
                 }
                 return Err(if sent { Attempt::Unknown(why) } else { Attempt::NoLeader(why) });
             }

@@ -13,7 +13,8 @@ use crate::wire::{Ask, Failure, Named, Told};
 pub const NAMED_IDS_MAX: usize = 64 << 10;
 
 impl Client {
-    /// Asks a node once. `Busy` also stands for no answer within `patience`. Whole chunks have a connection of their own.
+    /// Asks a node once. `Busy` also stands for no answer within `patience`. Chunks that are copied again have a
+    /// connection of their own.
     pub async fn ask_peer(
         &self,
         to: NodeId,

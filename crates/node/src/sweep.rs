@@ -19,7 +19,7 @@ use meta::view::{View, ViewError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use store::{ChunkStat, Engine};
+use store::{ChunkStat, DiskState, Engine};
 use tokio::sync::watch;
 
 use crate::home::GenerationClock;
@@ -102,9 +102,28 @@ async fn ask_about_hopeless(service: &Service, client: &Client) -> Result<(), Er
     if doubtful.is_empty() || groups.is_empty() {
         return Ok(());
     }
-    let unnamed = unnamed(client, &groups, &doubtful).await?;
-    service.repair.answer(&doubtful, |id| !unnamed.contains(id));
-    Ok(())
+    let mut rest: BTreeSet<ChunkId> = doubtful.into_iter().collect();
+    let mut failed = Ok(());
+    for group in groups {
+        if rest.is_empty() {
+            break;
+        }
+        let ids: Vec<ChunkId> = rest.iter().copied().collect();
+        match client.named_chunks(group, &ids).await {
+            // What one shard names is lost, whatever the others say.
+            Ok(named) => {
+                service.repair.answer(&named, true);
+                let named: BTreeSet<ChunkId> = named.into_iter().collect();
+                rest.retain(|id| !named.contains(id));
+            }
+            Err(error) => failed = Err(error),
+        }
+    }
+    if failed.is_ok() {
+        let unnamed: Vec<ChunkId> = rest.into_iter().collect();
+        service.repair.answer(&unnamed, false);
+    }
+    failed
 }
 
 fn shards(map: &ClusterMap) -> Vec<GroupId> {
@@ -129,7 +148,9 @@ async fn sweep(service: &Service, client: &Client, swept: &mut Swept) -> Result<
     let floors = floors(&map);
     let mut closed = BTreeSet::new();
     let mut removed = 0;
-    for engine in service.disks.engines() {
+    // A broken disk takes no tombstones.
+    let takes = |engine: &&Engine| !matches!(engine.state(), DiskState::Broken(_) | DiskState::Closed);
+    for engine in service.disks.engines().filter(takes) {
         for pool in map.pools.iter().filter_map(|row| u8::try_from(row.id).ok()).map(PoolId) {
             let mut after = None;
             loop {
@@ -166,7 +187,8 @@ async fn close(client: &Client, groups: &[GroupId], floor: Session) -> Result<()
     Ok(())
 }
 
-/// Chunks of fenced sessions that were not swept yet, or that are damaged, from behind `after` on, at most as many as are asked about at once; and where to go on.
+/// Chunks of fenced sessions that were not swept yet, or that are damaged, from behind `after` on, at most as many as are
+/// asked about at once; and where to go on.
 fn candidates(
     engine: &Engine,
     pool: PoolId,

@@ -189,7 +189,7 @@ async fn place_gently(inner: &Inner, file: &VolumeFile, mut offset: u64, out: Ve
         offset += len as u64;
         if parts.peek().is_some() {
             count(&inner.counters.flushes, 1);
-            let done = file.file.flush().await;
+            let done = file.flush_in_background().await;
             done.map_err(|error| inner.poison(format!("flushing {}: {error}", file.name)))?;
         }
     }
@@ -316,7 +316,7 @@ async fn flush_all(inner: &Inner, finished: &[Finished]) -> Result<(), StoreErro
         }
         count(&inner.counters.flushes, 1);
         // No room at a flush means that written bytes are gone: as final as any other failure.
-        let done = one.file.file.flush().await;
+        let done = one.file.flush().await;
         done.map_err(|error| inner.poison(format!("flushing {}: {error}", one.file.name)))?;
         flushed.push(&one.file);
     }

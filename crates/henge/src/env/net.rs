@@ -197,7 +197,7 @@ impl RealNet {
         }
         if to == self.shared.node {
             let local = self.deliver(channel, request).ok_or(NetError::NotSent)?;
-            if channel != Channel::Bulk {
+            if !matches!(channel, Channel::Bulk | Channel::Repair) {
                 return Ok(Box::pin(async { Ok(local.await) }));
             }
             // A reader whose client dawdles is not polled: the work goes on without it, or the disk would seem to hang.

@@ -73,16 +73,19 @@ impl Budget {
             let permit = lane.last_copies.acquire_many(units.min(DISK_UNITS)).await.ok()?;
             return Some(Admitted { _permit: permit, since: env.now(), yields: false });
         }
+        let is_busy = || served().is_some_and(|at| env.now().since(at) < BUSY_FOR);
         loop {
-            let yields = served().is_some_and(|at| env.now().since(at) < BUSY_FOR);
+            let yields = is_busy();
             let units = if yields { units * YIELD_WEIGHT } else { units };
-            tokio::select! {
-                biased;
-                permit = lane.others.acquire_many(units.min(DISK_UNITS)) => {
-                    return Some(Admitted { _permit: permit.ok()?, since: env.now(), yields });
+            let permit = lane.others.acquire_many(units.min(DISK_UNITS));
+            tokio::pin!(permit);
+            // Who gives up its place goes to the end: only when users have come or gone.
+            while is_busy() == yields {
+                tokio::select! {
+                    biased;
+                    permit = &mut permit => return Some(Admitted { _permit: permit.ok()?, since: env.now(), yields }),
+                    () = env.sleep(BUSY_FOR) => {}
                 }
-                // Users may have come or gone while it waited.
-                () = env.sleep(BUSY_FOR) => {}
             }
         }
     }
@@ -199,6 +202,37 @@ mod tests {
             }
         });
         assert!(others.iter().all(|one| one.as_ref().is_some_and(|one| !one.yields)));
+    }
+
+    /// While users are served a large chunk needs all units at once: it keeps its place until it has them.
+    #[test]
+    fn a_large_chunk_is_not_passed_by_small_ones_for_ever() {
+        let (sim, env, budget) = budget();
+        let (env, budget) = (&env, &budget);
+        let served = || Some(env.now());
+        let small = |n: u64| async move {
+            env.sleep(Duration::from_millis(n)).await;
+            loop {
+                let held = budget.admit(env, DISK, served, Urgency::Degraded, 3000).await;
+                env.sleep(BUSY_FOR + Duration::from_millis(n)).await;
+                drop(held);
+            }
+        };
+        let large = async {
+            env.sleep(Duration::from_secs(2)).await;
+            let since = env.now();
+            budget.admit(env, DISK, served, Urgency::Degraded, LARGE).await.expect("a lane");
+            env.now().since(since)
+        };
+        let waited = sim.block_on(async move {
+            tokio::select! {
+                biased;
+                waited = large => waited,
+                _ = join_all((0..100).map(small)) => panic!("they never end"),
+                () = env.sleep(Duration::from_secs(60)) => panic!("the large one was passed for a minute"),
+            }
+        });
+        assert!(waited < 3 * BUSY_FOR, "{waited:?}");
     }
 
     #[test]

@@ -218,12 +218,12 @@ impl Progress {
         state.hopeless.iter().filter(|(_, named)| **named != Some(true)).map(|(id, _)| *id).collect()
     }
 
-    /// All shards have been asked about these chunks.
-    pub fn answer(&self, asked: &[ChunkId], is_named: impl Fn(&ChunkId) -> bool) {
+    /// A shard names these chunks, or none does.
+    pub fn answer(&self, ids: &[ChunkId], are_named: bool) {
         let mut state = self.state();
-        for id in asked {
+        for id in ids {
             if let Some(named) = state.hopeless.get_mut(id) {
-                *named = Some(is_named(id));
+                *named = Some(are_named);
             }
         }
     }
@@ -243,7 +243,7 @@ const LOST_NAMED_MAX: usize = 20;
 
 /// How long a node may take to answer from memory, and for a whole chunk.
 const PATIENCE: Duration = Duration::from_secs(2);
-const CHUNK_PATIENCE: Duration = Duration::from_secs(5);
+const CHUNK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The other nodes as the client reaches them.
 pub struct Others(pub Client);

@@ -473,10 +473,10 @@ fn a_damaged_copy_is_mended_at_once_and_one_without_a_good_copy_is_told() {
     let progress = &bench.repairers[&1].progress;
     let health = || progress.health(&bench.nodes.map.borrow(), NodeId(1));
     assert_eq!((health().unasked_chunks, health().lost), (1, vec![]), "nobody knows yet whether it is named");
-    progress.answer(&progress.doubtful(), |_| false);
+    progress.answer(&progress.doubtful(), false);
     assert_eq!((health().unnamed_chunks, health().lost), (1, vec![]));
     assert_eq!(progress.doubtful(), vec![id(6)], "it may be named yet");
-    progress.answer(&progress.doubtful(), |_| true);
+    progress.answer(&progress.doubtful(), true);
     assert_eq!((health().lost_chunks, health().lost), (1, vec![id(6)]));
     assert_eq!(bench.round(&mut comparer, 1), (0, 1));
     assert_eq!((health().lost_chunks, progress.doubtful()), (1, vec![]), "what was answered stays so");
@@ -580,6 +580,23 @@ fn the_last_copies_are_made_before_all_others() {
 }
 
 /// A new last copy stood behind large groups that only move: a class was worked off whole before the newest map was looked at.
+/// Pulls that yield to users take long: what is more urgent does not wait until all of a window are done.
+#[test]
+fn a_group_that_is_over_is_left_in_the_middle_of_a_window() {
+    let bench = Bench::new(&[1, 2]);
+    let large = || (1..=20).map(|number| number * 5);
+    bench.put(1, large());
+    bench.change(|map| close(map, &[1, 3]));
+    *bench.nodes.slow.lock().unwrap() = Some((id(5), Duration::from_millis(20)));
+    bench.nodes.disks[&NodeId(3)].all[0].meter.serve(bench.nodes.env.now());
+    let group = bench.group(3);
+    let pulled = || bench.nodes.pulled.lock().unwrap().len();
+    let united = bench.sim.block_on(bench.repairers[&3].unite(&group, || pulled() > 0));
+    assert!(united.unwrap_err().contains("has changed"));
+    assert!(pulled() < 15, "those that were admitted together, not all");
+    assert!(large().any(|number| bench.has(3, number)), "what was pulled stays");
+}
+
 #[test]
 fn a_new_last_copy_overtakes_a_group_that_only_moves() {
     let bench = Bench::new(&[1, 2]);

@@ -31,6 +31,10 @@ const PULLS_MAX: usize = 32;
 const EXCHANGES_MAX: usize = 128;
 /// Bytes of a chunk that are asked for at once while users are served.
 const PIECE_BYTES: u32 = 1 << 20;
+/// Why a group is left as it is for now.
+const IS_OVER: &str = "the group has changed, groups of fewer copies come first, or the time for it is over";
+/// How long a comparison pulls for one group before others are looked at.
+const COMPARE_MAX: Duration = Duration::from_secs(30);
 /// Looks at digests that differ, before inventories are walked.
 const LOOKS_MAX: usize = 3;
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
@@ -137,7 +141,7 @@ impl Repairer {
         }
         let united = match self.budget.take(group.key()) {
             None => Err("its chunks are being let go of".into()),
-            Some(_in_hand) => self.unite(group, || pass.overtakes(group)).await,
+            Some(_in_hand) => self.unite(group, || !pass.is_present(group) || pass.overtakes(group)).await,
         };
         match united {
             Ok(()) => self.progress.finish(group),
@@ -149,9 +153,8 @@ impl Repairer {
         true
     }
 
-    /// Pulls whatever any member, old or new, has and this disk lacks. Fails when something `overtakes` it; what was pulled
-    /// stays.
-    pub async fn unite(&self, group: &Group, overtakes: impl Fn() -> bool) -> Result<(), String> {
+    /// Pulls whatever any member, old or new, has and this disk lacks. Fails when it `is_over`; what was pulled stays.
+    pub async fn unite(&self, group: &Group, is_over: impl Fn() -> bool) -> Result<(), String> {
         let engine = self.disks.engine(group.own)?;
         if !group.all_required_serve() {
             return Err("a member is down".into());
@@ -171,9 +174,9 @@ impl Repairer {
                 }
             }
             self.bury(engine, buried).await?;
-            self.pull_all(engine, group, &walk, wants).await?;
-            if overtakes() {
-                return Err("groups of fewer copies come first".into());
+            self.pull_all(engine, group, &walk, wants, &is_over).await?;
+            if is_over() {
+                return Err(IS_OVER.into());
             }
         }
         Ok(())
@@ -187,16 +190,37 @@ impl Repairer {
         engine.delete(ids).await.map_err(|error| error.to_string())
     }
 
-    /// Fails when one cannot be pulled; the others are, nevertheless.
-    async fn pull_all(&self, engine: &Engine, group: &Group, walk: &Walk<'_>, wants: Vec<Want>) -> Result<(), String> {
-        let pulls = wants.iter().map(|want| self.pull_admitted(engine, group, walk, want));
+    /// Fails when one cannot be pulled; the others are, nevertheless, until it `is_over`.
+    async fn pull_all(
+        &self,
+        engine: &Engine,
+        group: &Group,
+        walk: &Walk<'_>,
+        wants: Vec<Want>,
+        is_over: &impl Fn() -> bool,
+    ) -> Result<(), String> {
+        let pulls = wants.iter().map(|want| self.pull_admitted(engine, group, walk, want, is_over));
         at_once(PULLS_MAX, pulls).await.into_iter().fold(Ok(()), Result::and)
     }
 
-    async fn pull_admitted(&self, engine: &Engine, group: &Group, walk: &Walk<'_>, want: &Want) -> Result<(), String> {
+    /// A pull that yields to users may wait for long, and what is more urgent come meanwhile.
+    async fn pull_admitted(
+        &self,
+        engine: &Engine,
+        group: &Group,
+        walk: &Walk<'_>,
+        want: &Want,
+        is_over: &impl Fn() -> bool,
+    ) -> Result<(), String> {
+        if is_over() {
+            return Err(IS_OVER.into());
+        }
         let served = || self.disks.disk(group.own).ok().and_then(|disk| disk.meter.served());
         let admitted = self.budget.admit(&self.env, group.own, served, group.urgency(), want.len).await;
         let mut admitted = admitted.ok_or("the disk is not this node's")?;
+        if is_over() {
+            return Err(IS_OVER.into());
+        }
         let sources = want.sources.iter().filter_map(|number| walk.member(*number)).collect();
         let pulled = self.pull(engine, group, want, sources, &mut admitted).await;
         admitted.rest(&self.env).await;
@@ -430,13 +454,15 @@ pub(super) struct Pass<'a> {
     map: &'a watch::Receiver<Arc<ClusterMap>>,
     /// This node's groups in the newest map that was looked at, and its version.
     newest: Mutex<(u64, Arc<Vec<Group>>)>,
+    /// Whether groups with so many copies are overtaken, as of a version of the map.
+    overtaken: Mutex<(u64, BTreeMap<usize, bool>)>,
 }
 
 impl<'a> Pass<'a> {
     pub fn new(node: NodeId, now: &ClusterMap, map: &'a watch::Receiver<Arc<ClusterMap>>) -> Pass<'a> {
         let then = Arc::new(groups_of(now, node));
         let newest = Mutex::new((now.version, then.clone()));
-        Pass { node, then, map, newest }
+        Pass { node, then, map, newest, overtaken: Mutex::default() }
     }
 
     fn newest(&self) -> Arc<Vec<Group>> {
@@ -462,11 +488,18 @@ impl<'a> Pass<'a> {
         if Arc::ptr_eq(&newest, &self.then) {
             return false;
         }
-        let urgent = |groups: &[Group]| -> BTreeSet<(PgId, usize)> {
-            let urgent = groups.iter().filter(|it| it.closed && it.sources < group.sources);
-            urgent.map(|it| (it.pg, it.sources)).collect()
-        };
-        !urgent(&newest).is_subset(&urgent(&self.then))
+        let version = self.newest.lock().unwrap_or_else(PoisonError::into_inner).0;
+        let mut overtaken = self.overtaken.lock().unwrap_or_else(PoisonError::into_inner);
+        if overtaken.0 != version {
+            *overtaken = (version, BTreeMap::new());
+        }
+        *overtaken.1.entry(group.sources).or_insert_with(|| {
+            let urgent = |groups: &[Group]| -> BTreeSet<(PgId, usize)> {
+                let urgent = groups.iter().filter(|it| it.closed && it.sources < group.sources);
+                urgent.map(|it| (it.pg, it.sources)).collect()
+            };
+            !urgent(&newest).is_subset(&urgent(&self.then))
+        })
     }
 }
 
@@ -746,6 +779,7 @@ impl Repairer {
         let members = group.reachable();
         let mut walk = Walk::new(group, engine, &*self.peers, &members);
         let (mut suspects, mut left) = (Suspects::default(), Wants::default());
+        let is_over = || self.env.now().since(now) > COMPARE_MAX;
         while let Some(window) = walk.next().await? {
             let mut buried = Vec::new();
             let mut wants = Vec::new();
@@ -775,7 +809,7 @@ impl Repairer {
             }
             self.bury(engine, buried).await?;
             let count = wants.len() as u64;
-            if let Err(why) = self.pull_all(engine, group, &walk, wants).await {
+            if let Err(why) = self.pull_all(engine, group, &walk, wants, &is_over).await {
                 tracing::info!("placement group {}: {why}", group.pg);
                 left.missing += count;
             }

@@ -36,7 +36,7 @@ pub struct LocalStatus {
     #[prost(uint64, tag = "11")]
     pub missing_bytes: u64,
     /// Chunks that metadata names, and of which no member that answered has a good copy.
-    #[prost(uint64, tag = "13")]
+    #[prost(uint64, tag = "16")]
     pub lost_chunks: u64,
     /// How fast missing copies came lately.
     #[prost(uint64, tag = "14")]

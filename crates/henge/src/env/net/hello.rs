@@ -21,7 +21,7 @@ pub struct Hello {
     /// The caller. Believed only because its certificate is for this name.
     #[prost(uint32, tag = "4")]
     pub node: u32,
-    /// 0 control, 1 Raft, 2 bulk.
+    /// 0 control, 1 Raft, 2 bulk, 3 repair.
     #[prost(uint32, tag = "5")]
     pub channel: u32,
     /// Drawn anew by each process: tells a node from a copy of its directory that runs beside it.
