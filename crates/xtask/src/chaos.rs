@@ -317,6 +317,10 @@ impl Tally {
         }
         if figures.hold() {
             self.held += 1;
+            if !arena.keep.get() {
+                // All faults together leave forty gigabytes. What cannot be removed goes with the whole.
+                let _ = std::fs::remove_dir_all(arena.work.join(fault.name));
+            }
         } else {
             self.failed += 1;
             if processes::check_interrupted().is_ok() {
