@@ -74,6 +74,11 @@ events = [e for e in json.loads(open(sys.argv[2]).read()) if e["time_ms"] >= kil
 for kind in ("suspected", "confirmed", "fenced", "elected", "lost", "moving", "moved"):
     first = next((e for e in events if e["kind"] == kind and e["node"] in (4, None) or e["kind"] == kind == "elected"), None)
     print(f"{kind:10} {first['time_ms'] - killed if first else '-':>6} ms after the kill" + (f": {first['text']}" if first else ""))
+acks = (json.loads(line) for line in open(sys.argv[3]))
+writes = sorted(ack["t_ms"] for ack in acks if ack["op"] != "get" and ack["result"] == "ok")
+after = [at for at in writes if at > killed]
+gap, since = max((b - a, a) for a, b in zip(writes, writes[1:]))
+print(f"first write {after[0] - killed} ms after the kill; the longest time without one, of all the load: {gap} ms, {since - killed} ms after the kill")
 PY
 say "the timeline"
 "$HENGE" events --since 5m --data "$work/n1" | tail -15
