@@ -28,7 +28,7 @@ pub(crate) const ATTEMPT_MAX: Duration = Duration::from_secs(2);
 /// How long one replica of several may take to answer from what it has.
 const EVENTUAL_ATTEMPT_MAX: Duration = Duration::from_millis(500);
 /// As ATTEMPT_MAX, for a question to which the leader reads all its rows: tens of millions. A lost question is not to be
-/// waited for as long as that: it begins low, doubles with each silence, and follows the time that the last answer took.
+/// waited for as long as that: it begins low, grows eightfold with each silence, and is twice what the last answer took.
 const SCAN_ATTEMPT_MIN: Duration = Duration::from_secs(10);
 const SCAN_ATTEMPT_MAX: Duration = Duration::from_secs(600);
 /// How long an operation is tried before the caller is told.
