@@ -60,6 +60,9 @@ pub(super) struct MapState {
     pub fences: u64,
 }
 
+/// The feature level from which on the certificate authority can be another.
+pub const AUTHORITY_LEVEL_MIN: u32 = 5;
+
 /// Bits of a fence token below the cluster's generation.
 const FENCE_COUNT_BITS: u32 = 40;
 

@@ -8,9 +8,11 @@ mod buckets;
 pub mod command;
 mod nodes;
 mod placement;
+mod revive;
 mod rows;
 
-pub use apply::{apply, level_of};
+pub use apply::{AUTHORITY_LEVEL_MIN, apply, level_of};
+pub use revive::revive;
 pub use rows::{absorb, load};
 
 /// Bounds of the map. A command above one is refused with `TooMany`.
