@@ -10,7 +10,7 @@ mod nodes;
 mod placement;
 mod rows;
 
-pub use apply::{apply, level_of};
+pub use apply::{ROOT_LEVEL_MIN, ROOT_NAME, apply, level_of};
 pub use rows::{absorb, load};
 
 /// Bounds of the map. A command above one is refused with `TooMany`.
