@@ -7,6 +7,7 @@ mod dev;
 mod fsck;
 mod harness;
 mod join;
+mod root;
 mod s3;
 mod s3_access;
 mod s3_client;
