@@ -597,9 +597,10 @@ async fn set_root(
     headers: HeaderMap,
     Json(wish): Json<RootWish>,
 ) -> Result<Json<RootView>, Refused> {
-    let client = admin.for_root(&headers)?.client();
+    let node = admin.for_root(&headers)?;
     let wished = Credentials { access_key: wish.access_key, secret_key: wish.secret_key };
     credentials::check(&wished).map_err(|failure| refuse(StatusCode::BAD_REQUEST, &failure.0))?;
+    let client = node.client();
     // Somebody else may have changed it, and this node not yet have heard of it.
     let map = client.refresh_map().await.map_err(refuse_error)?;
     admin.check_root(&headers)?;
