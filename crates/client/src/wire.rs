@@ -347,6 +347,9 @@ pub struct SnapshotPage {
     /// The last key of the page before.
     #[prost(bytes = "bytes", tag = "3")]
     pub after: Bytes,
+    /// Of a new snapshot: only the leader answers, with everything that was acknowledged before it was asked.
+    #[prost(bool, tag = "4")]
+    pub newest: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

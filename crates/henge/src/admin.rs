@@ -8,10 +8,12 @@ use axum::routing::{delete, get, patch, post, put};
 use axum::{Json, Router};
 use base::env::BoxFuture;
 use base::ids::NodeId;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::sync::mpsc;
 
 use crate::admission::Gate;
 use crate::basic_auth;
@@ -53,6 +55,8 @@ pub trait AdminNode: Send + Sync {
     fn client(&self) -> client::Client;
     /// As the newest map that the node has says; `None`: it has none.
     fn root(&self) -> Option<RootUser>;
+    /// The bytes of a backup of the cluster's metadata, in order.
+    fn metadata_backup(&self) -> mpsc::Receiver<Bytes>;
     /// Who lets new nodes in, and under which cluster address this node is reached.
     fn gate(&self) -> (&Gate, &str);
 }
@@ -262,6 +266,7 @@ impl Admin {
             .route("/v1/disks", get(list_disks))
             .route("/v1/disks/{id}/drain", post(drain_disk))
             .route("/v1/disks/{id}/remove", post(remove_disk))
+            .route(crate::metadata::BACKUP_PATH, get(metadata_backup))
             .fallback(async || refuse(StatusCode::NOT_FOUND, NOTHING_HERE))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .with_state(self)
@@ -354,6 +359,15 @@ async fn health_ready(State(admin): State<Admin>) -> Response {
         return "ready\n".into_response();
     }
     (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response()
+}
+
+async fn metadata_backup(State(admin): State<Admin>, headers: HeaderMap) -> Result<Response, Refused> {
+    let pieces = admin.for_root(&headers)?.metadata_backup();
+    let body = futures_util::stream::unfold(pieces, async |mut pieces| {
+        let piece = pieces.recv().await?;
+        Some((Ok::<_, std::convert::Infallible>(piece), pieces))
+    });
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], axum::body::Body::from_stream(body)).into_response())
 }
 
 async fn metrics(State(admin): State<Admin>, headers: HeaderMap) -> Result<Response, Refused> {
@@ -775,6 +789,9 @@ mod tests {
         }
         fn events(&self) -> BoxFuture<Vec<EventView>> {
             Box::pin(std::future::ready(vec![]))
+        }
+        fn metadata_backup(&self) -> mpsc::Receiver<Bytes> {
+            mpsc::channel(1).1
         }
         fn client(&self) -> client::Client {
             unreachable!("no test of authorization gets this far")

@@ -50,6 +50,10 @@ pub enum Command {
     Bench(BenchArgs),
     /// Check the directories of stopped nodes: is everything there that metadata names (exit: 0 clean, 2 damage)
     Fsck(FsckArgs),
+    /// Give a stopped cluster another certificate authority, when the key of its own may be known to others
+    Authority(AuthorityArgs),
+    /// Keep the cluster's metadata in a file, and put it back when it is lost
+    Metadata(MetadataArgs),
     /// Make a stopped node the only voter of its cluster, when the majority of voters is gone for good
     Recover(RecoverArgs),
 }
@@ -687,6 +691,94 @@ Kinds of findings: `lost` (no good copy is left), `degraded` (good copies are mi
 cluster makes them again), `corrupt` (a copy has other bytes), `placement` (two copies on one node), `metadata` and `log`
 (rows or Raft logs are damaged, or replicas contradict each other), `store` and `identity` (the disk's own files).
 Orphans (chunks that nothing names) and strays (copies that moved away) are counted; they are no damage.";
+
+#[derive(Args, Debug)]
+pub struct AuthorityArgs {
+    #[command(subcommand)]
+    pub action: AuthorityAction,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum AuthorityAction {
+    /// Write a new certificate authority with its key to FILE
+    Make(AuthorityMakeArgs),
+    /// Put it in the place of a stopped node's; to be done on every node of the cluster
+    Install(AuthorityInstallArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct AuthorityMakeArgs {
+    /// A new file
+    pub file: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct AuthorityInstallArgs {
+    pub file: PathBuf,
+    /// The node's own directory
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+}
+
+#[derive(Args, Debug)]
+pub struct MetadataArgs {
+    #[command(subcommand)]
+    pub action: MetadataAction,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum MetadataAction {
+    /// Write the metadata of the running cluster to FILE: which objects there are, and where their bytes lie; not the
+    /// bytes themselves. It holds secrets
+    Backup(MetadataBackupArgs),
+    /// Read a backup through, and say what it holds
+    Check(MetadataCheckArgs),
+    /// Put a backup in the place of a stopped node's metadata; to be done on every node of the cluster
+    Restore(MetadataRestoreArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct MetadataBackupArgs {
+    /// A new file
+    pub file: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct MetadataCheckArgs {
+    pub file: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = RESTORE_HELP)]
+pub struct MetadataRestoreArgs {
+    pub file: PathBuf,
+    /// The node's own directory
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// The first --disk that the node was started with, if any: it holds the metadata; it may be a new, empty one
+    #[arg(long, value_name = "DIR")]
+    pub disk: Option<PathBuf>,
+    /// The generation under which the cluster goes on, the same on every node [default: one above the backup's]
+    #[arg(long, value_name = "N")]
+    pub generation: Option<u32>,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+}
+
+const RESTORE_HELP: &str = "\
+For when the metadata is lost on so many nodes that `henge recover` finds no survivor, or is wrong on all of them. Stop all
+nodes, run this on each with the same file, and check them with `henge fsck` before they start: objects written since the
+backup are not in it, and what was deleted or overwritten since has no bytes any more. What the nodes start to clean up
+afterwards cannot be undone. A node that is left out is refused by the others until it is restored as well.";
 
 #[derive(Args, Debug)]
 #[command(after_help = RECOVER_HELP)]

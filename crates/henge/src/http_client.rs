@@ -85,6 +85,27 @@ impl HttpClient {
         Ok(answer)
     }
 
+    /// Sends a request, and hands the answer's body over as it comes, however long; each piece within the client's
+    /// patience. The body of an answer that is no success is not handed over.
+    pub async fn download(
+        &self,
+        request: Request<Full<Bytes>>,
+        mut take: impl FnMut(Bytes) -> std::io::Result<()>,
+    ) -> Result<StatusCode, HttpError> {
+        let late = |_| HttpError::Unknown(format!("nothing for {} s", self.patience.as_secs_f64()));
+        let mut connection = self.connect().await?;
+        let response = connection.send_request(request);
+        let response = tokio::time::timeout(self.patience, response).await.map_err(late)?.map_err(unknown)?;
+        let (head, mut body): (_, hyper::body::Incoming) = Response::into_parts(response);
+        while head.status.is_success() {
+            let Some(frame) = tokio::time::timeout(self.patience, body.frame()).await.map_err(late)? else { break };
+            if let Ok(piece) = frame.map_err(unknown)?.into_data() {
+                take(piece).map_err(|error| HttpError::Unknown(error.to_string()))?;
+            }
+        }
+        Ok(head.status)
+    }
+
     /// A connection that is ready to send: one kept alive, or a new one.
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, HttpError> {
         loop {

@@ -11,6 +11,7 @@
 mod admin;
 mod admin_commands;
 mod admission;
+mod authority_command;
 mod basic_auth;
 mod bench;
 mod cli;
@@ -28,6 +29,7 @@ mod join;
 mod listener;
 mod local_cluster;
 mod membership;
+mod metadata;
 mod node_commands;
 mod nodes;
 mod paced;
@@ -57,6 +59,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     small_pages();
+    end_quietly_without_reader();
     let outcome = cli::parse().and_then(|cli| run(cli.command));
     outcome.unwrap_or_else(|failure| {
         eprintln!("henge: {failure}");
@@ -71,6 +74,20 @@ fn small_pages() {
     unsafe {
         libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0);
     }
+}
+
+/// `henge events | head -1`: whoever read what is printed has gone. Ends as a signal would (SIGPIPE itself stays ignored,
+/// because sockets would raise it too).
+fn end_quietly_without_reader() {
+    const ENDED_BY_SIGPIPE: i32 = 128 + 13;
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let why = panic.payload().downcast_ref::<String>();
+        if why.is_some_and(|why| why.starts_with("failed printing to stdout: Broken pipe")) {
+            std::process::exit(ENDED_BY_SIGPIPE);
+        }
+        usual(panic);
+    }));
 }
 
 fn run(command: Command) -> Result<ExitCode, Failure> {
@@ -93,6 +110,8 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Demo(args) => on_runtime(demo::run(args)),
         Command::Bench(args) => on_runtime(bench::run(args)),
         Command::Fsck(args) => on_runtime(fsck::run(args)),
+        Command::Authority(args) => authority_command::run(args.action),
+        Command::Metadata(args) => on_runtime(metadata::run(args.action)),
         Command::Recover(args) => on_runtime(recover::run(args)),
     }
 }

@@ -264,7 +264,7 @@ fn generation_file(data: &Path) -> PathBuf {
 }
 
 /// The cluster's generation when it was last heard of; 0 before any recovery.
-fn load_generation(data: &Path) -> Result<u32, Failure> {
+pub fn load_generation(data: &Path) -> Result<u32, Failure> {
     let path = generation_file(data);
     let cannot = || format!("{} is no generation", path.display());
     match private_file::read(&path).context(cannot)? {
@@ -273,7 +273,7 @@ fn load_generation(data: &Path) -> Result<u32, Failure> {
     }
 }
 
-fn store_generation(data: &Path, generation: u32) -> Result<(), Failure> {
+pub fn store_generation(data: &Path, generation: u32) -> Result<(), Failure> {
     let path = generation_file(data);
     private_file::replace(&path, format!("{generation}\n").as_bytes())
         .context(|| format!("{} cannot be written", path.display()))
@@ -292,18 +292,22 @@ pub fn enter(
     Ok(())
 }
 
+/// Looks at the map until which a new authority, which nodes announce at their start, is known.
+const AUTHORITY_PATIENCE: u32 = 30;
+
 /// Follows the map for as long as the node runs: who was removed, which generation the cluster has; and renews the
 /// node's certificate in time.
 pub async fn follow(net: Arc<RealNet>, env: Env, standing: Standing, client: client::Client, data: PathBuf) {
     let Standing { node, authority, .. } = standing;
     let mut renew_at = env.now() + CERTIFICATE_LIFE * 2 / 3;
     let mut generation = 0;
-    let mut complained = false;
+    let mut seen_other = 0;
     loop {
         env.sleep(FOLLOW_INTERVAL).await;
         let map = client.map();
         let other = map.map.authority.as_ref().is_some_and(|other| other.certificate_pem != authority.certificate_pem);
-        if other && !std::mem::replace(&mut complained, true) {
+        seen_other = if other { seen_other + 1 } else { 0 };
+        if seen_other == AUTHORITY_PATIENCE {
             tracing::error!(
                 "{} is not the cluster's certificate authority: copy it from another node and start again",
                 tls::directory_in(&data).display()

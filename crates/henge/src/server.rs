@@ -280,6 +280,12 @@ impl AdminNode for Running {
     fn root(&self) -> Option<RootUser> {
         self.node.client().map().root().map(RootUser::from)
     }
+    fn metadata_backup(&self) -> tokio::sync::mpsc::Receiver<bytes::Bytes> {
+        let (out, pieces) = tokio::sync::mpsc::channel(2);
+        let node = Arc::clone(&self.node);
+        tokio::spawn(async move { node.backup(out).await });
+        pieces
+    }
     fn gate(&self) -> (&Gate, &str) {
         (&self.gate, &self.advertise)
     }

@@ -7,11 +7,11 @@ use base::env::Disk;
 use base::ids::{DiskId, Generation, MapVersion, NodeId, PgId, PoolId, Session};
 use bytes::Bytes;
 use client::{Client, KeyRow};
-use meta::map::ROOT_NAME;
 use meta::map::command::{
     Authority, ClusterGeneration, ClusterMap, DiskRow, DiskState, InitCluster, MapCommand, MapOutcome, NodeRow,
     NodeState, PgRow, PgRows, PoolRow, ShardRow,
 };
+use meta::map::{AUTHORITY_LEVEL_MIN, ROOT_NAME};
 use meta::object::command::InitShard;
 use meta::object::transition::POOLS_LEVEL_MIN;
 use protocol::placement::{self, Candidate, Held, Locality};
@@ -282,6 +282,7 @@ impl Announcer {
             self.set_up().await?;
         }
         announce_root(&self.root, client).await?;
+        self.announce_authority().await?;
         if !self.identity.set_up {
             let set_up = NodeIdentity { set_up: true, ..self.identity };
             home::store_identity(&*self.data, &set_up).await.map_err(|error| Announce::Later(error.to_string()))?;
@@ -333,6 +334,19 @@ impl Announcer {
             MapOutcome::Stale => Err(Announce::Later(reply.detail)),
             outcome => Err(Announce::Never(StartError(format!("node {}: {outcome:?}: {}", reply.id, reply.detail)))),
         }
+    }
+
+    /// All nodes were given another certificate authority while they were stopped.
+    async fn announce_authority(&self) -> Result<(), Announce> {
+        let map = self.client.map();
+        let Some((certificate_pem, key_pem)) = self.authority.clone() else { return Ok(()) };
+        let own = Authority { certificate_pem, key_pem };
+        let is_other = map.map.authority.as_ref().is_some_and(|known| *known != own);
+        if is_other && map.map.feature_level >= AUTHORITY_LEVEL_MIN {
+            tracing::warn!("the cluster has a new certificate authority");
+            self.client.change_map_checked(MapCommand::SetAuthority(own)).await?;
+        }
+        Ok(())
     }
 
     /// The parts of a cluster that its founder makes.

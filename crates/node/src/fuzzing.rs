@@ -3,12 +3,12 @@
 use base::env::Frame;
 use bytes::Bytes;
 
-use crate::{group, home, repair, transport};
+use crate::{backup, group, home, repair, transport};
 
 /// The first byte chooses what the rest is.
 pub fn files(data: &[u8]) {
     let Some((kind, data)) = data.split_first() else { return };
-    match kind % 4 {
+    match kind % 5 {
         0 => {
             let _ = group::decode_hard_state(data);
         }
@@ -20,8 +20,11 @@ pub fn files(data: &[u8]) {
                 assert_eq!(repair::exchange::encode(&entries).len(), data.len(), "a page has one length");
             }
         }
-        _ => {
+        3 => {
             let _ = transport::decode(&Frame { head: Bytes::copy_from_slice(data), bulk: Vec::new() });
+        }
+        _ => {
+            let _ = backup::check(&backup::framed(data)[..]);
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Byte maps (integers little-endian). `node`: magic "HNGENODE" (8), format version u16, flags u16 (bit 0: set up),
 //! node u32, cluster u128, CRC-32C of all before it u32; flag bit 1: joined a cluster that another node founded; flag
-//! bit 2: recovered, and the cluster's generation is still to be raised.
+//! bit 2: recovered, and the cluster's generation is still to be raised; flag bit 3: a backup is being restored.
 //! `contacts`: magic "HNGECONT" (8), count u32, then for each other node: id u32, length of its address u16, address;
 //! CRC-32C u32. `generation`: magic "HNGEGEN1" (8), node u32, generation u32,
 //! swept u32 (orphans of older generations were removed), CRC-32C u32. Both are replaced as a whole.
@@ -24,6 +24,7 @@ const FORMAT_VERSION: u16 = 1;
 const FLAG_SET_UP: u16 = 1;
 const FLAG_JOINED: u16 = 2;
 const FLAG_RECOVERED: u16 = 4;
+const FLAG_RESTORING: u16 = 8;
 const CONTACTS_FILE: &str = "contacts";
 const CONTACTS_MAGIC: &[u8; 8] = b"HNGECONT";
 /// Other nodes that are remembered: enough to find the cluster again.
@@ -41,6 +42,8 @@ pub struct NodeIdentity {
     pub joined: bool,
     /// An operator made this node the sole voter; the cluster has not been told of its new generation yet.
     pub recovered: bool,
+    /// A backup of the metadata is being put in the place of what was here, and that was not completed.
+    pub restoring: bool,
 }
 
 /// The node's generation clock.
@@ -82,7 +85,7 @@ pub async fn load_identity(disk: &dyn Disk) -> Result<Option<NodeIdentity>, Home
     let cluster = ClusterId(reader.u128("cluster").map_err(damaged)?);
     let has = |flag: u16| flags & flag != 0;
     let (set_up, joined, recovered) = (has(FLAG_SET_UP), has(FLAG_JOINED), has(FLAG_RECOVERED));
-    Ok(Some(NodeIdentity { cluster, node, set_up, joined, recovered }))
+    Ok(Some(NodeIdentity { cluster, node, set_up, joined, recovered, restoring: has(FLAG_RESTORING) }))
 }
 
 pub async fn store_identity(disk: &dyn Disk, identity: &NodeIdentity) -> io::Result<()> {
@@ -90,8 +93,8 @@ pub async fn store_identity(disk: &dyn Disk, identity: &NodeIdentity) -> io::Res
     out.put_bytes(NODE_MAGIC);
     out.put_u16(FORMAT_VERSION);
     let flag = |is_set: bool, flag: u16| if is_set { flag } else { 0 };
-    let recovered = flag(identity.recovered, FLAG_RECOVERED);
-    out.put_u16(flag(identity.set_up, FLAG_SET_UP) | flag(identity.joined, FLAG_JOINED) | recovered);
+    let later = flag(identity.recovered, FLAG_RECOVERED) | flag(identity.restoring, FLAG_RESTORING);
+    out.put_u16(flag(identity.set_up, FLAG_SET_UP) | flag(identity.joined, FLAG_JOINED) | later);
     out.put_u32(identity.node.0);
     out.put_u128(identity.cluster.0);
     replace_file(disk, NODE_FILE, sealed(out)).await
@@ -148,7 +151,11 @@ pub async fn join(
     }
     // The identity last: only then is the directory a node's.
     store_contacts(disk, contacts).await?;
-    store_identity(disk, &NodeIdentity { cluster, node, set_up: false, joined: true, recovered: false }).await?;
+    store_identity(
+        disk,
+        &NodeIdentity { cluster, node, set_up: false, joined: true, recovered: false, restoring: false },
+    )
+    .await?;
     Ok(())
 }
 
@@ -214,6 +221,15 @@ pub async fn load_generations(disk: &dyn Disk, node: NodeId) -> Result<Generatio
     })
 }
 
+/// What metadata named may have changed altogether: the next sweep looks at the chunks of all sessions again.
+pub async fn forget_sweeps(disk: &dyn Disk, node: NodeId) -> Result<(), HomeError> {
+    let held = load_generations(disk, node).await?;
+    if held.current.0 > 0 {
+        store_generations(disk, node, Generations { swept: Generation(0), ..held }).await?;
+    }
+    Ok(())
+}
+
 async fn store_generations(disk: &dyn Disk, node: NodeId, generations: Generations) -> io::Result<()> {
     let mut out = Vec::new();
     out.put_bytes(GENERATION_MAGIC);
@@ -245,7 +261,14 @@ mod tests {
     use base::sim::Sim;
 
     fn identity(node: u32) -> NodeIdentity {
-        NodeIdentity { cluster: ClusterId(1), node: NodeId(node), set_up: false, joined: false, recovered: false }
+        NodeIdentity {
+            cluster: ClusterId(1),
+            node: NodeId(node),
+            set_up: false,
+            joined: false,
+            recovered: false,
+            restoring: false,
+        }
     }
 
     #[test]
@@ -305,8 +328,14 @@ mod tests {
         let node = sim.node(NodeId(1));
         let _env = node.env();
         let disk = sim.disk(NodeId(1), "data");
-        let identity =
-            NodeIdentity { cluster: ClusterId(77), node: NodeId(3), set_up: true, joined: false, recovered: false };
+        let identity = NodeIdentity {
+            cluster: ClusterId(77),
+            node: NodeId(3),
+            set_up: true,
+            joined: false,
+            recovered: false,
+            restoring: false,
+        };
         let on_node: Arc<dyn Disk> = disk.clone();
         sim.block_on(node.run(async move { store_identity(&*on_node, &identity).await })).unwrap().unwrap();
         let good = disk.contents(NODE_FILE).expect("the file exists");

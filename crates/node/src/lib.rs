@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod announce;
+pub mod backup;
 mod control;
 mod controller;
 mod disks;

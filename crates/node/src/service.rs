@@ -150,10 +150,7 @@ impl Service {
             Ask::GetChunk(get) => self.get_chunk(get).await,
             Ask::CloneChunk(clone) => (self.clone_chunk(clone).await, Vec::new()),
             Ask::DeleteChunks(delete) => (self.delete_chunks(delete).await, Vec::new()),
-            Ask::SnapshotPage(ask) => match self.offered.page(&self.env, &*self.kv, &ask) {
-                Ok(rows) => (Answer::of(Told::SnapshotRows(rows)), Vec::new()),
-                Err(why) => (Answer::failed(Failure::Busy, why), Vec::new()),
-            },
+            Ask::SnapshotPage(ask) => (self.snapshot_page(ask).await, Vec::new()),
             Ask::Rows(ask) => (Answer::of(Told::Rows(self.replicas.rows_of(GroupId(ask.group)))), Vec::new()),
             Ask::GetStatus(_) => {
                 let status = prost::Message::encode_to_vec(&crate::status::local(self)).into();
@@ -171,6 +168,21 @@ impl Service {
             Ask::Inventory(ask) => (repair::inventory(&self.map.borrow(), &self.disks, &ask), Vec::new()),
             Ask::PgDigests(ask) => (repair::digests(&self.map.borrow(), &self.disks, &ask), Vec::new()),
             Ask::Named(ask) => (self.named(GroupId(ask.group), &ask.ids).await, Vec::new()),
+        }
+    }
+
+    async fn snapshot_page(&self, ask: wire::SnapshotPage) -> Answer {
+        if ask.newest && ask.token == 0 {
+            let Some(group) = self.replicas.get(GroupId(ask.group)) else {
+                return Answer::failed(Failure::NotLeader, "no replica of it is here");
+            };
+            if let Err(error) = group.barrier().await {
+                return group_failure(error);
+            }
+        }
+        match self.offered.page(&self.env, &*self.kv, &ask) {
+            Ok(rows) => Answer::of(Told::SnapshotRows(rows)),
+            Err(why) => Answer::failed(Failure::Busy, why),
         }
     }
 

@@ -3,15 +3,17 @@
 use base::Env;
 use base::env::Disk;
 use base::ids::{ClusterId, DiskId, GROUP_ZERO, Generation, GroupId, NodeId, Session, Term};
+use bytes::Bytes;
 use client::{Client, ClientConfig, MapView};
 use prometheus_client::registry::Registry;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use store::kv::{KvError, KvOptions, LsmKv};
 use store::{DiskIdentity, Engine, EngineOptions, StoreError};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::announce::Announcer;
+use crate::backup;
 use crate::controller;
 use crate::disks::{Disks, NodeDisk};
 use crate::events::{Event, EventKind, EventLog};
@@ -49,7 +51,7 @@ pub struct Config {
     pub region: String,
     /// Access key and secret key of the root user.
     pub root: (String, String),
-    /// Certificate and key (PEM) of the cluster's certificate authority, when this node founded the cluster.
+    /// Certificate and key (PEM) of the cluster's certificate authority.
     pub authority: Option<(String, String)>,
     /// The newest feature level that this node follows: [`meta::group::FEATURE_LEVEL`], but where an older version is played.
     pub feature_level_max: u32,
@@ -315,6 +317,11 @@ impl Node {
         status::events_of_the_cluster(&self.service, &self.client).await
     }
 
+    /// Sends the bytes of a backup of the whole cluster's metadata, in order: see [`crate::backup`].
+    pub async fn backup(&self, out: mpsc::Sender<Bytes>) {
+        backup::take(&self.service, &self.client, out).await;
+    }
+
     /// In Prometheus' text format.
     pub fn metrics_text(&self) -> String {
         self.metrics_text_with(&|_| {})
@@ -353,10 +360,15 @@ fn lock_home(config: &Config) -> Result<Box<dyn Send + Sync>, StartError> {
 
 async fn identify(config: &Config) -> Result<NodeIdentity, StartError> {
     if let Some(identity) = home::load_identity(&*config.data).await? {
+        if identity.restoring {
+            let why = "the restoration of this node's metadata was cut off: run `henge metadata restore` again";
+            return Err(StartError(why.into()));
+        }
         return Ok(identity);
     }
     let cluster = ClusterId::random(&*config.env.random);
-    let identity = NodeIdentity { cluster, node: NodeId(1), set_up: false, joined: false, recovered: false };
+    let identity =
+        NodeIdentity { cluster, node: NodeId(1), set_up: false, joined: false, recovered: false, restoring: false };
     home::store_identity(&*config.data, &identity).await.map_err(HomeError::from)?;
     Ok(identity)
 }

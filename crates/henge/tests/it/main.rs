@@ -7,6 +7,7 @@ mod dev;
 mod fsck;
 mod harness;
 mod join;
+mod metadata;
 mod root;
 mod s3;
 mod s3_access;

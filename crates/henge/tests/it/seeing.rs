@@ -100,3 +100,18 @@ fn disks_and_nodes_are_drained_only_where_their_data_has_a_place() {
     }
     assert!(stderr(&first.command(&["disk", "drain", "zz"])).contains("no disk"));
 }
+
+/// `henge events | head -1`.
+#[test]
+fn who_reads_only_the_beginning_is_told_no_more() {
+    let directory = TestDir::new("pipe");
+    let server = Server::start(directory.path());
+    let mut command = crate::harness::henge();
+    command.args(["events", "--data"]).arg(directory.path());
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.stderr.is_empty(), "{}", stderr(&output));
+    drop(server);
+}

@@ -66,6 +66,9 @@ pub const ROOT_LEVEL_MIN: u32 = 5;
 /// By this the root key is found.
 pub const ROOT_NAME: &str = "root";
 
+/// The feature level from which on the certificate authority can be another.
+pub const AUTHORITY_LEVEL_MIN: u32 = 5;
+
 /// Bits of a fence token below the cluster's generation.
 const FENCE_COUNT_BITS: u32 = 40;
 

@@ -436,7 +436,7 @@ pub enum MapCommand {
     /// `TokenExpired`, and with `Invalid` when the node's software is too old for the cluster.
     #[prost(message, tag = "24")]
     RedeemToken(RedeemToken),
-    /// Once: refused when another one is there.
+    /// Before level 5 once: refused when another one is there.
     #[prost(message, tag = "25")]
     SetAuthority(Authority),
     /// Raised by a recovery; never falls.

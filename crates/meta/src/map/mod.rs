@@ -8,9 +8,11 @@ mod buckets;
 pub mod command;
 mod nodes;
 mod placement;
+mod revive;
 mod rows;
 
-pub use apply::{ROOT_LEVEL_MIN, ROOT_NAME, apply, level_of};
+pub use apply::{AUTHORITY_LEVEL_MIN, ROOT_LEVEL_MIN, ROOT_NAME, apply, level_of};
+pub use revive::revive;
 pub use rows::{absorb, load};
 
 /// Bounds of the map. A command above one is refused with `TooMany`.

@@ -150,7 +150,9 @@ impl Step<'_> {
         }
         let before: Option<Authority> = self.read(&Key::Authority)?;
         let is_same = before.as_ref().is_none_or(|before| *before == authority);
-        require(is_same, "the cluster has another certificate authority")?;
+        // Whoever can have a command committed has a certificate of the authority that a majority goes by.
+        let may_change = self.state.feature_level >= super::AUTHORITY_LEVEL_MIN;
+        require(is_same || may_change, "the cluster has another certificate authority")?;
         self.put(&Key::Authority, &authority, before.as_ref());
         Ok(MapReply::default())
     }

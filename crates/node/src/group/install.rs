@@ -96,11 +96,11 @@ pub async fn fetch(fetch: Fetch) -> Result<Installed, Failed> {
 /// Succeeds when the other node's replica has its whole state and can read every row of it. Answers what that one's row said.
 /// Nothing is kept.
 pub async fn read_through(source: &Source) -> Result<GroupState, String> {
-    let mut now = page(source, 0, Bytes::new()).await?;
+    let mut now = page(source, 0, Bytes::new(), false).await?;
     let state = group::decode(&now.state)?;
     while !now.done {
         let after = now.rows.last().map(|row| row.key.clone());
-        now = page(source, now.token, after.ok_or("a page without rows that is not the last")?).await?;
+        now = page(source, now.token, after.ok_or("a page without rows that is not the last")?, false).await?;
     }
     Ok(state)
 }
@@ -129,7 +129,7 @@ pub async fn is_damaged(source: &Source, own: &LsmKv) -> Result<bool, String> {
 }
 
 async fn begin(fetch: &Fetch) -> Result<(wire::SnapshotRows, GroupState, Configuration), String> {
-    let first = page(&fetch.source, 0, Bytes::new()).await?;
+    let first = page(&fetch.source, 0, Bytes::new(), false).await?;
     let state = group::decode(&first.state)?;
     if state.applied_index < fetch.at_least.0 || !state.is_supported() {
         return Err("the state offered is too old, or of a newer version".into());
@@ -175,7 +175,7 @@ async fn replace(
             break;
         }
         let after = last.ok_or_else(|| Failed::from("a page without rows that is not the last".to_owned()))?;
-        page_now = page(&fetch.source, page_now.token, after).await?;
+        page_now = page(&fetch.source, page_now.token, after, false).await?;
     }
     fetch.source.check()?;
     let installed = if plant::is(Plant::InstallUnmarked) { Install::Whole } else { Install::LogDue };
@@ -202,8 +202,9 @@ fn around(key: &Bytes, from: Bytes, to: Bytes) -> Vec<(Bytes, Bytes)> {
     [(from, key.clone()), (behind, to)].into_iter().filter(|(from, to)| from < to).collect()
 }
 
-async fn page(source: &Source, token: u64, after: Bytes) -> Result<wire::SnapshotRows, String> {
-    let ask = Ask::SnapshotPage(SnapshotPage { group: source.group.0, token, after });
+/// One page of the rows of another replica. Token 0: of a new snapshot; `newest`: then see [`SnapshotPage::newest`].
+pub async fn page(source: &Source, token: u64, after: Bytes, newest: bool) -> Result<wire::SnapshotRows, String> {
+    let ask = Ask::SnapshotPage(SnapshotPage { group: source.group.0, token, after, newest });
     let request = Request { ask: Some(ask), ..Request::default() };
     let mut why = String::new();
     for attempt in 0..PAGE_ATTEMPTS {

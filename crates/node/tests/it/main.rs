@@ -1,5 +1,6 @@
 //! One node of real code on simulated disks: the shortest stories. The long ones are told by `sim`.
 
+mod backup;
 mod cluster;
 mod consistency;
 mod fence_agent;
