@@ -1,7 +1,8 @@
 //! Access keys.
 
 use base::env::RandomExt;
-use meta::map::command::{KeyName, KeyRow, MapCommand, MapOutcome, SetKeyPolicy};
+use meta::map::ROOT_LEVEL_MIN;
+use meta::map::command::{ClusterMap, KeyName, KeyRow, MapCommand, MapOutcome, NodeState, SetKeyPolicy, SetRootKey};
 
 use crate::call::Client;
 use crate::error::Error;
@@ -35,6 +36,7 @@ impl Client {
             created_ms: self.wall_ms(),
             policy: policy.to_string(),
             root: false,
+            root_changes: 0,
         };
         self.insert_access_key(row).await
     }
@@ -56,6 +58,27 @@ impl Client {
         match reply.outcome() {
             MapOutcome::Done => Ok(row),
             MapOutcome::KeyExists => Err(Error::KeyExists),
+            // A root key, and a command was faster: a newer map shows it.
+            MapOutcome::Stale => Err(Error::Unavailable(reply.detail)),
+            _ => Err(Error::Invalid(reply.detail)),
+        }
+    }
+
+    /// Gives the root user another key in the place of `before`, whatever nodes are given when they start. Answers how often
+    /// that was done. `Invalid` names the nodes that must be upgraded first, or says that somebody else was faster.
+    pub async fn set_root_key(&self, before: &KeyRow, access_key: &str, secret_key: &str) -> Result<u64, Error> {
+        check_level(&self.map().map)?;
+        let set = SetRootKey {
+            access_key: access_key.to_string(),
+            secret_key: secret_key.to_string(),
+            changes_before: before.root_changes,
+            now_ms: self.wall_ms(),
+        };
+        let reply = self.change_map(MapCommand::SetRootKey(set)).await?;
+        match reply.outcome() {
+            MapOutcome::Done => Ok(reply.id),
+            MapOutcome::KeyExists => Err(Error::KeyExists),
+            MapOutcome::SessionClosed => Err(Error::OutcomeUnknown(reply.detail)),
             _ => Err(Error::Invalid(reply.detail)),
         }
     }
@@ -78,4 +101,22 @@ impl Client {
         let random = &self.shared.env.random;
         (0..length).map(|_| alphabet[random.below(alphabet.len() as u64) as usize] as char).collect()
     }
+}
+
+/// While a node runs an older version, nobody would take the command.
+fn check_level(map: &ClusterMap) -> Result<(), Error> {
+    if map.feature_level >= ROOT_LEVEL_MIN {
+        return Ok(());
+    }
+    let members = map.nodes.iter().filter(|row| row.state() != NodeState::Removed);
+    let older = members.filter(|row| row.feature_level_max < ROOT_LEVEL_MIN);
+    let older: Vec<String> = older.map(|row| format!("node {} ({})", row.id, row.address)).collect();
+    let why = match older.as_slice() {
+        [] => "all nodes are upgraded, and it rises within moments: try again".to_string(),
+        _ => format!("these run an older henge: {}; upgrade all nodes first", older.join(", ")),
+    };
+    let level = map.feature_level;
+    Err(Error::Invalid(format!(
+        "the cluster is at feature level {level}, and this needs level {ROOT_LEVEL_MIN}: {why}"
+    )))
 }

@@ -20,6 +20,7 @@ pub struct MapView {
     bucket_ids: BTreeMap<BucketId, usize>,
     configurations: BTreeMap<BucketId, Arc<[BucketConfigurationRow]>>,
     keys: BTreeMap<String, usize>,
+    root: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -66,8 +67,9 @@ impl MapView {
         let buckets = map.buckets.iter().enumerate().map(|(i, row)| (row.name.clone(), i)).collect();
         let bucket_ids = map.buckets.iter().enumerate().map(|(i, row)| (BucketId(row.id), i)).collect();
         let keys = map.keys.iter().enumerate().map(|(i, row)| (row.access_key.clone(), i)).collect();
+        let root = map.keys.iter().position(|row| row.root);
         let configurations = configurations_by_bucket(&map.configurations);
-        MapView { nodes, disks, pgs, pg_bits, buckets, bucket_ids, configurations, keys, map }
+        MapView { nodes, disks, pgs, pg_bits, buckets, bucket_ids, configurations, keys, root, map }
     }
 
     pub fn version(&self) -> MapVersion {
@@ -98,6 +100,11 @@ impl MapView {
 
     pub fn key(&self, access_key: &str) -> Option<&KeyRow> {
         self.keys.get(access_key).map(|i| &self.map.keys[*i])
+    }
+
+    /// The root user's key; `None` before the cluster is set up.
+    pub fn root(&self) -> Option<&KeyRow> {
+        self.root.map(|i| &self.map.keys[i])
     }
 
     pub fn acknowledgement(&self, bucket: BucketId) -> Acknowledgement {

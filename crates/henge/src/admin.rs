@@ -17,13 +17,17 @@ use tokio::sync::mpsc;
 
 use crate::admission::Gate;
 use crate::basic_auth;
-use crate::credentials::{Credentials, equal_in_constant_time};
+use crate::credentials::{self, Credentials, equal_in_constant_time};
 use crate::events::EventView;
 use crate::nodes::{DiskView, NodeView};
 use crate::report::Report;
+use crate::root_user::RootUser;
 
 /// What requests of the admin port may carry.
 const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// What is said of a path that this version does not know.
+pub const NOTHING_HERE: &str = "there is nothing here";
 
 /// The part of a node that the admin port shows. Filled in once the node has started.
 #[derive(Clone)]
@@ -33,8 +37,8 @@ pub struct Admin {
 
 struct Shared {
     node: OnceLock<Arc<dyn AdminNode>>,
-    root: Credentials,
-    root_header: String,
+    /// The root user until the cluster map says who it is.
+    known: Credentials,
     monitoring_header: String,
     /// The admin address is a loopback address: metrics and status are open.
     local: bool,
@@ -49,6 +53,8 @@ pub trait AdminNode: Send + Sync {
     /// Asks all nodes of the cluster.
     fn events(&self) -> BoxFuture<Vec<EventView>>;
     fn client(&self) -> client::Client;
+    /// As the newest map that the node has says; `None`: it has none.
+    fn root(&self) -> Option<RootUser>;
     /// The bytes of a backup of the cluster's metadata, in order.
     fn metadata_backup(&self) -> mpsc::Receiver<Bytes>;
     /// Who lets new nodes in, and under which cluster address this node is reached.
@@ -178,6 +184,20 @@ pub struct FenceView {
     pub token: u64,
 }
 
+/// The root user as it shall be: the only request that carries a secret.
+#[derive(Serialize, Deserialize)]
+pub struct RootWish {
+    pub access_key: String,
+    pub secret_key: String,
+}
+
+#[derive(Serialize, Deserialize)]
+pub struct RootView {
+    pub access_key: String,
+    /// How often a command has set it.
+    pub changes: u64,
+}
+
 #[derive(Serialize, Deserialize)]
 pub struct TokenWish {
     pub expires_s: u64,
@@ -211,10 +231,10 @@ pub struct Refusal {
 }
 
 impl Admin {
-    pub fn new(root: Credentials, monitoring_token: &str, local: bool) -> Admin {
-        let root_header = basic_auth::header_value(&root);
+    /// `known`: the root user until the cluster map says who it is.
+    pub fn new(known: Credentials, monitoring_token: &str, local: bool) -> Admin {
         let monitoring_header = format!("Bearer {monitoring_token}");
-        Admin { shared: Arc::new(Shared { node: OnceLock::new(), root, root_header, monitoring_header, local }) }
+        Admin { shared: Arc::new(Shared { node: OnceLock::new(), known, monitoring_header, local }) }
     }
 
     /// From now on there is something to show.
@@ -238,6 +258,7 @@ impl Admin {
             .route("/v1/buckets/{name}/fences", post(reset_fence))
             .route("/v1/fences", post(next_fence))
             .route("/v1/pools", get(list_pools).post(create_pool))
+            .route("/v1/root", put(set_root))
             .route("/v1/tokens", post(create_token))
             .route("/v1/nodes", get(list_nodes))
             .route("/v1/nodes/{id}/remove", post(remove_node))
@@ -246,7 +267,7 @@ impl Admin {
             .route("/v1/disks/{id}/drain", post(drain_disk))
             .route("/v1/disks/{id}/remove", post(remove_disk))
             .route(crate::metadata::BACKUP_PATH, get(metadata_backup))
-            .fallback(async || refuse(StatusCode::NOT_FOUND, "there is nothing here"))
+            .fallback(async || refuse(StatusCode::NOT_FOUND, NOTHING_HERE))
             .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .with_state(self)
     }
@@ -259,14 +280,24 @@ impl Admin {
         self.node()
     }
 
-    /// The node, for callers who know the root secret.
+    /// The node, for callers who know the root secret. Without a map nobody can tell whether it still is one.
     fn for_root(&self, headers: &HeaderMap) -> Result<&dyn AdminNode, Refused> {
         self.check_root(headers)?;
-        self.node()
+        let node = self.node()?;
+        if node.root().is_none() {
+            let why = "this node has no cluster map yet, which says who the root user is; try again in a moment";
+            return Err(refuse(StatusCode::SERVICE_UNAVAILABLE, why));
+        }
+        Ok(node)
+    }
+
+    fn root(&self) -> RootUser {
+        let mapped = self.shared.node.get().and_then(|node| node.root());
+        mapped.unwrap_or_else(|| RootUser { credentials: self.shared.known.clone(), changes: 0 })
     }
 
     fn check_root(&self, headers: &HeaderMap) -> Result<(), Refused> {
-        if self.shows(headers, &self.shared.root_header) {
+        if self.shows(headers, &basic_auth::header_value(&self.root().credentials)) {
             return Ok(());
         }
         let why = if headers.contains_key(header::AUTHORIZATION) { "those given are wrong" } else { "none were given" };
@@ -454,7 +485,7 @@ async fn delete_key(
     Path(name): Path<String>,
 ) -> Result<Json<Named>, Refused> {
     let node = admin.for_root(&headers)?;
-    if name == admin.shared.root.access_key {
+    if name == admin.root().credentials.access_key {
         return Err(refuse(StatusCode::BAD_REQUEST, "the root key cannot be deleted"));
     }
     node.client().delete_access_key(&name).await.map_err(refuse_error)?;
@@ -476,8 +507,8 @@ async fn create_bucket(
 ) -> Result<Json<BucketView>, Refused> {
     let node = admin.for_root(&headers)?;
     check_bucket_name(&request.name)?;
-    let owner = &admin.shared.root.access_key;
-    let bucket = node.client().create_bucket(&request.name, owner).await.map_err(refuse_error)?;
+    let owner = admin.root().credentials.access_key;
+    let bucket = node.client().create_bucket(&request.name, &owner).await.map_err(refuse_error)?;
     tracing::info!(target: "audit", name = bucket.name, "bucket created");
     Ok(Json(bucket_view(bucket, node.client().region())))
 }
@@ -573,6 +604,25 @@ impl From<client::PoolRow> for PoolView {
         let client::PoolRow { id, name, copies, copies_effective, class, .. } = row;
         PoolView { id, name, class, copies, copies_effective }
     }
+}
+
+async fn set_root(
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    Json(wish): Json<RootWish>,
+) -> Result<Json<RootView>, Refused> {
+    let node = admin.for_root(&headers)?;
+    let wished = Credentials { access_key: wish.access_key, secret_key: wish.secret_key };
+    credentials::check(&wished).map_err(|failure| refuse(StatusCode::BAD_REQUEST, &failure.0))?;
+    let client = node.client();
+    // Somebody else may have changed it, and this node not yet have heard of it.
+    let map = client.refresh_map().await.map_err(refuse_error)?;
+    admin.check_root(&headers)?;
+    let before = map.root().ok_or_else(|| refuse(StatusCode::SERVICE_UNAVAILABLE, "there is no root user yet"))?;
+    let Credentials { access_key, secret_key } = &wished;
+    let changes = client.set_root_key(before, access_key, secret_key).await.map_err(refuse_error)?;
+    tracing::info!(target: "audit", access_key, changes, "root user changed");
+    Ok(Json(RootView { access_key: wished.access_key, changes }))
 }
 
 async fn create_token(
@@ -708,7 +758,12 @@ mod tests {
     use axum::http::Request;
     use tower::ServiceExt;
 
-    struct Fake;
+    /// With the secret that its map has for the root user.
+    struct Fake(Option<&'static str>);
+
+    fn root_with(secret: &str) -> Credentials {
+        Credentials { access_key: "root".into(), secret_key: secret.into() }
+    }
 
     impl AdminNode for Fake {
         fn ready(&self) -> bool {
@@ -741,6 +796,9 @@ mod tests {
         fn client(&self) -> client::Client {
             unreachable!("no test of authorization gets this far")
         }
+        fn root(&self) -> Option<RootUser> {
+            self.0.map(|secret| RootUser { credentials: root_with(secret), changes: 1 })
+        }
         fn gate(&self) -> (&Gate, &str) {
             unreachable!("no test of authorization gets this far")
         }
@@ -757,7 +815,7 @@ mod tests {
             request = request.header("authorization", *value);
         }
         let body = r#"{"name":"!","policy":"{}","versioning":"maybe","key":"","expires_s":0,"lost":true,"undo":false,
-            "class":"","copies":0}"#;
+            "class":"","copies":0,"access_key":"a/b","secret_key":"0123456789"}"#;
         let body = Body::from(body);
         admin.clone().router().oneshot(request.body(body).unwrap()).await.unwrap().status()
     }
@@ -767,7 +825,7 @@ mod tests {
         let admin = admin(false);
         assert_eq!(ask(&admin, "GET", "/health/live", &[]).await, StatusCode::OK);
         assert_eq!(ask(&admin, "GET", "/health/ready", &[]).await, StatusCode::SERVICE_UNAVAILABLE);
-        admin.attach(Arc::new(Fake));
+        admin.attach(Arc::new(Fake(Some("0123456789"))));
         assert_eq!(ask(&admin, "GET", "/health/ready", &[]).await, StatusCode::OK);
         assert_eq!(ask(&admin, "GET", "/elsewhere", &[]).await, StatusCode::NOT_FOUND);
     }
@@ -778,14 +836,14 @@ mod tests {
             basic_auth::header_value(&Credentials { access_key: "root".into(), secret_key: "0123456789".into() });
         for path in ["/metrics", "/status", "/events"] {
             let far = admin(false);
-            far.attach(Arc::new(Fake));
+            far.attach(Arc::new(Fake(Some("0123456789"))));
             assert_eq!(ask(&far, "GET", path, &[]).await, StatusCode::UNAUTHORIZED);
             assert_eq!(ask(&far, "GET", path, &["Bearer wrong"]).await, StatusCode::UNAUTHORIZED);
             assert_eq!(ask(&far, "GET", path, &["Bearer a-token-to-look", &root]).await, StatusCode::UNAUTHORIZED);
             assert_eq!(ask(&far, "GET", path, &["Bearer a-token-to-look"]).await, StatusCode::OK);
             assert_eq!(ask(&far, "GET", path, &[&root]).await, StatusCode::OK);
             let near = admin(true);
-            near.attach(Arc::new(Fake));
+            near.attach(Arc::new(Fake(Some("0123456789"))));
             assert_eq!(ask(&near, "GET", path, &[]).await, StatusCode::OK);
         }
     }
@@ -793,7 +851,7 @@ mod tests {
     #[tokio::test]
     async fn changing_always_needs_the_root_secret() {
         let admin = admin(true);
-        admin.attach(Arc::new(Fake));
+        admin.attach(Arc::new(Fake(Some("0123456789"))));
         let root =
             basic_auth::header_value(&Credentials { access_key: "root".into(), secret_key: "0123456789".into() });
         let wrong =
@@ -812,6 +870,7 @@ mod tests {
             ("POST", "/v1/buckets/b/fences"),
             ("GET", "/v1/pools"),
             ("POST", "/v1/pools"),
+            ("PUT", "/v1/root"),
             ("POST", "/v1/tokens"),
             ("GET", "/v1/nodes"),
             ("POST", "/v1/nodes/1/remove"),
@@ -829,6 +888,27 @@ mod tests {
         assert_eq!(ask(&admin, "POST", "/v1/buckets", &[&root]).await, StatusCode::BAD_REQUEST);
         assert_eq!(ask(&admin, "DELETE", "/v1/keys/root", &[&root]).await, StatusCode::BAD_REQUEST);
         assert_eq!(ask(&admin, "POST", "/v1/tokens", &[&root]).await, StatusCode::BAD_REQUEST);
+        assert_eq!(ask(&admin, "PUT", "/v1/root", &[&root]).await, StatusCode::BAD_REQUEST);
+    }
+
+    #[tokio::test]
+    async fn the_map_says_who_the_root_user_is() {
+        let [given, mapped] =
+            ["0123456789", "another-secret"].map(|secret| basic_auth::header_value(&root_with(secret)));
+        let moved = admin(false);
+        moved.attach(Arc::new(Fake(Some("another-secret"))));
+        for (header, monitoring, root) in [
+            (&given, StatusCode::UNAUTHORIZED, StatusCode::UNAUTHORIZED),
+            (&mapped, StatusCode::OK, StatusCode::BAD_REQUEST),
+        ] {
+            assert_eq!(ask(&moved, "GET", "/status", &[header]).await, monitoring);
+            assert_eq!(ask(&moved, "POST", "/v1/keys", &[header]).await, root);
+        }
+        // Before there is a map, whoever has what the node was given may look, and nobody may change anything.
+        let alone = admin(false);
+        alone.attach(Arc::new(Fake(None)));
+        assert_eq!(ask(&alone, "GET", "/status", &[&given]).await, StatusCode::OK);
+        assert_eq!(ask(&alone, "POST", "/v1/keys", &[&given]).await, StatusCode::SERVICE_UNAVAILABLE);
     }
 
     #[test]

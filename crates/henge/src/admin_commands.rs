@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::admin::{
-    BucketChange, BucketView, FenceFloor, FenceView, FenceWish, KeyPolicy, KeyView, KeyWish, Named, NewKeyView,
-    PoolView, PoolWish, QuotaView, QuotaWish, Refusal,
+    BucketChange, BucketView, FenceFloor, FenceView, FenceWish, KeyPolicy, KeyView, KeyWish, NOTHING_HERE, Named,
+    NewKeyView, PoolView, PoolWish, QuotaView, QuotaWish, Refusal,
 };
 use crate::basic_auth;
 use crate::cli::{
@@ -242,6 +242,27 @@ pub async fn ask_as_root<A: DeserializeOwned>(
     ask(&target, method, path, body).await
 }
 
+/// Why a question was not answered as hoped.
+pub enum Unanswered {
+    /// Nothing was changed.
+    Refused(Failure),
+    /// The answer was lost: it may or may not have been carried out.
+    Unknown(Failure),
+}
+
+impl From<Failure> for Unanswered {
+    fn from(failure: Failure) -> Unanswered {
+        Unanswered::Refused(failure)
+    }
+}
+
+impl Unanswered {
+    pub fn into_failure(self) -> Failure {
+        let (Unanswered::Refused(failure) | Unanswered::Unknown(failure)) = self;
+        failure
+    }
+}
+
 /// One request to the admin port of the first node that takes it, with the root credentials where they are known.
 pub async fn ask<A: DeserializeOwned>(
     target: &Target,
@@ -249,6 +270,16 @@ pub async fn ask<A: DeserializeOwned>(
     path: &str,
     body: Option<&impl Serialize>,
 ) -> Result<A, Failure> {
+    try_ask(target, method, path, body).await.map_err(Unanswered::into_failure)
+}
+
+/// As [`ask`], for callers who must know whether it may have been carried out.
+pub async fn try_ask<A: DeserializeOwned>(
+    target: &Target,
+    method: Method,
+    path: &str,
+    body: Option<&impl Serialize>,
+) -> Result<A, Unanswered> {
     let encoded = body.map(serde_json::to_vec).transpose().context(|| "the request cannot be encoded".into())?;
     let encoded = Bytes::from(encoded.unwrap_or_default());
     let mut silent = None;
@@ -270,11 +301,11 @@ pub async fn ask<A: DeserializeOwned>(
             Err(error) if method == Method::GET || matches!(error, HttpError::NotSent(_)) => {
                 silent = Some((admin, error));
             }
-            Err(error) => return Err(no_answer(admin, &error)),
+            Err(error) => return Err(Unanswered::Unknown(no_answer(admin, &error))),
         }
     }
     let (admin, error) = silent.expect("a target has at least one address");
-    Err(no_answer(admin, &error))
+    Err(no_answer(admin, &error).into())
 }
 
 fn no_answer(admin: &str, error: &HttpError) -> Failure {
@@ -283,12 +314,22 @@ fn no_answer(admin: &str, error: &HttpError) -> Failure {
     ))
 }
 
-fn understand<A: DeserializeOwned>(admin: &str, answer: &Answer) -> Result<A, Failure> {
+fn understand<A: DeserializeOwned>(admin: &str, answer: &Answer) -> Result<A, Unanswered> {
     if !answer.status.is_success() {
         let refusal = serde_json::from_slice::<Refusal>(&answer.body).map(|refusal| refusal.error);
-        return Err(Failure(refusal.unwrap_or_else(|_| format!("{admin} answers {}", answer.status))));
+        let failure = match refusal {
+            Ok(error) if error == NOTHING_HERE => Failure(format!(
+                "the node at {admin} runs an older henge, which does not know this command: upgrade it"
+            )),
+            Ok(error) => Failure(error),
+            Err(_) => Failure(format!("{admin} answers {}", answer.status)),
+        };
+        let outcome_unknown = answer.status.is_server_error();
+        return Err(if outcome_unknown { Unanswered::Unknown(failure) } else { Unanswered::Refused(failure) });
     }
-    serde_json::from_slice(&answer.body).context(|| format!("the answer of {admin} cannot be understood"))
+    let decoded =
+        serde_json::from_slice(&answer.body).context(|| format!("the answer of {admin} cannot be understood"));
+    decoded.map_err(Unanswered::Unknown)
 }
 
 pub fn print_json(value: &impl Serialize) -> Result<(), Failure> {

@@ -10,7 +10,6 @@ use prost::Message;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::credentials::Credentials;
 use crate::env::net::Admission;
 use crate::env::net::hello::PROTOCOL_VERSION;
 use crate::env::net::tls::Authority;
@@ -23,7 +22,6 @@ pub struct Gate {
     pub client: Client,
     pub cluster: ClusterId,
     pub authority: Authority,
-    pub root: Credentials,
 }
 
 /// A fresh token, and when it expires (wall-clock time).
@@ -71,6 +69,9 @@ impl Gate {
             Ok(map) => map,
             Err(error) => return unavailable(error),
         };
+        let Some(root) = map.root() else {
+            return JoinAnswer::refuse("not now (the cluster is being set up); try again in a moment");
+        };
         let contact = |row: &NodeRow| Contact { node: row.id, address: row.address.clone() };
         let members = map.map.nodes.iter().filter(|row| row.state() != NodeState::Removed);
         tracing::info!(target: "audit", token = request.token_id, node = node.0, "a node was admitted");
@@ -82,8 +83,8 @@ impl Gate {
             certificate_pem: self.authority.certificate_pem.clone(),
             key_pem: self.authority.key_pem.clone(),
             contacts: members.map(contact).collect(),
-            access_key: self.root.access_key.clone(),
-            secret_key: self.root.secret_key.clone(),
+            access_key: root.access_key.clone(),
+            secret_key: root.secret_key.clone(),
             region: map.map.region.clone(),
             wall_ms: self.env.clock.wall().0,
         }

@@ -32,6 +32,8 @@ pub enum Command {
     Events(EventsArgs),
     /// Make, list and delete access keys
     Key(KeyArgs),
+    /// Change the root user's secret
+    Root(RootArgs),
     /// Make, list and change buckets
     Bucket(BucketArgs),
     /// Make and list pools, which clients know as storage classes
@@ -112,7 +114,8 @@ pub struct ServerArgs {
 
 const SERVER_HELP: &str = "\
 Root credentials come from HENGE_ROOT_USER and HENGE_ROOT_PASSWORD, or are made at the first start and kept in
-DIR/credentials, which `AWS_SHARED_CREDENTIALS_FILE=DIR/credentials aws ...` understands.
+DIR/credentials, which `AWS_SHARED_CREDENTIALS_FILE=DIR/credentials aws ...` understands. After `henge root set-secret`
+neither counts any more: the cluster knows them, and DIR/credentials is rewritten.
 
 A node that joins a cluster needs a token once, from `henge token create` on a member: in HENGE_JOIN_TOKEN or in a file.
 Other nodes reach this one at its cluster address: give one that they can reach, or --advertise.
@@ -248,6 +251,35 @@ pub struct KeyPolicyArgs {
     /// Take the policy away: the key may do everything with the buckets that it makes
     #[arg(long)]
     pub clear: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Args, Debug)]
+pub struct RootArgs {
+    #[command(subcommand)]
+    pub action: RootAction,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum RootAction {
+    /// Give the root user a new secret, on all nodes at once; it is shown now and never again. From then on the old one is
+    /// refused, and what nodes are given when they start (HENGE_ROOT_USER, HENGE_ROOT_PASSWORD, DIR/credentials) does not
+    /// count any more
+    SetSecret(RootSetSecretArgs),
+}
+
+#[derive(Args, Debug)]
+pub struct RootSetSecretArgs {
+    /// Take the secret from the first line of FILE (`-`: standard input) instead of drawing one
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: Option<PathBuf>,
+    /// Change the access key, too [default: it stays]
+    #[arg(long, value_name = "NAME")]
+    pub access_key: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub target: TargetArgs,
 }

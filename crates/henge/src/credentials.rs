@@ -49,23 +49,32 @@ pub fn load_or_make(data: &Path, random: &dyn Random) -> Result<(Credentials, Or
     if let Some(credentials) = from_environment()? {
         return Ok((credentials, Origin::Environment));
     }
-    let path = file_of(data);
-    if let Some(text) = private_file::read(&path).context(|| format!("{} cannot be read", path.display()))? {
-        let credentials = parse(&text).ok_or_else(|| {
-            Failure(format!(
-                "{} has no aws_access_key_id and aws_secret_access_key of usable length; restore it, or remove it to \
-                 have new root credentials made",
-                path.display()
-            ))
-        })?;
-        return Ok((credentials, Origin::File));
+    if let Some(kept) = kept(data)? {
+        return Ok((kept, Origin::File));
     }
-    let made = Credentials {
-        access_key: draw(random, b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", ACCESS_KEY_LEN),
-        secret_key: draw(random, b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", SECRET_KEY_LEN),
-    };
+    let access_key = draw(random, b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", ACCESS_KEY_LEN);
+    let made = Credentials { access_key, secret_key: draw_secret(random) };
     store(data, &made)?;
     Ok((made, Origin::Made))
+}
+
+/// Those in the file of the node in `data`; `None` when it has none.
+pub fn kept(data: &Path) -> Result<Option<Credentials>, Failure> {
+    let path = file_of(data);
+    let text = private_file::read(&path).context(|| format!("{} cannot be read", path.display()))?;
+    let unusable = || {
+        Failure(format!(
+            "{} has no aws_access_key_id and aws_secret_access_key of usable length; restore it, or remove it to have new \
+             root credentials made",
+            path.display()
+        ))
+    };
+    text.map(|text| parse(&text).ok_or_else(unusable)).transpose()
+}
+
+/// A secret that nobody has had.
+pub fn draw_secret(random: &dyn Random) -> String {
+    draw(random, b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789", SECRET_KEY_LEN)
 }
 
 /// Keeps root credentials for later starts of the node in `data`.
@@ -94,10 +103,23 @@ pub fn from_environment() -> Result<Option<Credentials>, Failure> {
 }
 
 fn unusable_in_environment() -> String {
-    format!(
-        "{USER_VARIABLE} must have {ACCESS_KEY_LEN_MIN} to {KEY_LEN_MAX} visible ASCII characters without '/', ':', \
-         '=' and ',', and {PASSWORD_VARIABLE} {SECRET_KEY_LEN_MIN} to {KEY_LEN_MAX} visible ASCII characters"
-    )
+    format!("{USER_VARIABLE} {}, and {PASSWORD_VARIABLE} {}", rule_of_access_keys(), rule_of_secrets())
+}
+
+fn rule_of_access_keys() -> String {
+    format!("must have {ACCESS_KEY_LEN_MIN} to {KEY_LEN_MAX} visible ASCII characters without '/', ':', '=' and ','")
+}
+
+fn rule_of_secrets() -> String {
+    format!("{SECRET_KEY_LEN_MIN} to {KEY_LEN_MAX} visible ASCII characters")
+}
+
+/// Whether they may be the root user's; says what they must be like.
+pub fn check(credentials: &Credentials) -> Result<(), Failure> {
+    if usable(credentials) {
+        return Ok(());
+    }
+    Err(Failure(format!("the access key {}, and the secret {}", rule_of_access_keys(), rule_of_secrets())))
 }
 
 fn usable(credentials: &Credentials) -> bool {

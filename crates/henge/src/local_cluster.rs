@@ -78,8 +78,11 @@ pub fn add_node(cluster: &mut ClusterFile, number: u32, own_file: ClusterFile) {
     cluster.nodes.retain(|node| node.id != number);
     cluster.nodes.extend(started);
     cluster.nodes.sort_by_key(|node| node.id);
-    cluster.access_key = own_file.access_key;
-    cluster.secret_key = own_file.secret_key;
+    if own_file.root_changes >= cluster.root_changes {
+        cluster.access_key = own_file.access_key;
+        cluster.secret_key = own_file.secret_key;
+        cluster.root_changes = own_file.root_changes;
+    }
     cluster.region = own_file.region;
 }
 

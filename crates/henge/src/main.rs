@@ -38,6 +38,8 @@ mod private_file;
 mod processes;
 mod recover;
 mod report;
+mod root_command;
+mod root_user;
 mod s3_client;
 mod scratch;
 mod server;
@@ -97,6 +99,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Status(args) => on_runtime(admin_commands::status(args)),
         Command::Events(args) => on_runtime(events::run(args)),
         Command::Key(args) => on_runtime(admin_commands::key(args.action)),
+        Command::Root(args) => on_runtime(root_command::run(args.action)),
         Command::Pool(args) => on_runtime(admin_commands::pool(args.action)),
         Command::Fence(args) => on_runtime(admin_commands::fence(args.action)),
         Command::Bucket(args) => on_runtime(admin_commands::bucket(args.action)),

@@ -28,6 +28,7 @@ use crate::listener;
 use crate::membership::{self, Applicant, Standing};
 use crate::predecessor;
 use crate::report::Report;
+use crate::root_user::{Follower, RootUser};
 use crate::signals::Signals;
 
 /// How long a large buffer that nobody needs is kept.
@@ -56,7 +57,8 @@ pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
     let advertise = applicant.advertise()?;
     let standing = applicant.stand().await?;
     let random = system_random();
-    let (root, origin) = credentials::load_or_make(&data, &random)?;
+    let (given, origin) = credentials::load_or_make(&data, &random)?;
+    let root = RootUser::at_start(&data, &given)?;
     let token = credentials::load_or_make_monitoring_token(&data, &random)?;
     let (stop, stopping) = watch::channel(false);
     if !addresses.admin.ip().is_loopback() {
@@ -66,20 +68,23 @@ pub async fn run(args: ServerArgs) -> Result<ExitCode, Failure> {
         );
     }
 
-    let admin = Admin::new(root.clone(), &token, addresses.admin.ip().is_loopback());
+    let admin = Admin::new(root.credentials.clone(), &token, addresses.admin.ip().is_loopback());
     let admin_service = hyper_util::service::TowerToHyperService::new(admin.clone().router());
     let admin_task = tokio::spawn(listener::serve(ports.admin, None, admin_service, stopping.clone()));
 
-    let plan = Plan { args: &args, data: &data, disks: &disks, addresses, advertise, root: &root, buffers };
+    let plan = Plan { args: &args, data: &data, disks: &disks, addresses, advertise, given: &given, buffers };
     let (env, started) = plan.start(standing, data_disk, opened, ports.cluster).await?;
     let (node, net) = (Arc::clone(&started.node), Arc::clone(&started.net));
     let (region, meter) = (started.region.clone(), started.s3_meter.clone());
     let https = tls.is_some();
-    plan.cluster_file(&region, &node).write(&data)?;
+    let file = plan.cluster_file(&region, &node).with_root(&root);
+    file.write(&data)?;
+    let follower = Follower { data: data.clone(), file, given: (given.clone(), origin) };
+    env.spawn("root user", follower.follow(node.client()));
     admin.attach(Arc::new(started));
     let s3_task =
         tokio::spawn(listener::serve(ports.s3, tls, s3_service(&args, &region, &env, &node, meter), stopping));
-    announce(addresses, https, origin, &root, &data, &region);
+    announce(addresses, https, origin, &given, &data, &region);
 
     let mut signals = Signals::new()?;
     let ended = tokio::select! {
@@ -109,7 +114,8 @@ struct Plan<'a> {
     disks: &'a [DiskArg],
     addresses: Addresses,
     advertise: String,
-    root: &'a Credentials,
+    /// The root user, unless a command has set it.
+    given: &'a Credentials,
     buffers: Arc<BufferPool>,
 }
 
@@ -144,14 +150,14 @@ impl Plan<'_> {
             locality: self.args.locality.clone(),
             advertise: self.advertise.clone(),
             region: region.clone(),
-            root: (self.root.access_key.clone(), self.root.secret_key.clone()),
+            root: (self.given.access_key.clone(), self.given.secret_key.clone()),
             authority: Some((authority.certificate_pem.clone(), authority.key_pem.clone())),
         };
         let node = node::Node::start_tuned(config, self.tuning()).await.map_err(|error| Failure(error.to_string()))?;
         let node = Arc::new(node);
         enter(Club { cluster: node.cluster(), generation: 0 })?;
         let (client, cluster) = (node.client(), node.cluster());
-        let gate = Gate { env: env.clone(), client: client.clone(), cluster, authority, root: self.root.clone() };
+        let gate = Gate { env: env.clone(), client: client.clone(), cluster, authority };
         net.admit_by(Arc::new(gate.clone()));
         env.spawn(
             "membership",
@@ -181,8 +187,9 @@ impl Plan<'_> {
             version: cluster_file::VERSION,
             cluster: node.cluster().to_string(),
             region: region.to_owned(),
-            access_key: self.root.access_key.clone(),
-            secret_key: self.root.secret_key.clone(),
+            access_key: self.given.access_key.clone(),
+            secret_key: self.given.secret_key.clone(),
+            root_changes: 0,
             nodes: vec![ClusterNode {
                 id: node.id().0,
                 pid: std::process::id(),
@@ -269,6 +276,9 @@ impl AdminNode for Running {
     }
     fn client(&self) -> client::Client {
         self.node.client()
+    }
+    fn root(&self) -> Option<RootUser> {
+        self.node.client().map().root().map(RootUser::from)
     }
     fn metadata_backup(&self) -> tokio::sync::mpsc::Receiver<bytes::Bytes> {
         let (out, pieces) = tokio::sync::mpsc::channel(2);

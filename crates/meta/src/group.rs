@@ -9,7 +9,7 @@ use crate::view::{Change, View, ViewError};
 
 /// The highest level of behaviour that this binary knows. A group's own level, not this number, decides what apply
 /// does; a binary that is older than a group's level must not serve it.
-pub const FEATURE_LEVEL: u32 = 4;
+pub const FEATURE_LEVEL: u32 = 5;
 
 /// What a version that does not know a command and one that knows it at a higher level say alike: replies are part of
 /// the replicated state.

@@ -7,11 +7,11 @@ use base::env::Disk;
 use base::ids::{DiskId, Generation, MapVersion, NodeId, PgId, PoolId, Session};
 use bytes::Bytes;
 use client::{Client, KeyRow};
-use meta::map::AUTHORITY_LEVEL_MIN;
 use meta::map::command::{
     Authority, ClusterGeneration, ClusterMap, DiskRow, DiskState, InitCluster, MapCommand, MapOutcome, NodeRow,
     NodeState, PgRow, PgRows, PoolRow, ShardRow,
 };
+use meta::map::{AUTHORITY_LEVEL_MIN, ROOT_NAME};
 use meta::object::command::InitShard;
 use meta::object::transition::POOLS_LEVEL_MIN;
 use protocol::placement::{self, Candidate, Held, Locality};
@@ -477,14 +477,15 @@ async fn set_up_shard(node: NodeId, client: &Client) -> Result<(), Announce> {
 
 async fn announce_root(root: &(String, String), client: &Client) -> Result<(), Announce> {
     let (access_key, secret_key) = root.clone();
-    let known = client.map().key(&access_key).cloned();
-    if known.is_some_and(|row| row.secret_key == secret_key && row.root) {
+    // What a command has set stays, whatever this node was given.
+    let stays = |row: &KeyRow| row.root_changes > 0 || (row.access_key == access_key && row.secret_key == secret_key);
+    if client.map().root().is_some_and(stays) {
         return Ok(());
     }
     let row = KeyRow {
         access_key,
         secret_key,
-        name: "root".into(),
+        name: ROOT_NAME.into(),
         created_ms: client.wall_ms(),
         root: true,
         ..KeyRow::default()

@@ -389,6 +389,7 @@ fn kinds_of(command: &MapCommand, map: &ClusterMap) -> Option<(EventKind, NodeId
             (EventKind::Slow, NodeId(row.map_or(0, |row| row.node)))
         }
         MapCommand::SetPool(_) => (EventKind::CopiesRaised, NodeId(0)),
+        MapCommand::SetFeatureLevel(_) => (EventKind::Upgraded, NodeId(0)),
         MapCommand::SetPgs(rows) if rows.rows.iter().any(|row| row.closed) => (EventKind::Moving, NodeId(0)),
         MapCommand::SetPgs(_) => (EventKind::Moved, NodeId(0)),
         _ => return None,

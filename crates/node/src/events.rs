@@ -63,6 +63,8 @@ pub enum EventKind {
     Settled = 19,
     /// The external fence command was asked to stop a node.
     FenceCommand = 20,
+    /// Every node knows the next feature level: older versions are refused from here on.
+    Upgraded = 21,
 }
 
 impl EventKind {
@@ -90,6 +92,7 @@ impl EventKind {
             EventKind::Slow => "slow",
             EventKind::Settled => "settled",
             EventKind::FenceCommand => "fence_command",
+            EventKind::Upgraded => "upgraded",
         }
     }
 }

@@ -9,7 +9,8 @@ use client::wire::Failure;
 use client::{CompleteRequest, Error, FinishPart, FinishPut, Reads, Staleness, Terms};
 use fake::{Fake, GATEWAY};
 use meta::map::command::Acknowledgement::{All, AllStrict, Majority, One};
-use meta::map::command::{MapCommand, NodeRow};
+use meta::map::command::{FeatureLevel, KeyRow, MapCommand, NodeRow};
+use meta::map::{ROOT_LEVEL_MIN, ROOT_NAME};
 use meta::object::command::{CreateUpload, NamedPart};
 use std::sync::Arc;
 use std::time::Duration;
@@ -703,4 +704,51 @@ fn a_bucket_that_is_deleted_while_a_setting_changes_holds_nothing_that_was_ackno
         lost.len(),
         &lost[..lost.len().min(3)]
     );
+}
+
+#[test]
+fn a_new_root_key_waits_until_every_node_is_upgraded_and_says_for_whom() {
+    let fake = Fake::new(61);
+    let given = |secret: &str| KeyRow {
+        access_key: "ROOT".into(),
+        secret_key: secret.into(),
+        name: ROOT_NAME.into(),
+        root: true,
+        ..KeyRow::default()
+    };
+    let ask = |from: KeyRow, secret: &'static str| {
+        let client = fake.client.clone();
+        fake.run(async move {
+            client.refresh_map().await.unwrap();
+            client.set_root_key(&from, "ROOT", secret).await
+        })
+    };
+    let client = fake.client.clone();
+    let first = given("first");
+    let row = first.clone();
+    fake.run(async move { client.insert_access_key(row).await }).unwrap();
+    let upgrade = |node: u32| {
+        let row = NodeRow { id: node, generation: 1, feature_level_max: ROOT_LEVEL_MIN, ..NodeRow::default() };
+        fake.state().change(MapCommand::SetNode(row));
+    };
+    upgrade(1);
+    let refused = ask(first.clone(), "second");
+    let names = |why: &str| ["node 1", "node 2", "node 3"].map(|node| why.contains(node));
+    assert!(matches!(&refused, Err(Error::Invalid(why)) if names(why) == [false, true, true]), "{refused:?}");
+    upgrade(2);
+    upgrade(3);
+    let refused = ask(first.clone(), "second");
+    assert!(matches!(&refused, Err(Error::Invalid(why)) if why.contains("try again")), "{refused:?}");
+    fake.state().change(MapCommand::SetFeatureLevel(FeatureLevel { level: ROOT_LEVEL_MIN }));
+    assert_eq!(ask(first.clone(), "second"), Ok(1));
+    // Another operator had seen the same key.
+    let late = ask(first, "third");
+    assert!(matches!(&late, Err(Error::Invalid(why)) if why.contains("another command")), "{late:?}");
+    // A node that starts with what it was given looks again, and finds that it is none of its business.
+    let (client, row) = (fake.client.clone(), given("first"));
+    let start = fake.run(async move { client.insert_access_key(row).await });
+    assert!(matches!(&start, Err(Error::Unavailable(_))), "{start:?}");
+    let client = fake.client.clone();
+    let root = fake.run(async move { client.refresh_map().await.unwrap().root().cloned() }).unwrap();
+    assert_eq!((root.secret_key.as_str(), root.root_changes), ("second", 1));
 }

@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Long enough for the slowest machine; a test that waits this long has failed.
@@ -74,6 +75,7 @@ pub struct Server {
     pub child: Child,
     pub cluster: Value,
     data: PathBuf,
+    log: Arc<Mutex<String>>,
 }
 
 impl Server {
@@ -87,8 +89,9 @@ impl Server {
         command.arg(data).args(args).envs(environment.iter().copied());
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         // Pipes that nobody reads would stop the server when they are full.
-        drain(child.stdout.take().unwrap());
-        drain(child.stderr.take().unwrap());
+        let log = Arc::default();
+        drain(child.stdout.take().unwrap(), Arc::default());
+        drain(child.stderr.take().unwrap(), Arc::clone(&log));
         let pid = child.id();
         let cluster = wait_for("the server's start", || {
             assert!(child.try_wait().unwrap().is_none(), "the server ended");
@@ -96,7 +99,7 @@ impl Server {
             let cluster: Value = serde_json::from_str(&text).unwrap();
             (cluster["nodes"][0]["pid"] == pid).then_some(cluster)
         });
-        let server = Server { child, cluster, data: data.to_owned() };
+        let server = Server { child, cluster, data: data.to_owned(), log };
         wait_for("readiness", || server.admin("GET", "/health/ready", None).filter(|answer| answer.status == 200));
         server
     }
@@ -117,6 +120,11 @@ impl Server {
     /// A client command that finds this server and its credentials by `--data`.
     pub fn command(&self, args: &[&str]) -> Output {
         henge().args(args).arg("--data").arg(&self.data).output().unwrap()
+    }
+
+    /// What the server has said to standard error so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().clone()
     }
 
     pub fn kill(&mut self) {
@@ -142,8 +150,12 @@ pub fn signal(pid: u32, name: &str) {
     assert!(Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap().success());
 }
 
-fn drain(pipe: impl Read + Send + 'static) {
-    std::thread::spawn(move || BufReader::new(pipe).lines().for_each(drop));
+fn drain(pipe: impl Read + Send + 'static, into: Arc<Mutex<String>>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            into.lock().unwrap().extend([line.as_str(), "\n"]);
+        }
+    });
 }
 
 pub struct Answer {

@@ -8,6 +8,7 @@ mod fsck;
 mod harness;
 mod join;
 mod metadata;
+mod root;
 mod s3;
 mod s3_access;
 mod s3_client;

@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::command::{
     ClusterMap, DiskRow, DiskState, InitCluster, KeyName, KeyRow, MapCommand, MapEntry, MapOutcome, MapReply, NodeRow,
-    NodeState, PoolRow, SetDiskSlow, SetKeyPolicy, ShardRow,
+    NodeState, PoolRow, SetDiskSlow, SetKeyPolicy, SetRootKey, ShardRow,
 };
 use super::{
     ACCESS_KEYS_MAX, CLASS_LEN_MAX, COPIES_MAX, DISKS_MAX, NODES_MAX, PG_BITS_MAX, POLICY_LEN_MAX, SHARDS_MAX,
@@ -59,6 +59,12 @@ pub(super) struct MapState {
     #[prost(uint64, tag = "16")]
     pub fences: u64,
 }
+
+/// The feature level that knows a root key that was set by a command.
+pub const ROOT_LEVEL_MIN: u32 = 5;
+
+/// By this the root key is found.
+pub const ROOT_NAME: &str = "root";
 
 /// The feature level from which on the certificate authority can be another.
 pub const AUTHORITY_LEVEL_MIN: u32 = 5;
@@ -192,6 +198,7 @@ impl Step<'_> {
             MapCommand::SetBucketConfiguration(set) => self.set_bucket_configuration(set),
             MapCommand::SetDiskSlow(set) => self.set_disk_slow(&set),
             MapCommand::NextFence(_) => self.next_fence(),
+            MapCommand::SetRootKey(set) => self.set_root_key(set),
         }
     }
 
@@ -334,6 +341,8 @@ impl Step<'_> {
     }
 
     fn create_key(&mut self, row: KeyRow) -> Result<MapReply, Halt> {
+        // Only `SetRootKey` counts; versions before it drop the field.
+        let row = KeyRow { root_changes: 0, ..row };
         check_text(&row.access_key)?;
         check_text(&row.secret_key)?;
         check_text(&row.name)?;
@@ -356,6 +365,9 @@ impl Step<'_> {
             return refuse(MapOutcome::KeyExists, row.access_key);
         }
         if let Some(old) = old_root {
+            if old.root_changes > 0 {
+                return refuse(MapOutcome::Stale, "the root key was set by a command, and only a command changes it");
+            }
             self.changes.delete(access_key(&old.access_key).encode());
             self.state.access_keys -= 1;
         }
@@ -365,6 +377,41 @@ impl Step<'_> {
             self.put(&name_key, &KeyName { name: row.access_key }, None);
         }
         Ok(MapReply::default())
+    }
+
+    fn set_root_key(&mut self, set: SetRootKey) -> Result<MapReply, Halt> {
+        check_text(&set.access_key)?;
+        check_text(&set.secret_key)?;
+        require(!set.access_key.is_empty() && !set.secret_key.is_empty(), "an access key has an id and a secret")?;
+        let named = self.read::<KeyName>(&access_key_name(ROOT_NAME))?;
+        let before = match named {
+            Some(named) => self.read::<KeyRow>(&access_key(&named.name))?.filter(|row| row.root),
+            None => None,
+        };
+        let Some(before) = before else {
+            return refuse(MapOutcome::NotFound, "there is no root key yet");
+        };
+        if set.changes_before != before.root_changes {
+            return refuse(MapOutcome::Stale, "another command has changed the root key meanwhile");
+        }
+        let key = access_key(&set.access_key);
+        if set.access_key != before.access_key {
+            if self.read::<KeyRow>(&key)?.is_some() {
+                return refuse(MapOutcome::KeyExists, set.access_key);
+            }
+            self.changes.delete(access_key(&before.access_key).encode());
+            self.put(&access_key_name(ROOT_NAME), &KeyName { name: set.access_key.clone() }, None);
+        }
+        let root_changes = before.root_changes + 1;
+        let after = KeyRow {
+            access_key: set.access_key,
+            secret_key: set.secret_key,
+            created_ms: set.now_ms,
+            root_changes,
+            ..before
+        };
+        self.put(&key, &after, None);
+        Ok(MapReply { id: root_changes, ..MapReply::default() })
     }
 
     fn delete_key(&mut self, name: KeyName) -> Result<MapReply, Halt> {
@@ -458,6 +505,7 @@ pub fn level_of(command: &MapCommand) -> FeatureLevel {
         | MapCommand::SetBucketConfiguration(_)
         | MapCommand::SetKeyPolicy(_) => FeatureLevel(1),
         MapCommand::NextFence(_) | MapCommand::SetDiskSlow(_) => FeatureLevel(3),
+        MapCommand::SetRootKey(_) => FeatureLevel(ROOT_LEVEL_MIN),
     }
 }
 

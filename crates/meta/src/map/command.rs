@@ -278,6 +278,10 @@ pub struct KeyRow {
     /// JSON; empty: none, the key may do everything with the buckets that it owns. The map only bounds its length.
     #[prost(string, tag = "6")]
     pub policy: String,
+    /// Of the root key: how often a command has set it. 0: it is what the node that started last was given; else it stays
+    /// whatever nodes are given.
+    #[prost(uint64, tag = "7")]
+    pub root_changes: u64,
 }
 
 impl std::fmt::Debug for KeyRow {
@@ -287,6 +291,33 @@ impl std::fmt::Debug for KeyRow {
             .field("name", &self.name)
             .field("created_ms", &self.created_ms)
             .field("root", &self.root)
+            .field("root_changes", &self.root_changes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The root user as an operator wants it. Its `Debug` does not show the secret.
+#[derive(Clone, PartialEq, prost::Message)]
+#[prost(skip_debug)]
+pub struct SetRootKey {
+    #[prost(string, tag = "1")]
+    pub access_key: String,
+    #[prost(string, tag = "2")]
+    pub secret_key: String,
+    /// [`KeyRow::root_changes`] of the key that was shown for this change.
+    #[prost(uint64, tag = "3")]
+    pub changes_before: u64,
+    /// Wall-clock time of the proposer.
+    #[prost(uint64, tag = "4")]
+    pub now_ms: u64,
+}
+
+impl std::fmt::Debug for SetRootKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SetRootKey")
+            .field("access_key", &self.access_key)
+            .field("changes_before", &self.changes_before)
+            .field("now_ms", &self.now_ms)
             .finish_non_exhaustive()
     }
 }
@@ -349,7 +380,7 @@ pub struct MapEntry {
     pub slot: Option<SlotRef>,
     #[prost(
         oneof = "MapCommand",
-        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 40, 50, 51"
+        tags = "10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 40, 50, 51, 52"
     )]
     pub command: Option<MapCommand>,
 }
@@ -389,6 +420,7 @@ pub enum MapCommand {
     SetBucket(BucketEntry),
     #[prost(message, tag = "18")]
     RemoveBucket(BucketId),
+    /// A root key takes the place of the one before; `Stale` when a command has set that one.
     #[prost(message, tag = "19")]
     CreateKey(KeyRow),
     #[prost(message, tag = "20")]
@@ -427,6 +459,10 @@ pub enum MapCommand {
     /// `NotFound` for a disk that is not there or was removed.
     #[prost(message, tag = "51")]
     SetDiskSlow(SetDiskSlow),
+    /// Replaces the root key: from now on no node's start does. `Stale` when another command was faster, `KeyExists` when
+    /// the access key is another key's. Answers the new [`KeyRow::root_changes`] as `MapReply::id`.
+    #[prost(message, tag = "52")]
+    SetRootKey(SetRootKey),
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use base::ids::LogIndex;
 use bytes::Bytes;
 use meta::map::command::*;
-use meta::map::{absorb, apply, load};
+use meta::map::{ROOT_LEVEL_MIN, ROOT_NAME, absorb, apply, load};
 use meta::object::command::{CloseSession, SlotRef, Versioning};
 use meta::view::commit;
+use proptest::prelude::*;
+use prost::Message;
 
 use crate::shard::{random, text};
 
@@ -307,6 +309,126 @@ fn keys_are_unique_by_access_key_and_name_and_the_root_stays() {
     assert_eq!(load(&map.rows).unwrap().keys.len(), 1);
 }
 
+fn set_root(access_key: &str, secret_key: &str, changes_before: u64) -> MapCommand {
+    MapCommand::SetRootKey(SetRootKey {
+        access_key: access_key.into(),
+        secret_key: secret_key.into(),
+        changes_before,
+        now_ms: 7,
+    })
+}
+
+/// At the feature level that knows how to set the root key.
+fn map_that_sets_root_keys() -> Map {
+    let mut map = Map::initialised();
+    map.expect(MapCommand::SetNode(NodeRow { feature_level_max: ROOT_LEVEL_MIN, ..node(1, 1) }), MapOutcome::Done);
+    map.expect(MapCommand::SetFeatureLevel(FeatureLevel { level: ROOT_LEVEL_MIN }), MapOutcome::Done);
+    map
+}
+
+fn root_given(access_key: &str, secret_key: &str) -> MapCommand {
+    let row = KeyRow { root: true, secret_key: secret_key.into(), ..key(access_key, ROOT_NAME) };
+    MapCommand::CreateKey(row)
+}
+
+#[test]
+fn what_a_command_sets_as_root_key_no_start_of_a_node_brings_back() {
+    let mut map = Map::initialised();
+    map.expect(root_given("ROOT", "first"), MapOutcome::Done);
+    let early = map.expect(set_root("ROOT", "second", 0), MapOutcome::Invalid);
+    assert!(early.detail.contains("feature level"), "a node of an older version would not follow: {early:?}");
+    map.expect(root_given("ROOT", "of another start"), MapOutcome::Done);
+
+    let mut map = map_that_sets_root_keys();
+    map.expect(set_root("ROOT", "second", 0), MapOutcome::NotFound);
+    map.expect(root_given("ROOT", "first"), MapOutcome::Done);
+    map.expect(MapCommand::CreateKey(key("APP", "app")), MapOutcome::Done);
+    assert_eq!(map.expect(set_root("ROOT", "second", 0), MapOutcome::Done).id, 1);
+    for given in [root_given("ROOT", "first"), root_given("ROOT", "second"), root_given("OTHER", "first")] {
+        map.expect(given, MapOutcome::Stale);
+    }
+    map.expect(set_root("ROOT", "third", 0), MapOutcome::Stale);
+    map.expect(set_root("APP", "third", 1), MapOutcome::KeyExists);
+    for (access_key, secret_key) in [("", "third"), ("ROOT", ""), (&*"A".repeat(1025), "third")] {
+        map.expect(set_root(access_key, secret_key, 1), MapOutcome::Invalid);
+    }
+    assert_eq!(map.expect(set_root("BOSS", "third", 1), MapOutcome::Done).id, 2);
+    let root: Vec<&KeyRow> = map.map().keys.iter().filter(|row| row.root).collect();
+    let expected =
+        KeyRow { root: true, root_changes: 2, secret_key: "third".into(), created_ms: 7, ..key("BOSS", ROOT_NAME) };
+    assert_eq!(root, [&expected]);
+    // The id is free again, and the name is not.
+    map.expect(MapCommand::CreateKey(key("ROOT", "another")), MapOutcome::Done);
+    map.expect(MapCommand::CreateKey(key("THIRD", ROOT_NAME)), MapOutcome::KeyExists);
+    map.expect(MapCommand::DeleteKey(KeyName { name: "BOSS".into() }), MapOutcome::Invalid);
+}
+
+#[test]
+fn nobody_counts_changes_of_the_root_key_but_the_command() {
+    let mut map = map_that_sets_root_keys();
+    let MapCommand::CreateKey(row) = root_given("ROOT", "first") else { unreachable!() };
+    map.expect(MapCommand::CreateKey(KeyRow { root_changes: 9, ..row }), MapOutcome::Done);
+    assert_eq!(map.map().keys[0].root_changes, 0);
+    map.expect(root_given("ROOT", "second"), MapOutcome::Done);
+}
+
+/// What may happen to the root key and to others, with few names, so that they meet.
+fn key_command() -> impl Strategy<Value = MapCommand> {
+    let name = || prop::sample::select(vec!["A", "B", "C"]);
+    prop_oneof![
+        (name(), name()).prop_map(|(id, secret)| root_given(id, secret)),
+        (name(), name(), 0u64..4).prop_map(|(id, secret, before)| set_root(id, secret, before)),
+        (name(), name()).prop_map(|(id, name)| MapCommand::CreateKey(key(id, name))),
+        name().prop_map(|name| MapCommand::DeleteKey(KeyName { name: name.into() })),
+    ]
+}
+
+proptest! {
+    /// Also: following the changes is reading all rows (`Map::entry`).
+    #[test]
+    fn there_is_one_root_key_and_its_count_only_rises(
+        commands in prop::collection::vec(key_command(), 0..40),
+    ) {
+        let mut map = map_that_sets_root_keys();
+        map.expect(root_given("A", "first"), MapOutcome::Done);
+        let root = |map: &Map| {
+            let roots: Vec<KeyRow> = map.map().keys.iter().filter(|row| row.root).cloned().collect();
+            assert_eq!(roots.len(), 1, "{roots:?}");
+            roots[0].clone()
+        };
+        for (number, mut command) in commands.into_iter().enumerate() {
+            // The same row once more would count as a change of the map.
+            match &mut command {
+                MapCommand::CreateKey(row) => row.created_ms = 1 + number as u64,
+                MapCommand::SetRootKey(set) => set.now_ms = 1 + number as u64,
+                _ => {}
+            }
+            let before = root(&map);
+            let done = map.run(command.clone()).outcome() == MapOutcome::Done;
+            let after = root(&map);
+            match command {
+                MapCommand::SetRootKey(set) if done => {
+                    prop_assert_eq!(set.changes_before, before.root_changes);
+                    prop_assert_eq!(after.root_changes, before.root_changes + 1);
+                    prop_assert_eq!((after.access_key, after.secret_key), (set.access_key, set.secret_key));
+                }
+                MapCommand::CreateKey(row) if row.root && done => prop_assert_eq!(before.root_changes, 0),
+                _ => prop_assert_eq!(before, after),
+            }
+        }
+    }
+
+    #[test]
+    fn a_change_of_the_root_key_survives_its_encoding(
+        access_key in ".*", secret_key in ".*", changes_before in any::<u64>(), now_ms in any::<u64>(),
+    ) {
+        let set = SetRootKey { access_key, secret_key, changes_before, now_ms };
+        let entry = MapEntry { slot: None, command: Some(MapCommand::SetRootKey(set)) };
+        let decoded = MapEntry::decode(Bytes::from(entry.encode_to_vec())).unwrap();
+        prop_assert_eq!(decoded, entry);
+    }
+}
+
 #[test]
 fn counts_are_bounded() {
     let mut map = Map::initialised();
@@ -360,6 +482,7 @@ fn secrets_are_not_shown_for_debugging() {
         MapCommand::SetAuthority(authority),
         MapCommand::RedeemToken(RedeemToken { id: token.id.clone(), secret_hash: hash, ..RedeemToken::default() }),
         MapCommand::CreateToken(token),
+        set_root("AK", "top-secret", 0),
     ];
     let shown = format!("{map:?} {commands:?}");
     assert!(shown.contains("AK") && shown.contains("shown") && shown.contains("token"));
