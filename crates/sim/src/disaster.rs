@@ -14,6 +14,9 @@ use crate::plan::Profile;
 
 /// So long until silence has been voted down, with some to spare.
 const VOTED_DOWN: Duration = Duration::from_secs(3);
+/// Writes of each bad kind, one after the other, and how long each is waited for.
+const SPOILT_WRITES: usize = 3;
+const SPOILING: Duration = Duration::from_millis(300);
 /// How messages to those that lag behind become slower.
 pub const LAG_STEP: Duration = Duration::from_millis(100);
 /// So far that some of what is asked is given up.
@@ -128,6 +131,12 @@ impl Nemesis {
                     }
                 }
             }
+        }
+        // One of each kind waits for its write at a time: the next ones when those have been written.
+        for _ in 0..if is_storm { SPOILT_WRITES } else { 0 } {
+            disk.inject(Fault::LostWrite, 1 + self.sim.below(3));
+            disk.inject(Fault::MisdirectedWrite, 1 + self.sim.below(3));
+            self.sim.sleep(SPOILING).await;
         }
         Ok(())
     }

@@ -63,7 +63,7 @@ pub enum Profile {
     Handover,
     /// Five nodes, two of which are destroyed: of some chunks one copy is left, of others two.
     Twofold,
-    /// Three nodes, and each kind of trouble once, one after the other and most of them short, in an order of the seed's.
+    /// Three nodes, and each kind of trouble twice, one after the other and most of them short, in an order of the seed's.
     Storm,
     /// Three nodes, and clients that take locks; in no mixture, but on demand.
     Fences,

@@ -1,4 +1,4 @@
-//! Every kind of trouble once, one after the other and most of them short: so that in a campaign none strikes rarely.
+//! Every kind of trouble twice, one after the other and most of them short: so that in a campaign none strikes rarely.
 
 use base::env::RandomExt;
 use std::time::Duration;
@@ -8,7 +8,8 @@ use crate::nemesis::{Nemesis, Refused};
 use crate::trouble::{TROUBLES, Trouble};
 
 /// What happens to one node and passes, and what does not pass by itself or happens to more than one.
-pub const BLOWS: usize = TROUBLES.len() + OTHERS.len() + 1;
+pub const BLOWS: usize = TIMES * (TROUBLES.len() + OTHERS.len()) + 1;
+const TIMES: usize = 2;
 
 /// Between two troubles, in milliseconds.
 const LULL_MILLIS: u64 = 150;
@@ -20,6 +21,7 @@ enum Blow {
     Flicker,
     EmptyDisk,
     Swap,
+    NewNode,
     Spoil,
     RotMetadata,
     PartLeaders,
@@ -30,11 +32,12 @@ enum Blow {
     SlowerLinks,
 }
 
-const OTHERS: [Blow; 12] = [
+const OTHERS: [Blow; 13] = [
     Blow::AllPower,
     Blow::Flicker,
     Blow::EmptyDisk,
     Blow::Swap,
+    Blow::NewNode,
     Blow::Spoil,
     Blow::RotMetadata,
     Blow::PartLeaders,
@@ -48,7 +51,8 @@ const OTHERS: [Blow; 12] = [
 impl Nemesis {
     /// All of it, in an order that is drawn; at last the node whose copies may be bad, or any, is replaced.
     pub async fn storm(&self) -> Result<(), Refused> {
-        let mut blows: Vec<Blow> = TROUBLES.into_iter().map(Blow::Single).chain(OTHERS).collect();
+        let each: Vec<Blow> = TROUBLES.into_iter().map(Blow::Single).chain(OTHERS).collect();
+        let mut blows = each.repeat(TIMES);
         let mut left = self.plan.crashes;
         while left > 0 && !blows.is_empty() {
             let blow = blows.swap_remove(self.sim.below(blows.len() as u64) as usize);
@@ -66,6 +70,7 @@ impl Nemesis {
             Blow::Flicker => self.flicker().await,
             Blow::EmptyDisk => self.replace_disk().await,
             Blow::Swap => self.swap_one().await,
+            Blow::NewNode => self.replace_node().await,
             Blow::Spoil => self.spoil_chunks().await,
             Blow::RotMetadata => self.rot_metadata().await,
             Blow::PartLeaders => self.part_leaders_once_apart().await,
@@ -101,7 +106,7 @@ impl Nemesis {
 
     /// Leadership is spread over the nodes when all is quiet: then there are two to be parted.
     async fn part_leaders_once_apart(&self) -> Result<(), Refused> {
-        const SPREAD_MAX: Duration = Duration::from_secs(5);
+        const SPREAD_MAX: Duration = Duration::from_secs(10);
         let began = self.sim.now();
         let is_one = || {
             let leaders = self.cluster.leaders();

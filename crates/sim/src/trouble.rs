@@ -386,7 +386,7 @@ impl Nemesis {
         };
         let until_restart = match trouble {
             Trouble::FlushError => {
-                let nth = if self.plan.profile == Profile::Storm { 3 } else { 10 };
+                let nth = if self.plan.profile == Profile::Storm { 1 } else { 10 };
                 disk.inject(Fault::FlushError, 1 + self.sim.below(nth));
                 true
             }
