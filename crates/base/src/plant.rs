@@ -129,6 +129,16 @@ plants! {
     DrainEarly = "drain-early",
     /// A write whose fence token is too low is executed.
     IgnoreFence = "ignore-fence",
+    /// What is repaired first is what has the most copies left.
+    RepairBackwards = "repair-backwards",
+    /// Two copies of a placement group may be in one zone, although there is one for each.
+    ShareZone = "share-zone",
+    /// Two copies of a placement group may be on one node.
+    ShareNode = "share-node",
+    /// What the leader of the map decides is carried out seconds later, whatever the map has become.
+    DecideStale = "decide-stale",
+    /// Who takes over a placement group ignores what its members before have deleted.
+    ForgetInMove = "forget-in-move",
 }
 
 impl Plant {

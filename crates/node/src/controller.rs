@@ -4,6 +4,7 @@
 use base::Env;
 use base::env::{Channel, MonoTime};
 use base::ids::{GROUP_ZERO, GroupId, NodeId, Session};
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use client::Client;
 use client::wire::{self, Answer, Ask, DiskTail, GroupReport, NodeReport, Reach, Told};
@@ -39,6 +40,9 @@ const PLACEMENT_INTERVAL: Duration = Duration::from_millis(500);
 const LEAD_MIN: Duration = Duration::from_secs(2);
 /// Pause before a session that could not be closed is tried again.
 const CLOSE_PAUSE: Duration = Duration::from_millis(200);
+
+/// By how much decisions are late that are planted to be.
+const STALE: Duration = Duration::from_secs(3);
 
 const _: () = assert!(HELP_PATIENCE.as_millis() > REACH_PATIENCE.as_millis());
 
@@ -328,8 +332,11 @@ fn propose(
         return;
     }
     proposing.store(true, Ordering::Release);
-    let (proposing, events) = (proposing.clone(), events.clone());
+    let (proposing, events, task_env) = (proposing.clone(), events.clone(), env.clone());
     env.spawn("control", async move {
+        if plant::is(Plant::DecideStale) {
+            task_env.sleep(STALE).await;
+        }
         for (command, what) in commands {
             let kinds = kinds_of(&command, &map);
             let entry = MapEntry { slot: None, command: Some(command) };

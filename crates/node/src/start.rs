@@ -2,10 +2,14 @@
 
 use base::Env;
 use base::env::Disk;
-use base::ids::{ClusterId, DiskId, GROUP_ZERO, Generation, GroupId, NodeId, Session, Term};
+use base::ids::{
+    ChunkId, ClusterId, DiskId, GROUP_ZERO, Generation, GroupId, NodeId, PoolId, SLOT_BITS, Session, Term,
+};
 use bytes::Bytes;
 use client::{Client, ClientConfig, MapView};
+use meta::map::command::ClusterMap;
 use prometheus_client::registry::Registry;
+use std::collections::BTreeSet;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 use store::kv::{KvError, KvOptions, LsmKv};
@@ -282,6 +286,18 @@ impl Node {
     pub fn feature_level(&self, group: GroupId) -> Option<u32> {
         let state = meta::group::load(&crate::machine::KvView::over(&*self.kv), group).ok()?;
         (state.feature_level > 0).then_some(state.feature_level)
+    }
+
+    /// The map that this node acts by: as far as its own replica has applied it.
+    pub fn own_map(&self) -> Arc<ClusterMap> {
+        self.service.map.borrow().clone()
+    }
+
+    /// Chunks of a pool on any of this node's disks, as their indexes have them; without those that are known to be damaged.
+    pub fn held_chunks(&self, pool: PoolId) -> BTreeSet<ChunkId> {
+        let all = |engine: &Engine| engine.inventory(None, pool, 0..=(1 << SLOT_BITS) - 1, usize::MAX);
+        let good = self.service.disks.engines().flat_map(all).filter(|stat| !stat.damaged);
+        good.map(|stat| stat.id).collect()
     }
 
     /// The groups that this node leads, as far as it knows, each with the term.

@@ -10,6 +10,7 @@
 //! that the groups of a disk are shared with many others, which can all help to make its copies again.
 
 use base::ids::{DiskId, NodeId, PgId};
+use base::plant::{self, Plant};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A disk may have so much more or less than its share before groups move for the sake of evenness.
@@ -99,7 +100,9 @@ impl<'a> Layout<'a> {
         let (domains, counts) = domains(&disks);
         let most = counts.map(|count| copies.div_ceil(count.max(1)));
         let copies = copies.min(counts[NODE]);
-        let most = [most[0], most[1], most[2], 1];
+        let most_of_domain = |most: usize| if plant::is(Plant::ShareZone) { copies } else { most };
+        let on_node = if plant::is(Plant::ShareNode) { copies } else { 1 };
+        let most = [most_of_domain(most[0]), most_of_domain(most[1]), most_of_domain(most[2]), on_node];
         let share = shares(&disks, &domains, &most, groups.len(), copies);
         let mut layout = Layout {
             copies,

@@ -20,9 +20,9 @@ const VERSIONS: usize = 1;
 /// What the absent node still holds: small chunks, in the journals.
 const KEPT_BYTES_MAX: u64 = 12_000;
 /// Every node has swept the sessions that ended before: several times the pause between sweeps.
-const SWEPT: Duration = Duration::from_secs(12);
+pub const SWEPT: Duration = Duration::from_secs(12);
 /// The others go on without the absent node: it is down in the map.
-const VOTED_DOWN: Duration = Duration::from_secs(3);
+pub const VOTED_DOWN: Duration = Duration::from_secs(3);
 /// What each disk takes in meanwhile, in chunks that go into its journals: enough to fill two of them, so that those with the
 /// deleted chunks and with their tombstones are rewritten.
 const WEAR_BYTES_PER_DISK: u64 = 14 << 20;
@@ -39,10 +39,7 @@ impl Nemesis {
         self.verifier.add_versions(&serving).await;
         self.recorder.story("a node is away for longer than its peers keep journals");
         self.recorder.note(|| format!("NEMESIS node {absent} is started anew, so that its session ends and is swept"));
-        self.ration.strike(absent, self.plan.nodes);
-        self.stop(absent, [Trouble::ShutDown, Trouble::Kill][self.sim.below(2) as usize]).await;
-        self.start(absent).await?;
-        self.ration.mend(absent);
+        self.restart(absent).await?;
         self.await_safe("after the node was started anew").await?;
         self.sim.sleep(SWEPT).await;
 
@@ -61,7 +58,16 @@ impl Nemesis {
         Ok(())
     }
 
-    fn other_than(&self, node: NodeId) -> Option<Serving> {
+    /// A new life of a node, without anything lost.
+    pub async fn restart(&self, node: NodeId) -> Result<(), Refused> {
+        self.ration.strike(node, self.plan.nodes);
+        self.stop(node, [Trouble::ShutDown, Trouble::Kill][self.sim.below(2) as usize]).await;
+        self.start(node).await?;
+        self.ration.mend(node);
+        Ok(())
+    }
+
+    pub fn other_than(&self, node: NodeId) -> Option<Serving> {
         let mut others = self.cluster.all_serving();
         others.retain(|serving| serving.node != node);
         (!others.is_empty()).then(|| others.swap_remove(self.sim.below(others.len() as u64) as usize))
@@ -70,7 +76,7 @@ impl Nemesis {
 
 impl Worker {
     /// One more version of every key, each in a chunk.
-    async fn add_versions(&self, serving: &Serving) {
+    pub async fn add_versions(&self, serving: &Serving) {
         let Some(info) = self.bucket(serving, VERSIONS).await else { return };
         let puts = self.plan.keys.iter().map(|key| {
             let (key, info) = (self.key(VERSIONS, key), info.clone());
@@ -83,7 +89,7 @@ impl Worker {
     }
 
     /// Removes every version that was ever heard of.
-    async fn remove_versions(&self, serving: &Serving) {
+    pub async fn remove_versions(&self, serving: &Serving) {
         let Some(info) = self.bucket(serving, VERSIONS).await else { return };
         let removals = self.plan.keys.iter().map(|key| {
             let (key, info) = (self.key(VERSIONS, key), info.clone());

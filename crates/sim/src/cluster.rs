@@ -3,10 +3,10 @@
 use base::Env;
 use base::env::Disk;
 use base::env::RandomExt;
-use base::ids::{ClusterId, GroupId, NodeId, Term};
+use base::ids::{ChunkId, ClusterId, Generation, GroupId, NodeId, PoolId, Term};
 use base::sim::{Crashed, SimDisk, SimHandle};
 use client::Client;
-use meta::map::command::{MapCommand, NodeRow, NodeState, SetNodeState};
+use meta::map::command::{ClusterMap, MapCommand, NodeRow, NodeState, SetNodeState};
 use node::{Config, DiskSpec, Node, Status};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -170,7 +170,7 @@ impl Cluster {
             env,
             data,
             disks: self.chunk_disks(node).into_iter().map(spec).collect(),
-            locality: String::new(),
+            locality: self.plan.profile.locality(node),
             advertise: address(node),
             region: "us-east-1".into(),
             root: (OWNER.into(), "not-a-secret".into()),
@@ -484,6 +484,32 @@ impl Cluster {
 
     pub fn status(&self, id: NodeId) -> Option<Status> {
         self.shared().members.get(&id)?.node.as_ref().map(|node| node.status())
+    }
+
+    /// Every good chunk on the disks of a node that runs.
+    pub fn held_chunks(&self, id: NodeId) -> BTreeSet<ChunkId> {
+        let shared = self.shared();
+        let node = shared.members.get(&id).and_then(|member| member.node.as_ref());
+        node.map(|node| node.held_chunks(PoolId(1))).unwrap_or_default()
+    }
+
+    /// The newest map that any running node acts by, also one that nobody reaches.
+    pub fn newest_map(&self) -> Option<Arc<ClusterMap>> {
+        let shared = self.shared();
+        let nodes = shared.members.values().filter_map(|member| member.node.as_ref());
+        nodes.map(|node| node.own_map()).max_by_key(|map| map.version)
+    }
+
+    /// The generation of a node's present life.
+    pub fn generation(&self, id: NodeId) -> Option<Generation> {
+        let shared = self.shared();
+        let node = shared.members.get(&id).and_then(|member| member.node.as_ref());
+        node.filter(|_| self.sim.is_running(id)).map(|node| node.generation())
+    }
+
+    /// The map that a node acts by.
+    pub fn own_map(&self, id: NodeId) -> Option<Arc<ClusterMap>> {
+        self.shared().members.get(&id)?.node.as_ref().map(|node| node.own_map())
     }
 
     /// What a node says of the whole cluster, having asked the others.

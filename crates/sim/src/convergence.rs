@@ -60,6 +60,7 @@ impl Nemesis {
         }
         let replicas = self.check_agreement();
         let Some(map) = self.cluster.all_serving().first().map(|serving| serving.client.map()) else { return };
+        crate::domains::crowded(&map.map).into_iter().for_each(|what| self.recorder.violation(what));
         for node in self.cluster.nodes() {
             self.cluster.shut_down(node).await;
         }

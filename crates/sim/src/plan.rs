@@ -1,6 +1,7 @@
 //! What a run is made of, drawn from its seed.
 
 use base::env::{Random, RandomExt};
+use base::ids::NodeId;
 use base::plant::Plant;
 use base::{KIB, MIB};
 use bytes::Bytes;
@@ -58,6 +59,10 @@ pub enum Profile {
     Overtaken,
     /// A node is away while what it holds is deleted, and until the others have rewritten their disks.
     Absence,
+    /// All data goes from old nodes to new ones when one of the old comes back, which has missed deletions.
+    Handover,
+    /// Five nodes, two of which are destroyed: of some chunks one copy is left, of others two.
+    Twofold,
     /// Three nodes, and each kind of trouble once, one after the other and most of them short, in an order of the seed's.
     Storm,
     /// Three nodes, and clients that take locks; in no mixture, but on demand.
@@ -67,7 +72,7 @@ pub enum Profile {
 }
 
 impl Profile {
-    pub const ALL: [Profile; 24] = [
+    pub const ALL: [Profile; 26] = [
         Profile::Crashes,
         Profile::FlushErrors,
         Profile::BitRot,
@@ -89,6 +94,8 @@ impl Profile {
         Profile::Renewal,
         Profile::Overtaken,
         Profile::Absence,
+        Profile::Handover,
+        Profile::Twofold,
         Profile::Storm,
         Profile::Fences,
         Profile::Upgrade,
@@ -104,8 +111,10 @@ impl Profile {
             69..73 => Profile::BitRot,
             73..75 => Profile::MetadataRot,
             75..77 => Profile::DiskFull,
-            77..81 => Profile::Cluster3,
-            81..83 => Profile::Cluster5,
+            77..80 => Profile::Cluster3,
+            80..81 => Profile::Handover,
+            81..82 => Profile::Cluster5,
+            82..83 => Profile::Twofold,
             83..84 => Profile::Calm,
             84..85 => Profile::Absence,
             85..86 => Profile::Growth,
@@ -146,9 +155,19 @@ impl Profile {
                 | Profile::Renewal
                 | Profile::Overtaken
                 | Profile::Absence
+                | Profile::Handover
+                | Profile::Twofold
                 | Profile::Storm
                 | Profile::Upgrade
         )
+    }
+
+    /// Where each node stands. Three zones, so that each copy can have its own, also where nodes come and go.
+    pub fn locality(self, node: NodeId) -> String {
+        match self {
+            Profile::Growth => format!("zone={}", node.0 % 3),
+            _ => String::new(),
+        }
     }
 
     pub fn nodes(self) -> usize {
@@ -167,10 +186,11 @@ impl Profile {
             | Profile::Renewal
             | Profile::Overtaken
             | Profile::Absence
+            | Profile::Handover
             | Profile::Storm
             | Profile::Fences
             | Profile::Upgrade => 3,
-            Profile::Cluster5 => 5,
+            Profile::Cluster5 | Profile::Twofold => 5,
             Profile::Crashes
             | Profile::FlushErrors
             | Profile::BitRot
@@ -204,10 +224,12 @@ pub fn hunting_ground(plant: Plant) -> Profile {
         Plant::UnsentStores | Plant::UnsentDeletes => Profile::Calm,
         Plant::AckAtMajority | Plant::StoreAtMajority | Plant::ClaimHealth => Profile::Disaster,
         Plant::VoteAfterLoss => Profile::LostLog,
-        Plant::OpenEarly | Plant::DrainEarly => Profile::Growth,
-        Plant::EvictBlindly | Plant::InventoryEarly => Profile::Renewal,
+        Plant::OpenEarly | Plant::DrainEarly | Plant::ShareZone => Profile::Growth,
+        Plant::EvictBlindly | Plant::InventoryEarly | Plant::ShareNode => Profile::Renewal,
         Plant::StaleEpoch => Profile::Overtaken,
         Plant::ForgetTombstone => Profile::Absence,
+        Plant::ForgetInMove => Profile::Handover,
+        Plant::RepairBackwards => Profile::Twofold,
         Plant::SweepBeforeClose | Plant::ForgetFloor => Profile::Apart,
         Plant::ReadWithoutIndex | Plant::StaleGeneration => Profile::Zombie,
         Plant::VoteBeforeFlush => Profile::Ballot,
@@ -220,6 +242,7 @@ pub fn hunting_ground(plant: Plant) -> Profile {
         | Plant::ListStale
         | Plant::RetryTwice
         | Plant::ResurrectDeleted
+        | Plant::DecideStale
         | Plant::DropRepair => Profile::Cluster3,
     }
 }
@@ -228,7 +251,7 @@ fn buckets(profile: Profile) -> Vec<BucketPlan> {
     let plan = |name, versioned, majority| BucketPlan { name, versioned, majority };
     let mut buckets = vec![plan("plain", false, false), plan("versions", true, false)];
     // Two nodes that are destroyed at once may take with them what a majority has acknowledged.
-    if profile.nodes() > 1 && !matches!(profile, Profile::Calm | Profile::Disaster) {
+    if profile.nodes() > 1 && !matches!(profile, Profile::Calm | Profile::Disaster | Profile::Twofold) {
         // Where versions stay, what was lost is not hidden by what was written over it.
         buckets.push(plan("quick", matches!(profile, Profile::Renewal | Profile::Overtaken), true));
     }
@@ -290,6 +313,7 @@ impl Plan {
         let profile = wanted.unwrap_or(drawn);
         let keys = match profile {
             Profile::Wear => 40,
+            Profile::Twofold => 12,
             Profile::Renewal | Profile::Overtaken => 12,
             _ => 3 + random.below(10),
         };
@@ -301,7 +325,7 @@ impl Plan {
             },
             patience: (profile.nodes() > 1).then(|| Duration::from_secs([3, 12, 40][random.below(3) as usize])),
             disks: match profile {
-                Profile::BitRot | Profile::Disaster | Profile::Storm => 2,
+                Profile::BitRot | Profile::Disaster | Profile::Twofold | Profile::Storm => 2,
                 _ if profile.nodes() > 1 => 1 + random.below(2) as usize,
                 Profile::DiskFull | Profile::Wear => 1,
                 _ => 1 + random.below(3) as usize,
@@ -317,6 +341,7 @@ impl Plan {
             crashes: match profile {
                 Profile::Wear => 24,
                 Profile::Renewal | Profile::Overtaken | Profile::Absence | Profile::Upgrade => 1,
+                Profile::Handover | Profile::Twofold => 1,
                 Profile::Storm => crate::storm::BLOWS as u32,
                 _ if profile.is_story() => 1 + random.below(3) as u32,
                 _ => 1 + random.below(if profile.nodes() > 1 { 10 } else { 6 }) as u32,
@@ -332,7 +357,7 @@ impl Plan {
             is_rough: false,
             lost_after: Duration::from_secs(match profile {
                 // Who is away comes back.
-                Profile::Absence => 600,
+                Profile::Absence | Profile::Handover => 600,
                 _ if profile.nodes() > 1 => [6, 600][random.below(2) as usize],
                 _ => 600,
             }),

@@ -481,6 +481,6 @@ fn holds_any(row: &PgRow, by: &Serving, nodes: &[NodeId]) -> bool {
 }
 
 /// All of it, at once; the first refusal, if there is one.
-async fn all(steps: impl Iterator<Item = impl Future<Output = Result<(), Refused>>>) -> Result<(), Refused> {
+pub async fn all(steps: impl Iterator<Item = impl Future<Output = Result<(), Refused>>>) -> Result<(), Refused> {
     join_all(steps).await.into_iter().collect()
 }

@@ -173,6 +173,8 @@ impl Nemesis {
                 Profile::Renewal => self.renew_all().await?,
                 Profile::Upgrade => self.upgrade().await?,
                 Profile::Overtaken => self.overtake_gateway().await?,
+                Profile::Handover => self.hand_over_deleted().await?,
+                Profile::Twofold => self.lose_two().await?,
                 Profile::Absence => self.outstay_tombstones().await?,
                 Profile::Storm if number > 0 => break,
                 Profile::Storm => self.storm().await?,

@@ -1,7 +1,8 @@
 //! Who watches a cluster all the time: which sessions are closed, who leads, that no two lead in one term, and that a node
 //! which is emptied goes when it is empty.
 
-use base::ids::{GroupId, NodeId, Term};
+use base::env::MonoTime;
+use base::ids::{Generation, GroupId, NodeId, Term};
 use base::sim::SimHandle;
 use meta::map::command::{ClusterMap, NodeState, PgRow};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,15 +14,26 @@ use crate::recorder::Recorder;
 /// How often one looks.
 const INTERVAL: Duration = Duration::from_millis(50);
 
+/// Three deadlines of a tenth of a second each are missed before anybody is taken to be silent, and who says itself that it is
+/// unfit is borne for a fifth of a second; less by how closely one looks.
+const SILENCE_MIN: Duration = Duration::from_millis(150);
+
 /// Watches until the run ends.
 pub async fn watch(sim: SimHandle, cluster: Cluster, recorder: Recorder) {
     let mut claims: BTreeMap<(u64, GroupId, Term), NodeId> = BTreeMap::new();
     let mut states: BTreeMap<u32, NodeState> = BTreeMap::new();
+    let mut lives = Lives::default();
     loop {
+        for what in lives.look(&sim, &cluster) {
+            recorder.violation(what);
+        }
         if let Some(serving) = cluster.all_serving().first() {
             left_too_early(&serving.client.map().map, &mut states)
                 .into_iter()
                 .for_each(|node| recorder.violation(format!("node {node} was emptied, and left while groups name it")));
+            crate::domains::on_one_node(&serving.client.map().map)
+                .into_iter()
+                .for_each(|what| recorder.violation(what));
         }
         cluster.note_fences();
         // A cluster that was recovered begins anew where its survivor was, and may use terms again that only others knew.
@@ -42,6 +54,58 @@ pub async fn watch(sim: SimHandle, cluster: Cluster, recorder: Recorder) {
             }
         }
         sim.sleep(INTERVAL).await;
+    }
+}
+
+/// What the map has said of each node's present generation.
+#[derive(Default)]
+struct Lives {
+    /// The newest version that was looked at, and after how many recoveries.
+    newest: (u64, u64),
+    nodes: BTreeMap<u32, Life>,
+}
+
+struct Life {
+    generation: u32,
+    state: NodeState,
+    since: MonoTime,
+    was_down: bool,
+}
+
+impl Lives {
+    /// A node is fenced for what was seen of this life, and given up for a life that was fenced: what was decided from an
+    /// older map must not befall its next life.
+    fn look(&mut self, sim: &SimHandle, cluster: &Cluster) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let Some(map) = cluster.newest_map() else { return wrong };
+        let newest = (cluster.recoveries(), map.version);
+        if newest.0 != self.newest.0 {
+            self.nodes.clear();
+        } else if newest <= self.newest {
+            return wrong;
+        }
+        self.newest = newest;
+        let now = sim.now();
+        for row in &map.nodes {
+            let before = self.nodes.get(&row.id).filter(|life| life.generation == row.generation);
+            let was_down = row.state() == NodeState::Down || before.is_some_and(|life| life.was_down);
+            let since = before.filter(|life| life.state == row.state()).map_or(now, |life| life.since);
+            if let Some(life) = before.filter(|life| life.state.serves() && row.state() == NodeState::Down) {
+                let lives = cluster.generation(NodeId(row.id)) == Some(Generation(row.generation));
+                let age = now.since(life.since);
+                if lives && age < SILENCE_MIN {
+                    wrong.push(format!(
+                        "node {} was fenced {age:?} after it came up, in less time than silence takes",
+                        row.id
+                    ));
+                }
+            }
+            if row.state() == NodeState::Lost && before.is_some() && !was_down {
+                wrong.push(format!("node {} was given up, and generation {} was never down", row.id, row.generation));
+            }
+            self.nodes.insert(row.id, Life { generation: row.generation, state: row.state(), since, was_down });
+        }
+        wrong
     }
 }
 

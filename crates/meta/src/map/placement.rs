@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use base::ids::NodeId;
+use base::plant::{self, Plant};
 use bytes::Bytes;
 
 use super::apply::{Halt, Step, count_up, id_u128, refuse, require};
@@ -15,7 +16,10 @@ use crate::keys::Key;
 const FIRST_EPOCH: u32 = 1;
 
 impl Step<'_> {
-    pub fn set_pgs(&mut self, rows: PgRows) -> Result<MapReply, Halt> {
+    pub fn set_pgs(&mut self, mut rows: PgRows) -> Result<MapReply, Halt> {
+        if plant::is(Plant::DecideStale) {
+            self.ask_no_epochs(&mut rows)?;
+        }
         // One command carries no more rows than the map may hold.
         for (number, row) in rows.rows.iter().enumerate() {
             let in_order = number == 0 || {
@@ -26,6 +30,15 @@ impl Step<'_> {
             self.set_pg(row)?;
         }
         Ok(MapReply::default())
+    }
+
+    /// A planted defect: whatever epoch the rows were decided under, they follow.
+    fn ask_no_epochs(&self, rows: &mut PgRows) -> Result<(), Halt> {
+        for row in &mut rows.rows {
+            let key = Key::Pg { pool: u8::try_from(row.pool).unwrap_or(0), prefix: row.prefix };
+            row.epoch = self.read::<PgRow>(&key)?.map_or(row.epoch, |before| before.epoch + 1);
+        }
+        Ok(())
     }
 
     fn set_pg(&mut self, row: &PgRow) -> Result<(), Halt> {

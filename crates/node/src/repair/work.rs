@@ -125,6 +125,9 @@ impl Repairer {
         let is_due = |group: &&Group| group.closed && !self.progress.is_done(group);
         let mut groups: Vec<&Group> = pass.then.iter().filter(is_due).collect();
         groups.sort_by_key(|group| in_order(group));
+        if plant::is(Plant::RepairBackwards) {
+            groups.reverse();
+        }
         let mut finished = true;
         // The last copies before everything else: the next class begins when the one before has ended.
         for class in groups.chunk_by(|a, b| a.sources == b.sources) {
@@ -161,10 +164,13 @@ impl Repairer {
         }
         let members = group.reachable();
         let mut walk = Walk::new(group, engine, &*self.peers, &members);
-        while let Some(window) = walk.next().await? {
+        while let Some(mut window) = walk.next().await? {
             let mut buried = Vec::new();
             let mut wants = Vec::new();
-            for (id, states) in &window {
+            for (id, states) in &mut window {
+                if plant::is(Plant::ForgetInMove) {
+                    states.retain(|(_, state)| *state != State::Deleted);
+                }
                 match judge(*id, states, 1 + members.len()) {
                     Verdict::Bury => buried.push(*id),
                     Verdict::Pull(want) | Verdict::Mend(want) => wants.push(want),
@@ -485,7 +491,7 @@ impl<'a> Pass<'a> {
     /// began.
     pub fn overtakes(&self, group: &Group) -> bool {
         let newest = self.newest();
-        if Arc::ptr_eq(&newest, &self.then) {
+        if Arc::ptr_eq(&newest, &self.then) || plant::is(Plant::RepairBackwards) {
             return false;
         }
         let version = self.newest.lock().unwrap_or_else(PoisonError::into_inner).0;
@@ -561,6 +567,9 @@ impl Comparer {
             }
         }
         differing.sort_by_key(|(sources, exchanged, group)| (*sources, *exchanged, group.key()));
+        if plant::is(Plant::RepairBackwards) {
+            differing.reverse();
+        }
         differing.truncate(EXCHANGES_MAX);
         self.exchange_all(differing.into_iter().map(|(_, _, group)| group).collect()).await;
         for group in &open {

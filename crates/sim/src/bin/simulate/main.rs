@@ -20,7 +20,7 @@ use totals::Totals;
 const SHOWN_MAX: usize = 5;
 
 /// Seeds that the gate runs, each of a kind that the seed alone would rarely draw, beside the first ones of all kinds.
-pub const FIXED: [(Profile, std::ops::Range<u64>); 27] = [
+pub const FIXED: [(Profile, std::ops::Range<u64>); 29] = [
     (Profile::Crashes, 0..40),
     (Profile::FlushErrors, 0..10),
     (Profile::BitRot, 0..10),
@@ -43,6 +43,8 @@ pub const FIXED: [(Profile, std::ops::Range<u64>); 27] = [
     (Profile::Renewal, 0..1),
     (Profile::Overtaken, 0..2),
     (Profile::Absence, 0..2),
+    (Profile::Handover, 0..2),
+    (Profile::Twofold, 0..3),
     (Profile::Storm, 0..2),
     // A node's metadata is lost or out of reach, and right after it is back another node is stopped.
     (Profile::Cluster3, 164..165),
