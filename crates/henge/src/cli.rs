@@ -763,12 +763,15 @@ pub struct MetadataRestoreArgs {
     /// The node's own directory
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
-    /// The first --disk that the node was started with, if any: it holds the metadata; it may be a new, empty one
+    /// The first --disk that the node was started with, if any: it holds the metadata
     #[arg(long, value_name = "DIR")]
     pub disk: Option<PathBuf>,
-    /// The generation under which the cluster goes on, the same on every node [default: one above the backup's]
+    /// The metadata disk is another one than it was when the backup was taken; an empty one is formatted
+    #[arg(long)]
+    pub new_disk: bool,
+    /// The cluster goes on under a generation above N: for restoring once more; the same on every node
     #[arg(long, value_name = "N")]
-    pub generation: Option<u32>,
+    pub above: Option<u32>,
     /// Do not ask
     #[arg(long)]
     pub yes: bool,

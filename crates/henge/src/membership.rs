@@ -300,7 +300,9 @@ const AUTHORITY_PATIENCE: u32 = 30;
 pub async fn follow(net: Arc<RealNet>, env: Env, standing: Standing, client: client::Client, data: PathBuf) {
     let Standing { node, authority, .. } = standing;
     let mut renew_at = env.now() + CERTIFICATE_LIFE * 2 / 3;
-    let mut generation = 0;
+    // An older map than what was known here lowers nothing.
+    let mut generation = load_generation(&data).unwrap_or(0);
+    net.raise_generation(generation);
     let mut seen_other = 0;
     loop {
         env.sleep(FOLLOW_INTERVAL).await;
@@ -309,7 +311,8 @@ pub async fn follow(net: Arc<RealNet>, env: Env, standing: Standing, client: cli
         seen_other = if other { seen_other + 1 } else { 0 };
         if seen_other == AUTHORITY_PATIENCE {
             tracing::error!(
-                "{} is not the cluster's certificate authority: copy it from another node and start again",
+                "{} is not the certificate authority that the cluster's map names: if this node alone has another one, copy it \
+                 from the others and start again; if all were given a new one, upgrade the nodes that run an older henge",
                 tls::directory_in(&data).display()
             );
         }

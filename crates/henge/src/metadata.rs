@@ -65,6 +65,10 @@ async fn take(args: MetadataBackupArgs) -> Result<(), Failure> {
     partial.push(".partial");
     let partial = PathBuf::from(partial);
     let cannot = || format!("{} cannot be written", partial.display());
+    match fs::remove_file(&partial) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).context(cannot),
+        _ => {}
+    }
     let mut file =
         fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial).context(cannot)?;
     let taken = download(&Target::find(&args.target)?, &mut file).await;
@@ -181,27 +185,26 @@ fn list(nodes: &[u32]) -> String {
 
 async fn restore(args: MetadataRestoreArgs) -> Result<ExitCode, Failure> {
     let directory = |path: &Path| -> Result<Arc<dyn Disk>, Failure> {
+        if !path.is_dir() {
+            return Err(Failure(format!("{} is no directory", path.display())));
+        }
         let disk = RealDisk::open_or_create(path).context(|| format!("{} cannot be opened", path.display()))?;
         Ok(Arc::new(disk))
     };
-    if !args.data.is_dir() {
-        return Err(Failure(format!("{} is no directory", args.data.display())));
-    }
     let summary = read(&args.file)?;
     let (data, metadata) =
         (directory(&args.data)?, directory(&args.disk.clone().unwrap_or_else(|| args.data.join("disk0")))?);
     let _lock =
         data.lock().map_err(|error| Failure(format!("{}: {error}: stop the node first", args.data.display())))?;
-    let identity = node::offline::identity(&*data).await.map_err(|error| Failure(error.to_string()))?;
-    let is_begun = identity.is_some_and(|identity| identity.restoring);
-    let generation = args.generation.unwrap_or(summary.cluster_generation + 1);
+    let generation = summary.generation_above(args.above.unwrap_or(0)).map_err(Failure)?;
+    let begun = node::offline::restoring(&*data).await.map_err(|error| Failure(error.to_string()))?;
+    let goes_on = begun.is_some_and(|begun| (begun.generation, begun.digest) == (generation, summary.digest));
     let known = membership::load_generation(&args.data)?;
-    if known >= generation && !is_begun {
+    if known >= generation && !goes_on {
         return Err(Failure(format!(
-            "this node is of generation {known} of the cluster already, and would be restored as generation {generation}: \
-             it was restored before, or the cluster went on after the backup; to restore all nodes, once more, give \
-             --generation {} on each of them",
-            known + 1
+            "this node is of generation {known} of the cluster already, and would be restored as generation {generation}: it was \
+             restored before, or the cluster went on after the backup; to restore all nodes, once more, give --above {known} on \
+             each of them"
         )));
     }
     if !args.yes && !confirmed(&summary, generation)? {
@@ -209,9 +212,10 @@ async fn restore(args: MetadataRestoreArgs) -> Result<ExitCode, Failure> {
         return Ok(ExitCode::from(1));
     }
     let (env, _) = real_env(NodeId(0), tokio::runtime::Handle::current(), Arc::default());
-    let done = backup::restore(&env, &*data, metadata, || open(&args.file), generation).await.map_err(Failure)?;
+    let target = backup::Target { env: &env, data: &*data, metadata, new_disk: args.new_disk, generation };
+    let done = backup::restore(target, || open(&args.file)).await.map_err(Failure)?;
     membership::store_generation(&args.data, generation)?;
-    backup::finish(&*data).await.map_err(Failure)?;
+    backup::finish(&*data).map_err(Failure)?;
     for line in done {
         println!("{line}");
     }

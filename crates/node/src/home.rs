@@ -2,10 +2,12 @@
 //!
 //! Byte maps (integers little-endian). `node`: magic "HNGENODE" (8), format version u16, flags u16 (bit 0: set up),
 //! node u32, cluster u128, CRC-32C of all before it u32; flag bit 1: joined a cluster that another node founded; flag
-//! bit 2: recovered, and the cluster's generation is still to be raised; flag bit 3: a backup is being restored.
+//! bit 2: recovered, and the cluster's generation is still to be raised.
 //! `contacts`: magic "HNGECONT" (8), count u32, then for each other node: id u32, length of its address u16, address;
 //! CRC-32C u32. `generation`: magic "HNGEGEN1" (8), node u32, generation u32,
-//! swept u32 (orphans of older generations were removed), CRC-32C u32. Both are replaced as a whole.
+//! swept u32 (orphans of older generations were removed), CRC-32C u32. `restoring`, while a backup of the metadata is being
+//! put in the place of what was here: magic "HNGEREST" (8), generation u32, digest of the backup u32, set aside u8, CRC-32C
+//! u32. Each is replaced as a whole.
 
 use base::checksum::crc32c;
 use base::codec::{DecodeError, Reader, Writer};
@@ -24,7 +26,8 @@ const FORMAT_VERSION: u16 = 1;
 const FLAG_SET_UP: u16 = 1;
 const FLAG_JOINED: u16 = 2;
 const FLAG_RECOVERED: u16 = 4;
-const FLAG_RESTORING: u16 = 8;
+const RESTORING_FILE: &str = "restoring";
+const RESTORING_MAGIC: &[u8; 8] = b"HNGEREST";
 const CONTACTS_FILE: &str = "contacts";
 const CONTACTS_MAGIC: &[u8; 8] = b"HNGECONT";
 /// Other nodes that are remembered: enough to find the cluster again.
@@ -42,8 +45,6 @@ pub struct NodeIdentity {
     pub joined: bool,
     /// An operator made this node the sole voter; the cluster has not been told of its new generation yet.
     pub recovered: bool,
-    /// A backup of the metadata is being put in the place of what was here, and that was not completed.
-    pub restoring: bool,
 }
 
 /// The node's generation clock.
@@ -85,7 +86,7 @@ pub async fn load_identity(disk: &dyn Disk) -> Result<Option<NodeIdentity>, Home
     let cluster = ClusterId(reader.u128("cluster").map_err(damaged)?);
     let has = |flag: u16| flags & flag != 0;
     let (set_up, joined, recovered) = (has(FLAG_SET_UP), has(FLAG_JOINED), has(FLAG_RECOVERED));
-    Ok(Some(NodeIdentity { cluster, node, set_up, joined, recovered, restoring: has(FLAG_RESTORING) }))
+    Ok(Some(NodeIdentity { cluster, node, set_up, joined, recovered }))
 }
 
 pub async fn store_identity(disk: &dyn Disk, identity: &NodeIdentity) -> io::Result<()> {
@@ -93,11 +94,50 @@ pub async fn store_identity(disk: &dyn Disk, identity: &NodeIdentity) -> io::Res
     out.put_bytes(NODE_MAGIC);
     out.put_u16(FORMAT_VERSION);
     let flag = |is_set: bool, flag: u16| if is_set { flag } else { 0 };
-    let later = flag(identity.recovered, FLAG_RECOVERED) | flag(identity.restoring, FLAG_RESTORING);
-    out.put_u16(flag(identity.set_up, FLAG_SET_UP) | flag(identity.joined, FLAG_JOINED) | later);
+    let recovered = flag(identity.recovered, FLAG_RECOVERED);
+    out.put_u16(flag(identity.set_up, FLAG_SET_UP) | flag(identity.joined, FLAG_JOINED) | recovered);
     out.put_u32(identity.node.0);
     out.put_u128(identity.cluster.0);
     replace_file(disk, NODE_FILE, sealed(out)).await
+}
+
+/// A restoration that was begun and not completed: the node does not start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restoring {
+    /// Of the cluster, under which it goes on.
+    pub generation: u32,
+    /// Of the backup: [`crate::backup::Summary::digest`].
+    pub digest: u32,
+    /// What the key-value store held has been set aside: what it holds now is the restoration's own.
+    pub set_aside: bool,
+}
+
+pub async fn load_restoring(disk: &dyn Disk) -> Result<Option<Restoring>, HomeError> {
+    let Some(raw) = read_file(disk, RESTORING_FILE, FILE_BYTES_MAX).await? else { return Ok(None) };
+    let damaged = |error: DecodeError| HomeError::Damaged { file: RESTORING_FILE, detail: error.to_string() };
+    let mut reader = Reader::new(checked(&raw).map_err(damaged)?);
+    if reader.take(8, "magic").map_err(damaged)? != RESTORING_MAGIC {
+        return Err(HomeError::Damaged { file: RESTORING_FILE, detail: "it is not henge's".into() });
+    }
+    let generation = reader.u32("generation").map_err(damaged)?;
+    let digest = reader.u32("digest").map_err(damaged)?;
+    let set_aside = reader.u8("set aside").map_err(damaged)? != 0;
+    Ok(Some(Restoring { generation, digest, set_aside }))
+}
+
+pub async fn store_restoring(disk: &dyn Disk, restoring: Restoring) -> io::Result<()> {
+    let mut out = Vec::new();
+    out.put_bytes(RESTORING_MAGIC);
+    out.put_u32(restoring.generation);
+    out.put_u32(restoring.digest);
+    out.put_u8(restoring.set_aside.into());
+    replace_file(disk, RESTORING_FILE, sealed(out)).await
+}
+
+/// The restoration is complete, durably.
+pub fn end_restoring(disk: &dyn Disk) -> io::Result<()> {
+    disk.remove(RESTORING_FILE)?;
+    disk.flush_directory()
 }
 
 /// Where other nodes of the cluster were last; empty for a cluster of one.
@@ -151,11 +191,7 @@ pub async fn join(
     }
     // The identity last: only then is the directory a node's.
     store_contacts(disk, contacts).await?;
-    store_identity(
-        disk,
-        &NodeIdentity { cluster, node, set_up: false, joined: true, recovered: false, restoring: false },
-    )
-    .await?;
+    store_identity(disk, &NodeIdentity { cluster, node, set_up: false, joined: true, recovered: false }).await?;
     Ok(())
 }
 
@@ -261,14 +297,7 @@ mod tests {
     use base::sim::Sim;
 
     fn identity(node: u32) -> NodeIdentity {
-        NodeIdentity {
-            cluster: ClusterId(1),
-            node: NodeId(node),
-            set_up: false,
-            joined: false,
-            recovered: false,
-            restoring: false,
-        }
+        NodeIdentity { cluster: ClusterId(1), node: NodeId(node), set_up: false, joined: false, recovered: false }
     }
 
     #[test]
@@ -328,14 +357,8 @@ mod tests {
         let node = sim.node(NodeId(1));
         let _env = node.env();
         let disk = sim.disk(NodeId(1), "data");
-        let identity = NodeIdentity {
-            cluster: ClusterId(77),
-            node: NodeId(3),
-            set_up: true,
-            joined: false,
-            recovered: false,
-            restoring: false,
-        };
+        let identity =
+            NodeIdentity { cluster: ClusterId(77), node: NodeId(3), set_up: true, joined: false, recovered: false };
         let on_node: Arc<dyn Disk> = disk.clone();
         sim.block_on(node.run(async move { store_identity(&*on_node, &identity).await })).unwrap().unwrap();
         let good = disk.contents(NODE_FILE).expect("the file exists");

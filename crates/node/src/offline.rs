@@ -11,7 +11,7 @@ use std::sync::Arc;
 use store::kv::{Kv, KvOptions, LsmKv};
 use store::{Engine, EngineOptions, RaftWrite};
 
-pub use crate::home::{HomeError, NodeIdentity};
+pub use crate::home::{HomeError, NodeIdentity, Restoring, load_restoring as restoring};
 pub use crate::machine::KvView;
 use crate::replicas::reset_log;
 
@@ -30,8 +30,11 @@ pub async fn identity(data: &dyn Disk) -> Result<Option<NodeIdentity>, HomeError
 pub async fn recover(env: &Env, data: &dyn Disk, metadata: Arc<dyn Disk>) -> Result<Vec<String>, String> {
     let identity = crate::home::load_identity(data).await.map_err(|error| error.to_string())?;
     let identity = identity.ok_or("no node has been here")?;
+    if crate::home::load_restoring(data).await.map_err(|error| error.to_string())?.is_some() {
+        return Err("the restoration of its metadata was cut off: run `henge metadata restore` again first".into());
+    }
     let (engine, _) =
-        Engine::open(env, metadata.clone(), EngineOptions::default()).await.map_err(|error| error.to_string())?;
+        Engine::open(env, metadata.clone(), keeping_tombstones()).await.map_err(|error| error.to_string())?;
     let seed = engine.identity().disk.0;
     let (kv, _) = LsmKv::open(env, metadata, seed, KvOptions::default()).await.map_err(|error| error.to_string())?;
     let mut done = Vec::new();
@@ -47,6 +50,11 @@ pub async fn recover(env: &Env, data: &dyn Disk, metadata: Arc<dyn Disk>) -> Res
     kv.close().await;
     engine.close().await;
     Ok(done)
+}
+
+/// Nobody can say here which tombstones may go.
+pub(crate) fn keeping_tombstones() -> EngineOptions {
+    EngineOptions { may_drop_tombstone: Arc::new(|_| false), ..EngineOptions::default() }
 }
 
 async fn recover_group(

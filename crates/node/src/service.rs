@@ -204,7 +204,8 @@ impl Service {
         if batch.cluster_generation > ours && self.map.borrow().version > 0 {
             let why = format!(
                 "the cluster was recovered without this node and goes on as generation {}; what this node holds is from \
-                 before: start it anew with an empty --data and a token",
+                 before: if the others were restored from a backup, restore this one from the same; else start it anew with an \
+                 empty --data and a token",
                 batch.cluster_generation
             );
             tracing::error!("{why}");

@@ -375,16 +375,15 @@ fn lock_home(config: &Config) -> Result<Box<dyn Send + Sync>, StartError> {
 }
 
 async fn identify(config: &Config) -> Result<NodeIdentity, StartError> {
+    if home::load_restoring(&*config.data).await?.is_some() {
+        let why = "the restoration of this node's metadata was cut off: run `henge metadata restore` again";
+        return Err(StartError(why.into()));
+    }
     if let Some(identity) = home::load_identity(&*config.data).await? {
-        if identity.restoring {
-            let why = "the restoration of this node's metadata was cut off: run `henge metadata restore` again";
-            return Err(StartError(why.into()));
-        }
         return Ok(identity);
     }
     let cluster = ClusterId::random(&*config.env.random);
-    let identity =
-        NodeIdentity { cluster, node: NodeId(1), set_up: false, joined: false, recovered: false, restoring: false };
+    let identity = NodeIdentity { cluster, node: NodeId(1), set_up: false, joined: false, recovered: false };
     home::store_identity(&*config.data, &identity).await.map_err(HomeError::from)?;
     Ok(identity)
 }

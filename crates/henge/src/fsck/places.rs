@@ -212,8 +212,7 @@ mod tests {
 
     fn home(path: &str, cluster: u128, node: u32) -> Home {
         let (cluster, node) = (ClusterId(cluster), NodeId(node));
-        let identity =
-            Some(NodeIdentity { cluster, node, set_up: true, joined: false, recovered: false, restoring: false });
+        let identity = Some(NodeIdentity { cluster, node, set_up: true, joined: false, recovered: false });
         Home { path: path.into(), identity, _lock: Box::new(()) }
     }
 

@@ -1,8 +1,8 @@
 //! Tokens, joining, fencing, draining, the authority.
 
 use bytes::Bytes;
-use meta::map::TOKENS_MAX;
 use meta::map::command::*;
+use meta::map::{AUTHORITY_LEVEL_MIN, TOKENS_MAX};
 use meta::object::command::SlotRef;
 use proptest::prelude::*;
 
@@ -155,6 +155,10 @@ fn there_is_one_authority_and_generations_of_the_cluster_only_rise() {
     map.expect(set("k"), MapOutcome::Done);
     map.expect(set("other"), MapOutcome::Invalid);
     assert_eq!(map.map().authority.as_ref().unwrap().key_pem, "k");
+    map.expect(MapCommand::SetNode(NodeRow { feature_level_max: AUTHORITY_LEVEL_MIN, ..node(1, 1) }), MapOutcome::Done);
+    map.expect(MapCommand::SetFeatureLevel(FeatureLevel { level: AUTHORITY_LEVEL_MIN }), MapOutcome::Done);
+    map.expect(set("other"), MapOutcome::Done);
+    assert_eq!(map.map().authority.as_ref().unwrap().key_pem, "other");
     let raise = |generation| MapCommand::SetClusterGeneration(ClusterGeneration { generation });
     map.expect(raise(2), MapOutcome::Done);
     map.expect(raise(1), MapOutcome::Stale);

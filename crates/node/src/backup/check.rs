@@ -1,11 +1,11 @@
 //! Reading a backup through: is every byte there, and what does it hold?
 
-use base::ids::{ClusterId, GROUP_ZERO, GroupId, LogIndex, NodeId};
+use base::ids::{ClusterId, DiskId, GROUP_ZERO, GroupId, LogIndex, NodeId, PeerId};
 use bytes::Bytes;
 use meta::group::{self, GroupState};
 use meta::keys::Key;
 use meta::map;
-use meta::map::command::{ClusterMap, NodeRow, NodeState};
+use meta::map::command::{ClusterMap, DiskRow, NodeRow, NodeState};
 use meta::view::Change;
 use protocol::raft::Configuration;
 use std::io::Read;
@@ -26,7 +26,27 @@ pub struct Summary {
     pub buckets: usize,
     /// Versions of objects, delete markers included.
     pub versions: u64,
+    /// The disk of each node that held its metadata.
+    pub metadata_disks: Vec<(NodeId, DiskId)>,
+    /// Tells this backup from others: of all its checksums.
+    pub digest: u32,
 }
+
+impl Summary {
+    /// The generation under which a cluster goes on that is restored from this backup, on every node alike: above the
+    /// backup's and above `known`; and, but for one in 65,536, another one for every backup: nodes that were restored from
+    /// different ones do not take each other for the same cluster.
+    pub fn generation_above(&self, known: u32) -> Result<u32, String> {
+        let above = u64::from(self.cluster_generation.max(known)) + 1 + u64::from(self.digest & 0xffff);
+        match u32::try_from(above) {
+            Ok(generation) if generation <= GENERATION_MAX => Ok(generation),
+            _ => Err(format!("no generation of the cluster is left above {known}")),
+        }
+    }
+}
+
+/// Fence tokens have the generation in their upper bits.
+const GENERATION_MAX: u32 = (1 << 24) - 1;
 
 #[derive(Clone, Debug)]
 pub struct GroupSummary {
@@ -46,8 +66,10 @@ pub(super) struct Announced {
 }
 
 impl Announced {
-    pub fn is_voter(&self, node: NodeId) -> bool {
-        self.configuration.peer_of(node).is_some_and(|peer| self.configuration.is_voter(peer))
+    /// The peer with which `node` votes in it. While one is replaced there may be two on a node: the one that votes counts.
+    pub fn voter_on(&self, node: NodeId) -> Option<PeerId> {
+        let peers = self.configuration.nodes.iter().filter(|(_, on)| **on == node).map(|(peer, _)| *peer);
+        peers.filter(|peer| self.configuration.is_voter(*peer)).max()
     }
 }
 
@@ -79,7 +101,14 @@ pub fn check(input: impl Read) -> Result<Summary, String> {
         nodes: seen.map.nodes.iter().filter(is_there).map(|row| (NodeId(row.id), row.address.clone())).collect(),
         buckets: seen.map.buckets.len(),
         versions: seen.versions,
+        metadata_disks: seen.map.disks.iter().filter(|row| row.metadata).filter_map(place_of).collect(),
+        digest: walk.pieces.digest,
     })
+}
+
+fn place_of(row: &DiskRow) -> Option<(NodeId, DiskId)> {
+    let id: [u8; 16] = row.id.as_ref().try_into().ok()?;
+    Some((NodeId(row.node), DiskId(u128::from_be_bytes(id))))
 }
 
 /// What comes next in a backup.

@@ -15,7 +15,7 @@ mod restore;
 mod take;
 
 pub use check::{GroupSummary, Summary, check};
-pub use restore::{finish, restore};
+pub use restore::{Target, finish, restore};
 pub(crate) use take::take;
 
 use base::checksum::crc32c;
@@ -106,6 +106,8 @@ fn frame(number: u64, kind: Kind) -> Bytes {
 struct Pieces<R> {
     input: R,
     next: u64,
+    /// Of all checksums so far.
+    digest: u32,
 }
 
 impl<R: Read> Pieces<R> {
@@ -122,7 +124,7 @@ impl<R: Read> Pieces<R> {
                 "it has format version {version}, this binary knows {FORMAT_VERSION}: use a newer henge"
             ));
         }
-        Ok(Pieces { input, next: 0 })
+        Ok(Pieces { input, next: 0, digest: 0 })
     }
 
     /// Fails where the file ends before its end is said.
@@ -146,6 +148,7 @@ impl<R: Read> Pieces<R> {
             return Err(format!("frame {number} is damaged: its checksum does not fit"));
         }
         self.next += 1;
+        self.digest = crc32c(&self.digest.to_le_bytes(), &crc.to_le_bytes());
         let piece =
             Piece::decode(Bytes::from(piece)).map_err(|error| format!("frame {number} is malformed: {error}"))?;
         match piece.kind {

@@ -5,7 +5,7 @@
 //! a generation of its own, so that a node on which nothing was restored is refused by the others, and no word of the former
 //! life (votes, entries, who leads) is heard in this one. That is why restoring twice under one generation must not be.
 //!
-//! The order makes every crash safe: while the directory says `restoring`, the node does not start, and the restoration
+//! The order makes every crash safe: while the directory has a file `restoring`, the node does not start, and the restoration
 //! is begun again.
 
 use base::Env;
@@ -18,40 +18,61 @@ use protocol::raft::HardState;
 use std::io::Read;
 use std::sync::Arc;
 use store::kv::{Kv, KvOptions, LsmKv};
-use store::{DiskIdentity, Engine, EngineOptions, RaftWrite};
+use store::{DiskIdentity, Engine, RaftWrite};
 
 use super::check::{Announced, Step, Walk};
 use super::{Summary, check};
 use crate::group::encode_hard_state;
-use crate::home::{self, NodeIdentity};
+use crate::home::{self, NodeIdentity, Restoring};
 use crate::machine::change_out;
+use crate::offline::keeping_tombstones;
 
 /// What is committed before it is flushed.
 const FLUSH_BYTES: usize = 64 << 20;
 
-/// Puts the metadata of a backup in the place of that of the stopped node whose directory is `data`; `metadata` is its first
-/// disk. `open` opens the file; it is read twice, the first time before anything is changed. `generation`: under
-/// which the cluster goes on; the same on every node, above all that it had.
+/// What is restored, and how.
+pub struct Target<'a> {
+    pub env: &'a Env,
+    /// The node's own directory.
+    pub data: &'a dyn Disk,
+    /// Its first disk, which holds the metadata.
+    pub metadata: Arc<dyn Disk>,
+    /// It is another one than it was when the backup was taken; an empty one is formatted.
+    pub new_disk: bool,
+    /// Of the cluster, under which it goes on: [`Summary::generation_above`], the same on every node.
+    pub generation: u32,
+}
+
+/// Puts the metadata of a backup in the place of that of a stopped node. `open` opens the file; it is read twice, the
+/// first time before anything is changed.
 ///
 /// The node does not start before [`finish`] was called. What its key-value store held is set aside. Running it again after it
 /// was cut off is harmless. Answers one sentence a group.
-pub async fn restore<R: Read>(
-    env: &Env,
-    data: &dyn Disk,
-    metadata: Arc<dyn Disk>,
-    open: impl Fn() -> Result<R, String>,
-    generation: u32,
-) -> Result<Vec<String>, String> {
+pub async fn restore<R: Read>(target: Target<'_>, open: impl Fn() -> Result<R, String>) -> Result<Vec<String>, String> {
+    let Target { env, data, metadata, new_disk, generation } = target;
     let summary = check(open()?)?;
     let identity = home::load_identity(data).await.map_err(|error| error.to_string())?;
     let identity = identity.ok_or("no node has been here: a restored node keeps its own directory")?;
     fits(&summary, &identity, generation)?;
-    let engine = open_engine(env, &metadata, &identity).await?;
-    if !identity.restoring {
-        LsmKv::set_aside(&*metadata).map_err(|error| error.to_string())?;
-        let begun = NodeIdentity { restoring: true, ..identity };
-        home::store_identity(data, &begun).await.map_err(|error| error.to_string())?;
+    check_disk(&metadata, &identity, &summary, new_disk).await?;
+    let begun = home::load_restoring(data).await.map_err(|error| error.to_string())?;
+    let now = Restoring { generation, digest: summary.digest, set_aside: false };
+    if let Some(begun) = begun
+        && (begun.generation, begun.digest) != (now.generation, now.digest)
+        && begun.generation >= generation
+    {
+        return Err(format!(
+            "another restoration, as generation {}, was begun here and cut off: complete that one",
+            begun.generation
+        ));
     }
+    let set_aside = begun.is_some_and(|begun| begun.set_aside);
+    home::store_restoring(data, Restoring { set_aside, ..now }).await.map_err(|error| error.to_string())?;
+    if !set_aside {
+        LsmKv::set_aside(&*metadata).map_err(|error| error.to_string())?;
+        home::store_restoring(data, Restoring { set_aside: true, ..now }).await.map_err(|error| error.to_string())?;
+    }
+    let engine = open_engine(env, &metadata, &identity).await?;
     let seed = engine.identity().disk.0;
     let (kv, _) = LsmKv::open(env, metadata, seed, KvOptions::default()).await.map_err(|error| error.to_string())?;
     // Of a restoration that was cut off.
@@ -63,10 +84,36 @@ pub async fn restore<R: Read>(
     kv.close().await;
     engine.close().await;
     home::forget_sweeps(data, identity.node).await.map_err(|error| error.to_string())?;
-    if home::load_contacts(data).await.map_err(|error| error.to_string())?.is_empty() {
-        home::store_contacts(data, &summary.nodes).await.map_err(|error| error.to_string())?;
+    let others: Vec<_> = summary.nodes.into_iter().filter(|(node, _)| *node != identity.node).collect();
+    if !others.is_empty() && home::load_contacts(data).await.map_err(|error| error.to_string())?.is_empty() {
+        home::store_contacts(data, &others).await.map_err(|error| error.to_string())?;
     }
+    let told = NodeIdentity { recovered: false, ..identity };
+    home::store_identity(data, &told).await.map_err(|error| error.to_string())?;
     Ok(done)
+}
+
+/// Another disk than the one that the node had its metadata on would be restored, and the node would start with the old one.
+async fn check_disk(
+    metadata: &Arc<dyn Disk>,
+    identity: &NodeIdentity,
+    summary: &Summary,
+    new_disk: bool,
+) -> Result<(), String> {
+    let found = Engine::read_identity(metadata).await.map_err(|error| error.to_string())?;
+    let place = metadata.describe();
+    match found {
+        Some(found) if (found.cluster, found.node) != (identity.cluster, identity.node) => {
+            Err(format!("{place} belongs to node {} of cluster {}", found.node, found.cluster))
+        }
+        Some(found) if new_disk || summary.metadata_disks.contains(&(identity.node, found.disk)) => Ok(()),
+        None if new_disk => Ok(()),
+        _ => Err(format!(
+            "{place} is not the disk on which node {} had its metadata when the backup was taken: give the first --disk that \
+             the node is started with, as a directory; or --new-disk, when it is another one by now",
+            identity.node
+        )),
+    }
 }
 
 /// Group by group: rows, the group's own row, then the log that begins behind them.
@@ -93,7 +140,7 @@ async fn put<R: Read>(
             done.push(format!("group {group}: {rows} rows, up to entry {applied} of its log"));
         }
         match step {
-            Step::Group(begun) if begun.is_voter(identity.node) => {
+            Step::Group(begun) if begun.voter_on(identity.node).is_some() => {
                 (rows, now) = (0, Some(begun));
             }
             Step::Group(begun) => done.push(format!("group {}: this node did not vote in it", begun.group)),
@@ -122,11 +169,8 @@ async fn put<R: Read>(
 }
 
 /// The last step: from now on the node may start.
-pub async fn finish(data: &dyn Disk) -> Result<(), String> {
-    let identity = home::load_identity(data).await.map_err(|error| error.to_string())?;
-    let identity = identity.ok_or("no node has been here")?;
-    let restored = NodeIdentity { restoring: false, recovered: false, set_up: true, ..identity };
-    home::store_identity(data, &restored).await.map_err(|error| error.to_string())
+pub fn finish(data: &dyn Disk) -> Result<(), String> {
+    home::end_restoring(data).map_err(|error| error.to_string())
 }
 
 fn fits(summary: &Summary, identity: &NodeIdentity, generation: u32) -> Result<(), String> {
@@ -138,7 +182,8 @@ fn fits(summary: &Summary, identity: &NodeIdentity, generation: u32) -> Result<(
     }
     if !summary.nodes.iter().any(|(node, _)| *node == identity.node) {
         return Err(format!(
-            "it does not know node {}, which joined later: start that node anew with an empty --data and a token",
+            "it does not know node {}, which joined later: keep its directories until `henge fsck`, given them too, finds \
+             nothing lost; then start it anew with empty ones and a token",
             identity.node
         ));
     }
@@ -148,20 +193,13 @@ fn fits(summary: &Summary, identity: &NodeIdentity, generation: u32) -> Result<(
     Ok(())
 }
 
-/// The metadata disk, formatted when it is a new one.
+/// The metadata disk, formatted when it is an empty one.
 async fn open_engine(env: &Env, metadata: &Arc<dyn Disk>, identity: &NodeIdentity) -> Result<Engine, String> {
-    let options = EngineOptions::default();
-    let found = Engine::read_identity(metadata).await.map_err(|error| error.to_string())?;
-    match found {
-        Some(found) if (found.cluster, found.node) != (identity.cluster, identity.node) => {
-            return Err(format!("the disk belongs to node {} of cluster {}", found.node, found.cluster));
-        }
-        Some(_) => {}
-        None => {
-            let disk = DiskId::random(&*env.random);
-            let fresh = DiskIdentity { cluster: identity.cluster, disk, node: identity.node };
-            Engine::format(env, metadata.clone(), &fresh, &options).await.map_err(|error| error.to_string())?;
-        }
+    let options = keeping_tombstones();
+    if Engine::read_identity(metadata).await.map_err(|error| error.to_string())?.is_none() {
+        let disk = DiskId::random(&*env.random);
+        let fresh = DiskIdentity { cluster: identity.cluster, disk, node: identity.node };
+        Engine::format(env, metadata.clone(), &fresh, &options).await.map_err(|error| error.to_string())?;
     }
     let (engine, _) = Engine::open(env, metadata.clone(), options).await.map_err(|error| error.to_string())?;
     Ok(engine)
@@ -169,7 +207,7 @@ async fn open_engine(env: &Env, metadata: &Arc<dyn Disk>, identity: &NodeIdentit
 
 /// An empty log behind the rows. The peer has neither voted nor acknowledged anything in this life of the cluster.
 async fn begin_log(engine: &Engine, announced: &Announced, node: NodeId) -> Result<(), String> {
-    let peer = announced.configuration.peer_of(node).ok_or("this node is no member of it")?;
+    let peer = announced.voter_on(node).ok_or("this node does not vote in it")?;
     let (index, term) = (LogIndex(announced.state.applied_index), Term(announced.state.applied_term));
     let hard_state = HardState { term, ..HardState::default() };
     let write = RaftWrite {

@@ -15,6 +15,8 @@ use crate::service::Service;
 
 /// How often the groups are looked at anew because buckets changed between the first and the last of them.
 const ATTEMPTS: usize = 8;
+/// From this feature level on, every node knows [`client::wire::SnapshotPage::newest`].
+const NEWEST_LEVEL_MIN: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// Sends the bytes of a backup, in order. One that cannot be completed ends with the reason, which [`super::check`]
@@ -83,13 +85,19 @@ async fn open(service: &Service, client: &Client) -> Result<(Arc<MapView>, Vec<O
             service.env.sleep(PAUSE).await;
         }
         let before = client.refresh_map().await.map_err(|error| error.to_string())?;
+        if before.map.feature_level < NEWEST_LEVEL_MIN {
+            return Err(
+                "a node runs an older henge, which may answer with an older state: upgrade all nodes first".into()
+            );
+        }
         let shards = before.map.shards.iter().map(|row| GroupId(row.group));
         let mut opened = Vec::new();
         for group in std::iter::once(GROUP_ZERO).chain(shards) {
             opened.push(open_group(service, &before.map, group).await?);
         }
         let after = client.refresh_map().await.map_err(|error| error.to_string())?;
-        let agreed = |map: &ClusterMap| (map.buckets.clone(), map.configurations.clone(), map.shards.clone());
+        let agreed =
+            |map: &ClusterMap| (map.buckets.clone(), map.configurations.clone(), map.shards.clone(), map.pools.clone());
         if agreed(&before.map) == agreed(&after.map) {
             return Ok((before, opened));
         }

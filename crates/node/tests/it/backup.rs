@@ -12,6 +12,9 @@ use tokio::sync::mpsc;
 use crate::cluster::Cluster;
 use crate::{SIZES, bytes_of, get, put};
 
+/// The one whose disk is exchanged.
+const NEW_DISK: NodeId = NodeId(3);
+
 impl Cluster {
     fn backup(&self, asked: u32) -> Bytes {
         let node = self.nodes[&NodeId(asked)].clone();
@@ -36,14 +39,21 @@ impl Cluster {
     }
 
     /// `None`: the node crashed meanwhile.
-    fn restore(&self, id: u32, file: &Bytes, generation: u32) -> Option<Result<Vec<String>, String>> {
+    fn restore(&self, id: u32, file: &Bytes) -> Option<Result<Vec<String>, String>> {
+        let generation = backup::check(&file[..]).map_or(1, |summary| summary.generation_above(0).expect("the first"));
+        self.restore_as(id, file, generation)
+    }
+
+    fn restore_as(&self, id: u32, file: &Bytes, generation: u32) -> Option<Result<Vec<String>, String>> {
         let id = NodeId(id);
         let (data, disk): (Arc<dyn Disk>, Arc<dyn Disk>) = (self.sim.disk(id, "data"), self.sim.disk(id, "disk"));
         let (env, file) = (self.sim_node(id).env(), file.clone());
         let restored = async move {
             let open = || Ok(std::io::Cursor::new(file.clone()));
-            let done = backup::restore(&env, &*data, disk, open, generation).await?;
-            backup::finish(&*data).await?;
+            let target =
+                backup::Target { env: &env, data: &*data, metadata: disk, new_disk: id == NEW_DISK, generation };
+            let done = backup::restore(target, open).await?;
+            backup::finish(&*data)?;
             Ok(done)
         };
         self.sim.block_on(self.sim_node(id).run(restored)).ok()
@@ -115,7 +125,7 @@ fn metadata_comes_back_from_a_backup() {
     cluster.stop_all();
     cluster.sim.disk(NodeId(3), "disk").erase();
     for id in 1..=5 {
-        let done = cluster.restore(id, &file, 1).expect("no crash").expect("it fits");
+        let done = cluster.restore(id, &file).expect("no crash").expect("it fits");
         assert_eq!(done.len(), 2, "{done:?}");
     }
     cluster.start_all(&[1, 2, 3, 4, 5]);
@@ -125,7 +135,7 @@ fn metadata_comes_back_from_a_backup() {
     assert_eq!(cluster.keys(2), keys, "what came later is not there");
     put_through(&cluster, 3, "afterwards").expect("it goes on");
     // Whatever joined since the backup, its id is not used again.
-    assert!(cluster.join() > NodeId(1000));
+    assert!(cluster.join() > NodeId(100));
 }
 
 /// A node on which nothing was restored is of the cluster's former life.
@@ -135,7 +145,7 @@ fn a_node_that_was_not_restored_stays_out() {
     let file = cluster.backup(1);
     cluster.stop_all();
     for id in [1, 2] {
-        cluster.restore(id, &file, 1).expect("no crash").expect("it fits");
+        cluster.restore(id, &file).expect("no crash").expect("it fits");
     }
     cluster.start_all(&[1, 2]);
     cluster.sim.run_for(std::time::Duration::from_secs(2));
@@ -149,7 +159,7 @@ fn a_node_that_was_not_restored_stays_out() {
     // Restored, it comes in, although the others have gone on meanwhile.
     cluster.sim.crash(NodeId(3));
     put_through(&cluster, 1, "meanwhile").expect("two of three are enough");
-    cluster.restore(3, &file, 1).expect("no crash").expect("it fits");
+    cluster.restore(3, &file).expect("no crash").expect("it fits");
     cluster.start(NodeId(3));
     cluster.wait_for_safety(NodeId(3));
     check_objects(&cluster, 3);
@@ -165,7 +175,7 @@ fn a_restoration_that_is_cut_off_is_done_again() {
     let mut refused = 0;
     for nth in 1.. {
         cluster.sim.disk(NodeId(1), "disk").crash_after_ops(nth);
-        let done = cluster.restore(1, &file, 1);
+        let done = cluster.restore(1, &file);
         cluster.sim.disk(NodeId(1), "disk").crash_after_ops(0);
         match done {
             Some(Ok(_)) => {
@@ -189,7 +199,7 @@ fn a_restoration_that_is_cut_off_is_done_again() {
     }
     assert!(refused > 10);
     for id in [2, 3] {
-        cluster.restore(id, &file, 1).expect("no crash").expect("it fits");
+        cluster.restore(id, &file).expect("no crash").expect("it fits");
     }
     cluster.start_all(&[1, 2, 3]);
     cluster.wait_for_safety(NodeId(1));
@@ -218,11 +228,43 @@ fn what_is_not_a_whole_backup_changes_nothing() {
     for (cluster, file, generation, why) in
         [(&cluster, &cut, 1, "before its end"), (&other, &file, 1, "cluster"), (&cluster, &file, 0, "above 0")]
     {
-        let refused = cluster.restore(1, file, generation).expect("no crash").expect_err(why);
+        let refused = cluster.restore_as(1, file, generation).expect("no crash").expect_err(why);
         assert!(refused.contains(why), "{refused}");
     }
     for cluster in [&mut cluster, &mut other] {
         cluster.start(NodeId(1));
         check_objects(cluster, 1);
     }
+    cluster.stop_all();
+    cluster.sim.disk(NodeId(1), "disk").erase();
+    let refused = cluster.restore(1, &file).expect("no crash").expect_err("nobody said that the disk is a new one");
+    assert!(refused.contains("--new-disk"), "{refused}");
+}
+
+/// Nodes that were restored from different backups are not one cluster, and one whose restoration was cut off is not restored from an
+/// older one: it may have voted since.
+#[test]
+fn backups_are_told_apart() {
+    let mut cluster = filled(12, 1);
+    let first = cluster.backup(1);
+    put_through(&cluster, 1, "later").expect("stored");
+    let second = cluster.backup(1);
+    let generation_of =
+        |file: &Bytes| backup::check(&file[..]).expect("it is whole").generation_above(0).expect("free");
+    let (low, high) = match generation_of(&first) < generation_of(&second) {
+        true => (first, second),
+        false => (second, first),
+    };
+    assert!(generation_of(&low) < generation_of(&high));
+    cluster.stop_all();
+    cluster.sim.disk(NodeId(1), "disk").crash_after_ops(15);
+    let cut = cluster.restore(1, &high);
+    assert!(cut.is_none_or(|cut| cut.is_err()));
+    cluster.sim.disk(NodeId(1), "disk").crash_after_ops(0);
+    cluster.sim.crash(NodeId(1));
+    let refused = cluster.restore(1, &low).expect("no crash").expect_err("another was begun");
+    assert!(refused.contains("another restoration"), "{refused}");
+    cluster.restore(1, &high).expect("no crash").expect("it fits");
+    cluster.start(NodeId(1));
+    check_objects(&cluster, 1);
 }

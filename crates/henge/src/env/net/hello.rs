@@ -77,7 +77,8 @@ impl Hello {
         if self.cluster_generation != club.generation {
             return Some(format!(
                 "node {} is of generation {} of the cluster, and this node of generation {}: the cluster was recovered \
-                 without the older one, which must start anew with an empty --data and a join token",
+                 without the older one. If it was restored from a backup, restore that node from the same one; else it must \
+                 start anew with an empty --data and a join token",
                 self.node, self.cluster_generation, club.generation
             ));
         }

@@ -83,7 +83,13 @@ impl Authority {
 
     /// Whether both parts can be read and belong together.
     pub fn check(&self) -> Result<(), Failure> {
-        self.issue(NodeId(0), Duration::from_secs(1), Duration::ZERO).map(drop)
+        self.issue(NodeId(0), Duration::from_secs(1), Duration::ZERO)?;
+        let key = KeyPair::from_pem(&self.key_pem).context(|| "the authority's key cannot be read".into())?;
+        let (certificate, public) = (self.certificate()?, key.public_key_raw().to_vec());
+        match certificate.windows(public.len()).any(|part| part == public) {
+            true => Ok(()),
+            false => Err(Failure("the authority's key and certificate do not belong together".into())),
+        }
     }
 
     pub fn fingerprint(&self) -> Result<Fingerprint, Failure> {
