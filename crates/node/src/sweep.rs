@@ -14,7 +14,7 @@ use base::plant::{self, Plant};
 use client::wire::{Answer, Failure, NamedIds, Told};
 use client::{Client, Error, NAMED_IDS_MAX};
 use meta::group::Install;
-use meta::map::command::ClusterMap;
+use meta::map::command::{self as map, ClusterMap};
 use meta::view::{View, ViewError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -60,12 +60,14 @@ pub async fn run(
         }
         let before = swept.get(&service.node).copied();
         let pause = match sweep(&service, &client, &mut swept).await {
-            Ok(removed) => {
+            Ok(Done { removed, whole }) => {
                 if removed > 0 {
                     tracing::info!("removed {removed} chunks that were stored and never committed");
                 }
                 service.counters.orphan_chunks.inc_by(removed);
-                record(&clock, before, swept.get(&service.node).copied()).await;
+                if whole {
+                    record(&clock, before, swept.get(&service.node).copied()).await;
+                }
                 if asked.is_ok() { interval } else { RETRY.min(interval) }
             }
             Err(error) => {
@@ -138,19 +140,30 @@ async fn record(clock: &GenerationClock, before: Option<Generation>, now: Option
     }
 }
 
-/// One sweep over all disks. Answers how many chunks it removed.
-async fn sweep(service: &Service, client: &Client, swept: &mut Swept) -> Result<u64, Error> {
+struct Done {
+    /// Chunks.
+    removed: u64,
+    /// Every disk of the node was looked at. One that was not may come back with the next start, and is to be swept then.
+    whole: bool,
+}
+
+/// One sweep over all disks.
+async fn sweep(service: &Service, client: &Client, swept: &mut Swept) -> Result<Done, Error> {
     let map = service.map.borrow().clone();
     let groups = shards(&map);
     if groups.is_empty() {
-        return Ok(0);
+        return Ok(Done { removed: 0, whole: false });
     }
     let floors = floors(&map);
     let mut closed = BTreeSet::new();
     let mut removed = 0;
-    // A broken disk takes no tombstones.
-    let takes = |engine: &&Engine| !matches!(engine.state(), DiskState::Broken(_) | DiskState::Closed);
-    for engine in service.disks.engines().filter(takes) {
+    let mut whole = has_all_disks(service, &map);
+    for engine in service.disks.engines() {
+        if matches!(engine.state(), DiskState::Broken(_) | DiskState::Closed) {
+            // It takes no tombstones.
+            whole = false;
+            continue;
+        }
         for pool in map.pools.iter().filter_map(|row| u8::try_from(row.id).ok()).map(PoolId) {
             let mut after = None;
             loop {
@@ -172,7 +185,15 @@ async fn sweep(service: &Service, client: &Client, swept: &mut Swept) -> Result<
         let swept = swept.entry(node).or_insert(floor);
         *swept = floor.max(*swept);
     }
-    Ok(removed)
+    Ok(Done { removed, whole })
+}
+
+/// Whether every disk that the map knows of this node is open here.
+fn has_all_disks(service: &Service, map: &ClusterMap) -> bool {
+    let own = map.disks.iter().filter(|row| row.node == service.node.0 && row.state() != map::DiskState::Removed);
+    let open: BTreeSet<[u8; 16]> =
+        service.disks.engines().map(|engine| engine.identity().disk.0.to_be_bytes()).collect();
+    own.into_iter().all(|row| open.iter().any(|id| id[..] == row.id[..]))
 }
 
 /// Of each node: what is below is fenced.

@@ -122,6 +122,8 @@ struct Shared {
 /// A node that belongs to the cluster, running or not.
 #[derive(Default)]
 struct Member {
+    /// Processes that it has had.
+    starts: u64,
     node: Option<Arc<Node>>,
     serving: Option<Serving>,
 }
@@ -203,6 +205,7 @@ impl Cluster {
         assert!(!self.sim.is_running(id), "a node is started once at a time");
         let env = self.sim.env(id);
         self.recorder.note(|| format!("node {id} starts"));
+        self.shared().members.entry(id).or_default().starts += 1;
         let (config, tuning) = (self.config(id, env.clone()), self.plan.tuning());
         let (sender, receiver) = oneshot::channel();
         env.spawn("start", async move {
@@ -228,7 +231,7 @@ impl Cluster {
             patience: self.plan.patience,
             is_silent: Arc::default(),
         };
-        self.change(id, |member| *member = Member { node: Some(node), serving: Some(serving) });
+        self.change(id, |member| (member.node, member.serving) = (Some(node), Some(serving)));
         Ok(())
     }
 
@@ -498,6 +501,11 @@ impl Cluster {
         let shared = self.shared();
         let nodes = shared.members.values().filter_map(|member| member.node.as_ref());
         nodes.map(|node| node.own_map()).max_by_key(|map| map.version)
+    }
+
+    /// How often a node's process was started.
+    pub fn starts(&self, id: NodeId) -> u64 {
+        self.shared().members.get(&id).map_or(0, |member| member.starts)
     }
 
     /// The generation of a node's present life.

@@ -17,6 +17,8 @@ const INTERVAL: Duration = Duration::from_millis(50);
 /// Three deadlines of a tenth of a second each are missed before anybody is taken to be silent, and who says itself that it is
 /// unfit is borne for a fifth of a second; less by how closely one looks.
 const SILENCE_MIN: Duration = Duration::from_millis(150);
+/// For so long after a node was out of service, it may be voted out for the same again.
+const TROUBLE_PASSES: Duration = Duration::from_secs(1);
 
 /// Watches until the run ends.
 pub async fn watch(sim: SimHandle, cluster: Cluster, recorder: Recorder) {
@@ -70,6 +72,10 @@ struct Life {
     state: NodeState,
     since: MonoTime,
     was_down: bool,
+    /// Processes of the node before this one.
+    starts: u64,
+    /// When it, or the life before, was last seen out of service, or came back without having been started anew.
+    out: Option<MonoTime>,
 }
 
 impl Lives {
@@ -90,10 +96,17 @@ impl Lives {
             let before = self.nodes.get(&row.id).filter(|life| life.generation == row.generation);
             let was_down = row.state() == NodeState::Down || before.is_some_and(|life| life.was_down);
             let since = before.filter(|life| life.state == row.state()).map_or(now, |life| life.since);
+            let starts = cluster.starts(NodeId(row.id));
+            let last = self.nodes.get(&row.id);
+            let was_out = last.and_then(|last| last.out);
+            let comes_back = last.is_some_and(|last| last.generation != row.generation && last.starts == starts);
+            let out = if row.state() == NodeState::Down || comes_back { Some(now) } else { was_out };
+            // Links are not of one life: one that was cut may be known to be mended everywhere but at the leader.
+            let is_same_trouble = was_out.is_some_and(|out| now.since(out) < TROUBLE_PASSES);
             if let Some(life) = before.filter(|life| life.state.serves() && row.state() == NodeState::Down) {
                 let lives = cluster.generation(NodeId(row.id)) == Some(Generation(row.generation));
                 let age = now.since(life.since);
-                if lives && age < SILENCE_MIN {
+                if lives && age < SILENCE_MIN && !is_same_trouble {
                     wrong.push(format!(
                         "node {} was fenced {age:?} after it came up, in less time than silence takes",
                         row.id
@@ -103,7 +116,8 @@ impl Lives {
             if row.state() == NodeState::Lost && before.is_some() && !was_down {
                 wrong.push(format!("node {} was given up, and generation {} was never down", row.id, row.generation));
             }
-            self.nodes.insert(row.id, Life { generation: row.generation, state: row.state(), since, was_down });
+            self.nodes
+                .insert(row.id, Life { generation: row.generation, state: row.state(), since, was_down, starts, out });
         }
         wrong
     }
