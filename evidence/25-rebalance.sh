@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Five nodes, MIB (256) of objects: a sixth joins, then one is drained and removed. Bytes moved against the least that would do (what
+# Five nodes, MIB (1,024) of objects: a sixth joins, then one is drained and removed. Bytes moved against the least that would do (what
 # the new node has at the end; what the removed one had); no request fails after its retries; p99 of PUTs and GETs before
 # and during (reported).
 . "$(dirname "$0")/common.sh"
 need python3 curl
-port=${BASE_PORT:-28900} mib=${MIB:-256} load_s=${LOAD_S:-10}
+port=${BASE_PORT:-28900} mib=${MIB:-1024} load_s=${LOAD_S:-10}
 declare -A pids
 trap 'exit_code=$?; kill -9 ${pids[@]} 2>/dev/null || true; finish' EXIT
 serve() { # serve N [FLAGS...]
