@@ -5,13 +5,14 @@ use base::Env;
 use base::buffer::BLOCK;
 use base::env::Disk;
 use base::ids::{DiskId, Generation, MapVersion, NodeId, PgId, PoolId, Session};
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use client::{Client, KeyRow};
 use meta::map::command::{
     Authority, ClusterGeneration, ClusterMap, DiskRow, DiskState, InitCluster, MapCommand, MapOutcome, NodeRow,
     NodeState, PgRow, PgRows, PoolRow, ShardRow,
 };
-use meta::map::{AUTHORITY_LEVEL_MIN, ROOT_NAME};
+use meta::map::{AUTHORITY_LEVEL_MIN, CLOSED_LEVEL_MIN, ROOT_NAME};
 use meta::object::command::InitShard;
 use meta::object::transition::POOLS_LEVEL_MIN;
 use protocol::placement::{self, Candidate, Held, Locality};
@@ -310,7 +311,8 @@ impl Announcer {
         // A generation that the cluster has seen was used: chunk ids of another life, or of a copy, would come again.
         let seen = before.as_ref().map_or(0, |row| row.generation_floor.max(row.generation));
         let used = before.as_ref().map_or(0, |row| row.generation);
-        let is_used = |own: Generation| own.0 == used && self.announced != Some(own);
+        let is_used =
+            |own: Generation| own.0 == used && self.announced != Some(own) && !plant::is(Plant::SameGeneration);
         while self.client.session().generation.0 < seen || is_used(self.client.session().generation) {
             self.renew().await.map_err(Announce::Later)?;
         }
@@ -384,13 +386,16 @@ impl From<client::Error> for Announce {
 }
 
 /// Raises the generation of a session that has lived for long: first in the own directory, then in the map (which
-/// refuses a generation that it has seen), then in use.
+/// refuses a generation that it has seen), then in use. The sessions before the one that ends now have not been used for as
+/// long as it lived: they are closed, so that what they left can be judged while this process goes on.
 pub async fn raise(client: &Client, clock: &GenerationClock) -> Result<Generation, String> {
     let generation = clock.raise().await.map_err(|error| error.to_string())?;
     let session = client.session();
     let map = client.map();
     let row = map.map.nodes.iter().find(|row| row.id == session.node.0).cloned().unwrap_or_default();
-    let row = NodeRow { id: session.node.0, generation: generation.0, ..row };
+    let knows_closed = map.map.feature_level >= CLOSED_LEVEL_MIN;
+    let closed_below = if knows_closed { session.generation.0 } else { row.closed_below };
+    let row = NodeRow { id: session.node.0, generation: generation.0, closed_below, ..row };
     client.change_map_checked(MapCommand::SetNode(row)).await.map_err(|error| error.to_string())?;
     client.renew_session(Session { generation, ..session });
     Ok(generation)

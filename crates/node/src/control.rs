@@ -493,17 +493,17 @@ fn state_of(state: NodeState) -> rebalance::NodeState {
     }
 }
 
-/// Sessions that some group may still take commands from although the map has fenced them.
+/// Sessions that some group may still take commands from although the map has fenced or closed them.
 pub fn sessions_due(map: &ClusterMap, closed: &BTreeMap<(GroupId, NodeId), u32>) -> Vec<(GroupId, Session)> {
     let groups: Vec<GroupId> =
         std::iter::once(GROUP_ZERO).chain(map.shards.iter().map(|row| GroupId(row.group))).collect();
     let due = |row: &NodeRow| {
-        let (node, floor) = (NodeId(row.id), row.generation_floor);
+        let (node, floor) = (NodeId(row.id), row.sessions_open_from());
         let is_open = |group: &GroupId| closed.get(&(*group, node)).is_none_or(|closed| *closed < floor);
         let session = Session { node, generation: Generation(floor) };
         groups.iter().copied().filter(is_open).map(|group| (group, session)).collect::<Vec<_>>()
     };
-    map.nodes.iter().filter(|row| row.generation_floor > 0).flat_map(due).collect()
+    map.nodes.iter().filter(|row| row.sessions_open_from() > 0).flat_map(due).collect()
 }
 
 #[cfg(test)]

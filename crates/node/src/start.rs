@@ -102,6 +102,8 @@ pub struct Healing {
     pub missing_after: Duration,
     /// From one sweep for chunks that nothing names to the next.
     pub sweep_interval: Duration,
+    /// How long a node that runs on keeps a session; the one before is closed then.
+    pub renew_after: Duration,
 }
 
 impl Default for Healing {
@@ -111,6 +113,7 @@ impl Default for Healing {
             compare_interval: Duration::from_secs(2),
             missing_after: Duration::from_secs(5),
             sweep_interval: Duration::from_secs(600),
+            renew_after: workers::RENEW_AFTER,
         }
     }
 }
@@ -562,7 +565,8 @@ fn start_workers(
         lifecycle::run(env.clone(), service.clone(), client.clone(), tuning.lifecycle.clone(), stop.subscribe());
     env.spawn("lifecycle", expire);
     let (sweeper, finisher) = (client.clone(), client.clone());
-    let renew = workers::renew_session(env.clone(), client.clone(), clock.clone(), stop.subscribe());
+    let period = tuning.healing.renew_after;
+    let renew = workers::renew_session(env.clone(), client.clone(), clock.clone(), period, stop.subscribe());
     env.spawn("renew session", renew);
     let announce = workers::announce_failures(env.clone(), service.clone(), client.clone(), stop.subscribe());
     env.spawn("announce failures", announce);

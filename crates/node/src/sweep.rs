@@ -14,7 +14,7 @@ use base::plant::{self, Plant};
 use client::wire::{Answer, Failure, NamedIds, Told};
 use client::{Client, Error, NAMED_IDS_MAX};
 use meta::group::Install;
-use meta::map::command::{self as map, ClusterMap};
+use meta::map::command::{self as map, ClusterMap, NodeRow};
 use meta::view::{View, ViewError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -154,7 +154,8 @@ async fn sweep(service: &Service, client: &Client, swept: &mut Swept) -> Result<
     if groups.is_empty() {
         return Ok(Done { removed: 0, whole: false });
     }
-    let floors = floors(&map);
+    let due =
+        Due { fenced: floors(&map, |row| row.generation_floor), closed: floors(&map, NodeRow::sessions_open_from) };
     let mut closed = BTreeSet::new();
     let mut removed = 0;
     let mut whole = has_all_disks(service, &map);
@@ -167,10 +168,10 @@ async fn sweep(service: &Service, client: &Client, swept: &mut Swept) -> Result<
         for pool in map.pools.iter().filter_map(|row| u8::try_from(row.id).ok()).map(PoolId) {
             let mut after = None;
             loop {
-                let (found, next) = candidates(engine, pool, &floors, swept, after);
+                let (found, next) = candidates(engine, pool, &due, swept, after);
                 for node in found.iter().map(|id| id.session.node).collect::<BTreeSet<NodeId>>() {
                     if closed.insert(node) && !plant::is(Plant::SweepBeforeClose) {
-                        close(client, &groups, Session { node, generation: floors[&node] }).await?;
+                        close(client, &groups, Session { node, generation: due.closed[&node] }).await?;
                     }
                 }
                 removed += remove_unnamed(client, engine, &groups, found).await?;
@@ -181,7 +182,7 @@ async fn sweep(service: &Service, client: &Client, swept: &mut Swept) -> Result<
             }
         }
     }
-    for (node, floor) in floors {
+    for (node, floor) in due.fenced {
         let swept = swept.entry(node).or_insert(floor);
         *swept = floor.max(*swept);
     }
@@ -196,9 +197,17 @@ fn has_all_disks(service: &Service, map: &ClusterMap) -> bool {
     own.into_iter().all(|row| open.iter().any(|id| id[..] == row.id[..]))
 }
 
-/// Of each node: what is below is fenced.
-fn floors(map: &ClusterMap) -> Swept {
-    map.nodes.iter().map(|row| (NodeId(row.id), Generation(row.generation_floor))).collect()
+/// Of each node: of which sessions what nobody names may go.
+struct Due {
+    /// Everything of those below: their process has ended, or was voted out.
+    fenced: Swept,
+    /// What is damaged of those below. To ask about everything that a process has stored in a day, each day, would cost more
+    /// than the few chunks are worth that a PUT of unknown outcome leaves.
+    closed: Swept,
+}
+
+fn floors(map: &ClusterMap, of: impl Fn(&NodeRow) -> u32) -> Swept {
+    map.nodes.iter().map(|row| (NodeId(row.id), Generation(of(row)))).collect()
 }
 
 async fn close(client: &Client, groups: &[GroupId], floor: Session) -> Result<(), Error> {
@@ -208,19 +217,20 @@ async fn close(client: &Client, groups: &[GroupId], floor: Session) -> Result<()
     Ok(())
 }
 
-/// Chunks of fenced sessions that were not swept yet, or that are damaged, from behind `after` on, at most as many as are
+/// Chunks of fenced sessions that were not swept yet, and damaged ones of all closed sessions, from behind `after` on, at most as many as are
 /// asked about at once; and where to go on.
 fn candidates(
     engine: &Engine,
     pool: PoolId,
-    floors: &Swept,
+    due: &Due,
     swept: &Swept,
     mut after: Option<ChunkId>,
 ) -> (Vec<ChunkId>, Option<ChunkId>) {
     let is_due = |stat: &&ChunkStat| {
         let (node, generation) = (stat.id.session.node, stat.id.session.generation);
-        floors.get(&node).is_some_and(|floor| generation < *floor)
-            && (stat.damaged || swept.get(&node).is_none_or(|swept| generation >= *swept))
+        let is_below = |floors: &Swept| floors.get(&node).is_some_and(|floor| generation < *floor);
+        let is_unswept = swept.get(&node).is_none_or(|swept| generation >= *swept);
+        (stat.damaged && is_below(&due.closed)) || (is_unswept && is_below(&due.fenced))
     };
     let mut found = Vec::new();
     while found.len() + INVENTORY_PAGE <= NAMED_IDS_MAX {

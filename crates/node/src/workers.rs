@@ -29,7 +29,7 @@ const FLUSH_CHECK: Duration = Duration::from_millis(200);
 pub const GARBAGE_GRACE: Duration = Duration::from_secs(15);
 const GARBAGE_CHECK: Duration = Duration::from_millis(500);
 /// A session lives for a day at most.
-const RENEW_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+pub const RENEW_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 const LEVEL_CHECK: Duration = Duration::from_secs(1);
 const DISK_CHECK: Duration = Duration::from_secs(1);
 /// How long a node hears no leader of group 0 until it asks around for the map, and how often it does.
@@ -70,16 +70,22 @@ pub async fn flush_now(service: &Service) {
     }
 }
 
-/// Raises the generation once a day, and before a session runs out of chunk numbers.
-pub async fn renew_session(env: Env, client: Client, clock: Arc<GenerationClock>, mut stop: watch::Receiver<bool>) {
+/// Raises the generation after `period`, again and again, and before a session runs out of chunk numbers.
+pub async fn renew_session(
+    env: Env,
+    client: Client,
+    clock: Arc<GenerationClock>,
+    period: Duration,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut renewed = env.now();
     loop {
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
-            () = env.sleep(RENEW_CHECK) => {}
+            () = env.sleep(RENEW_CHECK.min(period)) => {}
         }
-        if env.now().since(renewed) < RENEW_AFTER && client.chunks_named() < u32::MAX / 2 {
+        if env.now().since(renewed) < period && client.chunks_named() < u32::MAX / 2 {
             continue;
         }
         match crate::announce::raise(&client, &clock).await {

@@ -260,6 +260,8 @@ fn buckets(profile: Profile) -> Vec<BucketPlan> {
 
 /// Fewer placement groups cost less time to compare, where much else is to happen.
 const STORM_PG_BITS: u8 = 5;
+/// Where a spoilt disk may forget what was deleted, sessions are closed within the story.
+const STORM_RENEWAL: Duration = Duration::from_secs(20);
 /// What a disk holds that is to be filled.
 const DISK_FULL_BYTES: u64 = 96 * MIB;
 
@@ -431,6 +433,11 @@ impl Plan {
                 compare_interval: Duration::from_millis(400),
                 missing_after: Duration::from_millis(1500),
                 sweep_interval: Duration::from_secs(4),
+                renew_after: if self.profile == Profile::Storm {
+                    STORM_RENEWAL
+                } else {
+                    Healing::default().renew_after
+                },
             },
         }
     }

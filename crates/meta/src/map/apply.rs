@@ -69,6 +69,9 @@ pub const ROOT_NAME: &str = "root";
 /// The feature level from which on the certificate authority can be another.
 pub const AUTHORITY_LEVEL_MIN: u32 = 5;
 
+/// The feature level that knows [`NodeRow::closed_below`].
+pub const CLOSED_LEVEL_MIN: u32 = 5;
+
 /// Bits of a fence token below the cluster's generation.
 const FENCE_COUNT_BITS: u32 = 40;
 

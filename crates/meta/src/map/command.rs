@@ -28,6 +28,17 @@ pub struct NodeRow {
     /// An operator wants it gone: whenever it comes up it drains. Set and cleared by `SetNodeState`; `SetNode` keeps it.
     #[prost(bool, tag = "8")]
     pub leaving: bool,
+    /// Sessions of generations below are closed, although the process that had them may live: it has had another for long.
+    /// Never above `generation`; `SetNode` never lowers it. Since feature level 5.
+    #[prost(uint32, tag = "9")]
+    pub closed_below: u32,
+}
+
+impl NodeRow {
+    /// Commands of sessions of generations below are refused, by whoever has heard of it.
+    pub fn sessions_open_from(&self) -> u32 {
+        self.generation_floor.max(self.closed_below)
+    }
 }
 
 /// What the cluster decided about a node.
@@ -391,7 +402,7 @@ pub enum MapCommand {
     #[prost(message, tag = "10")]
     InitCluster(InitCluster),
     /// Adds or updates a node. Id 0: allots one. An older generation than the row's, or one below the floor of a node
-    /// that is to serve, is `Stale`; a lower floor leaves the row's; `Removed` is final; a node that is leaving drains
+    /// that is to serve, is `Stale`; a lower floor leaves the row's, and so does a lower `closed_below`; `Removed` is final; a node that is leaving drains
     /// instead of being up.
     #[prost(message, tag = "11")]
     SetNode(NodeRow),

@@ -11,7 +11,7 @@ mod placement;
 mod revive;
 mod rows;
 
-pub use apply::{AUTHORITY_LEVEL_MIN, ROOT_LEVEL_MIN, ROOT_NAME, apply, level_of};
+pub use apply::{AUTHORITY_LEVEL_MIN, CLOSED_LEVEL_MIN, ROOT_LEVEL_MIN, ROOT_NAME, apply, level_of};
 pub use revive::revive;
 pub use rows::{absorb, load};
 

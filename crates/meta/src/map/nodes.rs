@@ -38,6 +38,7 @@ impl Step<'_> {
         match &before {
             Some(before) => {
                 row.generation_floor = row.generation_floor.max(before.generation_floor);
+                row.closed_below = row.closed_below.max(before.closed_below);
                 // A fenced node comes back under a new generation only.
                 let is_fenced = row.generation < row.generation_floor && state.serves();
                 if row.generation < before.generation || is_fenced {
@@ -48,6 +49,7 @@ impl Step<'_> {
             }
             None => count_up(&mut self.state.nodes, NODES_MAX, "nodes")?,
         }
+        row.closed_below = row.closed_below.min(row.generation);
         self.state.node_id_last = self.state.node_id_last.max(row.id);
         self.put(&key, &row, before.as_ref());
         Ok(MapReply { id: u64::from(row.id), ..MapReply::default() })

@@ -259,6 +259,23 @@ fn generations_and_floors_never_fall() {
 }
 
 #[test]
+fn sessions_that_were_closed_stay_closed_and_the_one_in_use_is_open() {
+    let mut map = Map::initialised();
+    map.expect(MapCommand::SetNode(node(1, 5)), MapOutcome::Done);
+    let closing = |generation, closed_below| NodeRow { closed_below, ..node(1, generation) };
+    map.expect(MapCommand::SetNode(closing(7, 6)), MapOutcome::Done);
+    let row = |map: &Map| load(&map.rows).unwrap().nodes[0].clone();
+    assert_eq!((row(&map).closed_below, row(&map).sessions_open_from()), (6, 6));
+    // Who announces the node anew has no say in it; nor does anybody close what is in use.
+    map.expect(MapCommand::SetNode(node(1, 8)), MapOutcome::Done);
+    assert_eq!(row(&map).closed_below, 6);
+    map.expect(MapCommand::SetNode(closing(8, 100)), MapOutcome::Done);
+    assert_eq!(row(&map).closed_below, 8);
+    // Closed is not fenced: the node is in service, and so is what it does now.
+    assert_eq!(row(&map).generation_floor, 0);
+}
+
+#[test]
 fn a_fenced_generation_cannot_change_the_map() {
     let mut map = Map::initialised();
     map.expect(MapCommand::SetNode(NodeRow { generation_floor: 3, ..node(1, 3) }), MapOutcome::Done);

@@ -6,7 +6,7 @@ use base::ids::{ChunkId, GroupId, NodeId, OwnerId, PgEpoch, PoolId, Session, Slo
 use bytes::Bytes;
 use client::DeleteRequest;
 use meta::map::command::{MapCommand, NodeState, SetNodeState};
-use node::{Status, Tuning, Verdict};
+use node::{Healing, Status, Tuning, Verdict};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -271,6 +271,35 @@ fn a_chunk_without_a_good_copy_is_lost_only_if_it_is_named() {
     cluster.remove(first, 99..100);
     cluster.wait_for_safety(first);
     cluster.verify(third, 0..20);
+}
+
+/// The same while the process that once stored the chunk lives on: its session is closed when it has had another for a while.
+#[test]
+fn a_chunk_without_a_good_copy_goes_although_the_process_that_stored_it_lives() {
+    const RENEWAL: Duration = Duration::from_secs(15);
+    let short = |node| Tuning { healing: Healing { renew_after: RENEWAL, ..tuning(node).healing }, ..tuning(node) };
+    let mut cluster = Cluster::found_with(15, Box::new(short));
+    cluster.join();
+    cluster.join();
+    let [first, second, third] = [1, 2, 3].map(NodeId);
+    cluster.write(first, 0..10);
+    cluster.wait_for_safety(first);
+    let session = cluster.client(third).session();
+    cluster.crash(second);
+    cluster.leave_chunks(second, session);
+    cluster.rot(second, &noise(NAMED_BY_NOBODY));
+    cluster.start(second);
+    assert_eq!(cluster.nodes[&second].status().chunks.corrupt, 1);
+    cluster.wait("the chunk is gone", 4 * RENEWAL, |cluster| cluster.status(first).verdict == Verdict::Safe);
+    assert_eq!(cluster.nodes[&second].status().chunks.corrupt, 0);
+    let newest = cluster.client(third).session();
+    assert!(newest.generation > session.generation, "the same process has another session");
+    assert_eq!(cluster.client(first).map().node(third).map(|row| row.generation_floor), Some(session.generation.0));
+    // It serves on, under sessions that come and go.
+    cluster.write(third, 10..20);
+    cluster.sim.run_for(3 * RENEWAL);
+    cluster.write(third, 20..30);
+    cluster.verify(third, 0..30);
 }
 
 #[test]

@@ -20,7 +20,7 @@ use totals::Totals;
 const SHOWN_MAX: usize = 5;
 
 /// Seeds that the gate runs, each of a kind that the seed alone would rarely draw, beside the first ones of all kinds.
-pub const FIXED: [(Profile, std::ops::Range<u64>); 30] = [
+pub const FIXED: [(Profile, std::ops::Range<u64>); 31] = [
     (Profile::Crashes, 0..40),
     (Profile::FlushErrors, 0..10),
     (Profile::BitRot, 0..10),
@@ -57,6 +57,8 @@ pub const FIXED: [(Profile, std::ops::Range<u64>); 30] = [
     (Profile::Storm, 9_890_933_563_010..9_890_933_563_011),
     // A disk that was broken while orphans were swept came back with them.
     (Profile::Storm, 191_519_144_451_755..191_519_144_451_756),
+    // The same tombstone, while the process that had stored its chunk lived on.
+    (Profile::Storm, 139_906_159_759_317..139_906_159_759_318),
 ];
 
 #[derive(Parser)]
