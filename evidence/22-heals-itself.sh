@@ -88,9 +88,9 @@ before=$(moved 1 2 3 5)
 load 30 later
 join 6
 "$HENGE" node remove 2 --data "$work/n1"
-for _ in $(seq 1 600); do "$HENGE" node list --data "$work/n1" | grep -q '^node 2  removed' && break; sleep 0.5; done
+for _ in $(seq 1 600); do ! is_removed 2 || break; sleep 0.5; done
 "$HENGE" node list --data "$work/n1"
-"$HENGE" node list --data "$work/n1" | grep -q '^node 2  removed' || die "node 2 is not removed"
+is_removed 2 || die "node 2 is not removed"
 kill -TERM ${pids[2]} 2>/dev/null || true; wait ${pids[2]} 2>/dev/null || true; unset "pids[2]"
 safe 300
 echo "moved for the sixth node and without the second: $(($(moved 1 3 5 6) - before)) bytes"

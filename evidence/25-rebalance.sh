@@ -73,8 +73,8 @@ pulled=$(metric henge_repair_bytes_total 1 3 4 5 6)
 "$HENGE" node remove 2 --data "$work/n1"
 leaving=$(bench)
 uninterrupted "while the second leaves" "$leaving"
-for _ in $(seq 1 600); do "$HENGE" node list --data "$work/n1" | grep -q '^node 2  removed' && break; sleep 0.5; done
-"$HENGE" node list --data "$work/n1" | grep -q '^node 2  removed' || die "node 2 is not removed"
+for _ in $(seq 1 600); do ! is_removed 2 || break; sleep 0.5; done
+is_removed 2 || die "node 2 is not removed"
 kill -TERM ${pids[2]} 2>/dev/null || true; wait ${pids[2]} 2>/dev/null || true; unset "pids[2]"
 settled 300
 left=$(($(metric henge_repair_bytes_total 1 3 4 5 6) - pulled))

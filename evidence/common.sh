@@ -67,4 +67,6 @@ wait_safe() {
         sleep 0.2
     done
 }
+# is_removed NODE, as node 1 in $work/n1 sees it. (`| grep -q` ends before all is written, and then the pipe fails.)
+is_removed() { [[ "$("$HENGE" node list --data "$work/n1")" == *"node $1  removed"* ]]; }
 stop_dev() { kill -INT "$dev_pid" 2>/dev/null || true; wait "$dev_pid" 2>/dev/null || true; dev_pid=; }

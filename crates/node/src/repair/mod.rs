@@ -8,13 +8,14 @@
 //!   nothing is damaged. `work.rs`, [`Repairer::compare`].
 //! - A group that **left** this node's disk: its chunks go, once the open group's map is here.
 //!
-//! `plan.rs` decides, `exchange.rs` walks inventories side by side, `budget.rs` says how much goes on at once, `answer.rs`
-//! answers other nodes.
+//! `plan.rs` decides, `exchange.rs` walks inventories side by side, `budget.rs` says how much goes on at once, `speed.rs` how fast
+//! it goes, `answer.rs` answers other nodes.
 
 mod answer;
 mod budget;
 pub mod exchange;
 mod plan;
+mod speed;
 mod work;
 
 #[cfg(test)]

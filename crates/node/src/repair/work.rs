@@ -20,6 +20,7 @@ use super::answer::DIGESTS_MAX;
 use super::budget::{Admitted, Budget};
 use super::exchange::{Peers, State, Walk};
 use super::plan::{Group, Member, Reach, Suspects, Verdict, Want, groups_of, judge, left_by};
+use super::speed::Speed;
 use super::{Key, Mark, NodeHealth, Owed, Progress};
 use crate::disks::Disks;
 use crate::events::{EventKind, EventLog};
@@ -521,16 +522,14 @@ fn len_of(payload: &[Bytes]) -> u64 {
 pub struct Comparer {
     repairer: Arc<Repairer>,
     watched: BTreeMap<Key, Watched>,
-    /// When bytes were last counted, and how many had been pulled by then.
-    measured: Option<(MonoTime, u64)>,
-    rate: u64,
+    speed: Speed,
     /// The most that was lacking since nothing was.
     lacked: Owed,
 }
 
 impl Comparer {
     pub fn new(repairer: Arc<Repairer>) -> Comparer {
-        Comparer { repairer, watched: BTreeMap::new(), measured: None, rate: 0, lacked: Owed::default() }
+        Comparer { repairer, watched: BTreeMap::new(), speed: Speed::default(), lacked: Owed::default() }
     }
 
     /// One comparison of everything, and what follows from it.
@@ -628,10 +627,11 @@ impl Comparer {
     }
 
     fn tell(&mut self, groups: &[Group], queue: [Owed; 3], began: MonoTime) {
-        let pulled_bytes_per_s = self.rate();
-        let mut health = NodeHealth { checked: true, pulled_bytes_per_s, queue, ..NodeHealth::default() };
         // What a healthy group seems to owe is under way, and not in the queue.
         let owed = queue.into_iter().fold(Owed::default(), Owed::and);
+        let pulled = self.repairer.progress.counters.pulled_bytes.get();
+        let pulled_bytes_per_s = self.speed.look(self.repairer.env.now(), pulled, owed.chunks > 0);
+        let mut health = NodeHealth { checked: true, pulled_bytes_per_s, queue, ..NodeHealth::default() };
         let mut marks = BTreeMap::new();
         let mut hopeless = Vec::new();
         for group in groups {
@@ -662,19 +662,6 @@ impl Comparer {
                 events.record(EventKind::Repaired, node, what);
             }
         }
-    }
-
-    /// Bytes pulled in a second, lately.
-    fn rate(&mut self) -> u64 {
-        let (now, pulled) = (self.repairer.env.now(), self.repairer.progress.counters.pulled_bytes.get());
-        let (then, before) = self.measured.replace((now, pulled)).unwrap_or((now, pulled));
-        let millis = now.since(then).as_millis().max(1) as u64;
-        let rate = (pulled - before).saturating_mul(1000) / millis;
-        // Rounds in which there was nothing to pull say nothing about the speed.
-        if rate > 0 {
-            self.rate = if self.rate == 0 { rate } else { (self.rate + rate) / 2 };
-        }
-        self.rate
     }
 }
 
