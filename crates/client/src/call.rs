@@ -12,7 +12,7 @@ use meta::object::command::{
 };
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
@@ -72,6 +72,8 @@ pub struct Client {
 pub(crate) struct Shared {
     pub env: Env,
     life: RwLock<Arc<Life>>,
+    /// Those before it in which writes may still be under way.
+    former: Mutex<Vec<Weak<Life>>>,
     contacts: Vec<NodeId>,
     region: String,
     pub newest: Newest,
@@ -147,6 +149,7 @@ impl Client {
             shared: Arc::new(Shared {
                 env: config.env,
                 life: RwLock::new(Life::new(config.session)),
+                former: Mutex::default(),
                 contacts: config.contacts,
                 region: config.region,
                 newest: Newest::default(),
@@ -184,8 +187,19 @@ impl Client {
     pub fn renew_session(&self, session: Session) {
         let mut life = self.shared.life.write().unwrap_or_else(PoisonError::into_inner);
         if session > life.session {
-            *life = Life::new(session);
+            let former = std::mem::replace(&mut *life, Life::new(session));
+            let mut all = self.shared.former.lock().unwrap_or_else(PoisonError::into_inner);
+            all.retain(|life| life.strong_count() > 0);
+            all.push(Arc::downgrade(&former));
         }
+    }
+
+    /// The oldest session in which something is still under way here: a slow PUT commits in the one that it began in.
+    pub fn oldest_session(&self) -> Session {
+        let present = self.life();
+        let former = self.shared.former.lock().unwrap_or_else(PoisonError::into_inner);
+        let held = former.iter().filter_map(Weak::upgrade).map(|life| life.session);
+        held.chain([present.session]).min().unwrap_or(present.session)
     }
 
     /// Chunks named in this session so far: a node raises its generation long before 4 billion.

@@ -386,15 +386,15 @@ impl From<client::Error> for Announce {
 }
 
 /// Raises the generation of a session that has lived for long: first in the own directory, then in the map (which
-/// refuses a generation that it has seen), then in use. The sessions before the one that ends now have not been used for as
-/// long as it lived: they are closed, so that what they left can be judged while this process goes on.
+/// refuses a generation that it has seen), then in use. Of the sessions before the one that ends now, those are closed in which
+/// nothing is under way any more, so that what they left can be judged while this process goes on.
 pub async fn raise(client: &Client, clock: &GenerationClock) -> Result<Generation, String> {
     let generation = clock.raise().await.map_err(|error| error.to_string())?;
     let session = client.session();
     let map = client.map();
     let row = map.map.nodes.iter().find(|row| row.id == session.node.0).cloned().unwrap_or_default();
     let knows_closed = map.map.feature_level >= CLOSED_LEVEL_MIN;
-    let closed_below = if knows_closed { session.generation.0 } else { row.closed_below };
+    let closed_below = if knows_closed { client.oldest_session().generation.0 } else { row.closed_below };
     let row = NodeRow { id: session.node.0, generation: generation.0, closed_below, ..row };
     client.change_map_checked(MapCommand::SetNode(row)).await.map_err(|error| error.to_string())?;
     client.renew_session(Session { generation, ..session });

@@ -566,7 +566,8 @@ fn start_workers(
     env.spawn("lifecycle", expire);
     let (sweeper, finisher) = (client.clone(), client.clone());
     let period = tuning.healing.renew_after;
-    let renew = workers::renew_session(env.clone(), client.clone(), clock.clone(), period, stop.subscribe());
+    let renew =
+        workers::renew_session(env.clone(), service.clone(), client.clone(), clock.clone(), period, stop.subscribe());
     env.spawn("renew session", renew);
     let announce = workers::announce_failures(env.clone(), service.clone(), client.clone(), stop.subscribe());
     env.spawn("announce failures", announce);

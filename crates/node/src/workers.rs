@@ -20,7 +20,7 @@ use crate::events::EventKind;
 use crate::group::GroupHandle;
 use crate::home::GenerationClock;
 use crate::machine::KvView;
-use crate::service::Service;
+use crate::service::{Service, Standing};
 
 /// Unflushed state or log that makes a flush worth its writing.
 pub const FLUSH_BYTES: u64 = 32 * MIB;
@@ -73,6 +73,7 @@ pub async fn flush_now(service: &Service) {
 /// Raises the generation after `period`, again and again, and before a session runs out of chunk numbers.
 pub async fn renew_session(
     env: Env,
+    service: Arc<Service>,
     client: Client,
     clock: Arc<GenerationClock>,
     period: Duration,
@@ -84,6 +85,10 @@ pub async fn renew_session(
             biased;
             _ = stop.wait_for(|stop| *stop) => return,
             () = env.sleep(RENEW_CHECK.min(period)) => {}
+        }
+        // One that is out comes back under a new generation anyway.
+        if *service.standing.borrow() != Standing::Serving {
+            continue;
         }
         if env.now().since(renewed) < period && client.chunks_named() < u32::MAX / 2 {
             continue;

@@ -86,6 +86,25 @@ fn a_session_that_was_overtaken_does_not_come_back() {
     assert_eq!(fake.client.chunks_named(), named);
 }
 
+/// A PUT of a slow client may take longer than a session lasts.
+#[test]
+fn a_session_is_in_use_until_the_last_write_that_began_in_it_has_ended() {
+    let fake = Fake::new(32);
+    let bucket = fake.bucket(All);
+    let first = fake.client.session();
+    let later = |more| Session { generation: Generation(first.generation.0 + more), ..first };
+    let writer = fake.client.write(&bucket, Bytes::from_static(b"slow"), None);
+    fake.client.renew_session(later(1));
+    let other = fake.client.write(&bucket, Bytes::from_static(b"less slow"), None);
+    fake.client.renew_session(later(2));
+    assert_eq!(fake.client.oldest_session(), first);
+    drop(writer);
+    assert_eq!(fake.client.oldest_session(), later(1));
+    fake.client.renew_session(later(3));
+    drop(other);
+    assert_eq!(fake.client.oldest_session(), later(3));
+}
+
 /// The client's map still says that node 3 is down; the answers of the others show a map in which it is back.
 #[test]
 fn a_member_that_came_back_counts_as_soon_as_any_answer_shows_it() {

@@ -28,7 +28,7 @@ pub struct NodeRow {
     /// An operator wants it gone: whenever it comes up it drains. Set and cleared by `SetNodeState`; `SetNode` keeps it.
     #[prost(bool, tag = "8")]
     pub leaving: bool,
-    /// Sessions of generations below are closed, although the process that had them may live: it has had another for long.
+    /// Sessions of generations below are closed, although the process that had them may live: it does nothing in them any more.
     /// Never above `generation`; `SetNode` never lowers it. Since feature level 5.
     #[prost(uint32, tag = "9")]
     pub closed_below: u32,

@@ -4,7 +4,7 @@ use base::ids::NodeId;
 use base::plant::{self, Plant};
 use bytes::Bytes;
 
-use super::apply::{Halt, Step, check_text, count_up, refuse, require};
+use super::apply::{CLOSED_LEVEL_MIN, Halt, Step, check_text, count_up, refuse, require};
 use super::command::{Authority, MapOutcome, MapReply, NodeRow, NodeState, RedeemToken, SetNodeState, TokenRow};
 use super::{NODES_MAX, PEM_LEN_MAX, TOKENS_MAX};
 use crate::group::decode_row;
@@ -49,7 +49,7 @@ impl Step<'_> {
             }
             None => count_up(&mut self.state.nodes, NODES_MAX, "nodes")?,
         }
-        row.closed_below = row.closed_below.min(row.generation);
+        row.closed_below = if level < CLOSED_LEVEL_MIN { 0 } else { row.closed_below.min(row.generation) };
         self.state.node_id_last = self.state.node_id_last.max(row.id);
         self.put(&key, &row, before.as_ref());
         Ok(MapReply { id: u64::from(row.id), ..MapReply::default() })

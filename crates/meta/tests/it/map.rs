@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use base::ids::LogIndex;
 use bytes::Bytes;
 use meta::map::command::*;
-use meta::map::{ROOT_LEVEL_MIN, ROOT_NAME, absorb, apply, load};
+use meta::map::{CLOSED_LEVEL_MIN, ROOT_LEVEL_MIN, ROOT_NAME, absorb, apply, load};
 use meta::object::command::{CloseSession, SlotRef, Versioning};
 use meta::view::commit;
 use proptest::prelude::*;
@@ -261,13 +261,16 @@ fn generations_and_floors_never_fall() {
 #[test]
 fn sessions_that_were_closed_stay_closed_and_the_one_in_use_is_open() {
     let mut map = Map::initialised();
-    map.expect(MapCommand::SetNode(node(1, 5)), MapOutcome::Done);
-    let closing = |generation, closed_below| NodeRow { closed_below, ..node(1, generation) };
-    map.expect(MapCommand::SetNode(closing(7, 6)), MapOutcome::Done);
+    let node = |generation| NodeRow { feature_level_max: CLOSED_LEVEL_MIN, ..node(1, generation) };
+    let closing = |generation, closed_below| NodeRow { closed_below, ..node(generation) };
     let row = |map: &Map| load(&map.rows).unwrap().nodes[0].clone();
+    map.expect(MapCommand::SetNode(closing(5, 4)), MapOutcome::Done);
+    assert_eq!(row(&map).closed_below, 0, "an older version would not keep it");
+    map.expect(MapCommand::SetFeatureLevel(FeatureLevel { level: CLOSED_LEVEL_MIN }), MapOutcome::Done);
+    map.expect(MapCommand::SetNode(closing(7, 6)), MapOutcome::Done);
     assert_eq!((row(&map).closed_below, row(&map).sessions_open_from()), (6, 6));
     // Who announces the node anew has no say in it; nor does anybody close what is in use.
-    map.expect(MapCommand::SetNode(node(1, 8)), MapOutcome::Done);
+    map.expect(MapCommand::SetNode(node(8)), MapOutcome::Done);
     assert_eq!(row(&map).closed_below, 6);
     map.expect(MapCommand::SetNode(closing(8, 100)), MapOutcome::Done);
     assert_eq!(row(&map).closed_below, 8);

@@ -5,7 +5,7 @@ use base::env::MonoTime;
 /// How fast missing copies come, while there are any.
 #[derive(Default)]
 pub struct Speed {
-    /// When it was looked last, and what had been pulled by then. None while nothing is missing.
+    /// When more had been pulled than before, and how much; at first, when something was missing. None while nothing is.
     looked: Option<(MonoTime, u64)>,
     bytes_per_s: u64,
 }
@@ -18,10 +18,11 @@ impl Speed {
             *self = Speed::default();
             return 0;
         }
-        let (then, before) = self.looked.replace((now, pulled)).unwrap_or((now, pulled));
-        let millis = now.since(then).as_millis().max(1) as u64;
-        let latest = (pulled - before).saturating_mul(1000) / millis;
-        if latest > 0 {
+        let (then, before) = *self.looked.get_or_insert((now, pulled));
+        if pulled > before {
+            self.looked = Some((now, pulled));
+            let millis = now.since(then).as_millis().max(1) as u64;
+            let latest = (pulled - before).saturating_mul(1000) / millis;
             self.bytes_per_s = if self.bytes_per_s == 0 { latest } else { (self.bytes_per_s + latest) / 2 };
         }
         self.bytes_per_s
@@ -41,10 +42,10 @@ mod tests {
         assert_eq!(speed.look(at(7200), 0, true), 0, "nothing was measured yet");
         assert_eq!(speed.look(at(7202), 200 << 20, true), 100 << 20);
         assert_eq!(speed.look(at(7204), 200 << 20, true), 100 << 20, "a look between two pulls");
-        assert_eq!(speed.look(at(7206), 300 << 20, true), 75 << 20, "it follows what is newer");
-        assert_eq!(speed.look(at(7208), 400 << 20, false), 0);
+        assert_eq!(speed.look(at(7206), 400 << 20, true), 75 << 20, "which counts with the next one");
+        assert_eq!(speed.look(at(7208), 500 << 20, false), 0);
         // Of the next one nothing is known from the last.
-        assert_eq!(speed.look(at(9000), 400 << 20, true), 0);
-        assert_eq!(speed.look(at(9001), 410 << 20, true), 10 << 20);
+        assert_eq!(speed.look(at(9000), 500 << 20, true), 0);
+        assert_eq!(speed.look(at(9001), 510 << 20, true), 10 << 20);
     }
 }

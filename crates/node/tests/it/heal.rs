@@ -4,7 +4,7 @@ use base::checksum::crc64;
 use base::env::{Caching, Disk, Flush, OpenMode};
 use base::ids::{ChunkId, GroupId, NodeId, OwnerId, PgEpoch, PoolId, Session, Slot};
 use bytes::Bytes;
-use client::DeleteRequest;
+use client::{DeleteRequest, FinishPut};
 use meta::map::command::{MapCommand, NodeState, SetNodeState};
 use node::{Healing, Status, Tuning, Verdict};
 use std::collections::BTreeSet;
@@ -273,11 +273,51 @@ fn a_chunk_without_a_good_copy_is_lost_only_if_it_is_named() {
     cluster.verify(third, 0..20);
 }
 
-/// The same while the process that once stored the chunk lives on: its session is closed when it has had another for a while.
+/// What happens daily happens all the time.
+const RENEWAL: Duration = Duration::from_secs(15);
+
+fn short(node: NodeId) -> Tuning {
+    Tuning { healing: Healing { renew_after: RENEWAL, ..tuning(node).healing }, ..tuning(node) }
+}
+
+/// A client may send a body for longer than a session lasts.
+#[test]
+fn a_put_that_takes_longer_than_sessions_last_is_stored() {
+    let mut cluster = Cluster::found_with(14, Box::new(short));
+    cluster.join();
+    cluster.join();
+    let [first, third] = [1, 3].map(NodeId);
+    cluster.write(first, 0..1);
+    let (client, env) = (cluster.client(third), cluster.sim.env(third));
+    let began = client.session();
+    let body = bytes_of(9 << 20, 9);
+    let (slow, mut rest) = (client.clone(), body.clone());
+    let done = cluster.on(third, async move {
+        let bucket = slow.bucket("photos").await.expect("the bucket is there");
+        let mut writer = slow.write(&bucket, Bytes::from_static(b"slow"), None);
+        while !rest.is_empty() {
+            writer.write(rest.split_to(rest.len().min(1 << 20))).await.expect("stored");
+            env.sleep(RENEWAL).await;
+        }
+        writer.finish(FinishPut::default()).await.map(|_| ())
+    });
+    done.expect("it is stored in the session that it began in");
+    assert!(client.session().generation.0 > began.generation.0 + 3, "sessions came and went meanwhile");
+    let read = client.clone();
+    let back = cluster.on(third, async move {
+        let bucket = read.bucket("photos").await.expect("the bucket is there");
+        get(&read, &bucket, "slow").await
+    });
+    assert_eq!(back.expect("it is there"), body);
+    // With nothing under way in them, the sessions of before are closed.
+    cluster.sim.run_for(3 * RENEWAL);
+    let row = cluster.client(first).map().node(third).cloned().expect("it is a member");
+    assert!(row.closed_below >= began.generation.0 + 3, "{row:?}");
+}
+
+/// The same while the process that once stored the chunk lives on: its session is closed when nothing is under way in it.
 #[test]
 fn a_chunk_without_a_good_copy_goes_although_the_process_that_stored_it_lives() {
-    const RENEWAL: Duration = Duration::from_secs(15);
-    let short = |node| Tuning { healing: Healing { renew_after: RENEWAL, ..tuning(node).healing }, ..tuning(node) };
     let mut cluster = Cluster::found_with(15, Box::new(short));
     cluster.join();
     cluster.join();
