@@ -231,9 +231,29 @@ impl GenerationClock {
         Ok(raised.current)
     }
 
-    /// Records that no orphans of generations below `swept` are left.
-    pub async fn record_sweep(&self, swept: Generation) -> io::Result<()> {
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Records that no orphans of generations below `swept` are left, if that `is_so` still when nobody else writes here.
+    pub async fn record_sweep(&self, swept: Generation, is_so: impl FnOnce() -> bool) -> io::Result<()> {
         let mut held = self.generations.lock().await;
+        if held.swept == swept || !is_so() {
+            return Ok(());
+        }
+        self.store_swept(&mut held, swept).await
+    }
+
+    /// Records that there may be orphans of `generation`.
+    pub async fn take_back_sweep(&self, generation: Generation) -> io::Result<()> {
+        let mut held = self.generations.lock().await;
+        if held.swept <= generation {
+            return Ok(());
+        }
+        self.store_swept(&mut held, generation).await
+    }
+
+    async fn store_swept(&self, held: &mut Generations, swept: Generation) -> io::Result<()> {
         let recorded = Generations { swept, ..*held };
         store_generations(&*self.disk, self.node, recorded).await?;
         *held = recorded;
@@ -338,7 +358,7 @@ mod tests {
             let _env = node.env();
             let clock = sim.block_on(node.run(async move {
                 let clock = GenerationClock::start(disk, &identity(7)).await?;
-                clock.record_sweep(clock.now().await.current).await?;
+                clock.record_sweep(clock.now().await.current, || true).await?;
                 Ok::<_, HomeError>(clock.now().await)
             }));
             let now = clock.expect("no crash meanwhile").expect("the clock starts");

@@ -5,6 +5,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod announce;
+mod arrivals;
 pub mod backup;
 mod control;
 mod controller;

@@ -17,6 +17,7 @@ use store::{DiskIdentity, Engine, EngineOptions, StoreError};
 use tokio::sync::{mpsc, watch};
 
 use crate::announce::Announcer;
+use crate::arrivals::Arrivals;
 use crate::backup;
 use crate::controller;
 use crate::disks::{Disks, NodeDisk};
@@ -505,7 +506,14 @@ async fn open_key_value(
     Ok(kv)
 }
 
-fn start_repair(env: &Env, tuning: &Tuning, service: &Arc<Service>, client: &Client, stop: &watch::Sender<bool>) {
+fn start_repair(
+    env: &Env,
+    tuning: &Tuning,
+    service: &Arc<Service>,
+    client: &Client,
+    arrivals: Arc<Arrivals>,
+    stop: &watch::Sender<bool>,
+) {
     let repairer = Arc::new(Repairer {
         env: env.clone(),
         node: service.node,
@@ -513,6 +521,7 @@ fn start_repair(env: &Env, tuning: &Tuning, service: &Arc<Service>, client: &Cli
         peers: Arc::new(Others(client.clone())),
         progress: service.repair.clone(),
         healing: tuning.healing.clone(),
+        arrivals,
         events: Some(service.events.clone()),
         budget: Budget::new(&service.disks),
     });
@@ -574,7 +583,9 @@ fn start_workers(
     let raise = workers::raise_shards(env.clone(), service.clone(), client.clone(), stop.subscribe());
     env.spawn("raise shards", raise);
     let interval = tuning.healing.sweep_interval;
-    env.spawn("sweep orphans", sweep::run(env.clone(), service.clone(), sweeper, clock, interval, stop.subscribe()));
+    let arrivals = Arc::new(Arrivals::new(clock));
+    let sweep = sweep::run(env.clone(), service.clone(), sweeper, arrivals.clone(), interval, stop.subscribe());
+    env.spawn("sweep orphans", sweep);
     env.spawn("report", controller::report(env.clone(), service.clone(), client.clone(), stop.subscribe()));
     let control = controller::control(
         env.clone(),
@@ -585,7 +596,7 @@ fn start_workers(
         stop.subscribe(),
     );
     env.spawn("control", control);
-    start_repair(env, tuning, service, client, stop);
+    start_repair(env, tuning, service, client, arrivals, stop);
     let mut standing = service.standing.subscribe();
     env.spawn("finish buckets", async move {
         if standing.wait_for(|standing| *standing == Standing::Serving).await.is_err() {

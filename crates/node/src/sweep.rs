@@ -4,8 +4,8 @@
 //! Other nodes do the same with their copies; whoever comes too late for that finds the tombstones of the others when
 //! copies are compared.
 //!
-//! Each session is swept once, but for what is damaged: a chunk that was deleted everywhere comes back without its bytes
-//! where the record of its tombstone is lost. Nor is a chunk lost of which no good copy is left, unless a row names it:
+//! Each session is swept once, but for what comes from others afterwards (`arrivals.rs`), and what is damaged: a chunk that
+//! was deleted everywhere comes back without its bytes where the record of its tombstone is lost. Nor is a chunk lost of which no good copy is left, unless a row names it:
 //! that is asked here, too.
 
 use base::Env;
@@ -22,7 +22,7 @@ use std::time::Duration;
 use store::{ChunkStat, DiskState, Engine};
 use tokio::sync::watch;
 
-use crate::home::GenerationClock;
+use crate::arrivals::{Arrivals, Come};
 use crate::machine::KvView;
 use crate::service::{Service, Standing};
 
@@ -35,19 +35,19 @@ const DELETES_MAX: usize = 1024;
 const RETRY: Duration = Duration::from_secs(10);
 
 /// Below which generation each node's sessions have been swept from this node's disks.
-type Swept = BTreeMap<NodeId, Generation>;
+pub type Swept = BTreeMap<NodeId, Generation>;
 
 /// Sweeps at the start, and from time to time.
 pub async fn run(
     env: Env,
     service: Arc<Service>,
     client: Client,
-    clock: Arc<GenerationClock>,
+    arrivals: Arc<Arrivals>,
     interval: Duration,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut standing = service.standing.subscribe();
-    let mut swept = recorded(&service, &clock).await;
+    let mut swept = recorded(&service, &arrivals).await;
     loop {
         tokio::select! {
             biased;
@@ -58,15 +58,14 @@ pub async fn run(
         if let Err(error) = &asked {
             tracing::warn!("whether chunks without a good copy are named is not known now: {error}");
         }
-        let before = swept.get(&service.node).copied();
-        let pause = match sweep(&service, &client, &mut swept).await {
+        let pause = match sweep(&service, &client, &arrivals, &mut swept).await {
             Ok(Done { removed, whole }) => {
                 if removed > 0 {
                     tracing::info!("removed {removed} chunks that were stored and never committed");
                 }
                 service.counters.orphan_chunks.inc_by(removed);
                 if whole {
-                    record(&clock, before, swept.get(&service.node).copied()).await;
+                    record(&arrivals, swept.get(&service.node).copied()).await;
                 }
                 if asked.is_ok() { interval } else { RETRY.min(interval) }
             }
@@ -90,11 +89,11 @@ pub async fn run(
 
 /// What the lives before have swept. Where a disk is damaged, the record of a tombstone may be lost, and what it stood
 /// against is there again: then all is swept anew.
-async fn recorded(service: &Service, clock: &GenerationClock) -> Swept {
+async fn recorded(service: &Service, arrivals: &Arrivals) -> Swept {
     if service.disks.engines().any(|engine| engine.stats().damaged > 0) {
         return Swept::new();
     }
-    Swept::from([(service.node, clock.now().await.swept)])
+    Swept::from([arrivals.recorded().await])
 }
 
 /// Only what a row names can be lost.
@@ -132,9 +131,9 @@ fn shards(map: &ClusterMap) -> Vec<GroupId> {
     map.shards.iter().map(|row| GroupId(row.group)).collect()
 }
 
-async fn record(clock: &GenerationClock, before: Option<Generation>, now: Option<Generation>) {
-    if let Some(now) = now.filter(|now| Some(*now) != before)
-        && let Err(error) = clock.record_sweep(now).await
+async fn record(arrivals: &Arrivals, swept: Option<Generation>) {
+    if let Some(swept) = swept
+        && let Err(error) = arrivals.record(swept).await
     {
         tracing::warn!("the sweep cannot be recorded and will be repeated: {error}");
     }
@@ -148,7 +147,15 @@ struct Done {
 }
 
 /// One sweep over all disks.
-async fn sweep(service: &Service, client: &Client, swept: &mut Swept) -> Result<Done, Error> {
+async fn sweep(service: &Service, client: &Client, arrivals: &Arrivals, swept: &mut Swept) -> Result<Done, Error> {
+    let mut come = arrivals.take();
+    let done = sweep_with(service, client, &mut come, swept).await;
+    arrivals.put_back(come);
+    done
+}
+
+/// Takes out of `come` what it has looked at.
+async fn sweep_with(service: &Service, client: &Client, come: &mut Come, swept: &mut Swept) -> Result<Done, Error> {
     let map = service.map.borrow().clone();
     let groups = shards(&map);
     if groups.is_empty() {
@@ -168,7 +175,7 @@ async fn sweep(service: &Service, client: &Client, swept: &mut Swept) -> Result<
         for pool in map.pools.iter().filter_map(|row| u8::try_from(row.id).ok()).map(PoolId) {
             let mut after = None;
             loop {
-                let (found, next) = candidates(engine, pool, &due, swept, after);
+                let (found, next) = candidates(engine, pool, &due, swept, come, after);
                 for node in found.iter().map(|id| id.session.node).collect::<BTreeSet<NodeId>>() {
                     if closed.insert(node) && !plant::is(Plant::SweepBeforeClose) {
                         close(client, &groups, Session { node, generation: due.closed[&node] }).await?;
@@ -181,6 +188,7 @@ async fn sweep(service: &Service, client: &Client, swept: &mut Swept) -> Result<
                 }
             }
         }
+        come.retain(|(disk, _)| *disk != engine.identity().disk);
     }
     for (node, floor) in due.fenced {
         let swept = swept.entry(node).or_insert(floor);
@@ -198,12 +206,12 @@ fn has_all_disks(service: &Service, map: &ClusterMap) -> bool {
 }
 
 /// Of each node: of which sessions what nobody names may go.
-struct Due {
+pub struct Due {
     /// Everything of those below: their process has ended, or was voted out.
-    fenced: Swept,
+    pub fenced: Swept,
     /// What is damaged of those below. To ask about everything that a process has stored in a day, each day, would cost more
     /// than the few chunks are worth that a PUT of unknown outcome leaves.
-    closed: Swept,
+    pub closed: Swept,
 }
 
 fn floors(map: &ClusterMap, of: impl Fn(&NodeRow) -> u32) -> Swept {
@@ -217,19 +225,21 @@ async fn close(client: &Client, groups: &[GroupId], floor: Session) -> Result<()
     Ok(())
 }
 
-/// Chunks of fenced sessions that were not swept yet, and damaged ones of all closed sessions, from behind `after` on, at most as many as are
-/// asked about at once; and where to go on.
-fn candidates(
+/// Chunks of fenced sessions that were not swept yet, or of which some have come since, and damaged ones of all closed
+/// sessions, from behind `after` on, at most as many as are asked about at once; and where to go on.
+pub fn candidates(
     engine: &Engine,
     pool: PoolId,
     due: &Due,
     swept: &Swept,
+    come: &Come,
     mut after: Option<ChunkId>,
 ) -> (Vec<ChunkId>, Option<ChunkId>) {
     let is_due = |stat: &&ChunkStat| {
         let (node, generation) = (stat.id.session.node, stat.id.session.generation);
         let is_below = |floors: &Swept| floors.get(&node).is_some_and(|floor| generation < *floor);
-        let is_unswept = swept.get(&node).is_none_or(|swept| generation >= *swept);
+        let is_unswept = swept.get(&node).is_none_or(|swept| generation >= *swept)
+            || come.contains(&(engine.identity().disk, stat.id.session));
         (stat.damaged && is_below(&due.closed)) || (is_unswept && is_below(&due.fenced))
     };
     let mut found = Vec::new();

@@ -22,6 +22,7 @@ use super::exchange::{Peers, State, Walk};
 use super::plan::{Group, Member, Reach, Suspects, Verdict, Want, groups_of, judge, left_by};
 use super::speed::Speed;
 use super::{Key, Mark, NodeHealth, Owed, Progress};
+use crate::arrivals::Arrivals;
 use crate::disks::Disks;
 use crate::events::{EventKind, EventLog};
 use crate::start::Healing;
@@ -55,6 +56,7 @@ pub struct Repairer {
     pub peers: Arc<dyn Peers>,
     pub progress: Arc<Progress>,
     pub healing: Healing,
+    pub arrivals: Arc<Arrivals>,
     /// What happened, for people.
     pub events: Option<Arc<EventLog>>,
     /// A group is in hand while its chunks come or go because it moves: what has just been pulled must not be let go of by
@@ -253,6 +255,8 @@ impl Repairer {
             match self.fetch(source, want, admitted).await {
                 Ok((owner, payload)) if len_of(&payload) == u64::from(want.len) => {
                     let chunk = NewChunk { id: want.id, owner, epoch: group.epoch, crc64: want.crc64, payload };
+                    let coming = self.arrivals.expect(group.own, want.id.session).await;
+                    let _coming = coming.map_err(|error| format!("the record of orphans: {error}"))?;
                     // The store compares the bytes with the checksum before it takes them.
                     let stored = if admitted.yields { engine.put_gently(chunk).await } else { engine.put(chunk).await };
                     match stored {
