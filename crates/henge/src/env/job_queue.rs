@@ -17,25 +17,29 @@ pub struct JobQueue<J> {
 
 struct Inner<J> {
     jobs: VecDeque<J>,
+    /// Threads that wait for a job, woken for one or not.
+    idle: usize,
     closed: bool,
 }
 
 impl<J> JobQueue<J> {
     pub fn new(jobs_max: usize) -> JobQueue<J> {
-        let inner = Mutex::new(Inner { jobs: VecDeque::new(), closed: false });
+        let inner = Mutex::new(Inner { jobs: VecDeque::new(), idle: 0, closed: false });
         JobQueue { jobs_max, inner, job_added: Condvar::new(), room_made: Condvar::new() }
     }
 
     /// Queues `job`; first in, first out. Waits in place while the queue is full: those who take from it need nothing
-    /// from the caller to go on, so this ends.
-    pub fn push(&self, job: J) {
+    /// from the caller to go on, so this ends. Answers whether one more thread would have something to do.
+    pub fn push(&self, job: J) -> bool {
         let mut inner = self.lock();
         while inner.jobs.len() >= self.jobs_max {
             inner = self.room_made.wait(inner).unwrap_or_else(PoisonError::into_inner);
         }
         inner.jobs.push_back(job);
+        let lacks_threads = inner.jobs.len() > inner.idle;
         drop(inner);
         self.job_added.notify_one();
+        lacks_threads
     }
 
     /// The next job; waits for one. `None` when the queue is closed and empty.
@@ -52,7 +56,9 @@ impl<J> JobQueue<J> {
             if inner.closed {
                 return None;
             }
+            inner.idle += 1;
             inner = self.job_added.wait(inner).unwrap_or_else(PoisonError::into_inner);
+            inner.idle -= 1;
         }
     }
 

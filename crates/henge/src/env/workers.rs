@@ -2,11 +2,12 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::job_queue::JobQueue;
 
-/// Threads per disk: as many operations as a disk is asked to do at once.
-pub const THREADS: usize = 8;
+/// Threads per disk: as many operations as a disk is asked to do at once. Disks of many queues do most with many.
+const THREADS_MAX: usize = 32;
 
 /// Operations that may wait for a thread. A caller beyond this waits in place.
 const QUEUE_OPERATIONS_MAX: usize = 1024;
@@ -16,21 +17,31 @@ type Job = Box<dyn FnOnce() + Send>;
 /// Dropping it lets the threads finish what is queued and end.
 pub struct Workers {
     queue: Arc<JobQueue<Job>>,
+    threads: AtomicUsize,
 }
 
 impl Workers {
     pub fn start() -> io::Result<Workers> {
-        let workers = Workers { queue: Arc::new(JobQueue::new(QUEUE_OPERATIONS_MAX)) };
-        for _ in 0..THREADS {
-            let queue = Arc::clone(&workers.queue);
-            std::thread::Builder::new().name("disk".into()).spawn(move || work(&queue))?;
-        }
+        let workers = Workers { queue: Arc::new(JobQueue::new(QUEUE_OPERATIONS_MAX)), threads: AtomicUsize::new(1) };
+        workers.start_thread()?;
         Ok(workers)
     }
 
-    /// Queues `job`; first in, first started.
+    /// Queues `job`; first in, first started. Threads are started as they are needed, and stay.
     pub fn submit(&self, job: Job) {
-        self.queue.push(job);
+        let one_more = |threads| (threads < THREADS_MAX).then_some(threads + 1);
+        let lacks_threads = self.queue.push(job);
+        if lacks_threads && self.threads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok() {
+            // Where the system has no more threads, those that are there do the work.
+            if self.start_thread().is_err() {
+                self.threads.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn start_thread(&self) -> io::Result<()> {
+        let queue = Arc::clone(&self.queue);
+        std::thread::Builder::new().name("disk".into()).spawn(move || work(&queue)).map(drop)
     }
 }
 
@@ -52,7 +63,7 @@ fn work(queue: &JobQueue<Job>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::Barrier;
 
     #[test]
     fn runs_all_that_was_queued_also_beyond_the_bound_and_after_the_drop() {
@@ -66,6 +77,28 @@ mod tests {
         }
         drop(workers);
         while done.load(Ordering::Relaxed) < 3 * QUEUE_OPERATIONS_MAX {
+            std::thread::yield_now();
+        }
+    }
+    /// A disk that hangs in some operations still does others.
+    #[test]
+    fn as_many_operations_at_once_as_there_may_be_threads_and_no_more() {
+        let workers = Workers::start().unwrap();
+        let all_there = Arc::new(Barrier::new(THREADS_MAX + 1));
+        let done = Arc::new(AtomicUsize::new(0));
+        for _ in 0..2 * THREADS_MAX {
+            let (all_there, done) = (Arc::clone(&all_there), Arc::clone(&done));
+            workers.submit(Box::new(move || {
+                all_there.wait();
+                done.fetch_add(1, Ordering::Relaxed);
+            }));
+        }
+        assert_eq!(workers.threads.load(Ordering::Relaxed), THREADS_MAX);
+        // Each time all threads are in an operation at once.
+        all_there.wait();
+        all_there.wait();
+        drop(workers);
+        while done.load(Ordering::Relaxed) < 2 * THREADS_MAX {
             std::thread::yield_now();
         }
     }
