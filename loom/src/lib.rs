@@ -27,10 +27,10 @@ fn every_job_once(jobs_max: usize, callers: usize, each: usize, takers: usize) {
         let pushed: Vec<_> = (1..callers)
             .map(|caller| {
                 let queue = Arc::clone(&queue);
-                thread::spawn(move || (0..each).for_each(|job| drop(queue.push(caller * each + job))))
+                thread::spawn(move || (0..each).for_each(|job| _ = queue.push(caller * each + job)))
             })
             .collect();
-        (0..each).for_each(|job| drop(queue.push(job)));
+        (0..each).for_each(|job| _ = queue.push(job));
         pushed.into_iter().for_each(|caller| caller.join().unwrap());
         queue.close();
         let lists: Vec<Vec<usize>> = took.into_iter().map(|taker| taker.join().unwrap()).collect();

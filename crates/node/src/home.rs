@@ -241,22 +241,20 @@ impl GenerationClock {
         if held.swept == swept || !is_so() {
             return Ok(());
         }
-        self.store_swept(&mut held, swept).await
+        // Should it fail, the file may have it or not: what is taken back later must be, in the file.
+        held.swept = held.swept.max(swept);
+        store_generations(&*self.disk, self.node, Generations { swept, ..*held }).await?;
+        held.swept = swept;
+        Ok(())
     }
 
     /// Records that there may be orphans of `generation`.
     pub async fn take_back_sweep(&self, generation: Generation) -> io::Result<()> {
         let mut held = self.generations.lock().await;
-        if held.swept <= generation {
-            return Ok(());
+        if held.swept > generation {
+            store_generations(&*self.disk, self.node, Generations { swept: generation, ..*held }).await?;
+            held.swept = generation;
         }
-        self.store_swept(&mut held, generation).await
-    }
-
-    async fn store_swept(&self, held: &mut Generations, swept: Generation) -> io::Result<()> {
-        let recorded = Generations { swept, ..*held };
-        store_generations(&*self.disk, self.node, recorded).await?;
-        *held = recorded;
         Ok(())
     }
 }

@@ -17,6 +17,7 @@ use store::kv::Kv;
 use store::{Engine, NewChunk, StoreError};
 use tokio::sync::watch;
 
+use crate::arrivals::Arrivals;
 use crate::controller::{self, Control};
 use crate::disks::{Disks, NodeDisk, Operation};
 use crate::events::{EventLog, Events};
@@ -49,6 +50,7 @@ pub struct Service {
     /// What happened, for people.
     pub events: Arc<EventLog>,
     pub repair: Arc<Progress>,
+    pub arrivals: Arc<Arrivals>,
     pub traffic: Arc<Traffic>,
     /// The map decoded for look-ups, as of the version it carries.
     pub view: RwLock<Arc<MapView>>,
@@ -387,6 +389,8 @@ impl Service {
         disk.meter.serve(self.env.now());
         let under_way = disk.meter.begin(&self.env);
         let stored = engine.put(chunk).await;
+        // It may have been on its way, or in the disk's queue, while its writer was voted out and the orphans were swept.
+        self.arrivals.came(disk.id, id);
         under_way.answered(Operation::Store, stored.as_ref().is_err_and(is_disk_failure));
         if let Err(error) = stored {
             return store_failure(id, &error);

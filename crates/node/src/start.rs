@@ -205,7 +205,6 @@ impl Node {
             env: env.clone(),
             disks: disks.clone(),
             map: replicas.watch_map(),
-            replicas: Arc::new(replicas),
             kv: kv.clone(),
             offered: Offered::new(tuning.snapshot_page_rows),
             standing: watch::Sender::new(Standing::Starting),
@@ -214,6 +213,8 @@ impl Node {
             events: events.clone(),
             traffic,
             repair,
+            arrivals: Arc::new(Arrivals::new(env.clone(), replicas.watch_map(), clock.clone())),
+            replicas: Arc::new(replicas),
             view: RwLock::new(Arc::new(MapView::default())),
         });
         env.net.serve(Arc::new(Front(service.clone())));
@@ -506,14 +507,7 @@ async fn open_key_value(
     Ok(kv)
 }
 
-fn start_repair(
-    env: &Env,
-    tuning: &Tuning,
-    service: &Arc<Service>,
-    client: &Client,
-    arrivals: Arc<Arrivals>,
-    stop: &watch::Sender<bool>,
-) {
+fn start_repair(env: &Env, tuning: &Tuning, service: &Arc<Service>, client: &Client, stop: &watch::Sender<bool>) {
     let repairer = Arc::new(Repairer {
         env: env.clone(),
         node: service.node,
@@ -521,7 +515,7 @@ fn start_repair(
         peers: Arc::new(Others(client.clone())),
         progress: service.repair.clone(),
         healing: tuning.healing.clone(),
-        arrivals,
+        arrivals: service.arrivals.clone(),
         events: Some(service.events.clone()),
         budget: Budget::new(&service.disks),
     });
@@ -583,9 +577,7 @@ fn start_workers(
     let raise = workers::raise_shards(env.clone(), service.clone(), client.clone(), stop.subscribe());
     env.spawn("raise shards", raise);
     let interval = tuning.healing.sweep_interval;
-    let arrivals = Arc::new(Arrivals::new(clock));
-    let sweep = sweep::run(env.clone(), service.clone(), sweeper, arrivals.clone(), interval, stop.subscribe());
-    env.spawn("sweep orphans", sweep);
+    env.spawn("sweep orphans", sweep::run(env.clone(), service.clone(), sweeper, interval, stop.subscribe()));
     env.spawn("report", controller::report(env.clone(), service.clone(), client.clone(), stop.subscribe()));
     let control = controller::control(
         env.clone(),
@@ -596,7 +588,7 @@ fn start_workers(
         stop.subscribe(),
     );
     env.spawn("control", control);
-    start_repair(env, tuning, service, client, arrivals, stop);
+    start_repair(env, tuning, service, client, stop);
     let mut standing = service.standing.subscribe();
     env.spawn("finish buckets", async move {
         if standing.wait_for(|standing| *standing == Standing::Serving).await.is_err() {

@@ -38,16 +38,9 @@ const RETRY: Duration = Duration::from_secs(10);
 pub type Swept = BTreeMap<NodeId, Generation>;
 
 /// Sweeps at the start, and from time to time.
-pub async fn run(
-    env: Env,
-    service: Arc<Service>,
-    client: Client,
-    arrivals: Arc<Arrivals>,
-    interval: Duration,
-    mut stop: watch::Receiver<bool>,
-) {
+pub async fn run(env: Env, service: Arc<Service>, client: Client, interval: Duration, mut stop: watch::Receiver<bool>) {
     let mut standing = service.standing.subscribe();
-    let mut swept = recorded(&service, &arrivals).await;
+    let mut swept = recorded(&service).await;
     loop {
         tokio::select! {
             biased;
@@ -58,14 +51,14 @@ pub async fn run(
         if let Err(error) = &asked {
             tracing::warn!("whether chunks without a good copy are named is not known now: {error}");
         }
-        let pause = match sweep(&service, &client, &arrivals, &mut swept).await {
+        let pause = match sweep(&service, &client, &mut swept).await {
             Ok(Done { removed, whole }) => {
                 if removed > 0 {
                     tracing::info!("removed {removed} chunks that were stored and never committed");
                 }
                 service.counters.orphan_chunks.inc_by(removed);
                 if whole {
-                    record(&arrivals, swept.get(&service.node).copied()).await;
+                    record(&service.arrivals, swept.get(&service.node).copied()).await;
                 }
                 if asked.is_ok() { interval } else { RETRY.min(interval) }
             }
@@ -89,11 +82,11 @@ pub async fn run(
 
 /// What the lives before have swept. Where a disk is damaged, the record of a tombstone may be lost, and what it stood
 /// against is there again: then all is swept anew.
-async fn recorded(service: &Service, arrivals: &Arrivals) -> Swept {
+async fn recorded(service: &Service) -> Swept {
     if service.disks.engines().any(|engine| engine.stats().damaged > 0) {
         return Swept::new();
     }
-    Swept::from([arrivals.recorded().await])
+    Swept::from([service.arrivals.recorded().await])
 }
 
 /// Only what a row names can be lost.
@@ -147,10 +140,10 @@ struct Done {
 }
 
 /// One sweep over all disks.
-async fn sweep(service: &Service, client: &Client, arrivals: &Arrivals, swept: &mut Swept) -> Result<Done, Error> {
-    let mut come = arrivals.take();
+async fn sweep(service: &Service, client: &Client, swept: &mut Swept) -> Result<Done, Error> {
+    let mut come = service.arrivals.take();
     let done = sweep_with(service, client, &mut come, swept).await;
-    arrivals.put_back(come);
+    service.arrivals.put_back(come);
     done
 }
 
@@ -188,7 +181,7 @@ async fn sweep_with(service: &Service, client: &Client, come: &mut Come, swept: 
                 }
             }
         }
-        come.retain(|(disk, _)| *disk != engine.identity().disk);
+        come.settle(engine.identity().disk);
     }
     for (node, floor) in due.fenced {
         let swept = swept.entry(node).or_insert(floor);
@@ -238,8 +231,8 @@ pub fn candidates(
     let is_due = |stat: &&ChunkStat| {
         let (node, generation) = (stat.id.session.node, stat.id.session.generation);
         let is_below = |floors: &Swept| floors.get(&node).is_some_and(|floor| generation < *floor);
-        let is_unswept = swept.get(&node).is_none_or(|swept| generation >= *swept)
-            || come.contains(&(engine.identity().disk, stat.id.session));
+        let is_unswept =
+            swept.get(&node).is_none_or(|swept| generation >= *swept) || come.has(engine.identity().disk, stat.id);
         (stat.damaged && is_below(&due.closed)) || (is_unswept && is_below(&due.fenced))
     };
     let mut found = Vec::new();

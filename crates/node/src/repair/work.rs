@@ -248,6 +248,7 @@ impl Repairer {
         if want.id.counter.is_multiple_of(8) && plant::is(Plant::DropRepair) {
             return Ok(());
         }
+        let _coming = self.arrivals.expect(group.own, want.id).await;
         let mut why = String::from("no other disk has it");
         // Different chunks begin with different sources.
         let first = want.id.counter as usize % sources.len().max(1);
@@ -255,8 +256,6 @@ impl Repairer {
             match self.fetch(source, want, admitted).await {
                 Ok((owner, payload)) if len_of(&payload) == u64::from(want.len) => {
                     let chunk = NewChunk { id: want.id, owner, epoch: group.epoch, crc64: want.crc64, payload };
-                    let coming = self.arrivals.expect(group.own, want.id.session).await;
-                    let _coming = coming.map_err(|error| format!("the record of orphans: {error}"))?;
                     // The store compares the bytes with the checksum before it takes them.
                     let stored = if admitted.yields { engine.put_gently(chunk).await } else { engine.put(chunk).await };
                     match stored {
