@@ -15,7 +15,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::home::GenerationClock;
 
@@ -84,10 +84,11 @@ pub struct Coming<'a> {
 
 impl Drop for Coming<'_> {
     fn drop(&mut self) {
+        // In this order: whoever sees that nothing is on its way sees what has come.
+        self.arrivals.came(self.disk, self.id);
         if self.id.session.node == self.arrivals.clock.node() {
             self.arrivals.state().coming -= 1;
         }
-        self.arrivals.came(self.disk, self.id);
     }
 }
 
@@ -109,18 +110,32 @@ impl Arrivals {
         }
         let coming = Coming { arrivals: self, disk, id };
         if is_own && self.may_try() {
-            let taken_back = self.clock.take_back_sweep(id.session.generation);
-            let outcome = match self.env.timeout(RECORD_PATIENCE, taken_back).await {
-                Some(outcome) => outcome,
-                None => Err(io::ErrorKind::TimedOut.into()),
+            let taken_back = self.env.timeout(RECORD_PATIENCE, self.take_back(id.session.generation)).await;
+            let failed = match taken_back {
+                Some(Ok(())) => None,
+                Some(Err(error)) => Some(error.to_string()),
+                None => Some("the disk does not answer".into()),
             };
-            let failed = outcome.is_err().then(|| self.env.now());
-            if let Err(error) = outcome {
-                tracing::warn!("what was swept for orphans cannot be recorded now: {error}");
+            if let Some(why) = failed {
+                tracing::warn!("what was swept for orphans cannot be recorded now: {why}");
+                self.state().record_failed = Some(self.env.now());
             }
-            self.state().record_failed = failed;
         }
         coming
+    }
+
+    /// May be given up at any time: a write that has begun goes on, before any other of the clock's.
+    async fn take_back(&self, generation: Generation) -> io::Result<()> {
+        if self.clock.now().await.swept <= generation {
+            return Ok(());
+        }
+        let clock = self.clock.clone();
+        let (done, outcome) = oneshot::channel();
+        self.env.spawn("take back the record of a sweep", async move {
+            // Nobody may be waiting any more.
+            let _ = done.send(clock.take_back_sweep(generation).await);
+        });
+        outcome.await.unwrap_or_else(|_| Err(io::Error::other("the node stops")))
     }
 
     fn may_try(&self) -> bool {

@@ -161,7 +161,8 @@ async fn sweep_with(service: &Service, client: &Client, come: &mut Come, swept: 
     let mut whole = has_all_disks(service, &map);
     for engine in service.disks.engines() {
         if matches!(engine.state(), DiskState::Broken(_) | DiskState::Closed) {
-            // It takes no tombstones.
+            // It takes no tombstones, in this life.
+            come.settle(engine.identity().disk);
             whole = false;
             continue;
         }

@@ -750,10 +750,27 @@ fn the_record_of_a_sweep_is_taken_back_before_a_chunk_comes() {
 /// A copy is worth more than the space of an orphan.
 #[test]
 fn copies_are_made_although_the_record_of_the_sweep_cannot_be_written() {
-    let (bench, orphans) = Bench::with_orphans(1..=40);
-    bench.sim.disk(NodeId(1), "home").set_rate_ppm(base::sim::Fault::FlushError, 1_000_000);
-    bench.unite(1).unwrap();
-    assert!(orphans.iter().all(|id| bench.engine(1).stat(*id).is_some()));
+    for hangs in [false, true] {
+        let (bench, orphans) = Bench::with_orphans(1..=40);
+        let home = bench.sim.disk(NodeId(1), "home");
+        if hangs {
+            home.hang_for(Duration::from_secs(60));
+        } else {
+            home.set_rate_ppm(base::sim::Fault::FlushError, 1_000_000);
+        }
+        let began = bench.nodes.env.now();
+        bench.unite(1).unwrap();
+        assert!(orphans.iter().all(|id| bench.engine(1).stat(*id).is_some()));
+        assert!(bench.nodes.env.now() < began + Duration::from_secs(5), "one waits, and not for long");
+        // A write that was begun ends before the next, and does not undo it.
+        home.set_rate_ppm(base::sim::Fault::FlushError, 0);
+        let arrivals = bench.repairers[&1].arrivals.clone();
+        arrivals.take();
+        bench.sim.block_on(arrivals.record(Generation(4))).unwrap();
+        bench.sim.run_for(Duration::from_secs(60));
+        let kept = bench.sim.block_on(async move { load_generations(&*home, NodeId(1)).await.unwrap().swept });
+        assert_eq!(kept, Generation(4), "hangs: {hangs}");
+    }
 }
 
 #[test]
