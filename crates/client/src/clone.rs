@@ -2,7 +2,8 @@
 //! through the client.
 //!
 //! A clone lies in the placement group of its source, so that every member makes it from its own copy. Where that fails
-//! (the group moves, a member lacks the chunk or does not serve, the copy is for another pool) the bytes are read and stored like any others.
+//! (the group moves, a member lacks the chunk or does not serve, the copy is for another pool) the bytes are read and
+//! stored like any others.
 
 use base::checksum::Crc64;
 use base::ids::ChunkId;

@@ -141,7 +141,8 @@ impl MapView {
     }
 
     /// Draws a slot whose group is open and has all its members in service; with `draw` uniform in 24 bits. Those
-    /// without slow disks come first. When there is none, one whose group is open and has as many members in service as `rule` waits for at least.
+    /// without slow disks come first. When there is none, one whose group is open and has as many members in service as
+    /// `rule` waits for at least.
     pub fn draw(
         &self,
         pool: PoolId,

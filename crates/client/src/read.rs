@@ -352,7 +352,8 @@ impl Client {
         }
     }
 
-    /// Members that should hold a chunk: those in service first, slow ones last of these, the new before the old, the own node before others.
+    /// Members that should hold a chunk: those in service first, slow ones last of these, the new before the old, the
+    /// own node before others.
     fn holders(&self, placement: Option<&Placement>) -> Vec<Member> {
         let Some(placement) = placement else { return Vec::new() };
         let mut members: Vec<Member> = Vec::new();

@@ -4,9 +4,9 @@
 //! Other nodes do the same with their copies; whoever comes too late for that finds the tombstones of the others when
 //! copies are compared.
 //!
-//! Each session is swept once, but for what comes from others afterwards (`arrivals.rs`), and what is damaged: a chunk that
-//! was deleted everywhere comes back without its bytes where the record of its tombstone is lost. Nor is a chunk lost of which no good copy is left, unless a row names it:
-//! that is asked here, too.
+//! Each session is swept once, but for what comes from others afterwards (`arrivals.rs`), and what is damaged: a chunk
+//! that was deleted everywhere comes back without its bytes where the record of its tombstone is lost. Nor is a chunk
+//! lost of which no good copy is left, unless a row names it: that is asked here, too.
 
 use base::Env;
 use base::ids::{ChunkId, Generation, GroupId, NodeId, PoolId, SLOT_BITS, Session};

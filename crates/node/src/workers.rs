@@ -245,8 +245,8 @@ pub async fn announce_failures(env: Env, service: Arc<Service>, client: Client, 
     }
 }
 
-/// Asks other nodes for their map while this one hears no leader of group 0: it may have been voted out, and no member of that group
-/// any more, so that nobody sends it anything.
+/// Asks other nodes for their map while this one hears no leader of group 0: it may have been voted out, and no member
+/// of that group any more, so that nobody sends it anything.
 pub async fn ask_for_map(env: Env, service: Arc<Service>, client: Client, mut stop: watch::Receiver<bool>) {
     loop {
         tokio::select! {

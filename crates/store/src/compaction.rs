@@ -57,7 +57,8 @@ pub struct Candidate {
     pub rewrite: bool,
 }
 
-/// Which volume to compact next: one with damage; else the one with most to win; else one of too many stubs. Empty ones need no compaction.
+/// Which volume to compact next: one with damage; else the one with most to win; else one of too many stubs. Empty ones
+/// need no compaction.
 pub fn choose(candidates: &[Candidate], volume_size: u64, short: bool) -> Option<VolumeNumber> {
     let candidates: Vec<_> = candidates.iter().filter(|candidate| candidate.live_records > 0).collect();
     if let Some(damaged) = candidates.iter().find(|candidate| candidate.rewrite) {

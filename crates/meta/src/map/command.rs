@@ -402,8 +402,8 @@ pub enum MapCommand {
     #[prost(message, tag = "10")]
     InitCluster(InitCluster),
     /// Adds or updates a node. Id 0: allots one. An older generation than the row's, or one below the floor of a node
-    /// that is to serve, is `Stale`; a lower floor leaves the row's, and so does a lower `closed_below`; `Removed` is final; a node that is leaving drains
-    /// instead of being up.
+    /// that is to serve, is `Stale`; a lower floor leaves the row's, and so does a lower `closed_below`; `Removed` is
+    /// final; a node that is leaving drains instead of being up.
     #[prost(message, tag = "11")]
     SetNode(NodeRow),
     #[prost(message, tag = "12")]

@@ -12,7 +12,8 @@ use crate::view::{Change, View, ViewError};
 const LOAD_BATCH: usize = 1024;
 
 /// The whole map, its rows sorted: nodes, disks, pools and buckets by id, placement groups by pool and prefix, shards
-/// by group, keys by access key, tokens by id, configurations by bucket and kind. For the start of a node; then [`absorb`] what each command changes.
+/// by group, keys by access key, tokens by id, configurations by bucket and kind. For the start of a node; then
+/// [`absorb`] what each command changes.
 pub fn load(view: &dyn View) -> Result<ClusterMap, ViewError> {
     let mut map = ClusterMap::default();
     let (mut from, to) = keys::map_rows();

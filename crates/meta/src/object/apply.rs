@@ -20,8 +20,9 @@ use crate::keys::{Key, OBJECT_KEY_LEN_MAX};
 use crate::slots::{self, Standing};
 use crate::view::{Changes, View, ViewError};
 
-/// Applies the entry at `index` of the log of `group`. Pure: the same view and entry give the same changes and reply.
-/// A refused command changes nothing but its slot and the floor of its fence. An error means that this replica cannot go on; nothing is changed.
+/// Applies the entry at `index` of the log of `group`. Pure: the same view and entry give the same changes and reply. A
+/// refused command changes nothing but its slot and the floor of its fence. An error means that this replica cannot go
+/// on; nothing is changed.
 pub fn apply(
     view: &dyn View,
     group: GroupId,

@@ -404,8 +404,9 @@ pub struct NamedPart {
     pub checksums: Vec<Checksum>,
 }
 
-/// Apply checks parts (order, existence, ETags, minimum size), and keeps `etag` and `checksums` as given (the gateway computed or verified them against `ListParts`). Completing again what was
-/// completed with the same ETag answers the same while that version exists.
+/// Apply checks parts (order, existence, ETags, minimum size), and keeps `etag` and `checksums` as given (the gateway
+/// computed or verified them against `ListParts`). Completing again what was completed with the same ETag answers the
+/// same while that version exists.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct CompleteUpload {
     #[prost(uint64, tag = "1")]

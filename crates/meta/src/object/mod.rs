@@ -1,8 +1,8 @@
 //! The object shard: buckets' rows, object versions, uploads, garbage, sessions.
 //!
 //! Read [`apply`] first: it is the whole write path. `versions` says what PUT and DELETE do to the versions of a key,
-//! `change`
-//! what may change in a version that stands, `transition` how its bytes move to another pool, `uploads` how parts become an object, `garbage` where dropped chunks go. `query` and `list` only read.
+//! `change` what may change in a version that stands, `transition` how its bytes move to another pool, `uploads` how
+//! parts become an object, `garbage` where dropped chunks go. `query` and `list` only read.
 
 mod apply;
 mod buckets;

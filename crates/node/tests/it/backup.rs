@@ -241,8 +241,8 @@ fn what_is_not_a_whole_backup_changes_nothing() {
     assert!(refused.contains("--new-disk"), "{refused}");
 }
 
-/// Nodes that were restored from different backups are not one cluster, and one whose restoration was cut off is not restored from an
-/// older one: it may have voted since.
+/// Nodes that were restored from different backups are not one cluster, and one whose restoration was cut off is not
+/// restored from an older one: it may have voted since.
 #[test]
 fn backups_are_told_apart() {
     let mut cluster = filled(12, 1);

@@ -50,8 +50,8 @@ fn four(agent: &Arc<Agent>) -> Cluster {
 }
 
 /// The leader of the map is cut off from both others, and lives. Its agent shoots nobody; the others' fails, hangs, and
-/// succeeds at last. Only then is the node given up; what does not need it moves to a new node meanwhile. When it is back it is what it was told to be: lost, then up again under
-/// a new generation, with nothing of its own in between.
+/// succeeds at last. Only then is the node given up; what does not need it moves to a new node meanwhile. When it is
+/// back it is what it was told to be: lost, then up again under a new generation, with nothing of its own in between.
 #[test]
 fn a_node_is_given_up_when_the_agent_has_stopped_it_and_the_smaller_side_shoots_nobody() {
     let agent = Arc::new(Agent::default());

@@ -221,9 +221,9 @@ impl LsmKv {
     }
 
     /// Removes the rows of `from <= key < to` that were committed before this call, whether they can be read or not,
-    /// and makes that durable; rows committed meanwhile may go or stay. It is how rows are replaced that damage hides: afterwards reads of the range are sound
-    /// again, and the rows can be put anew. Fails, and changes nothing, when damage also hides rows outside the range:
-    /// [`LsmKv::verify`] says how far each damage reaches.
+    /// and makes that durable; rows committed meanwhile may go or stay. It is how rows are replaced that damage hides:
+    /// afterwards reads of the range are sound again, and the rows can be put anew. Fails, and changes nothing, when
+    /// damage also hides rows outside the range: [`LsmKv::verify`] says how far each damage reaches.
     pub fn erase(&self, from: &[u8], to: &[u8]) -> BoxFuture<Result<(), KvError>> {
         let (from, to) = (Bytes::copy_from_slice(from), Bytes::copy_from_slice(to));
         Box::pin(self.inner.clone().erase(from, to))
