@@ -80,7 +80,7 @@ mod tests {
             std::thread::yield_now();
         }
     }
-    /// A disk that hangs in some operations still does others.
+    /// With fewer, this does not end.
     #[test]
     fn as_many_operations_at_once_as_there_may_be_threads_and_no_more() {
         let workers = Workers::start().unwrap();
