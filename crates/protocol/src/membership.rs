@@ -118,8 +118,10 @@ impl Plan<'_> {
 
     /// Learners of nodes that do not come back; and in groups other than 0, those that are not needed any more.
     fn remove_learner(&self) -> Option<ConfigurationChange> {
+        // A leader that was elected just now does not know yet who lost its log: only voters that answer are counted on.
         let surplus = || {
-            let enough = self.voters_in(&[NodeState::Up, NodeState::Down]).count() >= self.wanted_voters;
+            let voters = self.voters_in(&[NodeState::Up, NodeState::Down]);
+            let enough = voters.filter(|peer| self.answers(*peer)).count() >= self.wanted_voters;
             let idle = !self.group_zero && enough;
             self.configuration.learners.iter().copied().find(|_| idle)
         };
@@ -130,16 +132,17 @@ impl Plan<'_> {
 
     /// A learner that was to replace a member on its own node, which answers again.
     fn needless(&self) -> Option<PeerId> {
-        let answers = |peer: PeerId| {
-            let is_active = self.progress.iter().any(|progress| progress.peer == peer && progress.active);
-            is_active && !self.gone.contains(&peer)
-        };
         let node_of = |peer| self.configuration.node_of(peer);
         let members = || self.configuration.voters.iter().chain(&self.configuration.learners).copied();
         let is_twin = |learner: &PeerId| {
-            members().any(|member| member < *learner && node_of(member) == node_of(*learner) && answers(member))
+            members().any(|member| member < *learner && node_of(member) == node_of(*learner) && self.answers(member))
         };
         self.configuration.learners.iter().copied().find(is_twin)
+    }
+
+    fn answers(&self, peer: PeerId) -> bool {
+        let is_active = self.progress.iter().any(|progress| progress.peer == peer && progress.active);
+        is_active && !self.gone.contains(&peer)
     }
 
     /// Learners that can take a vote now, in the order of `nodes`.
@@ -323,6 +326,22 @@ mod tests {
         let next = |gone: &[PeerId]| next_change(&now, &nodes("UUU"), gone, &progress(&new), 3, true);
         assert_eq!(next(&[PeerId(3)]), None, "its successor has no state yet");
         assert_eq!(next(&[]), remove(4));
+    }
+
+    /// Found by the simulator: the leader that had made a learner in place of a lost log was gone, and the next one, which had
+    /// not heard of the loss, removed the learner as one too many.
+    #[test]
+    fn a_learner_is_kept_until_enough_voters_have_answered() {
+        let mut now = configuration(&[1, 2, 3], &[4]);
+        now.nodes.insert(PeerId(4), NodeId(3));
+        let next = |now: &Configuration, silent: usize| {
+            let mut progress = progress(&[]);
+            progress[silent - 1].active = false;
+            next_change(now, &nodes("UUUU"), &[], &progress, 3, false)
+        };
+        assert_eq!(next(&now, 3), None, "its own node's voter");
+        assert_eq!(next(&configuration(&[1, 2, 3], &[4]), 2), None, "another's");
+        assert_eq!(next(&now, 9), remove(4), "all answer");
     }
 
     #[test]

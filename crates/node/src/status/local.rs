@@ -77,6 +77,9 @@ pub struct LocalGroup {
     /// Has its state and serves.
     #[prost(bool, tag = "5")]
     pub works: bool,
+    /// Has no vote: it was made anew, or its node is not among the voters.
+    #[prost(bool, tag = "6")]
+    pub learns: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -221,6 +224,7 @@ fn groups(service: &Service, status: &mut LocalStatus) {
             term: handle.term().0,
             voters: handle.voter_nodes().iter().map(|node| node.0).collect(),
             works: handle.failed().is_none() && handle.is_ready(),
+            learns: !handle.configuration().is_voter(handle.peer),
         });
     }
 }

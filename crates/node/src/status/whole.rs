@@ -26,6 +26,7 @@ pub fn combine(map: &ClusterMap, asker: NodeId, answers: &Answers) -> Status {
     }
     let nodes = nodes(map, answers, &mut findings);
     let groups = groups(map, answers, &mut findings);
+    votes(answers, &groups, &mut findings);
     copies(map, &groups, &mut findings);
     let mut chunks = placement(map, answers, &mut findings);
     if map.pools.iter().any(|pool| pool.copies_effective < pool.copies) {
@@ -234,6 +235,21 @@ fn groups(map: &ClusterMap, answers: &Answers, findings: &mut Findings) -> Vec<G
     out
 }
 
+/// Whether every voter has what it votes by: one whose log was lost counts as a voter until its successor, which learns on
+/// the same node, has taken its place, and may be missing for the majority meanwhile.
+fn votes(answers: &Answers, groups: &[GroupStatus], findings: &mut Findings) {
+    for (node, status) in answers.iter().filter_map(|(node, status)| Some((node, status.as_ref()?))) {
+        for group in groups.iter().filter(|group| group.voters.contains(&u64::from(node.0))) {
+            let replica = status.groups.iter().find(|replica| replica.id == group.id);
+            if !replica.is_some_and(|replica| replica.works && !replica.learns) {
+                let what =
+                    format!("group {} ({}) is a voter short: node {node}'s is being made anew", group.id, group.kind);
+                findings.add(Verdict::AtRisk, what);
+            }
+        }
+    }
+}
+
 /// Whether there are as many copies of data and metadata as the policy asks for.
 fn copies(map: &ClusterMap, groups: &[GroupStatus], findings: &mut Findings) {
     let joined = map.nodes.iter().filter(|row| !matches!(row.state(), NodeState::Removed | NodeState::Joining)).count();
@@ -353,7 +369,7 @@ mod tests {
     }
 
     fn answers() -> Vec<(NodeId, Option<LocalStatus>)> {
-        let group = |id| LocalGroup { id, leader: 1, term: 4, voters: vec![1, 2, 3], works: true };
+        let group = |id| LocalGroup { id, leader: 1, term: 4, voters: vec![1, 2, 3], works: true, learns: false };
         let status = LocalStatus {
             groups: vec![group(0), group(1)],
             chunks: 10,
@@ -397,6 +413,29 @@ mod tests {
         let mut leaderless = answers.clone();
         leaderless.iter_mut().for_each(|(_, status)| status.as_mut().unwrap().groups[1].leader = 0);
         assert_eq!(verdict(&map, &leaderless).0, Verdict::Unavailable);
+    }
+
+    /// Found by the simulator: a log was lost, its node's new replica was still learning, and the cluster called itself safe; a
+    /// second node was destroyed, and with it the group's majority.
+    #[test]
+    fn a_voter_that_is_being_made_anew_is_not_safe() {
+        type Change = fn(&mut LocalStatus);
+        let changes: [Change; 3] = [
+            |status| status.groups[1].learns = true,
+            |status| status.groups[1].works = false,
+            |status| drop(status.groups.pop()),
+        ];
+        for change in changes {
+            let mut answers = answers();
+            change(answers[2].1.as_mut().unwrap());
+            let (verdict, why) = verdict(&map(), &answers);
+            assert_eq!(verdict, Verdict::AtRisk);
+            assert!(why.contains("group 1 (objects) is a voter short: node 3"), "{why}");
+        }
+        let mut idle = answers();
+        idle.iter_mut().for_each(|(_, status)| status.as_mut().unwrap().groups[1].voters = vec![1, 2]);
+        idle[2].1.as_mut().unwrap().groups[1].learns = true;
+        assert!(!verdict(&map(), &idle).1.contains("is a voter short"), "who has no vote lacks none");
     }
 
     #[test]
