@@ -69,8 +69,8 @@ pub struct Observations {
     groups: BTreeMap<GroupId, GroupReport>,
     /// When this node first saw these nodes down.
     down_since: BTreeMap<NodeId, MonoTime>,
-    unfit_since: BTreeMap<NodeId, MonoTime>,
-    cut_since: BTreeMap<(NodeId, NodeId), MonoTime>,
+    unfit_since: BTreeMap<OneLife, MonoTime>,
+    cut_since: BTreeMap<(OneLife, OneLife), MonoTime>,
     slowness: slowness::Judge,
 }
 
@@ -110,6 +110,8 @@ pub struct News {
 }
 
 type Done = (PoolId, u32, PgEpoch);
+/// A node under a generation: what has lasted for too long under one is no reason to vote down the next.
+type OneLife = (NodeId, u32);
 
 impl Observations {
     /// Takes in a report; `wall_ms` is the own wall clock.
@@ -155,13 +157,16 @@ impl Observations {
 
     /// Since when nodes are unfit and links broken.
     fn note_troubles(&mut self, map: &ClusterMap, own: NodeId, now: MonoTime) {
-        let serves = |node: NodeId| map.nodes.iter().any(|row| row.id == node.0 && row.state().serves());
+        let serving = map.nodes.iter().filter(|row| row.state().serves());
+        let lives: BTreeMap<NodeId, OneLife> =
+            serving.map(|row| (NodeId(row.id), (NodeId(row.id), row.generation))).collect();
+        let life = |node: NodeId| lives.get(&node).copied();
         let is_unfit = |node: &NodeId| {
             let heard = self.nodes.get(node);
-            heard.is_some_and(|heard| heard.unfit) && self.detector.opinion(*node) == Opinion::Trusted && serves(*node)
+            heard.is_some_and(|heard| heard.unfit) && self.detector.opinion(*node) == Opinion::Trusted
         };
-        let unfit: BTreeSet<NodeId> = self.nodes.keys().copied().filter(is_unfit).collect();
-        let links: Links = self.cuts(own).into_iter().filter(|(a, b)| serves(*a) && serves(*b)).collect();
+        let unfit: BTreeSet<OneLife> = self.nodes.keys().copied().filter(is_unfit).filter_map(life).collect();
+        let links = self.cuts(own).into_iter().filter_map(|(a, b)| Some((life(a)?, life(b)?))).collect();
         note(&mut self.unfit_since, &unfit, now);
         note(&mut self.cut_since, &links, now);
     }
@@ -235,9 +240,10 @@ impl Observations {
         // A new leader may not have been heard by everybody yet.
         let is_settled = is_old(&self.led_since, LEADER_PATIENCE);
         let unfit = self.unfit_since.iter().filter(|(_, since)| is_settled && is_old(since, UNFIT_PATIENCE));
-        let links = self.cut_since.iter().filter(|(_, since)| is_old(since, CUT_PATIENCE)).map(|(link, _)| *link);
+        let links = self.cut_since.iter().filter(|(_, since)| is_old(since, CUT_PATIENCE));
+        let links = links.map(|((one, other), _)| (one.0, other.0));
         let cut = detector::without_cuts(&links.collect(), own).into_iter().map(|node| (node, Why::Cut));
-        let rest = unfit.map(|(node, _)| (*node, Why::Unfit)).chain(cut);
+        let rest = unfit.map(|((node, _), _)| (*node, Why::Unfit)).chain(cut);
         let rest: Vec<(NodeId, Why)> =
             rest.filter(|(node, _)| *node != own && serving.contains(node) && !out.contains_key(node)).collect();
         for (node, why) in rest {
@@ -655,6 +661,29 @@ mod tests {
         assert_eq!(seen.cut_off_from(&map, NodeId(3)), vec![NodeId(2)]);
         assert_eq!(first_decision(&map, &mut seen, (9000, 9500), &[(2, report(&[])), three], false), None);
         assert_eq!(seen.cut_off_from(&map, NodeId(3)), vec![]);
+    }
+
+    /// Found by the simulator: a node that was started anew, and back between two looks, was fenced at once for the link that
+    /// its process before had lacked.
+    #[test]
+    fn a_new_life_has_a_patience_of_its_own() {
+        for cut in [true, false] {
+            let (mut map, mut seen) = (map(3), heard(3, at(0)));
+            let told = |node: u32| match cut {
+                true => NodeReport { cut: vec![5 - node], ..report(&[]) },
+                false => NodeReport { unfit: node == 3, ..report(&[]) },
+            };
+            let two = [(2, told(2)), (3, told(3))];
+            let patience = if cut { 500 } else { 200 };
+            assert_eq!(first_decision(&map, &mut seen, (0, patience), &two, false), None);
+            map.nodes[2].generation = 4;
+            map.version += 1;
+            for millis in (patience..2 * patience).step_by(50) {
+                two.iter().for_each(|(node, report)| drop(seen.hear(NodeId(*node), report.clone(), at(millis), 0)));
+                seen.look(&map, OWN, &[], at(millis));
+                assert!(decide_nodes(&map, &mut seen, at(millis), &RULES).is_empty(), "{millis}");
+            }
+        }
     }
 
     #[test]

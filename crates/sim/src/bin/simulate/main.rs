@@ -20,7 +20,7 @@ use totals::Totals;
 const SHOWN_MAX: usize = 5;
 
 /// Seeds that the gate runs, each of a kind that the seed alone would rarely draw, beside the first ones of all kinds.
-pub const FIXED: [(Profile, std::ops::Range<u64>); 32] = [
+pub const FIXED: [(Profile, std::ops::Range<u64>); 33] = [
     (Profile::Crashes, 0..40),
     (Profile::FlushErrors, 0..10),
     (Profile::BitRot, 0..10),
@@ -62,6 +62,8 @@ pub const FIXED: [(Profile, std::ops::Range<u64>); 32] = [
     (Profile::Storm, 139_906_159_759_317..139_906_159_759_318),
     // A log is lost, its node's new replica learns, all lose their power, and another node is destroyed.
     (Profile::Storm, 97_387_178_987_437..97_387_178_987_438),
+    // A node is started anew, and back between two looks, while a link of its lasts to be broken.
+    (Profile::Storm, 113_281_190_908_475..113_281_190_908_476),
 ];
 
 #[derive(Parser)]
