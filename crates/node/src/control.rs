@@ -679,7 +679,9 @@ mod tests {
             map.nodes[2].generation = 4;
             map.version += 1;
             for millis in (patience..2 * patience).step_by(50) {
-                two.iter().for_each(|(node, report)| drop(seen.hear(NodeId(*node), report.clone(), at(millis), 0)));
+                for (node, report) in &two {
+                    seen.hear(NodeId(*node), report.clone(), at(millis), 0);
+                }
                 seen.look(&map, OWN, &[], at(millis));
                 assert!(decide_nodes(&map, &mut seen, at(millis), &RULES).is_empty(), "{millis}");
             }

@@ -95,6 +95,8 @@ pub struct Driver {
     /// Peers that said last that they have no rows: they cannot lead.
     rowless: BTreeSet<PeerId>,
     membership_due: MonoTime,
+    /// What was committed at the look before: by the next one every voter should have it.
+    committed_before: LogIndex,
     /// How many looks in a row have found that the leader is voted out of the cluster.
     leader_out_looks: usize,
     leadership_due: MonoTime,
@@ -170,6 +172,7 @@ impl Driver {
             gone: BTreeSet::new(),
             rowless: BTreeSet::new(),
             membership_due: now,
+            committed_before: LogIndex(0),
             leader_out_looks: 0,
             leadership_due: now + LEADERSHIP_INTERVAL,
             given_up: Arc::default(),
@@ -260,6 +263,7 @@ impl Driver {
         let is_due = now >= self.membership_due;
         if is_due {
             self.membership_due = now + MEMBERSHIP_INTERVAL;
+            self.show_who_lacks(&voters);
             self.plan_membership();
         }
         if is_due && self.shared.blocked_for(now) > LOG_PATIENCE {
@@ -595,6 +599,8 @@ impl Driver {
             self.waiting.forget();
             self.freshness.turn();
             self.gone.clear();
+            self.committed_before = self.applied;
+            self.shared.set_lacking(Vec::new());
             if let Some(term) = leads {
                 let what = format!("node {} leads group {} in term {}", self.node, self.id, term.0);
                 self.events.record(EventKind::Elected, self.node, what);
@@ -627,6 +633,16 @@ impl Driver {
 
     fn node_of(&self, peer: PeerId) -> Option<NodeId> {
         self.configuration.nodes.get(&peer).or_else(|| self.heard_from.get(&peer)).copied()
+    }
+
+    /// Voters that have lost their log or their rows, or lack what was committed at the look before.
+    fn show_who_lacks(&mut self, voters: &[Voter]) {
+        let committed = std::mem::replace(&mut self.committed_before, self.applied);
+        let lacks = |voter: &&Voter| {
+            voter.matched < committed || self.gone.contains(&voter.peer) || self.rowless.contains(&voter.peer)
+        };
+        let nodes = voters.iter().filter(lacks).filter_map(|voter| self.node_of(voter.peer)).collect();
+        self.shared.set_lacking(nodes);
     }
 
     fn show(&mut self) {

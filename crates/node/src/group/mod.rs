@@ -150,10 +150,16 @@ struct Shared {
     /// Everything committed by then is applied, in monotonic nanoseconds; 0: it was never known.
     fresh_at: AtomicU64,
     configuration: Mutex<Arc<Configuration>>,
+    /// Of a leader: the nodes of voters that do not have what was committed a moment ago.
+    lacking: Mutex<Vec<NodeId>>,
     failed: Mutex<Option<String>>,
 }
 
 impl Shared {
+    fn set_lacking(&self, nodes: Vec<NodeId>) {
+        *self.lacking.lock().unwrap_or_else(PoisonError::into_inner) = nodes;
+    }
+
     fn blocked_for(&self, now: MonoTime) -> Duration {
         time_since(&self.writing_since, now).max(time_since(&self.full_since, now))
     }
@@ -209,6 +215,7 @@ pub fn start(parts: Parts) -> GroupHandle {
         leader_heard: AtomicU64::new(parts.env.now().0),
         fresh_at: AtomicU64::new(0),
         configuration: Mutex::new(Arc::new(parts.configuration.clone())),
+        lacking: Mutex::default(),
         failed: Mutex::new(None),
     });
     let handle = GroupHandle { id: parts.id, peer: parts.peer, mailbox, shared };
@@ -305,10 +312,23 @@ impl GroupHandle {
         self.shared.configuration.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The nodes of the group's voters.
+    /// The nodes of the group's voters, each once; while the voters change, of the old ones as well.
     pub fn voter_nodes(&self) -> Vec<NodeId> {
         let configuration = self.configuration();
-        configuration.voters.iter().filter_map(|peer| configuration.nodes.get(peer).copied()).collect()
+        let voters = configuration.voters.iter().chain(&configuration.voters_outgoing);
+        let mut nodes: Vec<NodeId> = Vec::new();
+        for node in voters.filter_map(|peer| configuration.nodes.get(peer)) {
+            if !nodes.contains(node) {
+                nodes.push(*node);
+            }
+        }
+        nodes
+    }
+
+    /// As this replica knows, which leads: the nodes of voters that have lost their log or rows, or lack what was committed a
+    /// moment ago.
+    pub fn lacking(&self) -> Vec<NodeId> {
+        self.shared.lacking.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// When the replica last heard from a leader, or else when it began.

@@ -2,11 +2,15 @@
 
 use base::ids::GROUP_ZERO;
 use std::collections::BTreeSet;
+use std::time::Duration;
 use store::DamagedWhat;
 
 use super::Verdict;
 use crate::repair::Urgency;
 use crate::service::{Service, Standing};
+
+/// A voter that hears no leader for longer is none that can be counted on.
+const LEADER_HEARD_MAX: Duration = Duration::from_secs(2);
 
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct LocalStatus {
@@ -74,12 +78,15 @@ pub struct LocalGroup {
     pub term: u64,
     #[prost(uint32, repeated, tag = "4")]
     pub voters: Vec<u32>,
-    /// Has its state and serves.
+    /// Has its state, serves, and hears its leader or leads.
     #[prost(bool, tag = "5")]
     pub works: bool,
     /// Has no vote: it was made anew, or its node is not among the voters.
     #[prost(bool, tag = "6")]
     pub learns: bool,
+    /// It leads, and the voters on these nodes do not have what was committed a moment ago.
+    #[prost(uint32, repeated, tag = "7")]
+    pub lacking: Vec<u32>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -213,7 +220,9 @@ fn damage(service: &Service, only_copy: bool, status: &mut LocalStatus) {
 }
 
 fn groups(service: &Service, status: &mut LocalStatus) {
+    let now = service.env.now();
     for handle in service.replicas.all() {
+        let in_touch = handle.is_leader() || now.since(handle.leader_heard()) < LEADER_HEARD_MAX;
         let kind = if handle.id == GROUP_ZERO { "map" } else { "objects" };
         if let Some(why) = handle.failed() {
             status.find(Verdict::AtRisk, format!("a replica of group {} ({kind}) has stopped: {why}", handle.id));
@@ -223,8 +232,9 @@ fn groups(service: &Service, status: &mut LocalStatus) {
             leader: handle.leader().map_or(0, |node| node.0),
             term: handle.term().0,
             voters: handle.voter_nodes().iter().map(|node| node.0).collect(),
-            works: handle.failed().is_none() && handle.is_ready(),
+            works: handle.failed().is_none() && handle.is_ready() && in_touch,
             learns: !handle.configuration().is_voter(handle.peer),
+            lacking: handle.lacking().iter().map(|node| node.0).collect(),
         });
     }
 }

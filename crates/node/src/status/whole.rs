@@ -202,15 +202,19 @@ fn disks(map: &ClusterMap, status: &LocalStatus) -> Vec<DiskStatus> {
     status.disks.iter().map(disk).collect()
 }
 
-/// Each group as the replica with the newest term shows it.
+/// Each group as the replica with the newest term shows it; of several, the one that leads.
 fn groups(map: &ClusterMap, answers: &Answers, findings: &mut Findings) -> Vec<GroupStatus> {
-    let mut newest: BTreeMap<u64, &LocalGroup> = BTreeMap::new();
-    for group in answers.iter().filter_map(|(_, status)| status.as_ref()).flat_map(|status| &status.groups) {
-        let held = newest.entry(group.id).or_insert(group);
-        if (group.term, group.leader != 0) > (held.term, held.leader != 0) {
-            *held = group;
+    let mut newest: BTreeMap<u64, (NodeId, &LocalGroup)> = BTreeMap::new();
+    let rank = |(node, group): (NodeId, &LocalGroup)| (group.term, group.leader == node.0, group.leader != 0);
+    for (node, status) in answers.iter().filter_map(|(node, status)| Some((*node, status.as_ref()?))) {
+        for group in &status.groups {
+            let held = newest.entry(group.id).or_insert((node, group));
+            if rank((node, group)) > rank(*held) {
+                *held = (node, group);
+            }
         }
     }
+    let newest: BTreeMap<u64, &LocalGroup> = newest.into_iter().map(|(id, (_, group))| (id, group)).collect();
     let known: BTreeSet<u64> =
         std::iter::once(0).chain(map.shards.iter().map(|row| row.group)).chain(newest.keys().copied()).collect();
     let mut out = Vec::new();
@@ -224,6 +228,9 @@ fn groups(map: &ClusterMap, answers: &Answers, findings: &mut Findings) -> Vec<G
                 format!("group {id} ({kind}) has no leader: a majority of its voters must be up and in touch"),
             );
         }
+        for node in group.map(|group| group.lacking.as_slice()).unwrap_or_default() {
+            findings.add(Verdict::AtRisk, format!("group {id} ({kind}) is a voter short: node {node}'s catches up"));
+        }
         out.push(GroupStatus {
             id,
             kind,
@@ -235,15 +242,16 @@ fn groups(map: &ClusterMap, answers: &Answers, findings: &mut Findings) -> Vec<G
     out
 }
 
-/// Whether every voter has what it votes by: one whose log was lost counts as a voter until its successor, which learns on
+/// Whether every voter is there and has what it votes by: one whose log was lost counts as a voter until its successor, which learns on
 /// the same node, has taken its place, and may be missing for the majority meanwhile.
 fn votes(answers: &Answers, groups: &[GroupStatus], findings: &mut Findings) {
-    for (node, status) in answers.iter().filter_map(|(node, status)| Some((node, status.as_ref()?))) {
+    for (node, status) in answers {
         for group in groups.iter().filter(|group| group.voters.contains(&u64::from(node.0))) {
-            let replica = status.groups.iter().find(|replica| replica.id == group.id);
+            let replica =
+                status.as_ref().and_then(|status| status.groups.iter().find(|replica| replica.id == group.id));
             if !replica.is_some_and(|replica| replica.works && !replica.learns) {
-                let what =
-                    format!("group {} ({}) is a voter short: node {node}'s is being made anew", group.id, group.kind);
+                let what = "is not there, hears no leader, or is being made anew";
+                let what = format!("group {} ({}) is a voter short: node {node}'s {what}", group.id, group.kind);
                 findings.add(Verdict::AtRisk, what);
             }
         }
@@ -252,6 +260,7 @@ fn votes(answers: &Answers, groups: &[GroupStatus], findings: &mut Findings) {
 
 /// Whether there are as many copies of data and metadata as the policy asks for.
 fn copies(map: &ClusterMap, groups: &[GroupStatus], findings: &mut Findings) {
+    let removed = |id: &u64| map.nodes.iter().any(|row| u64::from(row.id) == *id && row.state() == NodeState::Removed);
     let joined = map.nodes.iter().filter(|row| !matches!(row.state(), NodeState::Removed | NodeState::Joining)).count();
     for pool in &map.pools {
         let (wanted, effective) = (pool.copies, pool.copies_effective);
@@ -266,7 +275,7 @@ fn copies(map: &ClusterMap, groups: &[GroupStatus], findings: &mut Findings) {
             findings.add(Verdict::AtRisk, format!("the number of copies is being raised from {effective} to {wanted}"));
         }
         for group in groups.iter().filter(|group| group.leader != 0) {
-            let voters = group.voters.len();
+            let voters = group.voters.iter().filter(|id| !removed(id)).count();
             if voters < joined.min(wanted as usize) {
                 let id = group.id;
                 let what = format!("group {id} ({}) has {voters} voters and is given more", group.kind);
@@ -369,7 +378,8 @@ mod tests {
     }
 
     fn answers() -> Vec<(NodeId, Option<LocalStatus>)> {
-        let group = |id| LocalGroup { id, leader: 1, term: 4, voters: vec![1, 2, 3], works: true, learns: false };
+        let group =
+            |id| LocalGroup { id, leader: 1, term: 4, voters: vec![1, 2, 3], works: true, ..LocalGroup::default() };
         let status = LocalStatus {
             groups: vec![group(0), group(1)],
             chunks: 10,
@@ -432,10 +442,30 @@ mod tests {
             assert_eq!(verdict, Verdict::AtRisk);
             assert!(why.contains("group 1 (objects) is a voter short: node 3"), "{why}");
         }
+        let mut late = answers();
+        late[0].1.as_mut().unwrap().groups[1].lacking = vec![3];
+        assert!(verdict(&map(), &late).1.contains("group 1 (objects) is a voter short: node 3"), "its leader says so");
+        late.rotate_left(1);
+        assert_eq!(verdict(&map(), &late).0, Verdict::AtRisk, "whoever is asked first");
         let mut idle = answers();
         idle.iter_mut().for_each(|(_, status)| status.as_mut().unwrap().groups[1].voters = vec![1, 2]);
         idle[2].1.as_mut().unwrap().groups[1].learns = true;
         assert!(!verdict(&map(), &idle).1.contains("is a voter short"), "who has no vote lacks none");
+    }
+
+    /// It was given up, and still votes until a learner takes its vote over: the majority is thinner than it looks.
+    #[test]
+    fn a_removed_voter_that_is_gone_is_not_safe() {
+        let (mut map, mut answers) = (map(), answers());
+        map.nodes[2].state = NodeState::Removed as i32;
+        map.nodes.push(NodeRow { id: 4, generation: 1, ..NodeRow::default() });
+        map.disks[2].node = 4;
+        answers.push((NodeId(4), answers[2].1.clone()));
+        answers[3].1.as_mut().unwrap().groups.iter_mut().for_each(|group| group.learns = true);
+        answers[2].1 = None;
+        let (verdict, why) = verdict(&map, &answers);
+        assert_eq!(verdict, Verdict::AtRisk);
+        assert!(why.contains("voter short: node 3") && why.contains("2 voters"), "{why}");
     }
 
     #[test]
