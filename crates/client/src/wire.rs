@@ -384,6 +384,9 @@ pub struct RowsState {
     /// It is not there, or has stopped.
     #[prost(bool, tag = "3")]
     pub stopped: bool,
+    /// It is a voter, and no learner, as far as it knows.
+    #[prost(bool, tag = "4")]
+    pub voter: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

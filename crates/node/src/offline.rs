@@ -8,12 +8,13 @@ use meta::group::{self, Install};
 use meta::view::{Overlay, View};
 use protocol::raft::{Configuration, Entry};
 use std::sync::Arc;
-use store::kv::{Kv, KvOptions, LsmKv};
+use store::kv::{Kv, LsmKv};
 use store::{Engine, EngineOptions, RaftWrite};
 
 pub use crate::home::{HomeError, NodeIdentity, Restoring, load_restoring as restoring};
 pub use crate::machine::KvView;
 use crate::replicas::reset_log;
+use crate::start::key_value_options;
 
 /// Whose directory `data` is; `None` when no node has been here. Checks all of the node's own files.
 pub async fn identity(data: &dyn Disk) -> Result<Option<NodeIdentity>, HomeError> {
@@ -36,7 +37,7 @@ pub async fn recover(env: &Env, data: &dyn Disk, metadata: Arc<dyn Disk>) -> Res
     let (engine, _) =
         Engine::open(env, metadata.clone(), keeping_tombstones()).await.map_err(|error| error.to_string())?;
     let seed = engine.identity().disk.0;
-    let (kv, _) = LsmKv::open(env, metadata, seed, KvOptions::default()).await.map_err(|error| error.to_string())?;
+    let (kv, _) = LsmKv::open(env, metadata, seed, key_value_options()).await.map_err(|error| error.to_string())?;
     let mut done = Vec::new();
     for id in engine.raft_groups() {
         done.push(recover_group(&engine, &kv, &identity, id).await.map_err(|why| format!("group {id}: {why}"))?);

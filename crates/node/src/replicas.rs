@@ -2,6 +2,7 @@
 //! it is removed.
 
 use base::Env;
+use base::env::{MonoTime, RandomExt};
 use base::ids::{GROUP_ZERO, GroupId, LogIndex, NodeId, PeerId, Term};
 use base::plant::{self, Plant};
 use bytes::Bytes;
@@ -19,6 +20,7 @@ use store::{Engine, RaftLog, RaftWrite, StoreError};
 use tokio::sync::{Mutex, watch};
 
 use crate::events::EventLog;
+use crate::group::turn::Turn;
 use crate::group::{self as driver, GroupHandle, decode_hard_state};
 use crate::heartbeats::Heartbeats;
 use crate::machine::{KvView, Machine, change_out};
@@ -26,6 +28,9 @@ use crate::transport::{self, PeerGone, RaftBatch, RaftItem};
 
 /// The peer that a group begins with.
 pub const FIRST_PEER: PeerId = PeerId(1);
+
+/// At most this long after a replica could not be made or dropped, and at least half as long, it is tried again.
+const CHANGE_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Within this a member hears its leader, if there is one.
 const MEMBER_HEARS: Duration = Duration::from_secs(2);
@@ -37,8 +42,8 @@ pub struct Replicas {
     kv: Arc<LsmKv>,
     map: watch::Sender<Arc<ClusterMap>>,
     groups: RwLock<BTreeMap<GroupId, GroupHandle>>,
-    /// Held while a replica is made or dropped.
-    changing: Arc<Mutex<()>>,
+    /// Held while a replica is made or dropped; until when nothing is tried again after a failure.
+    changing: Arc<Mutex<MonoTime>>,
     /// Of a cluster that was recovered and whose map does not say so yet.
     generation_min: Arc<AtomicU32>,
     /// See [`driver::Parts::tail_entries`].
@@ -155,9 +160,10 @@ impl Replicas {
                 waits: handle.is_without_rows(),
                 claims: handle.claims_turn(),
                 stopped: handle.failed().is_some(),
+                voter: handle.configuration().is_voter(handle.peer),
             },
             // One that is opened anew at this moment is not there, and will be.
-            None => RowsState { waits: self.changing.try_lock().is_err(), claims: false, stopped: true },
+            None => RowsState { waits: self.changing.try_lock().is_err(), claims: false, stopped: true, voter: false },
         }
     }
 
@@ -312,13 +318,17 @@ impl Replicas {
 
     /// Makes or drops a replica in a task of its own, one at a time; while one is at it, others are let go.
     fn change(self: &Arc<Self>, id: GroupId, change: Change) {
-        let Ok(changing) = self.changing.clone().try_lock_owned() else { return };
+        let Ok(mut again_at) = self.changing.clone().try_lock_owned() else { return };
+        if self.env.now() < *again_at {
+            return;
+        }
         let replicas = self.clone();
         self.env.spawn("change replica", async move {
             if let Err(why) = replicas.carry_out(id, change).await {
                 tracing::error!("the replica of group {id}: {why}");
+                // Two nodes in each other's way must not try at the same times for ever.
+                *again_at = replicas.env.now() + replicas.env.random.jitter(CHANGE_PAUSE_MAX);
             }
-            drop(changing);
         });
     }
 
@@ -393,7 +403,8 @@ impl Replicas {
     async fn erase_around(&self, waiting: &mut BTreeMap<GroupId, Arc<Configuration>>) -> Result<(), String> {
         loop {
             let (mut kept, mut owners) = (Vec::new(), Vec::new());
-            let lives = |handle: &GroupHandle| handle.failed().is_none() || handle.wants_reopening();
+            let lives =
+                |handle: &GroupHandle| handle.failed().is_none() || handle.wants_reopening() || handle.is_mending();
             for handle in self.all().into_iter().filter(lives) {
                 let state = match group::load(&KvView::over(&*self.kv), handle.id) {
                     Ok(state) => state,
@@ -432,9 +443,7 @@ impl Replicas {
             };
             let hurt = kept.iter().position(|(from, to)| first < *to && *from <= last);
             let Some((id, configuration)) = hurt.map(|position| owners[position].clone()) else { return Err(why) };
-            if needs(&configuration, self.node) {
-                return Err(why);
-            }
+            self.may_give_up(id, &configuration).await.map_err(|not| format!("{why}; group {id} needs it: {not}"))?;
             tracing::error!("the replica of group {id} has lost rows and will be made anew: {why}");
             if waiting.remove(&id).is_none()
                 && let Some(handle) = self.get(id)
@@ -442,6 +451,20 @@ impl Replicas {
                 self.stop(&handle).await;
             }
         }
+    }
+
+    /// Whether the group can do without the replica here for good. One that goes on waits with its claim from here on, which
+    /// ends with it.
+    async fn may_give_up(&self, id: GroupId, configuration: &Configuration) -> Result<(), String> {
+        if !configuration.peer_of(self.node).is_some_and(|peer| configuration.is_voter(peer)) {
+            return Ok(());
+        }
+        if needs(configuration, self.node) {
+            return Err("it has no majority without this node".into());
+        }
+        let claims = self.get(id).map_or_else(Arc::default, |handle| handle.claims());
+        let turn = Turn::new(self.env.clone(), id, self.node, configuration, self.map.subscribe(), claims);
+        turn.take_for_good().await
     }
 
     async fn start(&self, id: GroupId, mut log: RaftLog) -> Result<(), OpenError> {

@@ -21,7 +21,7 @@ use crate::arrivals::Arrivals;
 use crate::controller::{self, Control};
 use crate::disks::{Disks, NodeDisk, Operation};
 use crate::events::{EventLog, Events};
-use crate::group::install::Offered;
+use crate::group::install::{Offered, PageError};
 use crate::group::{Acknowledge, GroupError, GroupHandle};
 use crate::machine::{Command, KvView, Reply};
 use crate::metrics::Counters;
@@ -184,7 +184,15 @@ impl Service {
         }
         match self.offered.page(&self.env, &*self.kv, &ask) {
             Ok(rows) => Answer::of(Told::SnapshotRows(rows)),
-            Err(why) => Answer::failed(Failure::Busy, why),
+            Err(error) => {
+                // Whoever leads without being able to send its state makes nobody whole.
+                if let (PageError::Unreadable(why @ ViewError::Damaged { .. }), Ok(group)) =
+                    (&error, self.group(GroupId(ask.group)))
+                {
+                    self.give_up(&group, why).await;
+                }
+                Answer::failed(Failure::Busy, error.to_string())
+            }
         }
     }
 

@@ -122,11 +122,16 @@ impl Default for Healing {
 /// Memory of each disk for the small chunks that were stored or read last: as many as the key-value store's blocks.
 const CHUNK_CACHE_BYTES: usize = 64 << 20;
 
+/// As every store of metadata is opened.
+pub(crate) fn key_value_options() -> KvOptions {
+    KvOptions { owner_len: meta::keys::owner_len, ..KvOptions::default() }
+}
+
 impl Default for Tuning {
     fn default() -> Tuning {
         Tuning {
             engine: EngineOptions { cache_bytes: CHUNK_CACHE_BYTES, ..EngineOptions::default() },
-            key_value: KvOptions::default(),
+            key_value: key_value_options(),
             flush_bytes: workers::FLUSH_BYTES,
             garbage_grace: workers::GARBAGE_GRACE,
             tail_entries: crate::group::TAIL_ENTRIES,

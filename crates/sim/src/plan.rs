@@ -403,7 +403,7 @@ impl Plan {
 
     /// Sizes and times so small that flushes, trimming, compaction and recycling happen all the time.
     pub fn tuning(&self) -> Tuning {
-        let Tuning { first_pg_bits, .. } = Tuning::default();
+        let Tuning { first_pg_bits, key_value, .. } = Tuning::default();
         Tuning {
             fence_agent: None,
             engine: EngineOptions {
@@ -420,7 +420,7 @@ impl Plan {
                 l0_runs_max: 6,
                 level1_bytes: 128 * KIB,
                 level_ratio: 4,
-                ..KvOptions::default()
+                ..key_value
             },
             flush_bytes: 4 * KIB,
             garbage_grace: Duration::from_millis(300),

@@ -17,7 +17,7 @@ use meta::view::Change;
 use protocol::raft::HardState;
 use std::io::Read;
 use std::sync::Arc;
-use store::kv::{Kv, KvOptions, LsmKv};
+use store::kv::{Kv, LsmKv};
 use store::{DiskIdentity, Engine, RaftWrite};
 
 use super::check::{Announced, Step, Walk};
@@ -26,6 +26,7 @@ use crate::group::encode_hard_state;
 use crate::home::{self, NodeIdentity, Restoring};
 use crate::machine::change_out;
 use crate::offline::keeping_tombstones;
+use crate::start::key_value_options;
 
 /// What is committed before it is flushed.
 const FLUSH_BYTES: usize = 64 << 20;
@@ -74,7 +75,7 @@ pub async fn restore<R: Read>(target: Target<'_>, open: impl Fn() -> Result<R, S
     }
     let engine = open_engine(env, &metadata, &identity).await?;
     let seed = engine.identity().disk.0;
-    let (kv, _) = LsmKv::open(env, metadata, seed, KvOptions::default()).await.map_err(|error| error.to_string())?;
+    let (kv, _) = LsmKv::open(env, metadata, seed, key_value_options()).await.map_err(|error| error.to_string())?;
     // Of a restoration that was cut off.
     kv.retain(Vec::new()).await.map_err(|error| error.to_string())?;
     for id in engine.raft_groups() {

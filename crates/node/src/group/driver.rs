@@ -20,7 +20,7 @@ use store::kv::{Kv, LsmKv};
 use store::{Engine, RaftEntry, RaftWrite, StoreError};
 use tokio::sync::{mpsc, oneshot, watch};
 
-mod damage;
+pub mod damage;
 mod members;
 mod snapshot;
 
@@ -87,6 +87,8 @@ pub struct Driver {
     stateless: bool,
     held: Vec<Entry>,
     survey_due: MonoTime,
+    /// It has failed because it could not read rows that it needed.
+    stopped_over_rows: bool,
     fetch_due: MonoTime,
     /// Where peers wrote from, for answers before the configuration is known.
     heard_from: BTreeMap<PeerId, NodeId>,
@@ -167,6 +169,7 @@ impl Driver {
             stateless: parts.stateless,
             held: Vec::new(),
             survey_due: now,
+            stopped_over_rows: false,
             fetch_due: now,
             heard_from: BTreeMap::new(),
             gone: BTreeSet::new(),
@@ -507,7 +510,7 @@ impl Driver {
                 Ok(applied) => applied,
                 Err(error) => {
                     if matches!(error, ViewError::Damaged { .. }) {
-                        // Before it stops, because then nobody leads here.
+                        self.stopped_over_rows = true;
                         self.survey(error.to_string());
                     }
                     self.fail(error.to_string());

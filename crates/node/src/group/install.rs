@@ -12,6 +12,7 @@ use base::plant::{self, Plant};
 use bytes::Bytes;
 use client::wire::{self, Answer, Ask, Request, SnapshotPage, Told};
 use meta::group::{self, GroupState, Install};
+use meta::view::{View, ViewError};
 use protocol::raft::{Configuration, Message};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -227,6 +228,21 @@ pub async fn page(source: &Source, token: u64, after: Bytes, newest: bool) -> Re
     Err(format!("node {}: {why}", source.from))
 }
 
+/// Why a page is not sent.
+#[derive(Debug, thiserror::Error)]
+pub enum PageError {
+    #[error(transparent)]
+    Unreadable(#[from] ViewError),
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl From<String> for PageError {
+    fn from(why: String) -> PageError {
+        PageError::Refused(why)
+    }
+}
+
 /// The snapshots that this node serves to others.
 pub struct Offered {
     page_rows: usize,
@@ -245,7 +261,7 @@ impl Offered {
     }
 
     /// One page of rows; token 0 takes a new snapshot.
-    pub fn page(&self, env: &Env, kv: &dyn Kv, ask: &SnapshotPage) -> Result<wire::SnapshotRows, String> {
+    pub fn page(&self, env: &Env, kv: &dyn Kv, ask: &SnapshotPage) -> Result<wire::SnapshotRows, PageError> {
         let group = GroupId(ask.group);
         let now = env.now();
         let (token, rows) = {
@@ -253,7 +269,7 @@ impl Offered {
             open.retain(|_, offer| now.since(offer.asked) < SNAPSHOT_IDLE);
             if ask.token == 0 {
                 if open.len() >= SNAPSHOTS_MAX {
-                    return Err("too many snapshots are being sent; try again later".into());
+                    return Err("too many snapshots are being sent; try again later".to_owned().into());
                 }
                 let token = env.random.next_u64() | 1;
                 let rows = kv.snapshot();
@@ -261,13 +277,17 @@ impl Offered {
                 (token, rows)
             } else {
                 let offer = open.get_mut(&ask.token).filter(|offer| offer.group == group);
-                let offer = offer.ok_or("the snapshot is not kept any more")?;
+                let offer = offer.ok_or_else(|| "the snapshot is not kept any more".to_owned())?;
                 offer.asked = now;
                 (ask.token, offer.rows.clone())
             }
         };
         // Kept also after its last page, whose answer may be lost.
-        read_page(&*rows, group, token, &ask.after, self.page_rows)
+        let page = read_page(&*rows, group, token, &ask.after, self.page_rows);
+        if page.is_err() {
+            self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&token);
+        }
+        page
     }
 }
 
@@ -277,11 +297,11 @@ fn read_page(
     token: u64,
     after: &Bytes,
     page_rows: usize,
-) -> Result<wire::SnapshotRows, String> {
+) -> Result<wire::SnapshotRows, PageError> {
     let view = KvView::over(rows);
-    let state = group::load(&view, group).map_err(|error| error.to_string())?;
+    let state = group::load(&view, group)?;
     if state.install() != Install::Whole || state.conf_state.is_empty() {
-        return Err(format!("this replica of group {group} is not whole itself"));
+        return Err(format!("this replica of group {group} is not whole itself").into());
     }
     let mut page = wire::SnapshotRows { token, state: group::encode(&state), ..wire::SnapshotRows::default() };
     let mut bytes = 0;
@@ -295,12 +315,12 @@ fn read_page(
         };
         while from < to {
             const STEP: usize = 256;
-            let found = rows.scan(&from, &to, STEP.min(page_rows)).map_err(|error| error.to_string())?;
+            let found = view.scan(&from, &to, STEP.min(page_rows))?;
             let Some(last) = found.last() else { break };
-            from = [last.key.as_ref(), &[0]].concat().into();
-            for row in found {
-                bytes += row.key.len() + row.value.len();
-                page.rows.push(wire::SnapshotRow { key: row.key, value: row.value });
+            from = [last.0.as_ref(), &[0]].concat().into();
+            for (key, value) in found {
+                bytes += key.len() + value.len();
+                page.rows.push(wire::SnapshotRow { key, value });
                 // After each row: a step of long ones would be more than a frame takes.
                 if page.rows.len() >= page_rows || bytes >= PAGE_BYTES {
                     return Ok(page);

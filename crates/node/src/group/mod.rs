@@ -9,13 +9,12 @@ mod freshness;
 pub mod install;
 mod log_write;
 mod reads;
-mod turn;
+pub mod turn;
 
 use base::Env;
 use base::env::MonoTime;
 use base::ids::{GroupId, LogIndex, NodeId, PeerId, Term};
 use bytes::Bytes;
-use meta::group::GroupState;
 use meta::map::command::ClusterMap;
 use protocol::raft::{Configuration, HardState, Message, RaftPeer, UNCOMMITTED_BYTES_MAX};
 use protocol::slowness::{SLOW_MIN, Tail};
@@ -29,6 +28,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::events::EventLog;
 use crate::heartbeats::Heartbeats;
 use crate::machine::{Command, Machine, Reply};
+use driver::damage::Found;
 use install::Installed;
 
 /// Raft's unit of time.
@@ -104,11 +104,10 @@ enum Request {
         why: String,
         reply: oneshot::Sender<bool>,
     },
-    /// Whether rows here are damaged and another replica could read all of its own, and how far that one has come.
+    /// What a survey says of rows here that cannot be read.
     Surveyed {
-        /// Why this one does without its own.
         why: String,
-        found: Result<GroupState, String>,
+        found: Found,
     },
     Stop {
         done: oneshot::Sender<()>,
@@ -377,6 +376,11 @@ impl GroupHandle {
     /// Whether it has given up its rows, or has none yet, and is going to have another replica's.
     pub fn is_without_rows(&self) -> bool {
         self.wants_reopening() || (self.failed().is_none() && !self.is_ready())
+    }
+
+    /// See [`turn::Turn::claims`].
+    pub fn claims(&self) -> Arc<AtomicBool> {
+        self.shared.claims.clone()
     }
 
     /// Whether it is about to give up its rows.

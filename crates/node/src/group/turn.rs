@@ -13,12 +13,15 @@ use base::ids::{GroupId, NodeId};
 use client::wire::{self, Answer, Ask, AskRows, Request, RowsState, Told};
 use futures_util::future::join_all;
 use meta::map::command::ClusterMap;
+use protocol::raft::Configuration;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::watch;
 
 use super::driver::is_up;
+use super::install::{self, Source};
 
 /// How long a node may take to say what it does.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -30,11 +33,17 @@ pub struct Turn {
     pub env: Env,
     pub group: GroupId,
     pub node: NodeId,
-    /// Where the other voters are.
+    /// Where the other voters are; while the voters change, the old ones as well.
     pub others: Vec<NodeId>,
+    /// The voters are the same as before: no change of theirs is under way.
+    pub is_settled: bool,
     pub map: watch::Receiver<Arc<ClusterMap>>,
     /// What others are told. Stays set when the turn has come: whoever does without its rows takes it back.
     pub claims: Arc<AtomicBool>,
+}
+
+fn is_at_work(rows: &RowsState) -> bool {
+    !rows.waits && !rows.claims && !rows.stopped
 }
 
 /// Why it is not this replica's turn.
@@ -45,6 +54,21 @@ struct Ahead {
 }
 
 impl Turn {
+    pub fn new(
+        env: Env,
+        group: GroupId,
+        node: NodeId,
+        configuration: &Configuration,
+        map: watch::Receiver<Arc<ClusterMap>>,
+        claims: Arc<AtomicBool>,
+    ) -> Turn {
+        let voters = configuration.voters.iter().chain(&configuration.voters_outgoing);
+        let nodes = voters.filter_map(|peer| configuration.nodes.get(peer)).copied();
+        let others: BTreeSet<NodeId> = nodes.filter(|other| *other != node).collect();
+        let is_settled = configuration.voters_outgoing.is_empty();
+        Turn { env, group, node, others: others.into_iter().collect(), is_settled, map, claims }
+    }
+
     /// Waits until no other replica is without its rows, or wants to be.
     pub async fn take(&self) -> Result<(), String> {
         let mut why = String::new();
@@ -69,9 +93,55 @@ impl Turn {
     /// Whether a majority of the voters say that they have their rows and are at work. What is given up for good, vote and log,
     /// must not be what the others wait for.
     pub async fn others_suffice(&self) -> bool {
-        let is_at_work = |rows: &RowsState| !rows.waits && !rows.claims && !rows.stopped;
-        let at_work = self.ask_all().await.into_iter().filter(|(_, rows)| rows.as_ref().is_some_and(is_at_work));
-        at_work.count() > self.others.len().div_ceil(2)
+        self.enough(self.which(is_at_work).await.len())
+    }
+
+    /// Claims the turn of a replica that is to be given up for good, rows, vote and log, when that can be at this moment: the
+    /// others suffice, and one of them can read every row. Of two that ask at once neither may; they ask again.
+    pub async fn take_for_good(&self) -> Result<(), String> {
+        if self.claims.swap(true, Ordering::AcqRel) {
+            return Err("it is about to have its rows replaced".into());
+        }
+        let taken = self.others_have_all(is_at_work).await;
+        if taken.is_err() {
+            self.claims.store(false, Ordering::Release);
+        }
+        taken
+    }
+
+    /// Whether a replica that has stopped, and so has no part in any majority, may be replaced: the others that vote suffice, and
+    /// one of them can read every row.
+    pub async fn is_replaceable(&self) -> bool {
+        let votes = |rows: &RowsState| !rows.claims && !rows.stopped;
+        self.others_have_all(votes).await.is_ok()
+    }
+
+    async fn others_have_all(&self, counts: impl Fn(&RowsState) -> bool) -> Result<(), String> {
+        let others = self.which(counts).await;
+        if !self.enough(others.len()) {
+            return Err("the other replicas are no majority that is at work".into());
+        }
+        let mut why = String::new();
+        for from in others {
+            let source = Source { env: self.env.clone(), group: self.group, from, cancelled: Arc::default() };
+            match install::read_through(&source).await {
+                Ok(_) => return Ok(()),
+                Err(error) => why = format!("the replica on node {from} cannot be read: {error}"),
+            }
+        }
+        Err(why)
+    }
+
+    /// Whether so many others are a majority of the voters.
+    fn enough(&self, count: usize) -> bool {
+        self.is_settled && count > self.others.len().div_ceil(2)
+    }
+
+    /// Voters of which that holds: a learner in the place of one has no part in any majority yet.
+    async fn which(&self, counts: impl Fn(&RowsState) -> bool) -> Vec<NodeId> {
+        let all = self.ask_all().await.into_iter();
+        let found = all.filter(|(_, rows)| rows.as_ref().is_some_and(|rows| rows.voter && counts(rows)));
+        found.map(|(node, _)| node).collect()
     }
 
     async fn look(&self) -> Option<Ahead> {
@@ -112,6 +182,7 @@ mod tests {
     use super::*;
     use base::env::{BoxFuture, Frame, Handler};
     use base::sim::{NetModel, Sim};
+    use meta::group::GroupState;
     use meta::map::command::{NodeRow, NodeState};
     use std::sync::Mutex;
 
@@ -120,13 +191,25 @@ mod tests {
     struct Replica {
         claims: Arc<AtomicBool>,
         waits: AtomicBool,
+        learns: AtomicBool,
+        unreadable: AtomicBool,
     }
 
     impl Handler for Replica {
-        fn handle(&self, _: NodeId, _: Channel, _: Frame) -> BoxFuture<Frame> {
-            let (waits, claims) = (self.waits.load(Ordering::Acquire), self.claims.load(Ordering::Acquire));
-            let rows = RowsState { waits, claims, stopped: false };
-            Box::pin(async move { wire::frame(&Answer::of(Told::Rows(rows)), Vec::new()) })
+        fn handle(&self, _: NodeId, _: Channel, asked: Frame) -> BoxFuture<Frame> {
+            let is = |flag: &AtomicBool| flag.load(Ordering::Acquire);
+            let told = match wire::head::<Request>(&asked).unwrap().ask {
+                Some(Ask::SnapshotPage(_)) if is(&self.unreadable) => Answer::failed(wire::Failure::Busy, "damaged"),
+                Some(Ask::SnapshotPage(_)) => {
+                    let state = meta::group::encode(&GroupState::default());
+                    Answer::of(Told::SnapshotRows(wire::SnapshotRows { done: true, state, ..Default::default() }))
+                }
+                _ => {
+                    let (waits, claims, voter) = (is(&self.waits), is(&self.claims), !is(&self.learns));
+                    Answer::of(Told::Rows(RowsState { waits, claims, stopped: false, voter }))
+                }
+            };
+            Box::pin(async move { wire::frame(&told, Vec::new()) })
         }
     }
 
@@ -140,7 +223,8 @@ mod tests {
         let others = (1..=3).filter(|other| *other != node).map(NodeId).collect();
         // The sender is dropped: the map stays as it is.
         let (_, map) = watch::channel(map);
-        Turn { env, group: GroupId(1), node: NodeId(node), others, map, claims: replica.claims.clone() }
+        let claims = replica.claims.clone();
+        Turn { env, group: GroupId(1), node: NodeId(node), others, is_settled: true, map, claims }
     }
 
     /// Two that find damage at the same moment both gave up their rows: only the third had any.
@@ -182,6 +266,40 @@ mod tests {
             }
             assert_eq!(at_once.lock().unwrap().1, 1, "seed {seed}");
         }
+    }
+
+    /// What is given up for good is no majority's any more, and whoever takes its place does not vote yet.
+    #[test]
+    fn a_replica_is_given_up_for_good_when_the_other_voters_are_at_work_and_nobody_else_is_at_it() {
+        let sim = Sim::new(3);
+        let replicas: Vec<Arc<Replica>> = (0..3).map(|_| Arc::default()).collect();
+        let turns: Vec<Turn> = (1..=3)
+            .map(|node| {
+                let replica = &replicas[node as usize - 1];
+                let env = sim.node(NodeId(node)).env();
+                env.net.serve(replica.clone());
+                turn(env, node, map_of(&[]), replica)
+            })
+            .collect();
+        let take = |node: usize| sim.block_on(turns[node - 1].take_for_good());
+        take(1).unwrap();
+        take(1).unwrap_err();
+        take(3).unwrap_err();
+        assert!(!replicas[2].claims.load(Ordering::Acquire), "what was not taken is in nobody's way");
+        replicas[0].claims.store(false, Ordering::Release);
+        replicas[1].waits.store(true, Ordering::Release);
+        take(1).unwrap_err();
+        assert!(sim.block_on(turns[0].is_replaceable()), "one that has stopped can do no more than one that waits");
+        replicas[1].waits.store(false, Ordering::Release);
+        replicas[1].learns.store(true, Ordering::Release);
+        take(3).unwrap_err();
+        assert!(!sim.block_on(turns[2].is_replaceable()));
+        replicas[1].learns.store(false, Ordering::Release);
+        replicas[0].unreadable.store(true, Ordering::Release);
+        replicas[1].unreadable.store(true, Ordering::Release);
+        take(3).unwrap_err();
+        replicas[0].unreadable.store(false, Ordering::Release);
+        take(3).unwrap();
     }
 
     #[test]

@@ -4,13 +4,13 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::KvError;
 use super::lsm::{Frozen, Inner, View};
 use super::manifest::Manifest;
 use super::memtable::{MemCursor, Memtable};
 use super::run::{Run, RunMeta};
 use super::run_writer::{RunWriter, remove_abandoned};
 use super::tree::Tree;
+use super::{KvError, KvOptions};
 
 /// Rows that are added to a run between two looks at whether there is enough to write.
 pub(super) const SPILL_ROWS: u64 = 64;
@@ -106,7 +106,8 @@ impl Inner {
     /// Creates the file of the next run.
     pub(super) fn create_run(&self) -> io::Result<RunWriter> {
         let id = self.next_run_id.fetch_add(1, Ordering::Relaxed);
-        RunWriter::create(&self.files, id, self.env.random.next_u64(), self.options.block_bytes)
+        let KvOptions { block_bytes, owner_len, .. } = self.options;
+        RunWriter::create(&self.files, id, self.env.random.next_u64(), block_bytes, owner_len)
     }
 
     /// Makes the name of a finished run durable, so that a manifest may name it, and opens it.

@@ -13,11 +13,12 @@ pub fn key_value(data: &[u8]) {
     match kind % 5 {
         0 => walk(Bytes::copy_from_slice(data)),
         1 => {
-            let _ = run::list_index(&Bytes::copy_from_slice(data));
+            let _ = run::list_index(&Bytes::copy_from_slice(data), &Bytes::new());
         }
         2 => {
             let Some((parts, data)) = data.split_first() else { return };
-            let _ = run::decode_directory(data, u32::from(*parts));
+            // Of both versions.
+            let _ = run::decode_directory(data, u32::from(parts >> 1), 1 + u32::from(parts & 1));
         }
         3 => {
             let _ = manifest::decode(data, 7);

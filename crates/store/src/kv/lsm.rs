@@ -53,6 +53,9 @@ pub struct KvOptions {
     pub compaction_bytes_per_s: Option<u64>,
     /// Unflushed bytes at which the caller should flush. The store itself never waits for that.
     pub flush_bytes: u64,
+    /// How many first bytes of a key say whose it is. On disk, rows of different owners share nothing that could be damaged for
+    /// both but what describes a run as a whole.
+    pub owner_len: fn(&[u8]) -> usize,
 }
 
 impl Default for KvOptions {
@@ -67,6 +70,7 @@ impl Default for KvOptions {
             level_ratio: 10,
             compaction_bytes_per_s: None,
             flush_bytes: 64 << 20,
+            owner_len: |_| 0,
         }
     }
 }

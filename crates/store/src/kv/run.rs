@@ -4,10 +4,11 @@
 //! run        part * n, directory, footer                                   file `kv-run-<id as 16 hex digits>`
 //! part       data block * m, index block, filter                           about 1 MiB
 //! data block see `block.rs`: key -> value or deletion, about 16 KiB; a large value stands alone
-//! index      a block: last key of a data block -> offset u64, length u32
+//! index      a block: last key of a data block -> offset u64, length u32, first key of the data block
 //! filter     Bloom filter of the part's keys (`filter.rs`), crc u32
-//! directory  first key len u16, first key, then for each part
-//!              last key len u16, last key, data offset u64, index offset u64, index len u32, filter len u32
+//! directory  for each part
+//!              first key len u16, first key, last key len u16, last key,
+//!              data offset u64, index offset u64, index len u32, filter len u32
 //!            crc u32
 //! footer      0 magic "HENGEKVR"    8 version u32      12 parts u32      16 run id u64      24 nonce u64
 //!            32 directory offset   40 directory len u32, 44 zero u32     48 entries u64     56 deletions u64
@@ -15,6 +16,12 @@
 //! ```
 //! The filter follows its index block. Every block, filter, directory and footer ends with a CRC-32C seeded with the
 //! disk's id, run id, nonce and the offset in the file, so that bytes of another disk, run or place do not verify.
+//!
+//! Rows of different owners ([`super::KvOptions::owner_len`]) share no block and no part, and first and last keys tell exactly
+//! what a damaged one hides: so damage of one owner's rows never stands in the way of another's.
+//!
+//! Version 1 had the first key of the run alone, in front of the directory, and none in the index: there, damage may hide
+//! every key behind the block or part before. Such runs are read as they are.
 //!
 //! Only the directory stays in memory (about 100 bytes per MiB of rows); filters, index and data blocks come through
 //! the block cache. A filter that is damaged is passed over, as it only saves work; every other damage is an error
@@ -35,7 +42,8 @@ use crate::cache::BlockCache;
 
 pub(super) const FILE_PREFIX: &str = "kv-run-";
 pub(super) const MAGIC: [u8; 8] = *b"HENGEKVR";
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
+const VERSION_WITHOUT_FIRST_KEYS: u32 = 1;
 pub(super) const FOOTER_BYTES: usize = 72;
 /// Bytes of the largest filter: a part of one-byte rows stays far below it.
 const FILTER_BYTES_MAX: usize = 8 << 20;
@@ -134,19 +142,24 @@ impl Extent {
     }
 
     /// The value of an index entry.
-    pub(super) fn encode(self) -> Bytes {
-        let mut out = Vec::with_capacity(12);
+    pub(super) fn encode(self, first: &[u8]) -> Bytes {
+        let mut out = Vec::with_capacity(12 + first.len());
         out.put_u64(self.offset);
         out.put_u32(self.len);
+        out.put_bytes(first);
         Bytes::from(out)
     }
 
-    /// Refuses what no writer makes, so that damage cannot ask for much memory.
-    fn decode(value: &[u8], len_max: usize) -> Result<Extent, DecodeError> {
+    /// With the first key, if it is there. Refuses what no writer makes, so that damage cannot ask for much memory.
+    fn decode(value: &Bytes, len_max: usize) -> Result<(Extent, Option<Bytes>), DecodeError> {
         let mut reader = Reader::new(value);
         let extent = Extent { offset: reader.u64("block offset")?, len: reader.u32("block length")? };
         extent.within(len_max)?;
-        Ok(extent)
+        let first = value.slice(value.len() - reader.remaining()..);
+        if first.len() > KEY_LEN_MAX {
+            return Err(reader.error("key length"));
+        }
+        Ok((extent, (!first.is_empty()).then_some(first)))
     }
 
     fn within(self, len_max: usize) -> Result<(), DecodeError> {
@@ -159,20 +172,22 @@ impl Extent {
 /// One entry of the directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Part {
+    /// In runs without first keys: the first key that the part may hold.
+    pub(super) first: Bytes,
     pub(super) last: Bytes,
     pub(super) data_offset: u64,
     pub(super) index: Extent,
     pub(super) filter: Extent,
 }
 
-pub(super) fn encode_directory(first: &[u8], parts: &[Part]) -> Vec<u8> {
+pub(super) fn encode_directory(parts: &[Part]) -> Vec<u8> {
     let key_len = |key: &[u8]| u16::try_from(key.len()).expect("KEY_LEN_MAX fits in u16");
     let mut out = Vec::new();
-    out.put_u16(key_len(first));
-    out.put_bytes(first);
     for part in parts {
-        out.put_u16(key_len(&part.last));
-        out.put_bytes(&part.last);
+        for key in [&part.first, &part.last] {
+            out.put_u16(key_len(key));
+            out.put_bytes(key);
+        }
         out.put_u64(part.data_offset);
         out.put_u64(part.index.offset);
         out.put_u32(part.index.len);
@@ -181,12 +196,17 @@ pub(super) fn encode_directory(first: &[u8], parts: &[Part]) -> Vec<u8> {
     out
 }
 
-pub(super) fn decode_directory(content: &[u8], parts: u32) -> Result<(Bytes, Vec<Part>), DecodeError> {
+pub(super) fn decode_directory(content: &[u8], parts: u32, version: u32) -> Result<Vec<Part>, DecodeError> {
     let mut reader = Reader::new(content);
-    let first = take_key(&mut reader)?;
+    let mut without = match version {
+        VERSION_WITHOUT_FIRST_KEYS => Some(take_key(&mut reader)?),
+        _ => None,
+    };
     let mut out = Vec::new();
     for _ in 0..parts {
+        let first = without.take().map_or_else(|| take_key(&mut reader), Ok)?;
         let last = take_key(&mut reader)?;
+        without = (version == VERSION_WITHOUT_FIRST_KEYS).then(|| successor(&last));
         let data_offset = reader.u64("data offset")?;
         let index = Extent { offset: reader.u64("index offset")?, len: reader.u32("index length")? };
         index.within(BLOCK_BYTES_MAX)?;
@@ -196,12 +216,12 @@ pub(super) fn decode_directory(content: &[u8], parts: u32) -> Result<(Bytes, Vec
         if data_bytes > 4 * BLOCK_BYTES_MAX as u64 {
             return Err(reader.error("part too large"));
         }
-        out.push(Part { last, data_offset, index, filter });
+        out.push(Part { first, last, data_offset, index, filter });
     }
     if reader.remaining() != 0 || out.is_empty() {
         return Err(reader.error("directory length"));
     }
-    Ok((first, out))
+    Ok(out)
 }
 
 pub(super) fn take_key(reader: &mut Reader<'_>) -> Result<Bytes, DecodeError> {
@@ -297,7 +317,7 @@ impl Run {
     /// A cursor over the data block that the index cursor of part `at` is at.
     pub(super) fn data_cursor(&self, at: usize, index: &BlockCursor) -> Result<BlockCursor, KvError> {
         let body = self.body()?;
-        let extent = extent_at(index).map_err(|error| self.index_malformed(at, &error))?;
+        let (extent, _) = extent_at(index).map_err(|error| self.index_malformed(at, &error))?;
         let content = self.block(body, extent).map_err(|detail| self.block_damage(at, index, &detail))?;
         BlockCursor::new(content).map_err(|error| self.data_malformed(at, index, &error))
     }
@@ -313,7 +333,7 @@ impl Run {
     /// The damage that hides all rows of part `at`.
     fn part_damage(&self, at: usize, detail: &str) -> KvError {
         match &self.body {
-            Ok(body) => self.damage(&self.part_first(body, at), &body.parts[at].last, detail),
+            Ok(body) => self.damage(&body.parts[at].first, &body.parts[at].last, detail),
             Err(_) => self.damage(&self.meta.first, &self.meta.last, detail),
         }
     }
@@ -321,14 +341,10 @@ impl Run {
     /// The damage that hides the rows of the data block that the index cursor of part `at` is at.
     fn block_damage(&self, at: usize, index: &BlockCursor, detail: &str) -> KvError {
         let (Ok(body), Some(last)) = (&self.body, index.key()) else { return self.part_damage(at, detail) };
-        let mut first = self.part_first(body, at);
-        let listed = self.block(body, body.parts[at].index).ok().and_then(|content| list_index(&content).ok());
-        for (key, _) in listed.unwrap_or_default() {
-            if &key[..] < last {
-                first = successor(&key);
-            }
-        }
-        self.damage(&first, last, detail)
+        let part = &body.parts[at];
+        let listed = self.block(body, part.index).ok().and_then(|content| list_index(&content, &part.first).ok());
+        let first = listed.unwrap_or_default().into_iter().find(|block| block.last == last).map(|block| block.first);
+        self.damage(first.as_ref().unwrap_or(&part.first), last, detail)
     }
 
     fn body(&self) -> Result<&Body, KvError> {
@@ -365,20 +381,11 @@ impl Run {
             .ok_or_else(|| format!("{} fails its checksum", place()))
     }
 
-    /// The first key that part `at` may hold.
-    fn part_first(&self, body: &Body, at: usize) -> Bytes {
-        match at.checked_sub(1).and_then(|before| body.parts.get(before)) {
-            None => self.meta.first.clone(),
-            Some(before) => successor(&before.last),
-        }
-    }
-
     /// Reads part `at` with one large read, past the cache, and checks all of it.
     pub(super) async fn read_part(&self, at: usize) -> Result<PartContent, KvError> {
         let body = self.body()?;
         let part = &body.parts[at];
-        let part_first = self.part_first(body, at);
-        let whole = |detail: String| self.damage(&part_first, &part.last, &detail);
+        let whole = |detail: String| self.damage(&part.first, &part.last, &detail);
         let len = usize::try_from(part.filter.end() - part.data_offset).expect("checked when the directory was read");
         let place = |error| format!("{} at byte {} cannot be read: {error}", self.meta.file_name(), part.data_offset);
         let raw = body.file.read_at(part.data_offset, len).await.map_err(|error| whole(place(error)))?;
@@ -392,13 +399,10 @@ impl Run {
             Some(piece) => self.check(Ok(piece), extent),
         };
         let index = get(part.index).map_err(&whole)?;
-        let blocks = list_index(&index).map_err(|error| self.index_malformed(at, &error))?;
-        let mut first = part_first.clone();
+        let blocks = list_index(&index, &part.first).map_err(|error| self.index_malformed(at, &error))?;
         let mut content = PartContent { blocks: Vec::new(), filter: get(part.filter), bytes: raw.len() as u64 };
-        for (last, extent) in blocks {
-            let block = get(extent).map_err(|detail| self.damage(&first, &last, &detail));
-            content.blocks.push(block);
-            first = successor(&last);
+        for Listed { first, last, extent } in blocks {
+            content.blocks.push(get(extent).map_err(|detail| self.damage(&first, &last, &detail)));
         }
         Ok(content)
     }
@@ -436,22 +440,25 @@ impl Body {
             content.ok_or_else(|| format!("{what} fails its checksum"))
         };
         let footer = read(footer_at, FOOTER_BYTES, "footer")?;
-        let (directory, parts) = decode_footer(&footer, meta).map_err(|error| format!("footer: {error}"))?;
+        let (directory, parts, version) = decode_footer(&footer, meta).map_err(|error| format!("footer: {error}"))?;
         if directory.end() != footer_at {
             return Err("footer: the directory does not end at the footer".to_owned());
         }
         let content = read(directory.offset, directory.len as usize, "directory")?;
-        let (first, parts) = decode_directory(&content, parts).map_err(|error| format!("directory: {error}"))?;
-        if first != meta.first || parts.last().is_none_or(|part| part.last != meta.last) {
+        let parts = decode_directory(&content, parts, version).map_err(|error| format!("directory: {error}"))?;
+        let ends = parts.first().zip(parts.last());
+        if ends.is_none_or(|(first, last)| first.first != meta.first || last.last != meta.last) {
             return Err("directory: its keys are not those of the manifest".to_owned());
         }
         Ok(Body { file, parts })
     }
 }
 
-fn decode_footer(content: &[u8], meta: &RunMeta) -> Result<(Extent, u32), DecodeError> {
+/// Where the directory is, how many parts it has, and the version.
+fn decode_footer(content: &[u8], meta: &RunMeta) -> Result<(Extent, u32, u32), DecodeError> {
     let mut reader = Reader::new(content);
-    if reader.array::<8>("magic")? != MAGIC || reader.u32("version")? != VERSION {
+    let (magic, version) = (reader.array::<8>("magic")?, reader.u32("version")?);
+    if magic != MAGIC || ![VERSION, VERSION_WITHOUT_FIRST_KEYS].contains(&version) {
         return Err(reader.error("not a run of a version that is known here"));
     }
     let parts = reader.u32("parts")?;
@@ -464,21 +471,33 @@ fn decode_footer(content: &[u8], meta: &RunMeta) -> Result<(Extent, u32), Decode
     if reader.u64("entries")? != meta.entries || reader.u64("deletions")? != meta.deletions {
         return Err(reader.error("other counts than in the manifest"));
     }
-    Ok((directory, parts))
+    Ok((directory, parts, version))
 }
 
-pub(super) fn list_index(content: &Bytes) -> Result<Vec<(Bytes, Extent)>, DecodeError> {
+/// What an index says of a data block.
+pub(super) struct Listed {
+    /// Where the index does not tell it: the first key that the block may hold.
+    pub(super) first: Bytes,
+    pub(super) last: Bytes,
+    pub(super) extent: Extent,
+}
+
+/// `first`: of the part.
+pub(super) fn list_index(content: &Bytes, first: &Bytes) -> Result<Vec<Listed>, DecodeError> {
     let mut cursor = BlockCursor::new(content.clone())?;
     let mut out = Vec::new();
+    let mut may_begin = first.clone();
     cursor.first()?;
     while let Some(key) = cursor.key() {
-        out.push((Bytes::copy_from_slice(key), extent_at(&cursor)?));
+        let (extent, first) = extent_at(&cursor)?;
+        out.push(Listed { first: first.unwrap_or(may_begin), last: Bytes::copy_from_slice(key), extent });
+        may_begin = successor(key);
         cursor.advance()?;
     }
     Ok(out)
 }
 
-fn extent_at(index: &BlockCursor) -> Result<Extent, DecodeError> {
+fn extent_at(index: &BlockCursor) -> Result<(Extent, Option<Bytes>), DecodeError> {
     let value = index.cell().value.ok_or(DecodeError { what: "index entry without a value", offset: 0 })?;
     Extent::decode(&value, BLOCK_BYTES_MAX)
 }
@@ -498,4 +517,56 @@ pub(super) struct PartContent {
     /// The filter, or what is wrong with it.
     pub(super) filter: Result<Bytes, String>,
     pub(super) bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::block::BlockBuilder;
+    use super::*;
+
+    fn key(out: &mut Vec<u8>, key: &[u8]) {
+        out.put_u16(key.len() as u16);
+        out.put_bytes(key);
+    }
+
+    /// What henge wrote before there were first keys.
+    #[test]
+    fn a_run_without_first_keys_hides_all_that_it_may() {
+        let mut directory = Vec::new();
+        key(&mut directory, b"apple");
+        for (last, data_offset, index_offset) in [(b"fig", 0, 500), (b"yam", 600, 900)] {
+            key(&mut directory, last);
+            directory.put_u64(data_offset);
+            directory.put_u64(index_offset);
+            directory.put_u32(40);
+            directory.put_u32(20);
+        }
+        let parts = decode_directory(&directory, 2, 1).unwrap();
+        let ends: Vec<(&[u8], &[u8])> = parts.iter().map(|part| (&part.first[..], &part.last[..])).collect();
+        assert_eq!(ends, [(&b"apple"[..], &b"fig"[..]), (b"fig\0", b"yam")]);
+        assert!(decode_directory(&directory, 2, VERSION).is_err());
+
+        let mut index = BlockBuilder::default();
+        for (last, offset) in [(b"kiwi", 600), (b"plum", 700)] {
+            index.add(last, &Cell::put(last, Extent { offset, len: 50 }.encode(b"")));
+        }
+        let mut block = Vec::new();
+        index.finish_into(&mut block, b"seed");
+        let listed = list_index(&checked(block.into(), b"seed").unwrap(), &parts[1].first).unwrap();
+        let ends: Vec<(&[u8], &[u8])> = listed.iter().map(|block| (&block.first[..], &block.last[..])).collect();
+        assert_eq!(ends, [(&b"fig\0"[..], &b"kiwi"[..]), (b"kiwi\0", b"plum")]);
+    }
+
+    #[test]
+    fn a_directory_round_trips() {
+        let part = |first: &'static [u8], last: &'static [u8], at: u64| Part {
+            first: Bytes::from_static(first),
+            last: Bytes::from_static(last),
+            data_offset: at,
+            index: Extent { offset: at + 100, len: 40 },
+            filter: Extent { offset: at + 140, len: 20 },
+        };
+        let parts = [part(b"a", b"c", 0), part(b"g", b"k", 160)];
+        assert_eq!(decode_directory(&encode_directory(&parts), 2, VERSION).unwrap(), parts);
+    }
 }

@@ -23,9 +23,13 @@ pub(super) struct RunWriter {
     id: u64,
     nonce: u64,
     block_bytes: usize,
+    /// See [`super::KvOptions::owner_len`].
+    owner_len: fn(&[u8]) -> usize,
     block: BlockBuilder,
+    block_first: Vec<u8>,
     index: BlockBuilder,
     hashes: Vec<u64>,
+    part_first: Bytes,
     parts: Vec<Part>,
     part_offset: u64,
     /// What is not yet given to the file; it goes to `written`.
@@ -39,7 +43,13 @@ pub(super) struct RunWriter {
 
 impl RunWriter {
     /// Creates the file of run `id`, which must not exist.
-    pub(super) fn create(files: &Arc<Files>, id: u64, nonce: u64, block_bytes: usize) -> io::Result<RunWriter> {
+    pub(super) fn create(
+        files: &Arc<Files>,
+        id: u64,
+        nonce: u64,
+        block_bytes: usize,
+        owner_len: fn(&[u8]) -> usize,
+    ) -> io::Result<RunWriter> {
         let file = files.disk.open(&file_name(id), OpenMode::CreateNew, Caching::Buffered)?;
         Ok(RunWriter {
             files: files.clone(),
@@ -47,9 +57,12 @@ impl RunWriter {
             id,
             nonce,
             block_bytes,
+            owner_len,
             block: BlockBuilder::default(),
+            block_first: Vec::new(),
             index: BlockBuilder::default(),
             hashes: Vec::new(),
+            part_first: Bytes::new(),
             parts: Vec::new(),
             part_offset: 0,
             piece: Vec::with_capacity(PIECE_BYTES + block_bytes),
@@ -77,10 +90,20 @@ impl RunWriter {
     /// Adds a row; keys rise. Call [`RunWriter::spill`] now and then.
     pub(super) fn add(&mut self, key: &[u8], cell: &Cell) {
         assert!(self.first.is_none() || key > self.last.as_slice(), "keys of a run rise");
+        if self.first.is_some() && self.owner(key) != self.owner(&self.last) {
+            self.end_part();
+        }
         // A large value gets a block of its own, so that its neighbours can be read without it.
         let cell_bytes = cell.value.as_ref().map_or(0, Bytes::len);
         if cell_bytes >= self.block_bytes && !self.block.is_empty() {
             self.end_block();
+        }
+        if self.block.is_empty() {
+            self.block_first.clear();
+            self.block_first.extend_from_slice(key);
+            if self.index.is_empty() {
+                self.part_first = Bytes::copy_from_slice(key);
+            }
         }
         self.block.add(key, cell);
         self.hashes.push(filter::hash(key));
@@ -105,13 +128,8 @@ impl RunWriter {
     /// Ends the file and flushes it. At least one row must have been added.
     pub(super) async fn finish(mut self) -> io::Result<RunMeta> {
         let first = self.first.clone().expect("a run has at least one row");
-        if !self.block.is_empty() {
-            self.end_block();
-        }
-        if !self.index.is_empty() {
-            self.end_part();
-        }
-        let directory = self.put_checked(&encode_directory(&first, &self.parts));
+        self.end_part();
+        let directory = self.put_checked(&encode_directory(&self.parts));
         let mut footer = Vec::with_capacity(FOOTER_BYTES);
         footer.put_bytes(&MAGIC);
         footer.put_u32(VERSION);
@@ -138,6 +156,10 @@ impl RunWriter {
         })
     }
 
+    fn owner<'key>(&self, key: &'key [u8]) -> &'key [u8] {
+        &key[..(self.owner_len)(key).min(key.len())]
+    }
+
     fn offset(&self) -> u64 {
         self.written + self.piece.len() as u64
     }
@@ -150,19 +172,27 @@ impl RunWriter {
         let (offset, seed) = (self.offset(), self.seed());
         let last = self.block.last_key().to_vec();
         let len = self.block.finish_into(&mut self.piece, &seed);
-        self.index.add(&last, &Cell::put(&last, Extent { offset, len }.encode()));
+        self.index.add(&last, &Cell::put(&last, Extent { offset, len }.encode(&self.block_first)));
         if self.offset() - self.part_offset >= PART_BYTES {
             self.end_part();
         }
     }
 
+    /// Unless nothing was added since the last one ended.
     fn end_part(&mut self) {
+        if !self.block.is_empty() {
+            self.end_block();
+        }
+        if self.index.is_empty() {
+            return;
+        }
         let (offset, seed) = (self.offset(), self.seed());
         let last = Bytes::copy_from_slice(self.index.last_key());
         let len = self.index.finish_into(&mut self.piece, &seed);
         let filter = self.put_checked(&filter::build(&self.hashes));
         self.hashes.clear();
-        self.parts.push(Part { last, data_offset: self.part_offset, index: Extent { offset, len }, filter });
+        let first = std::mem::take(&mut self.part_first);
+        self.parts.push(Part { first, last, data_offset: self.part_offset, index: Extent { offset, len }, filter });
         self.part_offset = self.offset();
     }
 

@@ -3,18 +3,21 @@
 use base::ids::{LogIndex, PeerId};
 use meta::group::{self, GroupState, Install};
 use protocol::raft::Role;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use store::kv::{Kv, LsmKv};
 
 use super::Driver;
 use super::members::is_up;
+use crate::group::install::Source;
 use crate::group::turn::Turn;
 use crate::group::{Request, install};
 use crate::machine::KvView;
 
-/// From one look whether others have what is damaged here to the next.
+/// From one look whether others have what is damaged here to the next; and when the replica has stopped over it.
 const SURVEY_PAUSE: Duration = Duration::from_secs(30);
+const STOPPED_PAUSE: Duration = Duration::from_secs(5);
 
 impl Driver {
     /// Rows here cannot be read. Another replica leads, if one can; when one is known to have every row, this one gives up
@@ -23,20 +26,7 @@ impl Driver {
         if self.failed().is_some() {
             return true;
         }
-        if group::load(&KvView::over(&*self.kv), self.id).is_err() {
-            return self.give_up(why);
-        }
         self.survey(why);
-        self.hand_over()
-    }
-
-    /// Not even the group's own row can be read: the replica stops for good when a majority of voters is at work without
-    /// it; as long as that is not so, or voters change, another one leads if it can.
-    fn give_up(&mut self, why: String) -> bool {
-        if self.is_spare() {
-            self.fail(why);
-            return true;
-        }
         self.hand_over()
     }
 
@@ -65,64 +55,86 @@ impl Driver {
     /// Has the own rows read, and all of another replica: who gives up its own must know that they are damaged, and that
     /// they are elsewhere; and no other replica is without its own, or about to be.
     pub(super) fn survey(&mut self, why: String) {
-        let other = self.leader_node().filter(|node| *node != self.node);
-        let other = other.or_else(|| self.node_of(self.heir()?));
-        let Some(mailbox) = self.mailbox.upgrade().filter(|_| self.fetching.is_none() && !self.stateless) else {
-            return;
-        };
-        let Some(other) = other.filter(|_| self.env.now() >= self.survey_due) else { return };
-        if self.shared.mending.swap(true, Ordering::AcqRel) {
+        if self.fetching.is_some() || self.stateless || self.env.now() < self.survey_due && !self.stopped_over_rows {
             return;
         }
-        let (source, kv, turn) = (self.source(other, self.given_up.clone()), self.kv.clone(), self.turn());
-        self.env.spawn("survey a replica", async move {
-            let found = survey(&source, &kv, &turn).await.map_err(|error| format!("{why}; node {other}: {error}"));
-            let _ = mailbox.send(Request::Surveyed { why, found }).await;
-        });
+        if !self.shared.mending.swap(true, Ordering::AcqRel) && !self.survey_after(Duration::ZERO, why) {
+            self.shared.mending.store(false, Ordering::Release);
+        }
     }
 
-    /// Another replica has every row, or that is not known.
-    pub(super) fn surveyed(&mut self, why: String, found: Result<GroupState, String>) {
-        let marked = found.and_then(|source| self.may_do_without(&why, &source)).and_then(|()| {
-            let old = group::load(&KvView::over(&*self.kv), self.id).map_err(|error| error.to_string())?;
-            let mark = crate::machine::change_out(group::mark(self.id, &old, Install::Incomplete));
-            self.kv.commit(vec![mark]).map_err(|error| error.to_string())
-        });
-        match marked {
-            // Whether the mark is flushed does not matter: without it, a restart finds the old rows and the log.
-            Ok(()) => {
-                self.shared.reopen.store(true, Ordering::Release);
-                if self.failed().is_none() {
-                    self.fail(format!("its state is replaced by another replica's: {why}"));
-                }
+    /// `false`: there is nobody to ask.
+    fn survey_after(&self, pause: Duration, why: String) -> bool {
+        let leader = self.leader_node().filter(|node| *node != self.node);
+        let first = leader.or_else(|| self.node_of(self.heir()?));
+        let mut turn = self.turn();
+        turn.others.sort_by_key(|node| Some(*node) != first);
+        let (Some(mailbox), false) = (self.mailbox.upgrade(), turn.others.is_empty()) else { return false };
+        let (kv, shared, cancelled) = (self.kv.clone(), self.shared.clone(), self.given_up.clone());
+        self.env.spawn("survey a replica", async move {
+            turn.env.sleep(pause).await;
+            let mut found = survey(&turn, &kv, cancelled).await;
+            let has_stopped = || shared.failed.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+            if let Found::Nothing(why) = &found
+                && has_stopped()
+                && turn.is_replaceable().await
+            {
+                found = Found::Replaceable(why.clone());
             }
-            Err(error) => {
-                tracing::warn!(group = self.id.0, "damaged rows are kept: {error}");
-                self.survey_due = self.env.now() + SURVEY_PAUSE;
+            let _ = mailbox.send(Request::Surveyed { why, found }).await;
+        });
+        true
+    }
+
+    /// What is to become of rows that cannot be read.
+    pub(super) fn surveyed(&mut self, why: String, found: Found) {
+        let kept = match found {
+            Found::Whole(source) => self.mark_incomplete(&why, &source).err(),
+            Found::Replaceable(error) => {
+                if self.failed().is_none() {
+                    self.fail(format!("{why}; {error}"));
+                }
+                None
+            }
+            Found::Nothing(error) => Some(error),
+        };
+        // Others are told from here on that it has no rows, or has stopped, or that it goes on with those that it has.
+        self.shared.claims.store(false, Ordering::Release);
+        if let Some(error) = kept {
+            tracing::warn!(group = self.id.0, "damaged rows are kept: {why}; {error}");
+            self.survey_due = self.env.now() + SURVEY_PAUSE;
+            // A replica that has stopped has no part in any majority: while the others do not suffice, its log may be needed.
+            if self.stopped_over_rows && self.survey_after(STOPPED_PAUSE, why) {
+                return;
             }
         }
-        // Others are told from here on that it has no rows, or that it goes on with those that it has.
-        self.shared.claims.store(false, Ordering::Release);
         self.shared.mending.store(false, Ordering::Release);
     }
 
-    pub(super) fn turn(&self) -> Turn {
-        let voters = self.configuration.voters.iter().filter(|peer| **peer != self.peer);
-        Turn {
-            env: self.env.clone(),
-            group: self.id,
-            node: self.node,
-            others: voters.filter_map(|peer| self.node_of(*peer)).collect(),
-            map: self.map.clone(),
-            claims: self.shared.claims.clone(),
+    /// Another replica has every row: this one is opened anew without its own.
+    fn mark_incomplete(&mut self, why: &str, source: &GroupState) -> Result<(), String> {
+        self.may_do_without(source)?;
+        let old = group::load(&KvView::over(&*self.kv), self.id).map_err(|error| error.to_string())?;
+        let mark = crate::machine::change_out(group::mark(self.id, &old, Install::Incomplete));
+        // Whether the mark is flushed does not matter: without it, a restart finds the old rows and the log.
+        self.kv.commit(vec![mark]).map_err(|error| error.to_string())?;
+        self.shared.reopen.store(true, Ordering::Release);
+        if self.failed().is_none() {
+            self.fail(format!("its state is replaced by another replica's: {why}"));
         }
+        Ok(())
+    }
+
+    pub(super) fn turn(&self) -> Turn {
+        let claims = self.shared.claims.clone();
+        Turn::new(self.env.clone(), self.id, self.node, &self.configuration, self.map.clone(), claims)
     }
 
     /// Whether this replica may give up its rows for those of `source`. A leader may not: until another one leads, its rows are
     /// the newest. With what the source has applied and the own log nothing is missing that was committed.
-    fn may_do_without(&mut self, why: &str, source: &GroupState) -> Result<(), String> {
+    fn may_do_without(&mut self, source: &GroupState) -> Result<(), String> {
         match self.failed() {
-            Some(other) if other != why => return Err(format!("the replica has stopped: {other}")),
+            Some(other) if !self.stopped_over_rows => return Err(format!("the replica has stopped: {other}")),
             None if self.raft.leadership().role == Role::Leader => {
                 self.hand_over();
                 return Err("this replica leads".into());
@@ -160,13 +172,42 @@ impl Driver {
     }
 }
 
-/// Succeeds when rows are damaged here, the other node's replica has its whole state and can read every row of it, and no
-/// other replica is without its own: answers what that one's row said. Nothing is kept.
-async fn survey(source: &install::Source, own: &LsmKv, turn: &Turn) -> Result<GroupState, String> {
-    if !install::is_damaged(source, own).await? {
-        // What is stored as it was written and makes no sense is the same everywhere.
-        return Err("every row can be read here".into());
+/// What a survey says.
+pub enum Found {
+    /// Rows are damaged here, and this is the state of a replica that can read every row of its own; no other replica is without
+    /// its rows.
+    Whole(GroupState),
+    /// The replica cannot be mended where it is, and its group can do without it.
+    Replaceable(String),
+    /// Why nothing can be done now.
+    Nothing(String),
+}
+
+/// Nothing of what is read is kept.
+async fn survey(turn: &Turn, own: &LsmKv, cancelled: Arc<AtomicBool>) -> Found {
+    let source = |from| Source { env: turn.env.clone(), group: turn.group, from, cancelled: cancelled.clone() };
+    if let Err(error) = group::load(&KvView::over(own), turn.group) {
+        // It does not even know what it owns.
+        return match turn.take_for_good().await {
+            Ok(()) => Found::Replaceable(error.to_string()),
+            Err(why) => Found::Nothing(format!("{error}; {why}")),
+        };
     }
-    turn.take().await?;
-    install::read_through(source).await
+    match install::is_damaged(&source(turn.node), own).await {
+        Ok(true) => {}
+        // What is stored as it was written and makes no sense is the same everywhere.
+        Ok(false) => return Found::Nothing("every row can be read here".into()),
+        Err(why) => return Found::Nothing(why),
+    }
+    let mut nobody = match turn.take().await {
+        Ok(()) => String::new(),
+        Err(why) => return Found::Nothing(why),
+    };
+    for node in &turn.others {
+        match install::read_through(&source(*node)).await {
+            Ok(state) => return Found::Whole(state),
+            Err(why) => nobody = format!("node {node}: {why}"),
+        }
+    }
+    Found::Nothing(nobody)
 }

@@ -10,7 +10,7 @@ use crate::kv::block::Cell;
 use crate::kv::filter;
 use crate::kv::run::{Files, Run};
 use crate::kv::run_writer::RunWriter;
-use crate::kv::{Change, Damage, Kv, KvError, KvRead, LsmKv, Row};
+use crate::kv::{Change, Damage, Kv, KvError, KvOptions, KvRead, LsmKv, Row};
 
 type Rows = BTreeMap<Bytes, Bytes>;
 
@@ -282,13 +282,60 @@ fn what_is_retained_is_sound() {
     }
 }
 
+/// Rows of several owners lie in one file. What was damaged of one's hid another's as well, so that neither could be replaced
+/// alone.
+#[test]
+fn what_is_damaged_of_one_owners_rows_stands_in_nobody_elses_way() {
+    let files = |machine: &Machine| -> Vec<String> {
+        machine.disk.files().into_iter().filter(|name| name.starts_with("kv-run")).collect()
+    };
+    let owners = [b"a", b"b", b"c"].map(|owner| Bytes::from_static(owner));
+    let filled = |seed| {
+        let machine = Machine::new(seed, KvOptions { owner_len: |_| 1, ..small() });
+        let (kv, _) = machine.open();
+        let rows =
+            owners.iter().flat_map(|owner| (0..20).map(|n| [&owner[..], format!("/{n:02}").as_bytes()].concat()));
+        let puts = rows.map(|key| Change::Put { key: key.into(), value: Bytes::from_static(&[7; 30]) });
+        kv.commit(puts.collect()).unwrap();
+        machine.sim.block_on(kv.flush()).unwrap();
+        machine.sim.block_on(kv.close());
+        machine
+    };
+    let machine = filled(1);
+    let len = machine.disk.contents(&files(&machine)[0]).unwrap().len() as u64;
+    let mut hurt_by_owner = [0; 3];
+    for at in (0..len).step_by(3) {
+        let machine = filled(1);
+        machine.disk.flip(&files(&machine)[0], at, 1);
+        let (kv, report) = machine.open();
+        if !report.damages.is_empty() {
+            // What describes the run as a whole.
+            assert_eq!(kv.scan(b"a", b"d", 1000).map_err(|_| ()), Err(()));
+            continue;
+        }
+        let damages = machine.sim.block_on(kv.verify(None)).damages;
+        let Some(damage) = damages.first() else { continue };
+        assert_eq!(damage.first[0], damage.last[0], "byte {at}: {damages:?}");
+        let hurt = owners.iter().position(|owner| damage.first[..1] == owner[..]).unwrap();
+        hurt_by_owner[hurt] += 1;
+        for (number, owner) in owners.iter().enumerate() {
+            let behind = [owner[0] + 1];
+            assert_eq!(kv.scan(owner, &behind, 1000).is_err(), number == hurt, "byte {at}");
+        }
+        machine.sim.block_on(kv.erase(&owners[hurt], &[owners[hurt][0] + 1])).unwrap();
+        assert_eq!(machine.sim.block_on(kv.verify(None)).damages, []);
+        assert_eq!(kv.scan(b"a", b"d", 1000).unwrap().len(), 40, "byte {at}");
+    }
+    assert!(hurt_by_owner.iter().all(|count| *count > 50), "{hurt_by_owner:?}");
+}
+
 /// A value's own checksum is made at its commit and never again: a value that changed in memory is not laundered.
 #[test]
 fn a_value_that_changed_before_it_was_written_is_found() {
     let machine = Machine::new(6, small());
     let (kv, _) = machine.open();
     let files = Arc::new(Files::new(machine.disk.clone(), super::DISK_SEED, 0));
-    let mut writer = RunWriter::create(&files, 7, 7, 4096).unwrap();
+    let mut writer = RunWriter::create(&files, 7, 7, 4096, |_| 0).unwrap();
     let changed =
         Cell { crc: Cell::put(b"b", Bytes::from_static(b"right")).crc, value: Some(Bytes::from_static(b"wrong")) };
     writer.add(b"a", &Cell::put(b"a", Bytes::from_static(b"1")));
