@@ -462,9 +462,18 @@ impl Replicas {
         if needs(configuration, self.node) {
             return Err("it has no majority without this node".into());
         }
-        let claims = self.get(id).map_or_else(Arc::default, |handle| handle.claims());
-        let turn = Turn::new(self.env.clone(), id, self.node, configuration, self.map.subscribe(), claims);
-        turn.take_for_good().await
+        let handle = self.get(id);
+        if handle.as_ref().is_some_and(|handle| !handle.begin_mending()) {
+            return Err("it is about to have its rows replaced".into());
+        }
+        let claims = handle.as_ref().map_or_else(Arc::default, GroupHandle::claims);
+        let applied = handle.as_ref().map_or(LogIndex(0), GroupHandle::applied);
+        let turn = Turn::new(self.env.clone(), id, self.node, configuration, self.map.subscribe(), claims, applied);
+        let taken = turn.take_for_good().await;
+        if let (Err(_), Some(handle)) = (&taken, handle) {
+            handle.end_mending();
+        }
+        taken
     }
 
     async fn start(&self, id: GroupId, mut log: RaftLog) -> Result<(), OpenError> {

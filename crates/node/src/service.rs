@@ -186,10 +186,11 @@ impl Service {
             Ok(rows) => Answer::of(Told::SnapshotRows(rows)),
             Err(error) => {
                 // Whoever leads without being able to send its state makes nobody whole.
-                if let (PageError::Unreadable(why @ ViewError::Damaged { .. }), Ok(group)) =
+                if let (PageError::Unreadable(ViewError::Damaged { .. }), Ok(group)) =
                     (&error, self.group(GroupId(ask.group)))
                 {
-                    self.give_up(&group, why).await;
+                    self.counters.damaged_rows.inc();
+                    group.unsendable(error.to_string());
                 }
                 Answer::failed(Failure::Busy, error.to_string())
             }

@@ -87,6 +87,7 @@ pub struct Driver {
     stateless: bool,
     held: Vec<Entry>,
     survey_due: MonoTime,
+    unsendable_due: MonoTime,
     /// It has failed because it could not read rows that it needed.
     stopped_over_rows: bool,
     fetch_due: MonoTime,
@@ -169,6 +170,7 @@ impl Driver {
             stateless: parts.stateless,
             held: Vec::new(),
             survey_due: now,
+            unsendable_due: now,
             stopped_over_rows: false,
             fetch_due: now,
             heard_from: BTreeMap::new(),
@@ -244,6 +246,7 @@ impl Driver {
             Request::Hurt { why, reply } => {
                 let _ = reply.send(self.hurt(why));
             }
+            Request::Unsendable { why } => self.unsendable(why),
             Request::Surveyed { why, found } => self.surveyed(why, found),
         }
     }

@@ -146,7 +146,8 @@ async fn replace(
     configuration: Configuration,
 ) -> Result<Installed, Failed> {
     let kv: &dyn Kv = &*fetch.kv;
-    let old = group::load(&KvView::over(&*fetch.kv), fetch.source.group).map_err(|error| error.to_string())?;
+    let old = group::load(&KvView::over(&*fetch.kv), fetch.source.group);
+    let old = old.map_err(|error| Failed::before(error.to_string()))?;
     let marked = group::mark(fetch.source.group, &old, Install::Incomplete);
     fetch.source.check()?;
     if !plant::is(Plant::InstallUnmarked) {

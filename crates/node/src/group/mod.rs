@@ -104,6 +104,10 @@ enum Request {
         why: String,
         reply: oneshot::Sender<bool>,
     },
+    /// Likewise, and another replica was to have them.
+    Unsendable {
+        why: String,
+    },
     /// What a survey says of rows here that cannot be read.
     Surveyed {
         why: String,
@@ -265,6 +269,11 @@ impl GroupHandle {
         self.send(Request::Hurt { why, reply }).await.is_ok() && answer.await.unwrap_or(false)
     }
 
+    /// Another replica was to have the state here, and it cannot be read.
+    pub fn unsendable(&self, why: String) {
+        let _ = self.mailbox.try_send(Request::Unsendable { why });
+    }
+
     /// A node says that this peer of the group does not exist there (any more).
     pub fn gone(&self, peer: PeerId) {
         let _ = self.mailbox.try_send(Request::Gone { peer });
@@ -366,6 +375,15 @@ impl GroupHandle {
     /// Whether the replica waits to be stopped and opened from disk again.
     pub fn wants_reopening(&self) -> bool {
         self.shared.reopen.load(Ordering::Acquire)
+    }
+
+    /// Takes it upon itself what becomes of the replica, if nobody else has, until [`GroupHandle::end_mending`].
+    pub fn begin_mending(&self) -> bool {
+        !self.shared.mending.swap(true, Ordering::AcqRel)
+    }
+
+    pub fn end_mending(&self) {
+        self.shared.mending.store(false, Ordering::Release);
     }
 
     /// Whether it is not known yet what becomes of the replica.

@@ -9,9 +9,10 @@
 
 use base::Env;
 use base::env::{Channel, MonoTime};
-use base::ids::{GroupId, NodeId};
+use base::ids::{GroupId, LogIndex, NodeId};
 use client::wire::{self, Answer, Ask, AskRows, Request, RowsState, Told};
 use futures_util::future::join_all;
+use meta::group::GroupState;
 use meta::map::command::ClusterMap;
 use protocol::raft::Configuration;
 use std::collections::BTreeSet;
@@ -38,6 +39,8 @@ pub struct Turn {
     /// The voters are the same as before: no change of theirs is under way.
     pub is_settled: bool,
     pub map: watch::Receiver<Arc<ClusterMap>>,
+    /// What is not applied by whom has the rows, and is not in the log here, is lost.
+    pub at_least: LogIndex,
     /// What others are told. Stays set when the turn has come: whoever does without its rows takes it back.
     pub claims: Arc<AtomicBool>,
 }
@@ -61,12 +64,13 @@ impl Turn {
         configuration: &Configuration,
         map: watch::Receiver<Arc<ClusterMap>>,
         claims: Arc<AtomicBool>,
+        at_least: LogIndex,
     ) -> Turn {
         let voters = configuration.voters.iter().chain(&configuration.voters_outgoing);
         let nodes = voters.filter_map(|peer| configuration.nodes.get(peer)).copied();
         let others: BTreeSet<NodeId> = nodes.filter(|other| *other != node).collect();
         let is_settled = configuration.voters_outgoing.is_empty();
-        Turn { env, group, node, others: others.into_iter().collect(), is_settled, map, claims }
+        Turn { env, group, node, others: others.into_iter().collect(), is_settled, map, at_least, claims }
     }
 
     /// Waits until no other replica is without its rows, or wants to be.
@@ -93,7 +97,7 @@ impl Turn {
     /// Whether a majority of the voters say that they have their rows and are at work. What is given up for good, vote and log,
     /// must not be what the others wait for.
     pub async fn others_suffice(&self) -> bool {
-        self.enough(self.which(is_at_work).await.len())
+        self.enough(is_at_work).await.is_ok()
     }
 
     /// Claims the turn of a replica that is to be given up for good, rows, vote and log, when that can be at this moment: the
@@ -117,24 +121,36 @@ impl Turn {
     }
 
     async fn others_have_all(&self, counts: impl Fn(&RowsState) -> bool) -> Result<(), String> {
-        let others = self.which(counts).await;
-        if !self.enough(others.len()) {
-            return Err("the other replicas are no majority that is at work".into());
-        }
+        let others = self.enough(&counts).await?;
+        let cancelled = Arc::default();
         let mut why = String::new();
-        for from in others {
-            let source = Source { env: self.env.clone(), group: self.group, from, cancelled: Arc::default() };
-            match install::read_through(&source).await {
-                Ok(_) => return Ok(()),
-                Err(error) => why = format!("the replica on node {from} cannot be read: {error}"),
+        for node in others {
+            match self.read_through(node, &cancelled).await {
+                // The reading may have taken long.
+                Ok(_) => return self.enough(&counts).await.map(|_| ()),
+                Err(error) => why = format!("the replica on node {node} cannot be read: {error}"),
             }
         }
         Err(why)
     }
 
-    /// Whether so many others are a majority of the voters.
-    fn enough(&self, count: usize) -> bool {
-        self.is_settled && count > self.others.len().div_ceil(2)
+    /// The state of the replica on `node`, of which every row was read, and which has come far enough.
+    pub async fn read_through(&self, node: NodeId, cancelled: &Arc<AtomicBool>) -> Result<GroupState, String> {
+        let source = Source { env: self.env.clone(), group: self.group, from: node, cancelled: cancelled.clone() };
+        let state = install::read_through(&source).await?;
+        match LogIndex(state.applied_index) < self.at_least || !state.is_supported() {
+            true => Err("it is behind, or of a newer version".into()),
+            false => Ok(state),
+        }
+    }
+
+    /// The other voters of which that holds, if they are a majority.
+    async fn enough(&self, counts: impl Fn(&RowsState) -> bool) -> Result<Vec<NodeId>, String> {
+        let others = self.which(counts).await;
+        match self.is_settled && others.len() > self.others.len().div_ceil(2) {
+            true => Ok(others),
+            false => Err("the other replicas are no majority that is at work".into()),
+        }
     }
 
     /// Voters of which that holds: a learner in the place of one has no part in any majority yet.
@@ -182,7 +198,6 @@ mod tests {
     use super::*;
     use base::env::{BoxFuture, Frame, Handler};
     use base::sim::{NetModel, Sim};
-    use meta::group::GroupState;
     use meta::map::command::{NodeRow, NodeState};
     use std::sync::Mutex;
 
@@ -224,7 +239,8 @@ mod tests {
         // The sender is dropped: the map stays as it is.
         let (_, map) = watch::channel(map);
         let claims = replica.claims.clone();
-        Turn { env, group: GroupId(1), node: NodeId(node), others, is_settled: true, map, claims }
+        let (group, at_least) = (GroupId(1), LogIndex(0));
+        Turn { env, group, node: NodeId(node), others, is_settled: true, map, at_least, claims }
     }
 
     /// Two that find damage at the same moment both gave up their rows: only the third had any.

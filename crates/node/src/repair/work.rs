@@ -10,7 +10,7 @@ use client::wire::{Ask, Failure, GetChunk, PgDigestAsk, PgDigestLine, PgDigests,
 use futures_util::future::join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use meta::map::command::ClusterMap;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use store::{Digest, Engine, NewChunk, StoreError};
@@ -42,6 +42,9 @@ const LOOKS_MAX: usize = 3;
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 /// Chunks that leave in one request.
 const EVICTIONS_MAX: usize = 4096;
+/// Pauses after which groups of few copies that could not be united are tried again before those of more copies.
+const CLASS_PAUSES: [Duration; 4] =
+    [Duration::from_millis(20), Duration::from_millis(40), Duration::from_millis(80), Duration::from_millis(160)];
 /// Pause before a move that could not be finished is tried again.
 const MOVE_RETRY: Duration = Duration::from_millis(200);
 const MOVE_CHECK: Duration = Duration::from_secs(2);
@@ -133,11 +136,33 @@ impl Repairer {
         }
         let mut finished = true;
         // The last copies before everything else: the next class begins when the one before has ended.
-        for class in groups.chunk_by(|a, b| a.sources == b.sources) {
-            let unites = class.iter().map(|group| self.unite_one(group, pass));
-            finished &= at_once(self.budget.groups_at_once(), unites).await.into_iter().all(|done| done);
+        let mut classes: VecDeque<Vec<&Group>> = VecDeque::new();
+        for group in groups {
+            match classes.back_mut() {
+                Some(class) if class[0].sources == group.sources => class.push(group),
+                _ => classes.push_back(vec![group]),
+            }
+        }
+        while let Some(class) = classes.pop_front() {
+            // Who refuses at first has often not heard of the newest map yet. Whatever is less urgent could take long.
+            let pauses = if classes.is_empty() { &[] } else { &CLASS_PAUSES[..] };
+            let mut left = self.unite_class(class, pass).await;
+            for pause in pauses {
+                if left.is_empty() {
+                    break;
+                }
+                self.env.sleep(*pause).await;
+                left = self.unite_class(left, pass).await;
+            }
+            finished &= left.is_empty();
         }
         finished
+    }
+
+    /// Answers which could not be united.
+    async fn unite_class<'a>(&self, groups: Vec<&'a Group>, pass: &Pass<'_>) -> Vec<&'a Group> {
+        let unites = groups.into_iter().map(async |group| (!self.unite_one(group, pass).await).then_some(group));
+        at_once(self.budget.groups_at_once(), unites).await.into_iter().flatten().collect()
     }
 
     async fn unite_one(&self, group: &Group, pass: &Pass<'_>) -> bool {

@@ -63,9 +63,16 @@ impl Inner {
         self.flush_up_to(target).await?;
         // No merge carries rows of the range past this. A flush may add a run meanwhile, with later rows only.
         let _merging = self.merging.lock().await;
-        let mut exchanges = Vec::new();
+        let mut exchanges: Vec<(Arc<Run>, Option<Arc<Run>>)> = Vec::new();
         for run in self.view().tree.runs().filter(|run| doomed.concerns(&run.meta)) {
-            exchanges.push((run.clone(), self.without(run, &doomed).await?));
+            match self.without(run, &doomed).await {
+                Ok(rest) => exchanges.push((run.clone(), rest)),
+                Err(error) => {
+                    // Named nowhere: they go at once, as this may be tried again and again.
+                    exchanges.iter().filter_map(|(_, rest)| rest.as_ref()).for_each(|rest| rest.mark_obsolete());
+                    return Err(error);
+                }
+            }
         }
         self.install(None, |tree| tree.with_exchanged(&exchanges)).await?;
         exchanges.iter().for_each(|(run, _)| run.mark_obsolete());

@@ -17,8 +17,9 @@ pub fn key_value(data: &[u8]) {
         }
         2 => {
             let Some((parts, data)) = data.split_first() else { return };
-            // Of both versions.
-            let _ = run::decode_directory(data, u32::from(parts >> 1), 1 + u32::from(parts & 1));
+            if let Ok(mut parts) = run::decode_directory(data, u32::from(*parts)) {
+                let _ = run::decode_firsts(data, &mut parts);
+            }
         }
         3 => {
             let _ = manifest::decode(data, 7);

@@ -1,27 +1,25 @@
 //! Run files: immutable sorted rows on disk.
 //!
 //! ```text
-//! run        part * n, directory, footer                                   file `kv-run-<id as 16 hex digits>`
+//! run        part * n, firsts, directory, footer                               file `kv-run-<id as 16 hex digits>`
 //! part       data block * m, index block, filter                           about 1 MiB
 //! data block see `block.rs`: key -> value or deletion, about 16 KiB; a large value stands alone
 //! index      a block: last key of a data block -> offset u64, length u32, first key of the data block
 //! filter     Bloom filter of the part's keys (`filter.rs`), crc u32
-//! directory  for each part
-//!              first key len u16, first key, last key len u16, last key,
-//!              data offset u64, index offset u64, index len u32, filter len u32
+//! firsts     for each part: first key len u16, first key; crc u32
+//! directory  first key len u16, first key, then for each part
+//!              last key len u16, last key, data offset u64, index offset u64, index len u32, filter len u32
 //!            crc u32
 //! footer      0 magic "HENGEKVR"    8 version u32      12 parts u32      16 run id u64      24 nonce u64
 //!            32 directory offset   40 directory len u32, 44 zero u32     48 entries u64     56 deletions u64
-//!            64 zero u32           68 crc u32                                                     72 bytes
+//!            64 firsts len u32     68 crc u32                                                     72 bytes
 //! ```
 //! The filter follows its index block. Every block, filter, directory and footer ends with a CRC-32C seeded with the
 //! disk's id, run id, nonce and the offset in the file, so that bytes of another disk, run or place do not verify.
 //!
 //! Rows of different owners ([`super::KvOptions::owner_len`]) share no block and no part, and first and last keys tell exactly
-//! what a damaged one hides: so damage of one owner's rows never stands in the way of another's.
-//!
-//! Version 1 had the first key of the run alone, in front of the directory, and none in the index: there, damage may hide
-//! every key behind the block or part before. Such runs are read as they are.
+//! what a damaged block or part hides: so it hides nothing of another owner's. Older versions wrote no first keys, and pass
+//! over them: in their runs damage may hide every key behind the block before.
 //!
 //! Only the directory stays in memory (about 100 bytes per MiB of rows); filters, index and data blocks come through
 //! the block cache. A filter that is damaged is passed over, as it only saves work; every other damage is an error
@@ -42,8 +40,7 @@ use crate::cache::BlockCache;
 
 pub(super) const FILE_PREFIX: &str = "kv-run-";
 pub(super) const MAGIC: [u8; 8] = *b"HENGEKVR";
-pub(super) const VERSION: u32 = 2;
-const VERSION_WITHOUT_FIRST_KEYS: u32 = 1;
+pub(super) const VERSION: u32 = 1;
 pub(super) const FOOTER_BYTES: usize = 72;
 /// Bytes of the largest filter: a part of one-byte rows stays far below it.
 const FILTER_BYTES_MAX: usize = 8 << 20;
@@ -172,7 +169,7 @@ impl Extent {
 /// One entry of the directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Part {
-    /// In runs without first keys: the first key that the part may hold.
+    /// The first key that it may hold.
     pub(super) first: Bytes,
     pub(super) last: Bytes,
     pub(super) data_offset: u64,
@@ -180,14 +177,14 @@ pub(super) struct Part {
     pub(super) filter: Extent,
 }
 
-pub(super) fn encode_directory(parts: &[Part]) -> Vec<u8> {
+pub(super) fn encode_directory(first: &[u8], parts: &[Part]) -> Vec<u8> {
     let key_len = |key: &[u8]| u16::try_from(key.len()).expect("KEY_LEN_MAX fits in u16");
     let mut out = Vec::new();
+    out.put_u16(key_len(first));
+    out.put_bytes(first);
     for part in parts {
-        for key in [&part.first, &part.last] {
-            out.put_u16(key_len(key));
-            out.put_bytes(key);
-        }
+        out.put_u16(key_len(&part.last));
+        out.put_bytes(&part.last);
         out.put_u64(part.data_offset);
         out.put_u64(part.index.offset);
         out.put_u32(part.index.len);
@@ -196,17 +193,13 @@ pub(super) fn encode_directory(parts: &[Part]) -> Vec<u8> {
     out
 }
 
-pub(super) fn decode_directory(content: &[u8], parts: u32, version: u32) -> Result<Vec<Part>, DecodeError> {
+pub(super) fn decode_directory(content: &[u8], parts: u32) -> Result<Vec<Part>, DecodeError> {
     let mut reader = Reader::new(content);
-    let mut without = match version {
-        VERSION_WITHOUT_FIRST_KEYS => Some(take_key(&mut reader)?),
-        _ => None,
-    };
+    let mut next_first = take_key(&mut reader)?;
     let mut out = Vec::new();
     for _ in 0..parts {
-        let first = without.take().map_or_else(|| take_key(&mut reader), Ok)?;
         let last = take_key(&mut reader)?;
-        without = (version == VERSION_WITHOUT_FIRST_KEYS).then(|| successor(&last));
+        let first = std::mem::replace(&mut next_first, successor(&last));
         let data_offset = reader.u64("data offset")?;
         let index = Extent { offset: reader.u64("index offset")?, len: reader.u32("index length")? };
         index.within(BLOCK_BYTES_MAX)?;
@@ -222,6 +215,27 @@ pub(super) fn decode_directory(content: &[u8], parts: u32, version: u32) -> Resu
         return Err(reader.error("directory length"));
     }
     Ok(out)
+}
+
+pub(super) fn encode_firsts(parts: &[Part]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for part in parts {
+        out.put_u16(u16::try_from(part.first.len()).expect("KEY_LEN_MAX fits in u16"));
+        out.put_bytes(&part.first);
+    }
+    out
+}
+
+pub(super) fn decode_firsts(content: &[u8], parts: &mut [Part]) -> Result<(), DecodeError> {
+    let mut reader = Reader::new(content);
+    let firsts: Result<Vec<Bytes>, DecodeError> = parts.iter().map(|_| take_key(&mut reader)).collect();
+    for (part, first) in parts.iter_mut().zip(firsts?) {
+        // It may begin later than the directory says, never earlier.
+        if part.first <= first && first <= part.last {
+            part.first = first;
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn take_key(reader: &mut Reader<'_>) -> Result<Bytes, DecodeError> {
@@ -247,6 +261,8 @@ pub(super) struct Run {
 struct Body {
     file: Arc<dyn File>,
     parts: Vec<Part>,
+    /// What is wrong with the first keys: damage hides more than it would have to.
+    firsts_damage: Option<String>,
 }
 
 impl Run {
@@ -256,6 +272,12 @@ impl Run {
         let damaged = AtomicBool::new(body.is_err());
         files.run_bytes.fetch_add(meta.size_bytes, Ordering::Relaxed);
         Arc::new(Run { meta, files: files.clone(), body, obsolete: AtomicBool::new(false), damaged })
+    }
+
+    /// Damage that hides no row.
+    pub(super) fn harmless_damage(&self) -> Option<String> {
+        let why = self.body.as_ref().ok()?.firsts_damage.as_ref()?;
+        Some(format!("{}: {why}", self.meta.file_name()))
     }
 
     pub(super) fn is_damaged(&self) -> bool {
@@ -440,25 +462,29 @@ impl Body {
             content.ok_or_else(|| format!("{what} fails its checksum"))
         };
         let footer = read(footer_at, FOOTER_BYTES, "footer")?;
-        let (directory, parts, version) = decode_footer(&footer, meta).map_err(|error| format!("footer: {error}"))?;
+        let (directory, parts, firsts) = decode_footer(&footer, meta).map_err(|error| format!("footer: {error}"))?;
         if directory.end() != footer_at {
             return Err("footer: the directory does not end at the footer".to_owned());
         }
         let content = read(directory.offset, directory.len as usize, "directory")?;
-        let parts = decode_directory(&content, parts, version).map_err(|error| format!("directory: {error}"))?;
+        let mut parts = decode_directory(&content, parts).map_err(|error| format!("directory: {error}"))?;
         let ends = parts.first().zip(parts.last());
         if ends.is_none_or(|(first, last)| first.first != meta.first || last.last != meta.last) {
             return Err("directory: its keys are not those of the manifest".to_owned());
         }
-        Ok(Body { file, parts })
+        let firsts = firsts.map(|at| {
+            let content = read(at.offset, at.len as usize, "first keys")?;
+            decode_firsts(&content, &mut parts).map_err(|error| format!("first keys: {error}"))
+        });
+        let firsts_damage = firsts.and_then(Result::err);
+        Ok(Body { file, parts, firsts_damage })
     }
 }
 
-/// Where the directory is, how many parts it has, and the version.
-fn decode_footer(content: &[u8], meta: &RunMeta) -> Result<(Extent, u32, u32), DecodeError> {
+/// Where the directory is, how many parts it has, and where their first keys are.
+fn decode_footer(content: &[u8], meta: &RunMeta) -> Result<(Extent, u32, Option<Extent>), DecodeError> {
     let mut reader = Reader::new(content);
-    let (magic, version) = (reader.array::<8>("magic")?, reader.u32("version")?);
-    if magic != MAGIC || ![VERSION, VERSION_WITHOUT_FIRST_KEYS].contains(&version) {
+    if reader.array::<8>("magic")? != MAGIC || reader.u32("version")? != VERSION {
         return Err(reader.error("not a run of a version that is known here"));
     }
     let parts = reader.u32("parts")?;
@@ -471,7 +497,9 @@ fn decode_footer(content: &[u8], meta: &RunMeta) -> Result<(Extent, u32, u32), D
     if reader.u64("entries")? != meta.entries || reader.u64("deletions")? != meta.deletions {
         return Err(reader.error("other counts than in the manifest"));
     }
-    Ok((directory, parts, version))
+    let len = reader.u32("first keys' length")?;
+    let firsts = directory.offset.checked_sub(u64::from(len)).map(|offset| Extent { offset, len });
+    Ok((directory, parts, firsts.filter(|firsts| firsts.len > 4)))
 }
 
 /// What an index says of a data block.
@@ -541,10 +569,9 @@ mod tests {
             directory.put_u32(40);
             directory.put_u32(20);
         }
-        let parts = decode_directory(&directory, 2, 1).unwrap();
+        let parts = decode_directory(&directory, 2).unwrap();
         let ends: Vec<(&[u8], &[u8])> = parts.iter().map(|part| (&part.first[..], &part.last[..])).collect();
         assert_eq!(ends, [(&b"apple"[..], &b"fig"[..]), (b"fig\0", b"yam")]);
-        assert!(decode_directory(&directory, 2, VERSION).is_err());
 
         let mut index = BlockBuilder::default();
         for (last, offset) in [(b"kiwi", 600), (b"plum", 700)] {
@@ -558,7 +585,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_round_trips() {
+    fn a_directory_and_first_keys_round_trip() {
         let part = |first: &'static [u8], last: &'static [u8], at: u64| Part {
             first: Bytes::from_static(first),
             last: Bytes::from_static(last),
@@ -567,6 +594,13 @@ mod tests {
             filter: Extent { offset: at + 140, len: 20 },
         };
         let parts = [part(b"a", b"c", 0), part(b"g", b"k", 160)];
-        assert_eq!(decode_directory(&encode_directory(&parts), 2, VERSION).unwrap(), parts);
+        let mut read = decode_directory(&encode_directory(b"a", &parts), 2).unwrap();
+        assert_eq!(read[1].first, "c\0", "as far as the directory knows");
+        decode_firsts(&encode_firsts(&parts), &mut read).unwrap();
+        assert_eq!(read, parts);
+        let wrong = [part(b"a", b"c", 0), part(b"b", b"k", 160)];
+        decode_firsts(&encode_firsts(&wrong), &mut read).unwrap();
+        assert_eq!(read, parts, "what cannot be is passed over");
+        decode_firsts(b"\x09", &mut read).unwrap_err();
     }
 }

@@ -10,7 +10,9 @@ use std::sync::Arc;
 
 use super::block::{BlockBuilder, Cell};
 use super::filter;
-use super::run::{Extent, FOOTER_BYTES, Files, MAGIC, Part, RunMeta, VERSION, encode_directory, file_name, seed};
+use super::run::{
+    Extent, FOOTER_BYTES, Files, MAGIC, Part, RunMeta, VERSION, encode_directory, encode_firsts, file_name, seed,
+};
 
 /// Bytes that are written at once.
 const PIECE_BYTES: usize = 1 << 20;
@@ -129,7 +131,8 @@ impl RunWriter {
     pub(super) async fn finish(mut self) -> io::Result<RunMeta> {
         let first = self.first.clone().expect("a run has at least one row");
         self.end_part();
-        let directory = self.put_checked(&encode_directory(&self.parts));
+        let firsts = self.put_checked(&encode_firsts(&self.parts));
+        let directory = self.put_checked(&encode_directory(&first, &self.parts));
         let mut footer = Vec::with_capacity(FOOTER_BYTES);
         footer.put_bytes(&MAGIC);
         footer.put_u32(VERSION);
@@ -141,7 +144,7 @@ impl RunWriter {
         footer.put_u32(0);
         footer.put_u64(self.entries);
         footer.put_u64(self.deletions);
-        footer.put_u32(0);
+        footer.put_u32(firsts.len);
         let footer = self.put_checked(&footer);
         assert_eq!(footer.len as usize, FOOTER_BYTES, "the footer is as documented");
         self.write_piece(if plant::is(Plant::SkipRunFlush) { Flush::No } else { Flush::Yes }).await?;

@@ -54,6 +54,7 @@ pub(super) async fn verify(inner: &Inner, bytes_per_s: Option<u64>) -> Verificat
             found.damages.extend(Damage::of(error));
             continue;
         }
+        found.harmless.extend(run.harmless_damage());
         let entries_before = found.entries;
         let damages_before = found.damages.len();
         for part in 0..run.parts() {

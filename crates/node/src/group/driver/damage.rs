@@ -52,6 +52,16 @@ impl Driver {
         self.raft.progress().into_iter().filter(able).max_by_key(|it| it.matched).map(|it| it.peer)
     }
 
+    /// Another replica was to have the rows here, and they cannot be read. Seldom, because each of two that are hurt would hand
+    /// over to the other for ever.
+    pub(super) fn unsendable(&mut self, why: String) {
+        if self.env.now() >= self.unsendable_due {
+            self.unsendable_due = self.env.now() + SURVEY_PAUSE;
+            tracing::error!(group = self.id.0, "the state here cannot be sent: {why}");
+            self.hurt(why);
+        }
+    }
+
     /// Has the own rows read, and all of another replica: who gives up its own must know that they are damaged, and that
     /// they are elsewhere; and no other replica is without its own, or about to be.
     pub(super) fn survey(&mut self, why: String) {
@@ -127,7 +137,8 @@ impl Driver {
 
     pub(super) fn turn(&self) -> Turn {
         let claims = self.shared.claims.clone();
-        Turn::new(self.env.clone(), self.id, self.node, &self.configuration, self.map.clone(), claims)
+        let at_least = self.raft.log_base();
+        Turn::new(self.env.clone(), self.id, self.node, &self.configuration, self.map.clone(), claims, at_least)
     }
 
     /// Whether this replica may give up its rows for those of `source`. A leader may not: until another one leads, its rows are
@@ -185,7 +196,6 @@ pub enum Found {
 
 /// Nothing of what is read is kept.
 async fn survey(turn: &Turn, own: &LsmKv, cancelled: Arc<AtomicBool>) -> Found {
-    let source = |from| Source { env: turn.env.clone(), group: turn.group, from, cancelled: cancelled.clone() };
     if let Err(error) = group::load(&KvView::over(own), turn.group) {
         // It does not even know what it owns.
         return match turn.take_for_good().await {
@@ -193,7 +203,8 @@ async fn survey(turn: &Turn, own: &LsmKv, cancelled: Arc<AtomicBool>) -> Found {
             Err(why) => Found::Nothing(format!("{error}; {why}")),
         };
     }
-    match install::is_damaged(&source(turn.node), own).await {
+    let here = Source { env: turn.env.clone(), group: turn.group, from: turn.node, cancelled: cancelled.clone() };
+    match install::is_damaged(&here, own).await {
         Ok(true) => {}
         // What is stored as it was written and makes no sense is the same everywhere.
         Ok(false) => return Found::Nothing("every row can be read here".into()),
@@ -204,7 +215,7 @@ async fn survey(turn: &Turn, own: &LsmKv, cancelled: Arc<AtomicBool>) -> Found {
         Err(why) => return Found::Nothing(why),
     };
     for node in &turn.others {
-        match install::read_through(&source(*node)).await {
+        match turn.read_through(*node, &cancelled).await {
             Ok(state) => return Found::Whole(state),
             Err(why) => nobody = format!("node {node}: {why}"),
         }

@@ -2,6 +2,7 @@
 
 use base::ids::NodeId;
 use base::plant::{self, Plant};
+use meta::group;
 use protocol::raft::Message;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,10 +12,12 @@ use tokio::sync::oneshot;
 use super::{Driver, Fetching};
 use crate::group::Request;
 use crate::group::install::{self, Installed};
+use crate::machine::KvView;
 use crate::transport::{self, PeerGone};
 
-/// Before a state is fetched again whose place is held by damage.
+/// Before a state is fetched again whose place is held by damage; and after any other failure.
 const DAMAGED_PAUSE: Duration = Duration::from_secs(10);
+const FAILED_PAUSE: Duration = Duration::from_millis(300);
 
 impl Driver {
     /// Begins to fetch the state that a snapshot message announces. `false`: Raft itself says what is to be done.
@@ -82,8 +85,9 @@ impl Driver {
                     "a snapshot was not installed and is asked for again: {}",
                     failed.why
                 );
-                if failed.damaged {
-                    self.fetch_due = self.env.now() + DAMAGED_PAUSE;
+                self.fetch_due = self.env.now() + if failed.damaged { DAMAGED_PAUSE } else { FAILED_PAUSE };
+                if group::load(&KvView::over(&*self.kv), self.id).is_err() {
+                    self.survey(failed.why);
                 }
                 return self.apply_held();
             }
