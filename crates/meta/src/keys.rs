@@ -55,8 +55,8 @@ use bytes::Bytes;
 /// The longest object key in bytes, as in S3.
 pub const OBJECT_KEY_LEN_MAX: usize = 1024;
 
-/// How many first bytes of a key say whose row it is: of a group, what kind of data; and the row that says what a group's
-/// replica is at all is on its own, because a replica that has lost it cannot even be replaced where it is.
+/// How many first bytes of a key say whose row it is: which group's, or else (data rows) only of which kind. The row that says
+/// what a group's replica is at all is on its own, because a replica that has lost it cannot even be replaced where it is.
 pub fn owner_len(key: &[u8]) -> usize {
     match (key.first(), key.get(9)) {
         (Some(&tag::GROUP), Some(&tag::GROUP_STATE)) => 10,

@@ -74,6 +74,14 @@ enum Change {
     Reopen(PeerId),
 }
 
+/// Whose rows they are.
+#[derive(Clone)]
+struct Owner {
+    id: GroupId,
+    peer: PeerId,
+    configuration: Arc<Configuration>,
+}
+
 /// Whether a group of this configuration has no majority without `node`.
 fn needs(configuration: &Configuration, node: NodeId) -> bool {
     let here = configuration.peer_of(node);
@@ -386,92 +394,84 @@ impl Replicas {
     }
 
     /// Where damage hides rows of several replicas, none of them can be removed alone. What no replica owns goes; a running
-    /// replica whose rows are hidden has lost them, and is given up as well when its group can do without it. Replicas that
-    /// wait for their state own nothing but their group's row: they stop for this, and go on with their vote and log.
+    /// replica whose rows are hidden has lost them, and is given up as well when its group can do without it.
     async fn erase_all_but_the_sound(&self) -> Result<(), String> {
-        let mut waiting = BTreeMap::new();
-        let erased = self.erase_around(&mut waiting).await;
-        for id in waiting.into_keys() {
-            if let Err(error) = self.open(id).await {
-                tracing::error!("the replica of group {id} will be made anew: {error}");
-            }
-        }
-        erased
-    }
-
-    /// `waiting`: replicas that were stopped and are to be opened again, by their configuration.
-    async fn erase_around(&self, waiting: &mut BTreeMap<GroupId, Arc<Configuration>>) -> Result<(), String> {
         loop {
-            let (mut kept, mut owners) = (Vec::new(), Vec::new());
-            let lives =
-                |handle: &GroupHandle| handle.failed().is_none() || handle.wants_reopening() || handle.is_mending();
-            for handle in self.all().into_iter().filter(lives) {
-                let state = match group::load(&KvView::over(&*self.kv), handle.id) {
-                    Ok(state) => state,
-                    // What cannot be read now says nothing about what it owns: nothing is touched.
-                    Err(ViewError::Io(why)) => return Err(why),
-                    // The damage is in the way below, and its owner is given up.
-                    Err(ViewError::Damaged { .. }) => GroupState::default(),
-                };
-                if state.install() == Install::Incomplete {
-                    // Nothing puts rows any more when it has stopped.
-                    self.stop(&handle).await;
-                    waiting.insert(handle.id, handle.configuration());
-                    continue;
-                }
-                if !handle.is_ready() {
-                    return Err(format!(
-                        "the replica of group {} is not complete yet; then it is tried again",
-                        handle.id
-                    ));
-                }
-                for range in group::row_ranges(handle.id, &state) {
-                    kept.push(range);
-                    owners.push((handle.id, handle.configuration()));
+            let mut waiting = Vec::new();
+            let erased = self.erase_around(&mut waiting).await;
+            // Before anybody is asked: they vote.
+            for owner in waiting {
+                if let Err(error) = self.open(owner.id).await {
+                    tracing::error!("the replica of group {} will be made anew: {error}", owner.id);
                 }
             }
-            for (id, configuration) in waiting.iter() {
-                let key = group::state_key(*id);
-                let behind = [key.as_ref(), &[0]].concat().into();
-                kept.push((key, behind));
-                owners.push((*id, configuration.clone()));
-            }
-            let (first, last, why) = match self.kv.retain(kept.clone()).await {
-                Ok(()) => return Ok(()),
-                Err(KvError::Damaged { first, last, detail }) => (first, last, detail),
-                Err(error) => return Err(error.to_string()),
-            };
-            let hurt = kept.iter().position(|(from, to)| first < *to && *from <= last);
-            let Some((id, configuration)) = hurt.map(|position| owners[position].clone()) else { return Err(why) };
-            self.may_give_up(id, &configuration).await.map_err(|not| format!("{why}; group {id} needs it: {not}"))?;
+            let Some((hurt, why)) = erased? else { return Ok(()) };
+            let id = hurt.id;
+            self.may_give_up(hurt).await.map_err(|not| format!("{why}; group {id} needs it: {not}"))?;
             tracing::error!("the replica of group {id} has lost rows and will be made anew: {why}");
-            if waiting.remove(&id).is_none()
-                && let Some(handle) = self.get(id)
-            {
+            if let Some(handle) = self.get(id) {
                 self.stop(&handle).await;
             }
         }
     }
 
+    /// Answers whose rows are hidden by the same damage, and what it is. `waiting`: replicas that wait for their state own nothing
+    /// but their group's row; they were stopped for this, and are to be opened again, with their vote and log.
+    async fn erase_around(&self, waiting: &mut Vec<Owner>) -> Result<Option<(Owner, String)>, String> {
+        let (mut kept, mut owners) = (Vec::new(), Vec::new());
+        let lives = |handle: &GroupHandle| handle.failed().is_none() || handle.wants_reopening() || handle.is_mending();
+        for handle in self.all().into_iter().filter(lives) {
+            let owner = Owner { id: handle.id, peer: handle.peer, configuration: handle.configuration() };
+            let state = match group::load(&KvView::over(&*self.kv), handle.id) {
+                Ok(state) => state,
+                // What cannot be read now says nothing about what it owns: nothing is touched.
+                Err(ViewError::Io(why)) => return Err(why),
+                // All that it may own: if the damage is in the way below, its owner is given up.
+                Err(ViewError::Damaged { .. }) => GroupState { feature_level: FEATURE_LEVEL, ..GroupState::default() },
+            };
+            if state.install() == Install::Incomplete {
+                // Nothing puts rows any more when it has stopped.
+                self.stop(&handle).await;
+                waiting.push(owner);
+                continue;
+            }
+            if !handle.is_ready() {
+                return Err(format!("the replica of group {} is not complete yet; then it is tried again", handle.id));
+            }
+            for range in group::row_ranges(handle.id, &state) {
+                kept.push(range);
+                owners.push(owner.clone());
+            }
+        }
+        for owner in waiting.iter() {
+            let key = group::state_key(owner.id);
+            let behind = [key.as_ref(), &[0]].concat().into();
+            kept.push((key, behind));
+            owners.push(owner.clone());
+        }
+        let (first, last, why) = match self.kv.retain(kept.clone()).await {
+            Ok(()) => return Ok(None),
+            Err(KvError::Damaged { first, last, detail }) => (first, last, detail),
+            Err(error) => return Err(error.to_string()),
+        };
+        let hurt = kept.iter().position(|(from, to)| first < *to && *from <= last);
+        hurt.map(|position| Some((owners.swap_remove(position), why.clone()))).ok_or(why)
+    }
+
     /// Whether the group can do without the replica here for good. One that goes on waits with its claim from here on, which
     /// ends with it.
-    async fn may_give_up(&self, id: GroupId, configuration: &Configuration) -> Result<(), String> {
-        if !configuration.peer_of(self.node).is_some_and(|peer| configuration.is_voter(peer)) {
-            return Ok(());
-        }
-        if needs(configuration, self.node) {
-            return Err("it has no majority without this node".into());
-        }
-        let handle = self.get(id);
+    async fn may_give_up(&self, owner: Owner) -> Result<(), String> {
+        let handle = self.get(owner.id);
         if handle.as_ref().is_some_and(|handle| !handle.begin_mending()) {
             return Err("it is about to have its rows replaced".into());
         }
         let claims = handle.as_ref().map_or_else(Arc::default, GroupHandle::claims);
         let applied = handle.as_ref().map_or(LogIndex(0), GroupHandle::applied);
-        let turn = Turn::new(self.env.clone(), id, self.node, configuration, self.map.subscribe(), claims, applied);
+        let (env, map) = (self.env.clone(), self.map.subscribe());
+        let turn = Turn::new(env, owner.id, self.node, owner.peer, &owner.configuration, map, claims, applied);
         let taken = turn.take_for_good().await;
-        if let (Err(_), Some(handle)) = (&taken, handle) {
-            handle.end_mending();
+        if let (Err(why), Some(handle)) = (&taken, handle) {
+            handle.end_mending(why.clone()).await;
         }
         taken
     }

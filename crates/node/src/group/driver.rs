@@ -246,6 +246,7 @@ impl Driver {
             Request::Hurt { why, reply } => {
                 let _ = reply.send(self.hurt(why));
             }
+            Request::Kept { why } => self.kept(why),
             Request::Unsendable { why } => self.unsendable(why),
             Request::Surveyed { why, found } => self.surveyed(why, found),
         }

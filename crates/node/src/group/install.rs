@@ -72,7 +72,7 @@ pub struct Failed {
     pub state_is_gone: bool,
     /// Damage holds the place of the old rows, together with others.
     pub damaged: bool,
-    /// The other voters are at work, and enough.
+    /// The other voters are at work, and enough: it is given up for good.
     pub spare: bool,
 }
 
@@ -95,10 +95,13 @@ pub async fn fetch(fetch: Fetch) -> Result<Installed, Failed> {
 }
 
 /// Succeeds when the other node's replica has its whole state and can read every row of it. Answers what that one's row said.
-/// Nothing is kept.
-pub async fn read_through(source: &Source) -> Result<GroupState, String> {
+/// Nothing is kept. Fails at once when it has not come as far as `at_least`.
+pub async fn read_through(source: &Source, at_least: LogIndex) -> Result<GroupState, String> {
     let mut now = page(source, 0, Bytes::new(), false).await?;
     let state = group::decode(&now.state)?;
+    if LogIndex(state.applied_index) < at_least || !state.is_supported() {
+        return Err("it is behind, or of a newer version".into());
+    }
     while !now.done {
         let after = now.rows.last().map(|row| row.key.clone());
         now = page(source, now.token, after.ok_or("a page without rows that is not the last")?, false).await?;
@@ -146,8 +149,11 @@ async fn replace(
     configuration: Configuration,
 ) -> Result<Installed, Failed> {
     let kv: &dyn Kv = &*fetch.kv;
-    let old = group::load(&KvView::over(&*fetch.kv), fetch.source.group);
-    let old = old.map_err(|error| Failed::before(error.to_string()))?;
+    // Without the group's row it is not known what is to be replaced.
+    let old = group::load(&KvView::over(&*fetch.kv), fetch.source.group).map_err(|error| Failed {
+        damaged: matches!(error, ViewError::Damaged { .. }),
+        ..Failed::before(error.to_string())
+    })?;
     let marked = group::mark(fetch.source.group, &old, Install::Incomplete);
     fetch.source.check()?;
     if !plant::is(Plant::InstallUnmarked) {

@@ -108,6 +108,10 @@ enum Request {
     Unsendable {
         why: String,
     },
+    /// Why the replica is not given up, which somebody else considered.
+    Kept {
+        why: String,
+    },
     /// What a survey says of rows here that cannot be read.
     Surveyed {
         why: String,
@@ -377,13 +381,14 @@ impl GroupHandle {
         self.shared.reopen.load(Ordering::Acquire)
     }
 
-    /// Takes it upon itself what becomes of the replica, if nobody else has, until [`GroupHandle::end_mending`].
+    /// For whoever takes it upon itself what becomes of the replica, if nobody else has, until [`GroupHandle::end_mending`].
     pub fn begin_mending(&self) -> bool {
         !self.shared.mending.swap(true, Ordering::AcqRel)
     }
 
-    pub fn end_mending(&self) {
-        self.shared.mending.store(false, Ordering::Release);
+    /// The replica stays, for this reason.
+    pub async fn end_mending(&self, why: String) {
+        let _ = self.send(Request::Kept { why }).await;
     }
 
     /// Whether it is not known yet what becomes of the replica.

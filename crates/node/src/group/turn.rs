@@ -9,7 +9,8 @@
 
 use base::Env;
 use base::env::{Channel, MonoTime};
-use base::ids::{GroupId, LogIndex, NodeId};
+use base::ids::{GroupId, LogIndex, NodeId, PeerId};
+use bytes::Bytes;
 use client::wire::{self, Answer, Ask, AskRows, Request, RowsState, Told};
 use futures_util::future::join_all;
 use meta::group::GroupState;
@@ -26,7 +27,7 @@ use super::install::{self, Source};
 
 /// How long a node may take to say what it does.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Between two looks, and how many there are: then it is too long, and tried again with the next row that cannot be read.
+/// Between two looks, and how many there are: then it is too long, and tried again later.
 const PAUSE: Duration = Duration::from_millis(500);
 const LOOKS_MAX: usize = 60;
 
@@ -34,10 +35,9 @@ pub struct Turn {
     pub env: Env,
     pub group: GroupId,
     pub node: NodeId,
-    /// Where the other voters are; while the voters change, the old ones as well.
+    pub peer: PeerId,
+    /// Where the other voters are, as far as is known here; while the voters change, the old ones as well.
     pub others: Vec<NodeId>,
-    /// The voters are the same as before: no change of theirs is under way.
-    pub is_settled: bool,
     pub map: watch::Receiver<Arc<ClusterMap>>,
     /// What is not applied by whom has the rows, and is not in the log here, is lost.
     pub at_least: LogIndex,
@@ -61,6 +61,7 @@ impl Turn {
         env: Env,
         group: GroupId,
         node: NodeId,
+        peer: PeerId,
         configuration: &Configuration,
         map: watch::Receiver<Arc<ClusterMap>>,
         claims: Arc<AtomicBool>,
@@ -69,8 +70,7 @@ impl Turn {
         let voters = configuration.voters.iter().chain(&configuration.voters_outgoing);
         let nodes = voters.filter_map(|peer| configuration.nodes.get(peer)).copied();
         let others: BTreeSet<NodeId> = nodes.filter(|other| *other != node).collect();
-        let is_settled = configuration.voters_outgoing.is_empty();
-        Turn { env, group, node, others: others.into_iter().collect(), is_settled, map, at_least, claims }
+        Turn { env, group, node, peer, others: others.into_iter().collect(), map, at_least, claims }
     }
 
     /// Waits until no other replica is without its rows, or wants to be.
@@ -94,12 +94,6 @@ impl Turn {
         Err(why)
     }
 
-    /// Whether a majority of the voters say that they have their rows and are at work. What is given up for good, vote and log,
-    /// must not be what the others wait for.
-    pub async fn others_suffice(&self) -> bool {
-        self.enough(is_at_work).await.is_ok()
-    }
-
     /// Claims the turn of a replica that is to be given up for good, rows, vote and log, when that can be at this moment: the
     /// others suffice, and one of them can read every row. Of two that ask at once neither may; they ask again.
     pub async fn take_for_good(&self) -> Result<(), String> {
@@ -121,53 +115,78 @@ impl Turn {
     }
 
     async fn others_have_all(&self, counts: impl Fn(&RowsState) -> bool) -> Result<(), String> {
-        let others = self.enough(&counts).await?;
+        let others = self.spared(&counts).await?;
         let cancelled = Arc::default();
-        let mut why = String::new();
+        let mut why = None;
         for node in others {
             match self.read_through(node, &cancelled).await {
                 // The reading may have taken long.
-                Ok(_) => return self.enough(&counts).await.map(|_| ()),
-                Err(error) => why = format!("the replica on node {node} cannot be read: {error}"),
+                Ok(_) => return self.spared(&counts).await.map(|_| ()),
+                Err(error) => why = Some(format!("the replica on node {node} cannot be read: {error}")),
             }
         }
-        Err(why)
+        why.map_or(Ok(()), Err)
     }
 
     /// The state of the replica on `node`, of which every row was read, and which has come far enough.
     pub async fn read_through(&self, node: NodeId, cancelled: &Arc<AtomicBool>) -> Result<GroupState, String> {
         let source = Source { env: self.env.clone(), group: self.group, from: node, cancelled: cancelled.clone() };
-        let state = install::read_through(&source).await?;
-        match LogIndex(state.applied_index) < self.at_least || !state.is_supported() {
-            true => Err("it is behind, or of a newer version".into()),
-            false => Ok(state),
-        }
+        install::read_through(&source, self.at_least).await
     }
 
-    /// The other voters of which that holds, if they are a majority.
-    async fn enough(&self, counts: impl Fn(&RowsState) -> bool) -> Result<Vec<NodeId>, String> {
-        let others = self.which(counts).await;
-        match self.is_settled && others.len() > self.others.len().div_ceil(2) {
-            true => Ok(others),
+    /// The other voters of which that holds, if they are a majority of all; nobody, if the replica here does not vote. By the
+    /// newest configuration that another replica has: here, where rows are damaged or missing, it may have been replaced long
+    /// ago.
+    async fn spared(&self, counts: impl Fn(&RowsState) -> bool) -> Result<Vec<NodeId>, String> {
+        let configuration = self.newest_configuration().await.ok_or("nobody else says who votes")?;
+        if !configuration.is_voter(self.peer) {
+            return Ok(Vec::new());
+        }
+        if !configuration.voters_outgoing.is_empty() {
+            return Err("its voters change at this moment".into());
+        }
+        let others = configuration.voters.iter().filter(|peer| **peer != self.peer);
+        let others = others.filter_map(|peer| configuration.node_of(*peer)).collect();
+        // A learner in the place of a voter has no part in any majority yet.
+        let answers = self.ask_all(others).await.into_iter();
+        let counted = answers.filter(|(_, rows)| rows.as_ref().is_some_and(|rows| rows.voter && counts(rows)));
+        let counted: Vec<NodeId> = counted.map(|(node, _)| node).collect();
+        match counted.len() > configuration.voters.len() / 2 {
+            true => Ok(counted),
             false => Err("the other replicas are no majority that is at work".into()),
         }
     }
 
-    /// Voters of which that holds: a learner in the place of one has no part in any majority yet.
-    async fn which(&self, counts: impl Fn(&RowsState) -> bool) -> Vec<NodeId> {
-        let all = self.ask_all().await.into_iter();
-        let found = all.filter(|(_, rows)| rows.as_ref().is_some_and(|rows| rows.voter && counts(rows)));
-        found.map(|(node, _)| node).collect()
+    /// Of the replica that has come furthest; of those that are known to vote, or else of all.
+    async fn newest_configuration(&self) -> Option<Configuration> {
+        let up = self.map.borrow().nodes.iter().map(|row| NodeId(row.id)).filter(|node| *node != self.node).collect();
+        for asked in [self.others.clone(), up] {
+            let answers = self.ask_all(asked).await.into_iter();
+            let has_rows = |rows: &RowsState| rows.voter && !rows.waits && !rows.stopped;
+            let whole = answers.filter(|(_, rows)| rows.as_ref().is_some_and(has_rows));
+            let states = whole.map(async |(from, _)| {
+                let source = Source { env: self.env.clone(), group: self.group, from, cancelled: Arc::default() };
+                let page = install::page(&source, 0, Bytes::new(), false).await.ok()?;
+                meta::group::decode(&page.state).ok()
+            });
+            let newest = join_all(states).await.into_iter().flatten().max_by_key(|state| state.applied_index);
+            if let Some(state) = newest {
+                return Configuration::decode(&state.conf_state).ok();
+            }
+        }
+        None
     }
 
     async fn look(&self) -> Option<Ahead> {
-        let ahead = self.ask_all().await.into_iter().filter_map(|(node, rows)| self.ahead(node, rows));
+        let ahead =
+            self.ask_all(self.others.clone()).await.into_iter().filter_map(|(node, rows)| self.ahead(node, rows));
         ahead.max_by_key(|ahead| ahead.yields)
     }
 
-    async fn ask_all(&self) -> Vec<(NodeId, Option<RowsState>)> {
+    /// All but those that the map has as down. A node whose replica of the map is damaged may have none.
+    async fn ask_all(&self, nodes: Vec<NodeId>) -> Vec<(NodeId, Option<RowsState>)> {
         let map = self.map.borrow().clone();
-        let asked = self.others.iter().copied().filter(|node| is_up(&map, *node));
+        let asked = nodes.into_iter().filter(|node| map.nodes.is_empty() || is_up(&map, *node));
         join_all(asked.map(|node| async move { (node, self.ask(node).await) })).await
     }
 
@@ -216,7 +235,12 @@ mod tests {
             let told = match wire::head::<Request>(&asked).unwrap().ask {
                 Some(Ask::SnapshotPage(_)) if is(&self.unreadable) => Answer::failed(wire::Failure::Busy, "damaged"),
                 Some(Ask::SnapshotPage(_)) => {
-                    let state = meta::group::encode(&GroupState::default());
+                    let nodes = (1..=3).map(|id| (PeerId(id), NodeId(id as u32))).collect();
+                    let voters = (1..=3).map(PeerId).collect();
+                    let configuration =
+                        Configuration { voters, nodes, peer_last: PeerId(3), ..Configuration::default() };
+                    let state = GroupState { conf_state: configuration.encode(), ..GroupState::default() };
+                    let state = meta::group::encode(&state);
                     Answer::of(Told::SnapshotRows(wire::SnapshotRows { done: true, state, ..Default::default() }))
                 }
                 _ => {
@@ -239,8 +263,8 @@ mod tests {
         // The sender is dropped: the map stays as it is.
         let (_, map) = watch::channel(map);
         let claims = replica.claims.clone();
-        let (group, at_least) = (GroupId(1), LogIndex(0));
-        Turn { env, group, node: NodeId(node), others, is_settled: true, map, at_least, claims }
+        let (group, at_least, peer) = (GroupId(1), LogIndex(0), PeerId(node.into()));
+        Turn { env, group, node: NodeId(node), peer, others, map, at_least, claims }
     }
 
     /// Two that find damage at the same moment both gave up their rows: only the third had any.
@@ -316,6 +340,16 @@ mod tests {
         take(3).unwrap_err();
         replicas[0].unreadable.store(false, Ordering::Release);
         take(3).unwrap();
+        // What is known here of who votes is old: two of the voters, and one that has been replaced.
+        let mut turn = turn(sim.node(NodeId(3)).env(), 3, map_of(&[]), &Replica::default());
+        turn.others = vec![NodeId(7), NodeId(8)];
+        sim.block_on(turn.take_for_good()).unwrap();
+        turn.claims.store(false, Ordering::Release);
+        // And one that does not vote any more is nobody's loss.
+        turn.peer = PeerId(9);
+        replicas[0].waits.store(true, Ordering::Release);
+        replicas[1].unreadable.store(false, Ordering::Release);
+        sim.block_on(turn.take_for_good()).unwrap();
     }
 
     #[test]

@@ -42,9 +42,9 @@ const LOOKS_MAX: usize = 3;
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 /// Chunks that leave in one request.
 const EVICTIONS_MAX: usize = 4096;
-/// Pauses after which groups of few copies that could not be united are tried again before those of more copies.
-const CLASS_PAUSES: [Duration; 4] =
-    [Duration::from_millis(20), Duration::from_millis(40), Duration::from_millis(80), Duration::from_millis(160)];
+/// For so long groups of few copies that could not be united are tried again before those of more copies, with such pauses.
+const CLASS_PATIENCE: Duration = Duration::from_millis(300);
+const CLASS_PAUSE: Duration = Duration::from_millis(50);
 /// Pause before a move that could not be finished is tried again.
 const MOVE_RETRY: Duration = Duration::from_millis(200);
 const MOVE_CHECK: Duration = Duration::from_secs(2);
@@ -144,14 +144,18 @@ impl Repairer {
             }
         }
         while let Some(class) = classes.pop_front() {
-            // Who refuses at first has often not heard of the newest map yet. Whatever is less urgent could take long.
-            let pauses = if classes.is_empty() { &[] } else { &CLASS_PAUSES[..] };
             let mut left = self.unite_class(class, pass).await;
-            for pause in pauses {
-                if left.is_empty() {
+            // Who refuses at first has often not heard of the newest map yet. Whatever is less urgent could take long.
+            let patience = if classes.is_empty() { Duration::ZERO } else { CLASS_PATIENCE };
+            let until = self.env.now() + patience;
+            loop {
+                let failed = left.len();
+                left.retain(|group| pass.is_present(group) && !pass.overtakes(group));
+                finished &= failed == left.len();
+                if left.is_empty() || self.env.now() >= until {
                     break;
                 }
-                self.env.sleep(*pause).await;
+                self.env.sleep(CLASS_PAUSE).await;
                 left = self.unite_class(left, pass).await;
             }
             finished &= left.is_empty();

@@ -21,7 +21,7 @@
 //! what a damaged block or part hides: so it hides nothing of another owner's. Older versions wrote no first keys, and pass
 //! over them: in their runs damage may hide every key behind the block before.
 //!
-//! Only the directory stays in memory (about 100 bytes per MiB of rows); filters, index and data blocks come through
+//! Only the directory and the first keys of parts stay in memory (about 150 bytes per MiB of rows, and per owner); filters, index and data blocks come through
 //! the block cache. A filter that is damaged is passed over, as it only saves work; every other damage is an error
 //! that names the keys it hides, never an answer.
 
@@ -518,6 +518,7 @@ pub(super) fn list_index(content: &Bytes, first: &Bytes) -> Result<Vec<Listed>, 
     cursor.first()?;
     while let Some(key) = cursor.key() {
         let (extent, first) = extent_at(&cursor)?;
+        let first = first.filter(|first| may_begin <= *first && &first[..] <= key);
         out.push(Listed { first: first.unwrap_or(may_begin), last: Bytes::copy_from_slice(key), extent });
         may_begin = successor(key);
         cursor.advance()?;

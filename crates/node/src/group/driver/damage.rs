@@ -9,7 +9,6 @@ use std::time::Duration;
 use store::kv::{Kv, LsmKv};
 
 use super::Driver;
-use super::members::is_up;
 use crate::group::install::Source;
 use crate::group::turn::Turn;
 use crate::group::{Request, install};
@@ -17,7 +16,7 @@ use crate::machine::KvView;
 
 /// From one look whether others have what is damaged here to the next; and when the replica has stopped over it.
 const SURVEY_PAUSE: Duration = Duration::from_secs(30);
-const STOPPED_PAUSE: Duration = Duration::from_secs(5);
+const STOPPED_PAUSE: Duration = Duration::from_secs(10);
 
 impl Driver {
     /// Rows here cannot be read. Another replica leads, if one can; when one is known to have every row, this one gives up
@@ -28,11 +27,6 @@ impl Driver {
         }
         self.survey(why);
         self.hand_over()
-    }
-
-    /// Whether a majority of voters is at work without this replica.
-    pub(super) fn is_spare(&self) -> bool {
-        !self.raft.pending_configuration() && self.others_at_work() > self.configuration.voters.len() / 2
     }
 
     pub(super) fn hand_over(&mut self) -> bool {
@@ -110,15 +104,22 @@ impl Driver {
         };
         // Others are told from here on that it has no rows, or has stopped, or that it goes on with those that it has.
         self.shared.claims.store(false, Ordering::Release);
-        if let Some(error) = kept {
-            tracing::warn!(group = self.id.0, "damaged rows are kept: {why}; {error}");
-            self.survey_due = self.env.now() + SURVEY_PAUSE;
-            // A replica that has stopped has no part in any majority: while the others do not suffice, its log may be needed.
-            if self.stopped_over_rows && self.survey_after(STOPPED_PAUSE, why) {
-                return;
+        match kept {
+            Some(error) => {
+                tracing::warn!(group = self.id.0, "damaged rows are kept: {why}; {error}");
+                self.kept(why);
             }
+            None => self.shared.mending.store(false, Ordering::Release),
         }
-        self.shared.mending.store(false, Ordering::Release);
+    }
+
+    /// The replica goes on; or, if it has stopped over its rows and so has no part in any majority, waits until the others
+    /// suffice, as its log may be needed.
+    pub(super) fn kept(&mut self, why: String) {
+        self.survey_due = self.env.now() + SURVEY_PAUSE;
+        if !self.stopped_over_rows || !self.survey_after(STOPPED_PAUSE, why) {
+            self.shared.mending.store(false, Ordering::Release);
+        }
     }
 
     /// Another replica has every row: this one is opened anew without its own.
@@ -138,7 +139,16 @@ impl Driver {
     pub(super) fn turn(&self) -> Turn {
         let claims = self.shared.claims.clone();
         let at_least = self.raft.log_base();
-        Turn::new(self.env.clone(), self.id, self.node, &self.configuration, self.map.clone(), claims, at_least)
+        Turn::new(
+            self.env.clone(),
+            self.id,
+            self.node,
+            self.peer,
+            &self.configuration,
+            self.map.clone(),
+            claims,
+            at_least,
+        )
     }
 
     /// Whether this replica may give up its rows for those of `source`. A leader may not: until another one leads, its rows are
@@ -168,18 +178,6 @@ impl Driver {
         } else {
             self.rowless.remove(&peer);
         }
-    }
-
-    /// How many other voters serve, as far as is known here.
-    fn others_at_work(&self) -> usize {
-        let map = self.map.borrow().clone();
-        let progress = self.raft.progress();
-        let serves = |peer: &&PeerId| {
-            let answers = progress.iter().find(|it| it.peer == **peer).is_none_or(|it| it.active);
-            let is_up = self.node_of(**peer).is_some_and(|node| is_up(&map, node));
-            **peer != self.peer && answers && is_up && !self.gone.contains(*peer) && !self.rowless.contains(*peer)
-        };
-        self.configuration.voters.iter().filter(serves).count()
     }
 }
 

@@ -2,7 +2,6 @@
 
 use base::ids::NodeId;
 use base::plant::{self, Plant};
-use meta::group;
 use protocol::raft::Message;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +11,6 @@ use tokio::sync::oneshot;
 use super::{Driver, Fetching};
 use crate::group::Request;
 use crate::group::install::{self, Installed};
-use crate::machine::KvView;
 use crate::transport::{self, PeerGone};
 
 /// Before a state is fetched again whose place is held by damage; and after any other failure.
@@ -50,7 +48,7 @@ impl Driver {
             if let Err(failed) = &mut result
                 && failed.damaged
             {
-                failed.spare = turn.others_suffice().await;
+                failed.spare = turn.take_for_good().await.is_ok();
             }
             // Before the mailbox, whose reader may be waiting for this end.
             let _ = end.send(());
@@ -66,11 +64,9 @@ impl Driver {
         let installed = match result {
             Ok(installed) => installed,
             // The rows cannot be replaced where they are: the replica is made anew, together with what the damage hides else.
-            // A learner has promised nothing.
-            Err(failed)
-                if failed.damaged && (failed.spare && self.is_spare() || !self.configuration.is_voter(self.peer)) =>
-            {
+            Err(failed) if failed.damaged && failed.spare => {
                 self.held.clear();
+                self.shared.claims.store(false, Ordering::Release);
                 return self.fail(format!("its state cannot be replaced: {}", failed.why));
             }
             Err(failed) if failed.state_is_gone && !self.stateless => {
@@ -86,9 +82,6 @@ impl Driver {
                     failed.why
                 );
                 self.fetch_due = self.env.now() + if failed.damaged { DAMAGED_PAUSE } else { FAILED_PAUSE };
-                if group::load(&KvView::over(&*self.kv), self.id).is_err() {
-                    self.survey(failed.why);
-                }
                 return self.apply_held();
             }
         };

@@ -20,7 +20,7 @@ use totals::Totals;
 const SHOWN_MAX: usize = 5;
 
 /// Seeds that the gate runs, each of a kind that the seed alone would rarely draw, beside the first ones of all kinds.
-pub const FIXED: [(Profile, std::ops::Range<u64>); 34] = [
+pub const FIXED: [(Profile, std::ops::Range<u64>); 35] = [
     (Profile::Crashes, 0..40),
     (Profile::FlushErrors, 0..10),
     (Profile::BitRot, 0..10),
@@ -60,6 +60,8 @@ pub const FIXED: [(Profile, std::ops::Range<u64>); 34] = [
     (Profile::Storm, 9_890_933_563_010..9_890_933_563_011),
     // A disk that was broken while orphans were swept came back with them.
     (Profile::Storm, 191_519_144_451_755..191_519_144_451_756),
+    // A file of rows of all groups is lost, with the map by which others would be asked whether they can do without them.
+    (Profile::Storm, 189_550_805_434_439..189_550_805_434_440),
     // The same tombstone, while the process that had stored its chunk lived on.
     (Profile::Storm, 139_906_159_759_317..139_906_159_759_318),
     // A log is lost, its node's new replica learns, all lose their power, and another node is destroyed.
