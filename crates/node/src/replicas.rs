@@ -20,7 +20,7 @@ use store::{Engine, RaftLog, RaftWrite, StoreError};
 use tokio::sync::{Mutex, watch};
 
 use crate::events::EventLog;
-use crate::group::turn::Turn;
+use crate::group::turn::{self, Turn};
 use crate::group::{self as driver, GroupHandle, decode_hard_state};
 use crate::heartbeats::Heartbeats;
 use crate::machine::{KvView, Machine, change_out};
@@ -465,10 +465,16 @@ impl Replicas {
         if handle.as_ref().is_some_and(|handle| !handle.begin_mending()) {
             return Err("it is about to have its rows replaced".into());
         }
-        let claims = handle.as_ref().map_or_else(Arc::default, GroupHandle::claims);
-        let applied = handle.as_ref().map_or(LogIndex(0), GroupHandle::applied);
-        let (env, map) = (self.env.clone(), self.map.subscribe());
-        let turn = Turn::new(env, owner.id, self.node, owner.peer, &owner.configuration, map, claims, applied);
+        let turn = Turn {
+            env: self.env.clone(),
+            group: owner.id,
+            node: self.node,
+            peer: owner.peer,
+            others: turn::others(&owner.configuration, self.node),
+            map: self.map.subscribe(),
+            at_least: handle.as_ref().map_or(LogIndex(0), GroupHandle::applied),
+            claims: handle.as_ref().map_or_else(Arc::default, GroupHandle::claims),
+        };
         let taken = turn.take_for_good().await;
         if let (Err(why), Some(handle)) = (&taken, handle) {
             handle.end_mending(why.clone()).await;

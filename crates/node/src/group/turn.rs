@@ -45,6 +45,14 @@ pub struct Turn {
     pub claims: Arc<AtomicBool>,
 }
 
+/// Where the voters are that are not on `node`; while they change, the old ones as well.
+pub fn others(configuration: &Configuration, node: NodeId) -> Vec<NodeId> {
+    let voters = configuration.voters.iter().chain(&configuration.voters_outgoing);
+    let nodes = voters.filter_map(|peer| configuration.node_of(*peer));
+    let others: BTreeSet<NodeId> = nodes.filter(|other| *other != node).collect();
+    others.into_iter().collect()
+}
+
 fn is_at_work(rows: &RowsState) -> bool {
     !rows.waits && !rows.claims && !rows.stopped
 }
@@ -57,22 +65,6 @@ struct Ahead {
 }
 
 impl Turn {
-    pub fn new(
-        env: Env,
-        group: GroupId,
-        node: NodeId,
-        peer: PeerId,
-        configuration: &Configuration,
-        map: watch::Receiver<Arc<ClusterMap>>,
-        claims: Arc<AtomicBool>,
-        at_least: LogIndex,
-    ) -> Turn {
-        let voters = configuration.voters.iter().chain(&configuration.voters_outgoing);
-        let nodes = voters.filter_map(|peer| configuration.nodes.get(peer)).copied();
-        let others: BTreeSet<NodeId> = nodes.filter(|other| *other != node).collect();
-        Turn { env, group, node, peer, others: others.into_iter().collect(), map, at_least, claims }
-    }
-
     /// Waits until no other replica is without its rows, or wants to be.
     pub async fn take(&self) -> Result<(), String> {
         let mut why = String::new();

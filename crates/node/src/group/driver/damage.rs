@@ -10,7 +10,7 @@ use store::kv::{Kv, LsmKv};
 
 use super::Driver;
 use crate::group::install::Source;
-use crate::group::turn::Turn;
+use crate::group::turn::{self, Turn};
 use crate::group::{Request, install};
 use crate::machine::KvView;
 
@@ -137,18 +137,16 @@ impl Driver {
     }
 
     pub(super) fn turn(&self) -> Turn {
-        let claims = self.shared.claims.clone();
-        let at_least = self.raft.log_base();
-        Turn::new(
-            self.env.clone(),
-            self.id,
-            self.node,
-            self.peer,
-            &self.configuration,
-            self.map.clone(),
-            claims,
-            at_least,
-        )
+        Turn {
+            env: self.env.clone(),
+            group: self.id,
+            node: self.node,
+            peer: self.peer,
+            others: turn::others(&self.configuration, self.node),
+            map: self.map.clone(),
+            at_least: self.raft.log_base(),
+            claims: self.shared.claims.clone(),
+        }
     }
 
     /// Whether this replica may give up its rows for those of `source`. A leader may not: until another one leads, its rows are
