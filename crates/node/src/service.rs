@@ -423,11 +423,15 @@ impl Service {
             disk.meter.serve(self.env.now());
         }
         let under_way = disk.meter.begin(&self.env);
-        let read = engine.get(id, get.start..get.end).await;
+        let read = match get.repair {
+            true => engine.get_owned(id, get.start..get.end).await,
+            false => engine.get(id, get.start..get.end).await,
+        };
         under_way.answered(Operation::Read, read.as_ref().is_err_and(is_disk_failure));
         match read {
             Ok(data) => {
-                let done = ChunkDone { epoch: data.stat.epoch.0, owner: data.owner.0, crc64: 0 };
+                let owner = data.owner.map_or(0, |owner| owner.0);
+                let done = ChunkDone { epoch: data.stat.epoch.0, owner, crc64: 0 };
                 (Answer::of(Told::Chunk(done)), data.pieces)
             }
             Err(error) => (store_failure(id, &error), Vec::new()),

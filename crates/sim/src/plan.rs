@@ -299,6 +299,8 @@ pub struct Plan {
     pub buckets: Vec<BucketPlan>,
     /// Of ten thousand puts, how many are larger than a chunk.
     pub large_per_myriad: u64,
+    /// Most small chunks are of whole blocks, and lie apart from their headers however few they are.
+    pub whole_blocks: bool,
     /// What each disk may hold.
     pub disk_bytes: u64,
     /// Messages are lost, repeated and late.
@@ -321,6 +323,7 @@ impl Plan {
         };
         Plan {
             profile,
+            whole_blocks: keys % 4 == 0,
             nodes: match profile {
                 Profile::Calm => [3, 5][random.below(2) as usize],
                 _ => profile.nodes(),
@@ -410,6 +413,7 @@ impl Plan {
                 volume_size_bytes: Some(6 * MIB),
                 ahead_bytes: 256 * KIB,
                 scrub_interval_s: 2,
+                apart_worth: if self.whole_blocks { 0 } else { EngineOptions::default().apart_worth },
                 ..EngineOptions::default()
             },
             key_value: KvOptions {
@@ -449,7 +453,7 @@ impl Plan {
         }
         // In a storm, what happens matters more than how much of it.
         let sizes = if self.profile == Profile::Storm { 100 } else { 20 };
-        match random.below(sizes) {
+        let size = match random.below(sizes) {
             20..60 => random.below(8 * KIB),
             60.. => KIB + random.below(8 * KIB),
             0 => 0,
@@ -458,6 +462,8 @@ impl Plan {
             14..18 => 16 * KIB + random.below(100 * KIB),
             18 => 256 * KIB - 2 + random.below(5),
             _ => 256 * KIB + random.below(512 * KIB),
-        }
+        };
+        let small = KIB + 2..16 * KIB;
+        if self.whole_blocks && small.contains(&size) { size.next_multiple_of(4 * KIB) } else { size }
     }
 }

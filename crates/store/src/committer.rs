@@ -8,15 +8,14 @@
 //! When nothing waits, a closing batch follows, so that the last round, too, is covered by a later `durable_upto`.
 
 use base::buffer::BLOCK;
-use base::ids::OwnerId;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use crate::errors::StoreError;
 use crate::format::Seed;
-use crate::format::batch::{self, Encoded, Position, RecordIn};
+use crate::format::batch::{self, Encoded, Layout, Position, RecordIn};
 use crate::format::raft::encode_raft_list;
-use crate::format::record::{self, Kind, RecordHeader};
+use crate::format::record::{Kind, RecordHeader};
 use crate::format::volume::{END_OPEN, ListedVolume, VolumeKind, VolumeList};
 use crate::index::VolumeNumber;
 use crate::inner::{Inner, Spare, count};
@@ -135,14 +134,14 @@ impl Committer {
             }
             return Ok(None);
         }
-        let len = batch::batch_len(records.iter().map(RecordIn::cost).sum()) as u64;
-        if self.position.offset + len + TAIL_LEN > self.inner.volume_size || self.is_to_be_rewritten() {
+        let layout = batch::lay_out(records, self.inner.apart);
+        if self.position.offset + layout.len as u64 + TAIL_LEN > self.inner.volume_size || self.is_to_be_rewritten() {
             self.rotate().await?;
         }
         if self.needs_list {
             self.write_list().await?;
         }
-        let written = self.write(records).await?;
+        let written = self.write_as(records, &layout).await?;
         self.uncovered = true;
         count(&self.inner.counters.batches, 1);
         count(&self.inner.counters.records, records.len() as u64);
@@ -158,7 +157,7 @@ impl Committer {
         for (header, offset, payload) in written.iter().flat_map(records_of) {
             if header.kind == Kind::Chunk {
                 // Nobody can ask for it yet.
-                read::keep(&self.inner, self.number, *offset, OwnerId(header.owner), payload);
+                read::keep(&self.inner, self.number, *offset, payload);
             }
         }
         let mut shared = self.inner.shared();
@@ -184,18 +183,20 @@ impl Committer {
         }
     }
 
-    /// One batch: written, flushed, and chained.
     async fn write(&mut self, records: &[RecordIn]) -> Result<Encoded, StoreError> {
+        let layout = batch::lay_out(records, self.inner.apart);
+        self.write_as(records, &layout).await
+    }
+
+    /// One batch: written, flushed, and chained.
+    async fn write_as(&mut self, records: &[RecordIn], layout: &Layout) -> Result<Encoded, StoreError> {
         let seed = Seed { disk: self.inner.identity.disk, incarnation: u64::from(self.number) };
-        let encoded = batch::encode(seed, self.position, records, &self.inner.env.buffers);
-        let began = self.inner.env.now();
-        let into_fresh = encoded.header.end() > self.file.written_end();
+        let encoded = batch::encode(seed, self.position, records, layout, &self.inner.env.buffers);
         let appended = self.file.append(self.position.offset, encoded.bytes.clone()).await;
         count(&self.inner.counters.flushes, 1);
         // A batch that failed for lack of room was promised to nobody: the next one takes its place.
         appended.map_err(|error| self.inner.write_failed("writing the journal", &error))?;
         count(&self.inner.counters.journal_bytes, encoded.bytes.len() as u64);
-        self.inner.ahead.note(encoded.bytes.len() as u64, self.inner.env.now().since(began), into_fresh);
         let raft_records = encoded.records.iter().filter(|(header, _)| header.kind.is_raft()).count() as u32;
         self.position = Position {
             sequence: self.position.sequence + 1,
@@ -284,8 +285,8 @@ impl Committer {
 fn records_of(written: &Encoded) -> impl Iterator<Item = (&RecordHeader, &u64, &[u8])> {
     let start = written.header.position.offset;
     written.records.iter().map(move |(header, offset)| {
-        let payload_at = (offset - start) as usize + record::HEADER_LEN + header.table_len();
-        (header, offset, &written.bytes[payload_at..payload_at + header.payload_len as usize])
+        let record = &written.bytes[(offset - start) as usize..];
+        (header, offset, &record[header.payload_range(*offset)])
     })
 }
 

@@ -305,11 +305,11 @@ async fn move_chunks(
     let mut moving: Vec<Pending> = Vec::new();
     let mut len = 0;
     for (id, offset, what) in alive {
-        let (live, payload_len) = match what {
-            Alive::Chunk { live, payload_len } => (live, payload_len),
-            Alive::Locator { live } => (live, Locator::LEN as u32),
+        let (live, payload_len, apart) = match what {
+            Alive::Chunk { live, payload_len } => (live, payload_len, live.apart),
+            Alive::Locator { live } => (live, Locator::LEN as u32, 0),
         };
-        let read = reader.read(number, file, offset, payload_len).await;
+        let read = reader.read(number, file, offset, payload_len, apart).await;
         let (header, payload) = match read {
             Ok(read) => read,
             Err(failure) => {

@@ -25,7 +25,7 @@ use crate::errors::{StoreError, is_no_space};
 use crate::format::batch::RecordIn;
 use crate::format::record::{Kind, RecordHeader};
 use crate::format::volume::{VolumeKind, VolumeName};
-use crate::identity::{self, DiskIdentity, IDENTITY_FILE};
+use crate::identity::{self, DiskIdentity, FoundIdentity, IDENTITY_FILE};
 use crate::index::{Slot, VolumeNumber};
 use crate::inner::{EngineOptions, Inner, Shared, Spare, count};
 use crate::queue::{Outcome, Request};
@@ -39,6 +39,7 @@ use crate::report::{
 use crate::round::judge_put;
 use crate::scrub;
 use crate::summary;
+use crate::volume_file::VolumeFile;
 
 /// Payloads up to this length in bytes go into the journal, larger ones into a bulk volume.
 pub const SMALL_LEN_MAX: usize = 256 << 10;
@@ -131,7 +132,7 @@ impl Engine {
                 what: DamagedWhat::Identity,
                 detail: "one copy of the identity was damaged and has been rewritten".into(),
             });
-            identity::write(&disk, &identity.identity).await?;
+            identity::rewrite(&disk, &identity).await?;
         }
         // A later cut must not take away what this start has already seen.
         for number in recovered.unsealed.iter().filter(|_| !plant::is(Plant::SkipRecoveredFlush)) {
@@ -139,7 +140,7 @@ impl Engine {
             file.flush().await.map_err(|error| StoreError::Broken(format!("flushing a recovered volume: {error}")))?;
         }
         let volume_size = volume_size(&disk, &options)?;
-        let inner = start_inner(env, disk, identity.identity, options, volume_size, &mut recovered, lock);
+        let inner = start_inner(env, disk, identity, options, volume_size, &mut recovered, lock);
         resume_bulk(&inner, report.damaged.is_empty()).await;
         let committer = Committer::start(inner.clone(), recovered.cut).await?;
         // Only now may files that the old list named be used again.
@@ -224,7 +225,13 @@ impl Engine {
     /// The bytes of `range`, cut at the chunk's end; every byte verified. `0..u32::MAX` is the whole chunk.
     pub async fn get(&self, id: ChunkId, range: Range<u32>) -> Result<ChunkData, StoreError> {
         count(&self.inner.counters.gets, 1);
-        read::chunk(&self.inner, id, range).await
+        read::chunk(&self.inner, id, range, false).await
+    }
+
+    /// The same with the chunk's owner, for which more may have to be read.
+    pub async fn get_owned(&self, id: ChunkId, range: Range<u32>) -> Result<ChunkData, StoreError> {
+        count(&self.inner.counters.gets, 1);
+        read::chunk(&self.inner, id, range, true).await
     }
 
     /// What the index knows; `None` when there is no such chunk or it was deleted.
@@ -445,7 +452,7 @@ fn is_harmless(name: &str) -> bool {
     matches!(name, "lost+found" | "lock" | ".lock")
 }
 
-async fn find_identity(disk: &Arc<dyn Disk>) -> Result<identity::FoundIdentity, StoreError> {
+async fn find_identity(disk: &Arc<dyn Disk>) -> Result<FoundIdentity, StoreError> {
     if let Some(found) = identity::find(disk).await? {
         return Ok(found);
     }
@@ -466,7 +473,7 @@ fn volume_size(disk: &Arc<dyn Disk>, options: &EngineOptions) -> Result<u64, Sto
 fn start_inner(
     env: &Env,
     disk: Arc<dyn Disk>,
-    identity: DiskIdentity,
+    identity: FoundIdentity,
     options: EngineOptions,
     volume_size: u64,
     recovered: &mut Recovered,
@@ -512,7 +519,7 @@ fn spawn_tasks(inner: &Arc<Inner>, committer: Committer, stale_summaries: Vec<Vo
     *inner.alive.lock().expect("no one panics while holding it") = Some(ended);
     spawn(inner, &alive, "store committer", committer.run());
     spawn(inner, &alive, "store bulk flush", bulk::run_flusher(inner.clone()));
-    spawn(inner, &alive, "store write ahead", write_ahead(inner.clone()));
+    spawn(inner, &alive, "store reserve", reserve_ahead(inner.clone()));
     spawn(inner, &alive, "store housekeeping", housekeeping(inner.clone()));
     spawn(inner, &alive, "store compaction", compaction::run(inner.clone()));
     spawn(inner, &alive, "store recycling", compaction::run_empties(inner.clone()));
@@ -529,8 +536,8 @@ fn spawn(inner: &Inner, alive: &mpsc::Sender<()>, name: &'static str, task: impl
     });
 }
 
-/// Keeps space ready ahead of the journal's head, so that batches need none from the file system.
-async fn write_ahead(inner: Arc<Inner>) {
+/// Sets space aside ahead of the journal's head, so that batches need none from the file system.
+async fn reserve_ahead(inner: Arc<Inner>) {
     loop {
         let (file, head) = {
             let shared = inner.shared();
@@ -540,17 +547,12 @@ async fn write_ahead(inner: Arc<Inner>) {
         let ahead = inner.options.ahead_bytes;
         let least = (head + ahead / 2).min(inner.volume_size);
         let upto = (head + ahead).min(inner.volume_size);
-        if let Some(file) = file.filter(|_| inner.broken().is_none()) {
-            let reserved = if file.reserved_end() < least { file.reserve(upto).await } else { Ok(()) };
-            let zeroes = inner.ahead.zeroes_end(head, ahead).min(inner.volume_size);
-            let written = match reserved {
-                Ok(()) if file.written_end() < least.min(zeroes) => file.write_ahead(zeroes).await,
-                other => other.map(|()| 0),
-            };
-            match written {
-                Ok(written) => count(&inner.counters.ahead_bytes, written),
+        let is_due = |file: &Arc<VolumeFile>| inner.broken().is_none() && file.reserved_end() < least;
+        if let Some(file) = file.filter(is_due) {
+            match file.reserve(upto).await {
+                Ok(()) => {}
                 Err(error) if is_no_space(&error) => inner.space.note_no_space(),
-                Err(error) => drop(inner.poison(format!("writing the journal's space ahead: {error}"))),
+                Err(error) => drop(inner.poison(format!("setting the journal's space aside: {error}"))),
             }
         }
         tokio::select! {

@@ -9,7 +9,10 @@ use bytes::Bytes;
 use std::sync::Arc;
 
 use crate::errors::StoreError;
-use crate::format::FORMAT_VERSION;
+
+/// Of the identity, and so of what may lie on the disk. 2: payloads may stand apart from their headers.
+const VERSION: u16 = 2;
+const APART_VERSION: u16 = 2;
 
 /// Name of the identity file.
 pub const IDENTITY_FILE: &str = "identity";
@@ -26,10 +29,10 @@ pub struct DiskIdentity {
 }
 
 impl DiskIdentity {
-    fn encode(&self) -> Vec<u8> {
+    fn encode(&self, version: u16) -> Vec<u8> {
         let mut block = Vec::with_capacity(BLOCK);
         block.put_bytes(MAGIC);
-        block.put_u16(FORMAT_VERSION);
+        block.put_u16(version);
         block.put_u16(0);
         block.put_u32(self.node.0);
         block.put_u128(self.cluster.0);
@@ -51,20 +54,20 @@ impl DiskIdentity {
             return Err(reader.error("identity magic"));
         }
         let version = reader.u16("identity version")?;
-        if version > FORMAT_VERSION {
+        if version > VERSION {
             return Ok(Decoded::Newer(version));
         }
         reader.u16("identity flags")?;
         let node = NodeId(reader.u32("node")?);
         let cluster = ClusterId(reader.u128("cluster")?);
         let disk = DiskId(reader.u128("disk")?);
-        Ok(Decoded::Known(DiskIdentity { cluster, disk, node }))
+        Ok(Decoded::Known(DiskIdentity { cluster, disk, node }, version))
     }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Decoded {
-    Known(DiskIdentity),
+    Known(DiskIdentity, u16),
     Newer(u16),
 }
 
@@ -73,6 +76,14 @@ enum Decoded {
 pub(crate) struct FoundIdentity {
     pub identity: DiskIdentity,
     pub copy_damaged: bool,
+    version: u16,
+}
+
+impl FoundIdentity {
+    /// Whether every henge that opens this disk knows payloads that stand apart from their headers.
+    pub fn knows_apart(&self) -> bool {
+        self.version >= APART_VERSION
+    }
 }
 
 pub(crate) fn decode_file(contents: &[u8]) -> Result<FoundIdentity, StoreError> {
@@ -83,8 +94,8 @@ pub(crate) fn decode_file(contents: &[u8]) -> Result<FoundIdentity, StoreError> 
     let (first, second) = (copy(0), copy(1));
     let copy_damaged = first != second || contents.len() != 2 * BLOCK;
     match first.or(second) {
-        Ok(Decoded::Known(identity)) => Ok(FoundIdentity { identity, copy_damaged }),
-        Ok(Decoded::Newer(found)) => Err(StoreError::NewerFormat { found, known: FORMAT_VERSION }),
+        Ok(Decoded::Known(identity, version)) => Ok(FoundIdentity { identity, copy_damaged, version }),
+        Ok(Decoded::Newer(found)) => Err(StoreError::NewerFormat { found, known: VERSION }),
         Err(error) => Err(StoreError::IdentityDamaged(error.to_string())),
     }
 }
@@ -96,8 +107,18 @@ pub(crate) async fn find(disk: &Arc<dyn Disk>) -> Result<Option<FoundIdentity>, 
     contents.map(|contents| decode_file(&contents)).transpose()
 }
 
+/// Makes the disk one of the newest version.
 pub(crate) async fn write(disk: &Arc<dyn Disk>, identity: &DiskIdentity) -> Result<(), StoreError> {
-    let block = identity.encode();
+    write_as(disk, identity, VERSION).await
+}
+
+/// Both copies anew, as they were.
+pub(crate) async fn rewrite(disk: &Arc<dyn Disk>, found: &FoundIdentity) -> Result<(), StoreError> {
+    write_as(disk, &found.identity, found.version).await
+}
+
+async fn write_as(disk: &Arc<dyn Disk>, identity: &DiskIdentity, version: u16) -> Result<(), StoreError> {
+    let block = identity.encode(version);
     let contents = Bytes::from([block.as_slice(), block.as_slice()].concat());
     replace_file(disk.as_ref(), IDENTITY_FILE, contents)
         .await
@@ -107,6 +128,12 @@ pub(crate) async fn write(disk: &Arc<dyn Disk>, identity: &DiskIdentity) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::Slot;
+    use crate::recovery::{Source, recover};
+    use crate::{Engine, EngineOptions, NewChunk};
+    use base::checksum::crc64;
+    use base::ids::{ChunkId, OwnerId, PgEpoch};
+    use base::sim::Sim;
     use proptest::prelude::*;
 
     proptest! {
@@ -115,18 +142,19 @@ mod tests {
             cluster: u128, disk: u128, node: u32, at: prop::sample::Index, flip in 1u8..,
         ) {
             let identity = DiskIdentity { cluster: ClusterId(cluster), disk: DiskId(disk), node: NodeId(node) };
-            let block = identity.encode();
+            let version = (cluster % 2) as u16 + 1;
+            let block = identity.encode(version);
             let mut contents = [block.as_slice(), block.as_slice()].concat();
-            prop_assert_eq!(decode_file(&contents), Ok(FoundIdentity { identity, copy_damaged: false }));
+            prop_assert_eq!(decode_file(&contents), Ok(FoundIdentity { identity, copy_damaged: false, version }));
             let at = at.index(contents.len());
             contents[at] ^= flip;
-            prop_assert_eq!(decode_file(&contents), Ok(FoundIdentity { identity, copy_damaged: true }));
+            prop_assert_eq!(decode_file(&contents), Ok(FoundIdentity { identity, copy_damaged: true, version }));
         }
 
         #[test]
         fn both_copies_damaged_is_an_error(at: (prop::sample::Index, prop::sample::Index), flip in 1u8..) {
             let identity = DiskIdentity { cluster: ClusterId(1), disk: DiskId(2), node: NodeId(3) };
-            let block = identity.encode();
+            let block = identity.encode(VERSION);
             let mut contents = [block.as_slice(), block.as_slice()].concat();
             contents[at.0.index(BLOCK)] ^= flip;
             contents[BLOCK + at.1.index(BLOCK)] ^= flip;
@@ -139,13 +167,40 @@ mod tests {
         }
     }
 
+    /// The henge that formatted it may be put back.
+    #[test]
+    fn a_disk_of_the_first_version_keeps_its_layout() {
+        const IDENTITY: DiskIdentity = DiskIdentity { cluster: ClusterId(1), disk: DiskId(2), node: NodeId(3) };
+        for version in [1, VERSION] {
+            let sim = Sim::new(1);
+            let node = sim.node(IDENTITY.node);
+            let (env, disk): (_, Arc<dyn Disk>) = (node.env(), node.disk("d"));
+            let options = EngineOptions { apart_worth: 0, ..EngineOptions::default() };
+            let (found, apart) = sim.block_on(async move {
+                Engine::format(&env, disk.clone(), &IDENTITY, &options).await.unwrap();
+                write_as(&disk, &IDENTITY, version).await.unwrap();
+                let (engine, _) = Engine::open(&env, disk.clone(), options).await.unwrap();
+                let payload = Bytes::from(vec![7; BLOCK]);
+                let (id, owner, crc64) = (ChunkId::from_u128(5), OwnerId(6), crc64(&payload));
+                let chunk = NewChunk { id, owner, epoch: PgEpoch(1), crc64, payload: vec![payload.clone()] };
+                engine.put(chunk).await.unwrap();
+                assert_eq!(engine.get(id, 0..u32::MAX).await.unwrap().into_bytes(), payload);
+                engine.close().await;
+                let recovered = recover(&disk, IDENTITY.disk, Source::Volumes).await.unwrap();
+                let Some(Slot::Live(live)) = recovered.state.index.get(id) else { panic!("it was stored") };
+                (find(&disk).await.unwrap().unwrap(), live.apart)
+            });
+            assert_eq!((found.version, apart > 0), (version, version >= APART_VERSION));
+        }
+    }
+
     #[test]
     fn a_newer_format_is_told_apart_from_damage() {
-        let mut block = DiskIdentity { cluster: ClusterId(1), disk: DiskId(2), node: NodeId(3) }.encode();
-        block[8..10].copy_from_slice(&(FORMAT_VERSION + 1).to_le_bytes());
+        let mut block = DiskIdentity { cluster: ClusterId(1), disk: DiskId(2), node: NodeId(3) }.encode(VERSION);
+        block[8..10].copy_from_slice(&(VERSION + 1).to_le_bytes());
         let crc = crc32c(SEED, &block[..BLOCK - 4]);
         block[BLOCK - 4..].copy_from_slice(&crc.to_le_bytes());
         let contents = [block.as_slice(), block.as_slice()].concat();
-        assert_eq!(decode_file(&contents), Err(StoreError::NewerFormat { found: 2, known: 1 }));
+        assert_eq!(decode_file(&contents), Err(StoreError::NewerFormat { found: 3, known: 2 }));
     }
 }

@@ -35,6 +35,8 @@ pub struct Live {
     pub offset: u64,
     /// The journal volume with the record or its locator.
     pub journal: VolumeNumber,
+    /// See [`record::RecordHeader::apart`]; 0 in a bulk volume.
+    pub apart: u16,
     pub health: Health,
     /// Other journal volumes may hold a (dead) record of this id, too: it was moved or repaired.
     pub copies: bool,
@@ -111,28 +113,36 @@ impl Slot {
 #[derive(Clone, Copy)]
 struct Packed {
     crc64: [u32; 2],
-    /// Offset in units of the record alignment; a tombstone's holder kind.
+    /// Offset in units of the record alignment (27 bits), and the low bits of `apart`; a tombstone's holder kind.
     unit: u32,
-    /// Length (23 bits) and flags.
+    /// Length (23 bits), the high bits of `apart` (4), and flags.
     len_flags: u32,
     volume: u32,
     journal: u32,
     epoch: u32,
 }
 
-const LEN_MASK: u32 = (1 << 24) - 1;
+const LEN_MASK: u32 = (1 << 23) - 1;
+const UNIT_BITS: u32 = 27;
+const APART_LOW_BITS: u32 = u32::BITS - UNIT_BITS;
+const APART_HIGH_SHIFT: u32 = 23;
+const APART_HIGH_MASK: u32 = 0xf;
 const DELETED: u32 = 1 << 31;
 const DAMAGED: u32 = 1 << 30;
 const UNKNOWN: u32 = 1 << 29;
 const COPIES: u32 = 1 << 28;
 const EVICTED: u32 = 1 << 27;
 const _: () = assert!(base::CHUNK_SIZE_MAX <= LEN_MASK as usize);
+const _: () = assert!((record::APART_MAX as u32) < (APART_HIGH_MASK + 1) << APART_LOW_BITS);
 const _: () = assert!(std::mem::size_of::<Packed>() == 28);
 
 fn pack(slot: Slot) -> Packed {
     match slot {
         Slot::Live(live) => {
-            let unit = u32::try_from(live.offset / RECORD_ALIGN as u64).expect("volumes are at most 1 GiB long");
+            let unit = u32::try_from(live.offset / RECORD_ALIGN as u64).unwrap_or(u32::MAX);
+            assert!(unit < 1 << UNIT_BITS, "volumes are at most 1 GiB long");
+            let apart = u32::from(live.apart);
+            let (apart_low, apart_high) = (apart << UNIT_BITS, (apart >> APART_LOW_BITS) << APART_HIGH_SHIFT);
             let health = match live.health {
                 Health::Good => 0,
                 Health::Damaged => DAMAGED,
@@ -140,8 +150,8 @@ fn pack(slot: Slot) -> Packed {
             };
             Packed {
                 crc64: [live.crc64 as u32, (live.crc64 >> 32) as u32],
-                unit,
-                len_flags: live.len | health | if live.copies { COPIES } else { 0 },
+                unit: unit | apart_low,
+                len_flags: live.len | apart_high | health | if live.copies { COPIES } else { 0 },
                 volume: live.volume,
                 journal: live.journal,
                 epoch: live.epoch.0,
@@ -179,13 +189,15 @@ fn unpack(packed: &Packed) -> Slot {
         DAMAGED => Health::Damaged,
         _ => Health::Unknown,
     };
+    let apart_high = (packed.len_flags >> APART_HIGH_SHIFT) & APART_HIGH_MASK;
     Slot::Live(Live {
         len: packed.len_flags & LEN_MASK,
         crc64: u64::from(packed.crc64[0]) | (u64::from(packed.crc64[1]) << 32),
         epoch: PgEpoch(packed.epoch),
         volume: packed.volume,
-        offset: u64::from(packed.unit) * RECORD_ALIGN as u64,
+        offset: u64::from(packed.unit & ((1 << UNIT_BITS) - 1)) * RECORD_ALIGN as u64,
         journal: packed.journal,
+        apart: ((packed.unit >> UNIT_BITS) | (apart_high << APART_LOW_BITS)) as u16,
         health,
         copies: packed.len_flags & COPIES != 0,
     })
@@ -322,12 +334,12 @@ mod tests {
         #[test]
         fn slots_survive_packing(
             len in 0u32..=base::CHUNK_SIZE_MAX as u32, crc64: u64, epoch: u32, volume: u32, unit in 0u64..(1 << 27),
-            journal: u32, health in 0u8..3, copies: bool, holder in 0u8..3,
+            journal: u32, apart in 0..=record::APART_MAX, health in 0u8..3, copies: bool, holder in 0u8..3,
         ) {
             let health = [Health::Good, Health::Damaged, Health::Unknown][health as usize];
             let offset = unit * 8;
             let epoch = PgEpoch(epoch);
-            let live = Slot::Live(Live { len, crc64, epoch, volume, offset, journal, health, copies });
+            let live = Slot::Live(Live { len, crc64, epoch, volume, offset, journal, apart, health, copies });
             prop_assert_eq!(unpack(&pack(live)), live);
             let holder = [Holder::None, Holder::One(volume), Holder::Many][holder as usize];
             let deleted = Slot::Deleted { journal, holder };
@@ -340,7 +352,7 @@ mod tests {
         let mut index = Index::default();
         let id = ChunkId::from_u128(5);
         let (epoch, health) = (PgEpoch(0), Health::Good);
-        let live = Live { len: 1, crc64: 2, epoch, volume: 1, offset: 8, journal: 1, health, copies: false };
+        let live = Live { len: 1, crc64: 2, epoch, volume: 1, offset: 8, journal: 1, apart: 0, health, copies: false };
         index.set(id, Slot::Live(live));
         index.set(id, Slot::Live(live));
         assert_eq!((index.live_count(), index.tombstone_count()), (1, 0));

@@ -10,13 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 
-use crate::ahead::Ahead;
 use crate::bulk::Bulk;
 use crate::cache::BlockCache;
 use crate::errors::{StoreError, is_no_space};
 use crate::format::Seed;
+use crate::format::batch::Apart;
 use crate::format::volume::{VolumeKind, VolumeName};
-use crate::identity::DiskIdentity;
+use crate::identity::{DiskIdentity, FoundIdentity};
 use crate::index::VolumeNumber;
 use crate::queue::Queue;
 use crate::recovery::{incarnation_of, number_of};
@@ -36,8 +36,11 @@ pub struct EngineOptions {
     pub size_bytes_max: Option<u64>,
     /// Size of new volumes; by default clamp(disk / 64, 64 MiB, 1 GiB).
     pub volume_size_bytes: Option<u64>,
-    /// Space kept ready ahead of the journal's head, in bytes: written with zeroes where that pays, else set aside.
+    /// Space set aside ahead of the journal's head, in bytes.
     pub ahead_bytes: u64,
+    /// Chunks of whole blocks are laid apart from their headers, so that a read of one needs no block more, when there are so
+    /// many blocks of them for each one that a batch grows by.
+    pub apart_worth: usize,
     /// Most bytes a second that compaction rewrites while there is room.
     pub compaction_bytes_per_s: u64,
     /// Most bytes a second that the background scrub reads; 0 turns it off.
@@ -55,6 +58,7 @@ impl Default for EngineOptions {
             size_bytes_max: None,
             volume_size_bytes: None,
             ahead_bytes: 8 << 20,
+            apart_worth: 8,
             compaction_bytes_per_s: 64 << 20,
             scrub_bytes_per_s: 16 << 20,
             scrub_interval_s: 24 * 3600,
@@ -85,6 +89,8 @@ pub struct Inner {
     pub env: Env,
     pub disk: Arc<dyn Disk>,
     pub identity: DiskIdentity,
+    /// Whether payloads may stand apart from their headers on this disk.
+    pub apart: Apart,
     pub options: EngineOptions,
     /// Held while a volume is made, and while the list of volumes is composed: an incarnation that was given out is
     /// among the live volumes before anybody lists them.
@@ -97,7 +103,6 @@ pub struct Inner {
     pub space: Space,
     pub summaries: Summaries,
     pub counters: Counters,
-    pub ahead: Ahead,
     pub cache: BlockCache,
     pub ahead_wake: Notify,
     pub compaction_wake: Notify,
@@ -114,7 +119,7 @@ impl Inner {
     pub fn new(
         env: Env,
         disk: Arc<dyn Disk>,
-        identity: DiskIdentity,
+        found: FoundIdentity,
         options: EngineOptions,
         volume_size: u64,
         shared: Shared,
@@ -124,7 +129,8 @@ impl Inner {
         Inner {
             env,
             disk,
-            identity,
+            identity: found.identity,
+            apart: found.knows_apart().then_some(options.apart_worth),
             options,
             making_volumes: Mutex::new(()),
             volume_size,
@@ -134,7 +140,6 @@ impl Inner {
             space: Space::default(),
             summaries: Summaries::default(),
             counters: Counters::default(),
-            ahead: Ahead::new(volume_size),
             cache,
             ahead_wake: Notify::new(),
             compaction_wake: Notify::new(),
@@ -297,7 +302,6 @@ counters!(
     records,
     journal_bytes,
     bulk_bytes,
-    ahead_bytes,
     copied_bytes,
     read_bytes,
     puts,

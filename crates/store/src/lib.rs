@@ -5,7 +5,6 @@
 //! chunk means.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
-mod ahead;
 mod bulk;
 mod cache;
 mod committer;

@@ -1,15 +1,16 @@
 //! Reads: only the blocks that are needed, and none of them returned before its checksum was verified.
 
 use base::buffer::{BLOCK, align_up};
-use base::checksum::crc32c;
+use base::checksum::{crc32c, crc64};
 use base::ids::{ChunkId, GroupId, OwnerId, PeerId};
+use base::plant::{self, Plant};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use crate::errors::StoreError;
-use crate::format::record::{self, CRC_BLOCK, HEADER_LEN, Kind, RecordHeader, record_len, table_len};
+use crate::format::record::{self, CRC_BLOCK, HEADER_LEN, Kind, RecordHeader, apart_at, record_len, table_len};
 use crate::index::{Health, Live, Slot, VolumeNumber};
 use crate::inner::{Inner, count};
 use crate::raft_log::{EntryAt, GroupLog, RaftEntry, RaftLog};
@@ -22,8 +23,6 @@ const ONE_READ_LEN: u64 = 64 << 10;
 const MOVES_MAX: usize = 8;
 /// Longest payload that is kept in memory.
 const CACHED_LEN_MAX: usize = 16 << 10;
-/// In front of it: the owner.
-const OWNER_LEN: usize = 8;
 /// Bytes of a Raft log read at once.
 const WINDOW_LEN: u64 = 1 << 20;
 
@@ -40,8 +39,9 @@ pub fn stat_of(id: ChunkId, live: &Live) -> ChunkStat {
     ChunkStat { id, len: live.len, crc64: live.crc64, epoch: live.epoch, damaged }
 }
 
-/// A verified part of a chunk. When compaction moved it meanwhile, it is looked up again.
-pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>) -> Result<ChunkData, StoreError> {
+/// A verified part of a chunk; its owner when it is `owned`, and maybe otherwise. When compaction moved it meanwhile, it is
+/// looked up again.
+pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>, owned: bool) -> Result<ChunkData, StoreError> {
     for _ in 0..MOVES_MAX {
         let (live, file) = {
             let shared = inner.shared();
@@ -58,15 +58,19 @@ pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>) -> Result<Chun
         let Some(file) = file else {
             return Err(StoreError::Damaged(format!("chunk {id}: its volume is missing")));
         };
-        if let Some((owner, piece)) = cached(inner, &live, &range) {
+        if let Some(piece) = cached(inner, &live, &range).filter(|_| !owned) {
             let pieces = if piece.is_empty() { Vec::new() } else { vec![piece] };
-            return Ok(ChunkData { stat: stat_of(id, &live), owner, pieces });
+            return Ok(ChunkData { stat: stat_of(id, &live), owner: None, pieces });
         }
-        match verified_range(&file, id, &live, range.clone()).await {
+        let read = match live.apart {
+            1.. if !owned => apart(&file, &live, &range).await.map(|piece| (None, piece)),
+            _ => verified_range(&file, id, &live, range.clone()).await.map(|(owner, piece)| (Some(owner), piece)),
+        };
+        match read {
             Ok((owner, piece)) => {
                 count(&inner.counters.read_bytes, piece.len() as u64);
                 if live.health == Health::Good && !live.is_large() && piece.len() == live.len as usize {
-                    keep(inner, live.volume, live.offset, owner, &piece);
+                    keep(inner, live.volume, live.offset, &piece);
                 }
                 let pieces = if piece.is_empty() { Vec::new() } else { vec![piece] };
                 return Ok(ChunkData { stat: stat_of(id, &live), owner, pieces });
@@ -93,24 +97,36 @@ pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>) -> Result<Chun
 }
 
 /// The range of a small chunk that was stored or read lately. What a scrub has found damaged is read from the disk.
-fn cached(inner: &Inner, live: &Live, range: &Range<u32>) -> Option<(OwnerId, Bytes)> {
+fn cached(inner: &Inner, live: &Live, range: &Range<u32>) -> Option<Bytes> {
     if live.health != Health::Good || live.is_large() || live.len as usize > CACHED_LEN_MAX {
         return None;
     }
     let kept = inner.cache.get((u64::from(live.volume), live.offset))?;
-    let (owner, payload) = kept.split_first_chunk::<OWNER_LEN>()?;
+    assert_eq!(kept.len(), live.len as usize, "a place in a volume never holds another record");
+    Some(part(&kept, live, range))
+}
+
+fn part(payload: &Bytes, live: &Live, range: &Range<u32>) -> Bytes {
     let (from, to) = (range.start.min(live.len) as usize, range.end.min(live.len) as usize);
-    let piece = kept.slice(OWNER_LEN + from..OWNER_LEN + to.max(from));
-    assert_eq!(payload.len(), live.len as usize, "a place in a volume never holds another record");
-    Some((OwnerId(u64::from_le_bytes(*owner)), piece))
+    payload.slice(from..to.max(from))
 }
 
 /// Keeps the verified payload of a small chunk in memory.
-pub fn keep(inner: &Inner, volume: VolumeNumber, offset: u64, owner: OwnerId, payload: &[u8]) {
+pub fn keep(inner: &Inner, volume: VolumeNumber, offset: u64, payload: &[u8]) {
     if payload.len() <= CACHED_LEN_MAX && inner.options.cache_bytes > 0 {
-        let kept = [&owner.0.to_le_bytes(), payload].concat();
-        inner.cache.insert((u64::from(volume), offset), &kept.into());
+        inner.cache.insert((u64::from(volume), offset), &Bytes::copy_from_slice(payload));
     }
+}
+
+/// A part of a payload that stands apart: all of it is read, and nothing else, and held against the chunk's own checksum,
+/// which the index has.
+async fn apart(file: &VolumeFile, live: &Live, range: &Range<u32>) -> Result<Bytes, ReadFailure> {
+    let from = apart_at(live.offset, live.apart);
+    let payload = span(file, from, from + u64::from(live.len)).await?;
+    if crc64(&payload) != live.crc64 && !plant::is(Plant::IgnoreChecksum) {
+        return Err(ReadFailure::Damaged("whole-chunk checksum".into()));
+    }
+    Ok(part(&payload, live, range))
 }
 
 /// Reads and verifies the blocks under `range` (cut at the chunk's end). Gives the owner and the bytes.
@@ -130,7 +146,7 @@ pub async fn verified_range(
     };
     let (from, to) = ((range.start as usize).min(len), (range.end as usize).min(len));
     let to = to.max(from);
-    let payload_at = live.offset + head_len;
+    let payload_at = if live.apart > 0 { apart_at(live.offset, live.apart) } else { live.offset + head_len };
     let blocks = from / CRC_BLOCK..to.div_ceil(CRC_BLOCK);
     let data_from = payload_at + (blocks.start * CRC_BLOCK) as u64;
     let data_to = payload_at + ((blocks.end * CRC_BLOCK) as u64).min(covered);
@@ -146,8 +162,8 @@ pub async fn verified_range(
     };
     let header =
         RecordHeader::decode(&head, file.seed, live.offset).map_err(|e| ReadFailure::Damaged(e.to_string()))?;
-    let expected = (Kind::Chunk, id.to_bytes(), live.len, live.crc64);
-    if (header.kind, header.id, header.payload_len, header.check) != expected {
+    let expected = (Kind::Chunk, id.to_bytes(), live.len, live.crc64, live.apart);
+    if (header.kind, header.id, header.payload_len, header.check, header.apart) != expected {
         return Err(ReadFailure::Damaged("another record is where the chunk should be".into()));
     }
     if crc32c(&[], &head[HEADER_LEN..]) != header.table_crc {
@@ -185,26 +201,32 @@ impl RecordReader {
         RecordReader { window: None, last: None }
     }
 
-    /// The verified header and payload of the journal record at `offset`.
+    /// The verified header and payload of the journal record at `offset`, whose payload stands `apart` or not.
     pub async fn read(
         &mut self,
         number: VolumeNumber,
         file: &VolumeFile,
         offset: u64,
         payload_len: u32,
+        apart: u16,
     ) -> Result<(RecordHeader, Bytes), ReadFailure> {
         if let Some((volume, at, header, payload)) = &self.last
             && (*volume, *at, header.payload_len) == (number, offset, payload_len)
         {
             return Ok((*header, payload.clone()));
         }
-        let len = record_len(payload_len as usize) as u64;
+        let len = match apart {
+            0 => record_len(payload_len as usize) as u64,
+            apart => apart_at(offset, apart) + u64::from(payload_len) - offset,
+        };
         let inside = self.window.as_ref().is_some_and(|(volume, at, data)| {
             *volume == number && offset >= *at && offset + len <= at + data.len() as u64
         });
         if !inside {
             let start = offset - offset % BLOCK as u64;
-            let want = (offset - start + len).max(WINDOW_LEN).min(file.written_end().saturating_sub(start));
+            // What follows a record whose payload stands apart has its own behind that one's.
+            let more = if apart > 0 { WINDOW_LEN } else { 0 };
+            let want = (offset - start + len + more).max(WINDOW_LEN).min(file.written_end().saturating_sub(start));
             let end = start + want.max(offset - start + len);
             let data = span(file, start, align_up(end).min(align_up(file.written_end()))).await?;
             self.window = Some((number, start, data));
@@ -214,7 +236,7 @@ impl RecordReader {
         let bytes = data.slice(from.min(data.len())..(from + len as usize).min(data.len()));
         let (header, payload) =
             record::verify_record(&bytes, file.seed, offset).map_err(|e| ReadFailure::Damaged(e.to_string()))?;
-        let payload = bytes.slice_ref(payload);
+        let payload = bytes.slice(payload);
         self.last = Some((number, offset, header, payload.clone()));
         Ok((header, payload))
     }
@@ -248,7 +270,7 @@ pub async fn raft_entry(
 ) -> Result<Bytes, ReadFailure> {
     let damaged = |detail: &str| ReadFailure::Damaged(detail.into());
     let file = files.get(&at.volume).ok_or_else(|| damaged("its volume is missing"))?;
-    let (header, payload) = reader.read(at.volume, file, at.offset(), at.record_payload_len).await?;
+    let (header, payload) = reader.read(at.volume, file, at.offset(), at.record_payload_len, 0).await?;
     if header.group() != group || header.owner != peer.0 {
         return Err(damaged("another record is where the entry should be"));
     }

@@ -63,7 +63,8 @@ impl Known {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ChunkData {
     pub stat: ChunkStat,
-    pub owner: OwnerId,
+    /// Where it was asked for, or came along.
+    pub owner: Option<OwnerId>,
     /// The bytes of the range that was asked for, cut at the chunk's end.
     pub pieces: Vec<bytes::Bytes>,
 }
@@ -164,8 +165,6 @@ pub struct EngineStats {
     pub records: u64,
     pub journal_bytes: u64,
     pub bulk_bytes: u64,
-    /// Space written ahead in journal volumes, in bytes.
-    pub ahead_bytes: u64,
     /// Payload bytes copied in memory before they were written.
     pub copied_bytes: u64,
     pub read_bytes: u64,

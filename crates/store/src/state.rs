@@ -84,6 +84,7 @@ impl State {
                     volume,
                     offset,
                     journal: volume,
+                    apart: header.apart,
                     health: Health::Good,
                     copies: false,
                 };
@@ -140,7 +141,7 @@ impl State {
         }
         let health = Health::Unknown;
         let (epoch, copies) = (PgEpoch(0), false);
-        self.store(id, Live { len: 0, crc64: 0, epoch, volume, offset, journal: volume, health, copies });
+        self.store(id, Live { len: 0, crc64: 0, epoch, volume, offset, journal: volume, apart: 0, health, copies });
     }
 
     /// Writes a finding into the quarantine list and keeps its volume from being recycled.
@@ -389,6 +390,7 @@ fn located(header: &RecordHeader, locator: &Locator, journal: VolumeNumber) -> L
         volume: VolumeNumber::try_from(locator.incarnation).unwrap_or(VolumeNumber::MAX),
         offset: locator.offset,
         journal,
+        apart: 0,
         health: Health::Good,
         copies: false,
     }
@@ -471,6 +473,7 @@ mod tests {
             volume: 4,
             offset: 4096,
             journal: 1,
+            apart: 0,
             health: Health::Good,
             copies: false,
         };

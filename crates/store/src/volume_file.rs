@@ -1,6 +1,5 @@
 //! An open volume: its file, and how far its space was written before.
 
-use base::buffer::{AlignedBuf, BLOCK};
 use base::env::{Caching, Disk, File, Flush, OpenMode};
 use base::plant::{self, Plant};
 use bytes::Bytes;
@@ -11,20 +10,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::format::Seed;
 use crate::format::volume::VolumeName;
 
-/// Zeroes are written ahead in pieces of this many bytes.
-const ZEROES_LEN: usize = 1 << 20;
-
 pub struct VolumeFile {
     pub name: VolumeName,
     pub seed: Seed,
     pub file: Arc<dyn File>,
-    /// Bytes from the start on that have been written at some time (zeroes, or an earlier incarnation's bytes).
-    /// Writing there needs no new space.
+    /// Bytes from the start on that have been written at some time, by this incarnation or an earlier one. Writing there needs
+    /// no new space.
     written_end: AtomicU64,
     /// Bytes from the start on that are set aside for this file, written or not.
     reserved_end: AtomicU64,
-    /// Held by whoever moves `written_end`, so that zeroes never overtake data.
-    growing: tokio::sync::Mutex<()>,
     /// Whether a flush of background work failed; held while such a flush is under way. A failed flush may take with it what
     /// others have written to the file, and their own flush, right behind it, reports success (Rebello et al., "Can
     /// applications recover from fsync failures?", 2020).
@@ -41,7 +35,6 @@ impl VolumeFile {
             file,
             reserved_end: AtomicU64::new(written_end.load(Ordering::Relaxed)),
             written_end,
-            growing: tokio::sync::Mutex::new(()),
             flush_failed: tokio::sync::Mutex::new(false),
         })
     }
@@ -67,14 +60,13 @@ impl VolumeFile {
     pub async fn append(&self, offset: u64, bytes: Bytes) -> io::Result<()> {
         let end = offset + bytes.len() as u64;
         let flush = if plant::is(Plant::SkipFlush) { Flush::No } else { Flush::Yes };
-        if end <= self.written_end() {
-            let written = self.file.write_at(offset, vec![bytes], flush).await;
-            if plant::is(Plant::RetryFlush) { self.file.flush().await? } else { written? }
+        let written = self.file.write_at(offset, vec![bytes], flush).await;
+        if plant::is(Plant::RetryFlush) && end <= self.written_end() {
+            self.file.flush().await?
         } else {
-            let _growing = self.growing.lock().await;
-            self.file.write_at(offset, vec![bytes], flush).await?;
-            self.written_end.fetch_max(end, Ordering::AcqRel);
+            written?
         }
+        self.written_end.fetch_max(end, Ordering::AcqRel);
         self.no_flush_failed().await
     }
 
@@ -108,25 +100,6 @@ impl VolumeFile {
         self.written_end.fetch_max(end, Ordering::AcqRel);
         self.file.write_at(offset, pieces, Flush::No).await
     }
-
-    /// Writes zeroes behind the written end, up to `upto`, and flushes. Returns the bytes written.
-    pub async fn write_ahead(&self, upto: u64) -> io::Result<u64> {
-        let zeroes = AlignedBuf::zeroed(ZEROES_LEN).freeze();
-        let mut total = 0;
-        loop {
-            // Short holds: a batch that runs out of written space waits for one piece at most.
-            let _growing = self.growing.lock().await;
-            let from = self.written_end().next_multiple_of(BLOCK as u64);
-            if from >= upto {
-                return Ok(total);
-            }
-            let len = (upto - from).min(ZEROES_LEN as u64);
-            self.file.write_at(from, vec![zeroes.slice(..len as usize)], Flush::No).await?;
-            self.flush_in_background().await?;
-            self.written_end.fetch_max(from + len, Ordering::AcqRel);
-            total += len;
-        }
-    }
 }
 
 fn overlapping_flush_failed() -> io::Error {
@@ -159,11 +132,10 @@ mod tests {
                 let seed = Seed { disk: DiskId(1), incarnation: 1 };
                 let file = VolumeFile::open(&*on_node, name, seed, OpenMode::CreateNew).expect("a new file");
                 on_node.flush_directory().expect("durable name");
-                file.write_ahead(1 << 20).await.expect("the first zeroes");
                 on_node.inject(Fault::FlushError, nth);
                 let file = Arc::new(file);
-                let ahead = file.clone();
-                env.spawn("ahead", async move { drop(ahead.write_ahead(2 << 20).await) });
+                let background = file.clone();
+                env.spawn("background", async move { while background.flush_in_background().await.is_ok() {} });
                 let mut acknowledged = 0;
                 while acknowledged < BATCHES
                     && file.append(acknowledged as u64 * 4096, vec![7; 4096].into()).await.is_ok()

@@ -172,6 +172,21 @@ impl Inode {
         Ok(())
     }
 
+    /// Sets space aside up to `size_bytes`: holes there become zeroes that take room.
+    pub(super) fn reserve(&mut self, size_bytes: u64, room_bytes: u64) -> Result<(), NoRoom> {
+        assert!(size_bytes <= FILE_SIZE_MAX, "a simulated file ends at {FILE_SIZE_MAX} bytes");
+        let sectors = size_bytes.div_ceil(SECTOR as u64) as usize;
+        let holes: Vec<usize> = (0..sectors).filter(|index| self.sector(*index).is_none()).collect();
+        if holes.len() as u64 > room_bytes / SECTOR as u64 {
+            return Err(NoRoom);
+        }
+        self.changes += 1;
+        let zeroes: Arc<[u8]> = Arc::from(&ZEROES[..]);
+        holes.into_iter().for_each(|index| self.replace(index, Some(zeroes.clone()), false));
+        self.grow_to(size_bytes);
+        Ok(())
+    }
+
     pub(super) fn set_size(&mut self, size_bytes: u64) {
         assert!(size_bytes <= FILE_SIZE_MAX, "a simulated file ends at {FILE_SIZE_MAX} bytes");
         self.changes += 1;

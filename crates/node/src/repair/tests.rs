@@ -72,8 +72,10 @@ impl Nodes {
                 if let Some((slow, for_long)) = slow {
                     self.env.sleep(if slow == id { for_long } else { Duration::from_millis(20) }).await;
                 }
-                return match disks.metadata().get(id, get.start..get.end).await {
-                    Ok(data) => Ok((Told::Chunk(ChunkDone { epoch: 1, owner: data.owner.0, crc64: 0 }), data.pieces)),
+                return match disks.metadata().get_owned(id, get.start..get.end).await {
+                    Ok(data) => {
+                        Ok((Told::Chunk(ChunkDone { epoch: 1, owner: data.owner.unwrap().0, crc64: 0 }), data.pieces))
+                    }
                     Err(error) => Err((Failure::NotFound, error.to_string())),
                 };
             }
@@ -214,8 +216,8 @@ impl Bench {
     }
 
     fn has(&self, node: u32, number: u32) -> bool {
-        match self.sim.block_on(self.engine(node).get(id(number), 0..u32::MAX)) {
-            Ok(data) => data.owner == OwnerId(7) && data.into_bytes() == payload(number),
+        match self.sim.block_on(self.engine(node).get_owned(id(number), 0..u32::MAX)) {
+            Ok(data) => data.owner == Some(OwnerId(7)) && data.into_bytes() == payload(number),
             Err(_) => false,
         }
     }

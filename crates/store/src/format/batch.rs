@@ -1,6 +1,10 @@
 //! Batches: what one round of the committer writes to a journal volume.
 //!
-//! header (64 bytes) | records | zeroes | directory (24 bytes a record) | copy of the header (64 bytes)
+//! header (64 bytes) | records | zeroes | payloads that stand apart | zeroes | directory (24 bytes a record) | copy of the
+//! header (64 bytes)
+//!
+//! Payloads of whole blocks stand apart, at block boundaries, in batches with so many of them that it costs little: then a
+//! read needs no more blocks than the payload has.
 //!
 //! The directory names every record, so that one whose own header is damaged is still known by id; the copy of the
 //! header lets recovery find a batch whose first block is damaged. The body checksum covers everything between the
@@ -14,7 +18,7 @@ use bytes::Bytes;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::record::{self, CRC_BLOCK, Kind, RecordHeader};
+use super::record::{self, APART_MAX, CRC_BLOCK, Kind, RecordHeader};
 use super::{FORMAT_VERSION, Seed};
 
 /// Length of a batch header, and of its copy at the end, in bytes.
@@ -170,11 +174,85 @@ impl RecordIn {
     pub fn cost(&self) -> usize {
         record::record_len(self.payload_len()) + DIRECTORY_LINE_LEN
     }
+
+    fn may_stand_apart(&self) -> bool {
+        self.header.kind == Kind::Chunk && record::may_stand_apart(self.payload_len())
+    }
 }
 
-/// Length in bytes of a batch whose records cost `cost` together.
-pub const fn batch_len(cost: usize) -> usize {
+/// Length in bytes of a batch whose records cost `cost` together, when no payload stands apart.
+const fn packed_len(cost: usize) -> usize {
     (2 * HEADER_LEN + cost).next_multiple_of(BLOCK)
+}
+
+/// Whether payloads may stand apart: how many of their blocks there must be for each one that the batch grows by. `None`: the
+/// disk was formatted by a henge that knew no such payloads.
+pub type Apart = Option<usize>;
+
+/// Where everything in a batch goes, in bytes from its start.
+pub struct Layout {
+    pub len: usize,
+    /// Of each record, in order.
+    places: Vec<Place>,
+    records_end: usize,
+    directory_at: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Place {
+    at: usize,
+    apart: u16,
+}
+
+/// The shortest layout, or one whose payloads of whole blocks stand apart, where that costs little.
+pub fn lay_out(records: &[RecordIn], apart: Apart) -> Layout {
+    let packed = lay_out_packed(records);
+    let blocks: usize = records.iter().filter(|record| record.may_stand_apart()).map(|r| r.payload_len() / BLOCK).sum();
+    let Some(worth) = apart.filter(|_| blocks > 0) else { return packed };
+    match lay_out_apart(records) {
+        Some(layout) if (layout.len - packed.len) / BLOCK * worth <= blocks => layout,
+        _ => packed,
+    }
+}
+
+fn lay_out_packed(records: &[RecordIn]) -> Layout {
+    let mut at = HEADER_LEN;
+    let place = |record: &RecordIn| {
+        let place = Place { at, apart: 0 };
+        at += record::record_len(record.payload_len());
+        place
+    };
+    let places = records.iter().map(place).collect();
+    let len = packed_len(records.iter().map(RecordIn::cost).sum());
+    Layout { len, places, records_end: at, directory_at: directory_at(len, records.len()) }
+}
+
+/// `None` when a payload would be too far from its header.
+fn lay_out_apart(records: &[RecordIn]) -> Option<Layout> {
+    let stride = |record: &RecordIn| match record.may_stand_apart() {
+        true => record::head_len(record.payload_len()),
+        false => record::record_len(record.payload_len()),
+    };
+    let records_end = HEADER_LEN + records.iter().map(stride).sum::<usize>();
+    let mut payload_block = records_end.div_ceil(BLOCK);
+    let mut at = HEADER_LEN;
+    let mut places = Vec::with_capacity(records.len());
+    for record in records {
+        let mut apart = 0;
+        if record.may_stand_apart() {
+            apart = u16::try_from(payload_block - at / BLOCK).ok().filter(|apart| *apart <= APART_MAX)?;
+            payload_block += record.payload_len() / BLOCK;
+        }
+        places.push(Place { at, apart });
+        at += stride(record);
+    }
+    let tail = records.len() * DIRECTORY_LINE_LEN + HEADER_LEN;
+    let len = (payload_block * BLOCK + tail).next_multiple_of(BLOCK);
+    Some(Layout { len, places, records_end, directory_at: directory_at(len, records.len()) })
+}
+
+fn directory_at(len: usize, records: usize) -> usize {
+    len - HEADER_LEN - records * DIRECTORY_LINE_LEN
 }
 
 /// A batch, ready to be written at `header.position.offset`.
@@ -185,9 +263,15 @@ pub struct Encoded {
     pub records: Vec<(RecordHeader, u64)>,
 }
 
-/// Lays the records out behind each other. Payloads are copied once, into the buffer that is written.
-pub fn encode(seed: Seed, position: Position, records: &[RecordIn], buffers: &Arc<BufferPool>) -> Encoded {
-    let len = batch_len(records.iter().map(RecordIn::cost).sum());
+/// Writes the records where the layout says. Payloads are copied once, into the buffer that is written.
+pub fn encode(
+    seed: Seed,
+    position: Position,
+    records: &[RecordIn],
+    layout: &Layout,
+    buffers: &Arc<BufferPool>,
+) -> Encoded {
+    let len = layout.len;
     assert!(len <= BATCH_LEN_MAX, "the committer bounds its rounds");
     assert!(position.offset.is_multiple_of(BLOCK as u64) && position.durable_upto <= position.offset);
     let mut buffer = buffers.take(len);
@@ -195,28 +279,35 @@ pub fn encode(seed: Seed, position: Position, records: &[RecordIn], buffers: &Ar
     let out = buffer.as_mut_slice();
     let mut directory = Vec::with_capacity(records.len() * DIRECTORY_LINE_LEN);
     let mut written = Vec::with_capacity(records.len());
-    let mut at = HEADER_LEN;
-    for record in records {
-        let header = encode_record(seed, position.offset, out, at, record);
+    let mut payloads_end = layout.records_end;
+    for (record, place) in records.iter().zip(&layout.places) {
+        let offset = position.offset + place.at as u64;
+        let header = encode_record(seed, offset, &mut out[place.at..], place.apart, record);
+        let payload = header.payload_range(offset);
+        if place.apart > 0 {
+            // Payloads apart are in the order of their records, without gaps.
+            let (start, end) = (place.at + payload.start, place.at + payload.end);
+            if payloads_end == layout.records_end {
+                out[payloads_end..start].fill(0);
+            }
+            payloads_end = end;
+        }
         directory.put_u8(header.kind as u8);
         directory.put_bytes(&[0; 3]);
-        directory.put_u32(at as u32);
+        directory.put_u32(place.at as u32);
         directory.put_bytes(&header.id);
-        written.push((header, position.offset + at as u64));
-        at += record::record_len(header.payload_len as usize);
+        written.push((header, offset));
     }
     let copy_at = len - HEADER_LEN;
-    let directory_at = copy_at - directory.len();
-    assert!(at <= directory_at, "batch_len counts every part");
     // The buffer was used before.
-    out[at..directory_at].fill(0);
-    out[directory_at..copy_at].copy_from_slice(&directory);
+    out[payloads_end..layout.directory_at].fill(0);
+    out[layout.directory_at..copy_at].copy_from_slice(&directory);
     let mut header = BatchHeader {
         incarnation: seed.incarnation,
         position,
         len: len as u32,
         count: records.len() as u32,
-        records_end: at as u32,
+        records_end: layout.records_end as u32,
         body_crc: crc32c(&[], &out[HEADER_LEN..copy_at]),
         directory_crc: crc32c(&[], &directory),
         checksum: 0,
@@ -228,25 +319,27 @@ pub fn encode(seed: Seed, position: Position, records: &[RecordIn], buffers: &Ar
     Encoded { header, bytes: buffer.freeze(), records: written }
 }
 
-fn encode_record(seed: Seed, batch_offset: u64, out: &mut [u8], at: usize, record: &RecordIn) -> RecordHeader {
+/// Writes a record at the start of `out`, which is byte `offset` of the volume.
+fn encode_record(seed: Seed, offset: u64, out: &mut [u8], apart: u16, record: &RecordIn) -> RecordHeader {
     let payload_len = record.payload_len();
     assert!(payload_len <= record::PAYLOAD_MAX, "requests are checked before they are queued");
-    let table_at = at + record::HEADER_LEN;
-    let payload_at = table_at + record::table_len(payload_len);
-    let mut to = payload_at;
+    let mut header = RecordHeader { payload_len: payload_len as u32, apart, ..record.header };
+    let payload_range = header.payload_range(offset);
+    let mut to = payload_range.start;
     for piece in &record.payload {
         out[to..to + piece.len()].copy_from_slice(piece);
         to += piece.len();
     }
-    let mut header = RecordHeader { payload_len: payload_len as u32, ..record.header };
-    let mut table = Vec::with_capacity(record::table_len(payload_len));
-    for (number, block) in out[payload_at..to].chunks(CRC_BLOCK).enumerate() {
+    let mut table = Vec::with_capacity(header.table_len());
+    for (number, block) in out[payload_range.clone()].chunks(CRC_BLOCK).enumerate() {
         table.put_u32(crc32c(&seed.block(&header.id, number as u32), block));
     }
     header.table_crc = crc32c(&[], &table);
-    out[table_at..payload_at].copy_from_slice(&table);
-    out[to..at + record::record_len(payload_len)].fill(0);
-    out[at..table_at].copy_from_slice(&header.encode(seed, batch_offset + at as u64));
+    let table_end = record::HEADER_LEN + table.len();
+    out[record::HEADER_LEN..table_end].copy_from_slice(&table);
+    let padding_at = if apart == 0 { payload_range.end } else { table_end };
+    out[padding_at..header.stride()].fill(0);
+    out[..record::HEADER_LEN].copy_from_slice(&header.encode(seed, offset));
     header
 }
 
@@ -298,33 +391,43 @@ fn parse_line(data: &[u8], header: &BatchHeader, seed: Seed, line: &[u8], intact
     reader.take(3, "zeroes").ok()?;
     let at = reader.u32("position").ok()? as usize;
     let id: [u8; 16] = reader.array("id").ok()?;
-    let offset = header.position.offset + at as u64;
-    let record = data.get(at..header.records_end as usize)?;
-    let content = content_of(record, seed, offset, at, intact).and_then(|(found, payload)| {
+    if at > header.records_end as usize {
+        return None;
+    }
+    let content = content_of(data, header, seed, at, intact).and_then(|(found, payload)| {
         if found.kind == kind && found.id == id {
             Ok((found, payload))
         } else {
             Err("record differs from its line".into())
         }
     });
-    Some(Parsed { kind, id, offset, content })
+    Some(Parsed { kind, id, offset: header.position.offset + at as u64, content })
 }
 
+/// The record at byte `at` of the batch, and where in the batch its payload lies.
 fn content_of(
-    record: &[u8],
+    data: &[u8],
+    header: &BatchHeader,
     seed: Seed,
-    offset: u64,
     at: usize,
     intact: bool,
 ) -> Result<(RecordHeader, Range<usize>), String> {
-    let found = if intact {
-        RecordHeader::decode(record, seed, offset).map_err(|error| error.to_string())?
+    let offset = header.position.offset + at as u64;
+    let records_end = header.records_end as usize;
+    let directory_at = directory_at(data.len(), header.count as usize);
+    let record = &data[at..directory_at];
+    let (found, payload) = if intact {
+        let found = RecordHeader::decode(record, seed, offset).map_err(|error| error.to_string())?;
+        let payload = found.payload_range(offset);
+        (found, payload)
     } else {
-        record::verify_record(record, seed, offset).map_err(|error| error.to_string())?.0
+        record::verify_record(record, seed, offset).map_err(|error| error.to_string())?
     };
-    let payload_at = at + record::HEADER_LEN + found.table_len();
-    let payload = payload_at..payload_at + found.payload_len as usize;
-    if payload.end > at + record.len() { Err("payload length".into()) } else { Ok((found, payload)) }
+    // What stands apart lies behind all records, everything else among them.
+    let among = at + payload.end <= records_end;
+    let behind = at + payload.start >= records_end && payload.end <= record.len();
+    let fits = if found.apart == 0 { among } else { behind };
+    if fits { Ok((found, at + payload.start..at + payload.end)) } else { Err("payload length".into()) }
 }
 
 /// Goes from record to record by their own headers, for a batch whose directory is damaged.
@@ -338,9 +441,9 @@ fn walk(data: &[u8], header: &BatchHeader, seed: Seed) -> Contents {
             let unknown = Some(offset..header.position.offset + end as u64);
             return Contents { records, intact: false, unknown };
         };
-        let content = content_of(&data[at..end], seed, offset, at, false);
+        let content = content_of(data, header, seed, at, false);
         records.push(Parsed { kind: found.kind, id: found.id, offset, content });
-        at += record::record_len(found.payload_len as usize);
+        at += found.stride();
     }
     Contents { records, intact: false, unknown: None }
 }
@@ -374,14 +477,35 @@ mod tests {
         Some((header, contents))
     }
 
+    /// Some of them of whole blocks.
     fn payloads() -> impl Strategy<Value = Vec<Vec<u8>>> {
-        proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..3000), 0..12)
+        let odd = proptest::collection::vec(any::<u8>(), 0..3000);
+        let whole = (1usize..=5, any::<u8>()).prop_map(|(blocks, first)| {
+            (0..blocks * BLOCK).map(|at| (at as u8).wrapping_mul(31).wrapping_add(first)).collect()
+        });
+        proptest::collection::vec(prop_oneof![odd, whole], 0..12)
+    }
+
+    fn apart() -> impl Strategy<Value = Apart> {
+        prop_oneof![Just(None), Just(Some(0)), Just(Some(8))]
+    }
+
+    fn encoded(payloads: &[Vec<u8>], apart: Apart) -> Encoded {
+        let records = records(payloads);
+        // Of a buffer that was used before, everything is written anew.
+        let buffers = Arc::default();
+        let layout = lay_out(&records, apart);
+        let mut used = BufferPool::take(&buffers, layout.len);
+        used.set_len(layout.len);
+        used.as_mut_slice().fill(0xff);
+        drop(used);
+        encode(SEED, position(), &records, &layout, &buffers)
     }
 
     proptest! {
         #[test]
-        fn batches_round_trip(payloads in payloads()) {
-            let encoded = encode(SEED, position(), &records(&payloads), &Arc::default());
+        fn batches_round_trip(payloads in payloads(), apart in apart()) {
+            let encoded = encoded(&payloads, apart);
             let (header, contents) = decode(&encoded.bytes).unwrap();
             prop_assert_eq!(header, encoded.header);
             prop_assert_eq!(BatchHeader::decode_copy(&encoded.bytes, SEED, header.end()), Ok(header));
@@ -390,6 +514,9 @@ mod tests {
                 .map(|r| encoded.bytes[r.content.clone().unwrap().1].to_vec()).collect();
             prop_assert_eq!(found, payloads);
             for (parsed, (header, offset)) in contents.records.iter().zip(&encoded.records) {
+                let start = header.payload_range(*offset).start as u64 + offset;
+                prop_assert!(header.apart == 0 || apart.is_some() && start.is_multiple_of(BLOCK as u64));
+                prop_assert!(apart != Some(0) || !record::may_stand_apart(header.payload_len as usize) || header.apart > 0);
                 prop_assert_eq!(parsed.offset, *offset);
                 prop_assert_eq!(&parsed.content.as_ref().unwrap().0, header);
             }
@@ -397,8 +524,10 @@ mod tests {
 
         /// One damaged byte anywhere: it is noticed, at most one record is lost, and that one is named.
         #[test]
-        fn one_damaged_byte_costs_at_most_one_named_record(payloads in payloads(), at: prop::sample::Index, flip in 1u8..) {
-            let encoded = encode(SEED, position(), &records(&payloads), &Arc::default());
+        fn one_damaged_byte_costs_at_most_one_named_record(
+            payloads in payloads(), apart in apart(), at: prop::sample::Index, flip in 1u8..,
+        ) {
+            let encoded = encoded(&payloads, apart);
             let mut bytes = encoded.bytes.to_vec();
             let at = at.index(bytes.len());
             bytes[at] ^= flip;
@@ -424,8 +553,10 @@ mod tests {
         }
 
         #[test]
-        fn heavy_damage_never_gives_wrong_bytes(payloads in payloads(), noise: Vec<(prop::sample::Index, u8)>) {
-            let encoded = encode(SEED, position(), &records(&payloads), &Arc::default());
+        fn heavy_damage_never_gives_wrong_bytes(
+            payloads in payloads(), apart in apart(), noise: Vec<(prop::sample::Index, u8)>,
+        ) {
+            let encoded = encoded(&payloads, apart);
             let mut bytes = encoded.bytes.to_vec();
             for (at, value) in noise {
                 let at = at.index(bytes.len());
@@ -451,8 +582,25 @@ mod tests {
     }
 
     #[test]
+    fn payloads_stand_apart_where_that_costs_little() {
+        let len = |chunks: usize, apart| lay_out(&records(&vec![vec![1; BLOCK]; chunks]), apart).len / BLOCK;
+        assert_eq!((len(1, None), len(1, Some(8)), len(1, Some(0))), (2, 2, 3));
+        assert_eq!((len(16, None), len(16, Some(8))), (17, 18));
+        assert_eq!((len(250, None), len(250, Some(8))), (256, 257));
+        let is_apart = |chunks: usize| {
+            let layout = lay_out(&records(&vec![vec![1; BLOCK]; chunks]), Some(8));
+            layout.places.iter().all(|place| place.apart > 0)
+        };
+        assert!(!is_apart(7) && is_apart(8) && is_apart(500));
+        assert!(!is_apart(600), "the last would be too far from their headers");
+        let mut mixed = records(&[vec![1; 100], vec![2; BLOCK], vec![3; 5 * BLOCK]]);
+        mixed[1].header.kind = Kind::RaftEntry;
+        assert!(lay_out(&mixed, Some(0)).places.iter().all(|place| place.apart == 0), "only small chunks");
+    }
+
+    #[test]
     fn a_batch_of_another_incarnation_disk_or_place_does_not_verify() {
-        let encoded = encode(SEED, position(), &records(&[vec![1; 100]]), &Arc::default());
+        let encoded = encoded(&[vec![1; 100]], None);
         assert!(BatchHeader::decode(&encoded.bytes, SEED, 8192).is_ok());
         assert!(BatchHeader::decode(&encoded.bytes, SEED, 4096).is_err());
         assert!(BatchHeader::decode(&encoded.bytes, Seed { incarnation: 6, ..SEED }, 8192).is_err());

@@ -1,9 +1,11 @@
-//! Records: a 64-byte header, one CRC-32C per 16 KiB of payload, the payload.
+//! Records: a 64-byte header, one CRC-32C per 16 KiB of payload, the payload; which may stand apart, further on in the batch.
 
+use base::buffer::BLOCK;
 use base::checksum::crc32c;
 use base::codec::{DecodeError, Reader, Writer};
 use base::ids::{ChunkId, GroupId, LogIndex, OwnerId, PeerId, PgEpoch, Term};
 use base::plant::{self, Plant};
+use std::ops::Range;
 
 use super::Seed;
 
@@ -11,8 +13,12 @@ use super::Seed;
 pub const HEADER_LEN: usize = 64;
 /// Payload bytes under one CRC-32C.
 pub const CRC_BLOCK: usize = 16 << 10;
+/// Largest volume in bytes.
+pub const VOLUME_SIZE_MAX: u64 = 1 << 30;
 /// Records in a batch start at multiples of this many bytes.
 pub const RECORD_ALIGN: usize = 8;
+/// Furthest that a payload stands from its header, in blocks: what the index has room for.
+pub const APART_MAX: u16 = 511;
 /// Largest payload of one record in bytes (a base record with a whole Raft tail; chunks are smaller).
 pub const PAYLOAD_MAX: usize = 32 << 20;
 
@@ -107,23 +113,34 @@ pub struct RecordHeader {
     pub epoch: u64,
     /// CRC-32C of the block checksums; in a bulk volume of all of the header block behind the header.
     pub table_crc: u32,
+    /// The payload begins so many blocks behind the one that the header begins in; 0: right behind header and table.
+    pub apart: u16,
 }
 
 impl RecordHeader {
     /// A chunk, locator, tombstone or evicted mark; `payload_len` is filled in by the encoder.
     pub fn chunk(kind: Kind, id: ChunkId, owner: OwnerId, epoch: PgEpoch, crc64: u64) -> RecordHeader {
         let epoch = u64::from(epoch.0);
-        RecordHeader { kind, payload_len: 0, id: id.to_bytes(), owner: owner.0, check: crc64, epoch, table_crc: 0 }
+        RecordHeader {
+            kind,
+            payload_len: 0,
+            id: id.to_bytes(),
+            owner: owner.0,
+            check: crc64,
+            epoch,
+            table_crc: 0,
+            apart: 0,
+        }
     }
 
     pub fn raft(kind: Kind, group: GroupId, peer: PeerId, index: LogIndex, term: Term, number: u64) -> RecordHeader {
         let id = raft_id(group, index);
-        RecordHeader { kind, payload_len: 0, id, owner: peer.0, check: term.0, epoch: number, table_crc: 0 }
+        RecordHeader { kind, payload_len: 0, id, owner: peer.0, check: term.0, epoch: number, table_crc: 0, apart: 0 }
     }
 
     pub fn volume(kind: Kind, incarnation: u64) -> RecordHeader {
         let id = raft_id(GroupId(incarnation), LogIndex(0));
-        RecordHeader { kind, payload_len: 0, id, owner: 0, check: 0, epoch: 0, table_crc: 0 }
+        RecordHeader { kind, payload_len: 0, id, owner: 0, check: 0, epoch: 0, table_crc: 0, apart: 0 }
     }
 
     pub fn chunk_id(&self) -> ChunkId {
@@ -147,7 +164,7 @@ impl RecordHeader {
         let mut out = Vec::with_capacity(HEADER_LEN);
         out.put_u8(self.kind as u8);
         out.put_u8(VERSION);
-        out.put_u16(0);
+        out.put_u16(self.apart);
         out.put_u32(self.payload_len);
         out.put_bytes(&self.id);
         out.put_u64(self.owner);
@@ -168,7 +185,7 @@ impl RecordHeader {
         let body = Reader::new(data).take(HEADER_LEN - 4, "record header")?;
         let kind = reader.u8("record kind")?;
         let version = reader.u8("record version")?;
-        let flags = reader.u16("record flags")?;
+        let apart = reader.u16("distance of the payload")?;
         let payload_len = reader.u32("payload length")?;
         let id = reader.array("record id")?;
         let owner = reader.u64("record owner")?;
@@ -181,16 +198,44 @@ impl RecordHeader {
             return Err(reader.error("record header checksum"));
         }
         let kind = Kind::from_u8(kind).ok_or_else(|| reader.error("record kind"))?;
-        if version != VERSION || flags != 0 || reserved != 0 || payload_len as usize > PAYLOAD_MAX {
+        let fits = apart == 0 || kind == Kind::Chunk && may_stand_apart(payload_len as usize) && apart <= APART_MAX;
+        if version != VERSION || reserved != 0 || payload_len as usize > PAYLOAD_MAX || !fits {
             return Err(reader.error("record header field"));
         }
-        Ok(RecordHeader { kind, payload_len, id, owner, check, epoch, table_crc })
+        Ok(RecordHeader { kind, payload_len, id, owner, check, epoch, table_crc, apart })
     }
 
     /// Bytes of the block checksums that follow the header.
     pub fn table_len(&self) -> usize {
         table_len(self.payload_len as usize)
     }
+
+    /// Bytes from the record's start to the next one's.
+    pub fn stride(&self) -> usize {
+        match self.apart {
+            0 => record_len(self.payload_len as usize),
+            _ => head_len(self.payload_len as usize),
+        }
+    }
+
+    /// Where the payload lies, in bytes from the start of the record, which stands at byte `offset` of the volume.
+    pub fn payload_range(&self, offset: u64) -> Range<usize> {
+        let start = match self.apart {
+            0 => HEADER_LEN + self.table_len(),
+            apart => (apart_at(offset, apart) - offset) as usize,
+        };
+        start..start + self.payload_len as usize
+    }
+}
+
+/// Where the payload begins in the volume, in bytes, `apart` blocks behind that of a record at byte `offset`.
+pub const fn apart_at(offset: u64, apart: u16) -> u64 {
+    offset - offset % BLOCK as u64 + apart as u64 * BLOCK as u64
+}
+
+/// Whether a chunk of this length may stand apart: whole blocks, under one checksum.
+pub const fn may_stand_apart(payload_len: usize) -> bool {
+    payload_len > 0 && payload_len.is_multiple_of(BLOCK) && payload_len <= CRC_BLOCK
 }
 
 /// Group and index as the 16 bytes of a Raft record's id.
@@ -210,6 +255,11 @@ pub const fn block_count(payload_len: usize) -> usize {
 
 pub const fn table_len(payload_len: usize) -> usize {
     4 * block_count(payload_len)
+}
+
+/// Bytes of a record whose payload stands apart, without that, with its alignment.
+pub const fn head_len(payload_len: usize) -> usize {
+    (HEADER_LEN + table_len(payload_len)).next_multiple_of(RECORD_ALIGN)
 }
 
 /// Bytes a record takes inside a batch, with its alignment.
@@ -240,21 +290,26 @@ pub fn verify_blocks(seed: Seed, id: &[u8; 16], table: &[u8], first_block: usize
     Ok(())
 }
 
-/// Verifies a whole record whose bytes start at `data[0]`, at byte `offset` of the volume. Gives header and payload.
-pub fn verify_record(data: &[u8], seed: Seed, offset: u64) -> Result<(RecordHeader, &[u8]), DecodeError> {
+/// Verifies a whole record whose bytes start at `data[0]`, at byte `offset` of the volume. Gives the header, and where in
+/// `data` the payload is.
+pub fn verify_record(data: &[u8], seed: Seed, offset: u64) -> Result<(RecordHeader, Range<usize>), DecodeError> {
     let header = RecordHeader::decode(data, seed, offset)?;
     let mut reader = Reader::new(data);
     reader.take(HEADER_LEN, "record header")?;
     let table = reader.take(header.table_len(), "block checksums")?;
-    let payload = reader.take(header.payload_len as usize, "payload")?;
+    let range = header.payload_range(offset);
+    let payload = data.get(range.clone()).ok_or_else(|| reader.error("payload"))?;
     if crc32c(&[], table) != header.table_crc {
         return Err(reader.error("block checksums"));
     }
     verify_blocks(seed, &header.id, table, 0, payload).map_err(|_| reader.error("payload checksum"))?;
-    let padding = record_len(payload.len()) - reader.offset();
+    if header.apart == 0 {
+        reader.take(payload.len(), "payload")?;
+    }
+    let padding = header.stride() - reader.offset();
     match reader.take(padding, "record padding") {
         Ok(zeroes) if zeroes.iter().any(|byte| *byte != 0) => Err(reader.error("record padding")),
-        _ => Ok((header, payload)),
+        _ => Ok((header, range)),
     }
 }
 
@@ -293,6 +348,9 @@ impl Locator {
         if reader.remaining() != 0 || locator.len as usize > base::CHUNK_SIZE_MAX {
             return Err(reader.error("locator length"));
         }
+        if locator.offset >= VOLUME_SIZE_MAX {
+            return Err(reader.error("bulk offset"));
+        }
         Ok(locator)
     }
 }
@@ -313,6 +371,7 @@ mod tests {
                 check,
                 epoch,
                 table_crc,
+                apart: 0,
             },
         )
     }
@@ -326,6 +385,22 @@ mod tests {
             prop_assert!(RecordHeader::decode(&bytes, seed, at ^ 8).is_err());
             for other in [Seed { incarnation: inc ^ 1, ..seed }, Seed { disk: DiskId(disk ^ 1), ..seed }] {
                 prop_assert!(RecordHeader::decode(&bytes, other, at).is_err());
+            }
+        }
+
+        #[test]
+        fn only_small_chunks_of_whole_blocks_stand_apart(
+            header in arbitrary_header(), blocks in 0u32..10, odd in 0u32..2, apart in 0u16..600,
+        ) {
+            let seed = Seed { disk: DiskId(7), incarnation: 3 };
+            let header = RecordHeader { payload_len: blocks * BLOCK as u32 + odd, apart, ..header };
+            let may = header.kind == Kind::Chunk && (1..=4).contains(&blocks) && odd == 0 && apart <= APART_MAX;
+            let decoded = RecordHeader::decode(&header.encode(seed, 72), seed, 72);
+            prop_assert_eq!(decoded.is_ok(), apart == 0 || may);
+            if let Ok(decoded) = decoded {
+                prop_assert_eq!(decoded, header);
+                let payload = decoded.payload_range(72);
+                prop_assert!(apart == 0 || (72 + payload.start).is_multiple_of(BLOCK) && payload.start >= decoded.stride());
             }
         }
 
@@ -346,7 +421,7 @@ mod tests {
         }
 
         #[test]
-        fn locators_round_trip(incarnation: u64, offset: u64, len in 0u32..=(4 << 20), header_crc: u32) {
+        fn locators_round_trip(incarnation: u64, offset in 0..VOLUME_SIZE_MAX, len in 0u32..=(4 << 20), header_crc: u32) {
             let locator = Locator { incarnation, offset, len, header_crc };
             prop_assert_eq!(Locator::decode(&locator.encode()), Ok(locator));
         }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::Seed;
 use super::raft::{decode_base, outline_of_base};
-use super::record::{Kind, PAYLOAD_MAX, RECORD_ALIGN, RecordHeader};
+use super::record::{Kind, PAYLOAD_MAX, RECORD_ALIGN, RecordHeader, VOLUME_SIZE_MAX};
 
 /// Length of a block of lines in bytes; the last one may be shorter.
 pub const LINES_BLOCK_LEN: usize = 256 << 10;
@@ -156,6 +156,7 @@ pub fn put_line(out: &mut Vec<u8>, offset: u64, header: &RecordHeader, payload: 
     out.put_u64(header.epoch);
     match header.kind {
         // Where their payloads lie is all that is kept of them in memory, too.
+        Kind::Chunk if header.apart > 0 => put_kept(out, &header.apart.to_le_bytes()),
         Kind::Chunk | Kind::RaftEntry => put_kept(out, &[]),
         Kind::RaftBase => match decode_base(payload) {
             Ok(base) => put_kept(out, &outline_of_base(payload, &base)),
@@ -232,6 +233,9 @@ fn line_at(data: &[u8]) -> Result<Option<Line<'_>>, DecodeError> {
     let check = reader.u64("record check")?;
     let epoch = reader.u64("record epoch")?;
     let kept_len = reader.u32("kept length")?;
+    if u64::from(unit) * RECORD_ALIGN as u64 >= VOLUME_SIZE_MAX {
+        return Err(reader.error("record offset"));
+    }
     if payload_len as usize > PAYLOAD_MAX || kept_len > payload_len {
         return Err(reader.error("kept length"));
     }
@@ -240,7 +244,11 @@ fn line_at(data: &[u8]) -> Result<Option<Line<'_>>, DecodeError> {
     }
     let kept = reader.take(kept_len as usize, "kept payload")?;
     let offset = u64::from(unit) * RECORD_ALIGN as u64;
-    let header = RecordHeader { kind, payload_len, id, owner, check, epoch, table_crc: 0 };
+    let apart = match (kind, kept) {
+        (Kind::Chunk, [low, high]) => u16::from_le_bytes([*low, *high]),
+        _ => 0,
+    };
+    let header = RecordHeader { kind, payload_len, id, owner, check, epoch, table_crc: 0, apart };
     Ok(Some(Line { offset, header, kept }))
 }
 
@@ -270,7 +278,7 @@ mod tests {
                 let kind = Kind::from_u8(*kind).unwrap();
                 let payload_len = payload.len() as u32;
                 let header =
-                    RecordHeader { kind, payload_len, id: *id, owner: *owner, check: *check, epoch: *epoch, table_crc: 0 };
+                    RecordHeader { kind, payload_len, id: *id, owner: *owner, check: *check, epoch: *epoch, table_crc: 0, apart: 0 };
                 put_line(&mut out, u64::from(*unit) * 8, &header, payload);
                 let none = matches!(kind, Kind::Chunk | Kind::RaftEntry);
                 expected.push((u64::from(*unit) * 8, header, if none { Vec::new() } else { payload.clone() }));

@@ -26,6 +26,7 @@ fn options() -> EngineOptions {
         ahead_bytes: 64 << 10,
         compaction_bytes_per_s: 1 << 30,
         scrub_bytes_per_s: 0,
+        apart_worth: 0,
         ..EngineOptions::default()
     }
 }
@@ -105,7 +106,11 @@ async fn live(engine: Engine, sim: base::sim::SimHandle, life: u32, rounds: u64)
         let len = match sim.below(20) {
             0 => 256 * 1024 + sim.below(60_000),
             1 => sim.below(100_000),
-            _ => sim.below(6_000),
+            // Half of them of whole blocks, whose payloads stand apart.
+            _ => match sim.below(6_000) {
+                len if len % 2 == 0 => len.next_multiple_of(4096),
+                len => len,
+            },
         };
         let outcome = match sim.below(12) {
             0 | 1 => engine.delete(vec![known(), known()]).await,
@@ -218,8 +223,9 @@ fn damaged_summaries_are_not_believed() {
                 _ => bench.disk.flip(name, at, 1 << bench.sim.below(8)),
             }
             let now = bench.compare(&format!("seed {seed} round {round}: {name} at {at}"));
-            assert!(now <= whole, "seed {seed} round {round}");
-            damaged += whole - now;
+            // Of several that were damaged, so that none was believed, one may now be cut to nothing, which is no damage.
+            assert!(now <= whole || whole == 0, "seed {seed} round {round}: {whole}, now {now}");
+            damaged += whole.saturating_sub(now);
         }
     }
     assert!(damaged > 40, "only {damaged} summaries were found damaged");

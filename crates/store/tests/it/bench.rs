@@ -87,6 +87,7 @@ pub fn small() -> EngineOptions {
         ahead_bytes: 64 << 10,
         compaction_bytes_per_s: 1 << 30,
         scrub_bytes_per_s: 0,
+        apart_worth: 0,
         ..EngineOptions::default()
     }
 }

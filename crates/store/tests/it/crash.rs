@@ -24,7 +24,11 @@ async fn chunk_worker(engine: Engine, sim: SimHandle, model: Shared, worker: u32
         let len = match sim.below(12) {
             0 => 256 * 1024 + sim.below(200_000),
             1 => sim.below(100_000),
-            _ => sim.below(9_000),
+            // Half of them of whole blocks, whose payloads stand apart.
+            _ => match sim.below(9_000) {
+                len if len % 2 == 0 => len.next_multiple_of(4096),
+                len => len,
+            },
         } as usize;
         model.lock().unwrap().chunks.insert(number, Chunk { len, ..Chunk::default() });
         match engine.put(chunk(number, len)).await {

@@ -134,4 +134,16 @@ impl File for SimFile {
             Ok(())
         })
     }
+
+    fn reserve(&self, size_bytes: u64) -> IoFuture<()> {
+        let fresh = self.check_fresh(&self.disk.state());
+        let reserved = fresh.and_then(|()| {
+            self.disk.change(|state| {
+                let room_bytes = state.room_bytes();
+                let reserved = lock(&self.inode).reserve(size_bytes, room_bytes);
+                reserved.map_err(|_| io::Error::new(io::ErrorKind::StorageFull, "the disk is full"))
+            })
+        });
+        Box::pin(std::future::ready(reserved))
+    }
 }
