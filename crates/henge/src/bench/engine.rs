@@ -23,6 +23,12 @@ use crate::failure::{Context, Failure};
 const MANY_WRITERS: u32 = 256;
 /// Bytes of small chunks that the reads are drawn from: as fio's rows have.
 const READ_SPACE_BYTES: u64 = 512 << 20;
+/// Large chunks that stay while more are stored, and how many of those before them go at a time: as fio's row goes round in
+/// 1 GiB, so that neither takes new space from the file system any more.
+const KEPT_CHUNKS: u32 = 1024;
+const DELETED_AT_ONCE: u32 = 64;
+/// What has been stored and deleted before, so that the volumes are recycled ones.
+const WORN_CHUNKS: u32 = 4 * KEPT_CHUNKS;
 /// What the filling process says once all records are stored.
 const FILLED: &str = "filled";
 /// For so long it goes on writing before it is killed.
@@ -48,12 +54,48 @@ impl Store {
         Ok(Store { engine, next: Arc::default() })
     }
 
-    /// Stores the payload under the next id.
-    async fn put(&self, payload: Payload) -> io::Result<()> {
-        let id = id_of(self.next.fetch_add(1, Ordering::Relaxed));
+    /// Stores the payload under the next id, which it answers.
+    async fn put(&self, payload: Payload) -> io::Result<u32> {
+        let counter = self.next.fetch_add(1, Ordering::Relaxed);
         let Payload { bytes, crc64 } = payload;
-        let chunk = NewChunk { id, owner: OwnerId(1), epoch: PgEpoch(1), crc64, payload: vec![bytes] };
-        self.engine.put(chunk).await.map(drop).map_err(io::Error::other)
+        let chunk = NewChunk { id: id_of(counter), owner: OwnerId(1), epoch: PgEpoch(1), crc64, payload: vec![bytes] };
+        self.engine.put(chunk).await.map_err(io::Error::other)?;
+        Ok(counter)
+    }
+
+    /// The same; and what was stored long before goes, some at a time.
+    async fn replace(&self, payload: Payload) -> io::Result<()> {
+        let counter = self.put(payload).await?;
+        if counter.is_multiple_of(DELETED_AT_ONCE) && counter >= KEPT_CHUNKS + DELETED_AT_ONCE {
+            let last = counter - KEPT_CHUNKS;
+            let gone = (last - DELETED_AT_ONCE..last).map(id_of).collect();
+            self.engine.delete(gone).await.map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+
+    /// Stores and deletes until new volumes are recycled ones.
+    async fn wear(&self, payload: &Payload) -> Result<(), Failure> {
+        let cannot = || "the disk cannot be filled".into();
+        let first = self.next.load(Ordering::Relaxed);
+        let gone: Vec<_> = (0..first).map(id_of).collect();
+        self.engine.delete(gone).await.map_err(io::Error::other).context(cannot)?;
+        let upto = first + WORN_CHUNKS;
+        let tasks: Vec<_> = (0..LARGE_AT_ONCE)
+            .map(|_| {
+                let (store, payload) = (self.clone(), payload.clone());
+                tokio::spawn(async move {
+                    while store.next.load(Ordering::Relaxed) < upto {
+                        store.replace(payload.clone()).await?;
+                    }
+                    Ok::<_, io::Error>(())
+                })
+            })
+            .collect();
+        for task in tasks {
+            task.await.map_err(io::Error::other).and_then(|done| done).context(cannot)?;
+        }
+        Ok(())
     }
 }
 
@@ -86,8 +128,12 @@ pub async fn measure(bench: &Bench, parent: &Path, small: u64, at_once: u32) -> 
     let store = Store::format(&directory).await?;
     let large = Payload::random(LARGE_BYTES);
     let payload = Payload::random(small);
+    let fresh =
+        put(bench, &store, "engine: put, durable, on an empty disk", &large, LARGE_AT_ONCE).await.context(cannot)?;
+    store.wear(&large).await?;
     let mut rows = vec![
-        put(bench, &store, "engine: put, durable", &large, LARGE_AT_ONCE).await.context(cannot)?,
+        fresh,
+        replace(bench, &store, "engine: put, durable", &large, LARGE_AT_ONCE).await.context(cannot)?,
         put(bench, &store, "engine: put, durable", &payload, 1).await.context(cannot)?,
         put(bench, &store, "engine: put, durable", &payload, MANY_WRITERS).await.context(cannot)?,
     ];
@@ -109,7 +155,19 @@ async fn put(bench: &Bench, store: &Store, row: &str, payload: &Payload, at_once
             let (store, payload) = (store.clone(), payload.clone());
             move || {
                 let (store, payload) = (store.clone(), payload.clone());
-                Box::pin(async move { store.put(payload).await })
+                Box::pin(async move { store.put(payload).await.map(drop) })
+            }
+        })
+        .await
+}
+
+async fn replace(bench: &Bench, store: &Store, row: &str, payload: &Payload, at_once: u32) -> io::Result<Row> {
+    bench
+        .measure(row, payload.bytes.len() as u64, at_once, || {
+            let (store, payload) = (store.clone(), payload.clone());
+            move || {
+                let (store, payload) = (store.clone(), payload.clone());
+                Box::pin(async move { store.replace(payload).await })
             }
         })
         .await
