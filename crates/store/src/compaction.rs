@@ -206,8 +206,18 @@ fn recycle(inner: &Inner, number: VolumeNumber, file: &VolumeFile) {
 
 /// What must be moved out of a journal volume.
 enum Alive {
-    Chunk { live: Live, payload_len: u32 },
-    Locator { live: Live },
+    Chunk {
+        live: Live,
+        payload_len: u32,
+    },
+    /// Its header may be there as a copy only.
+    Apart {
+        live: Live,
+        header: RecordHeader,
+    },
+    Locator {
+        live: Live,
+    },
 }
 
 /// Moves chunks, locators, tombstones and logs. Gives the tombstones that may go with the volume.
@@ -244,7 +254,11 @@ async fn move_journal(
             };
             match (header.kind, slot) {
                 (Kind::Chunk, Some(Slot::Live(live))) if (live.volume, live.offset) == (number, record.offset) => {
-                    alive.push((id, record.offset, Alive::Chunk { live, payload_len: header.payload_len }));
+                    let what = match header.apart {
+                        0 => Alive::Chunk { live, payload_len: header.payload_len },
+                        _ => Alive::Apart { live, header },
+                    };
+                    alive.push((id, record.offset, what));
                 }
                 // An older locator of the same chunk, from before a repair, is dead.
                 (Kind::Locator, Some(Slot::Live(live))) if live.journal == number => {
@@ -305,11 +319,14 @@ async fn move_chunks(
     let mut moving: Vec<Pending> = Vec::new();
     let mut len = 0;
     for (id, offset, what) in alive {
-        let (live, payload_len, apart) = match what {
-            Alive::Chunk { live, payload_len } => (live, payload_len, live.apart),
-            Alive::Locator { live } => (live, Locator::LEN as u32, 0),
+        let (live, read) = match what {
+            Alive::Chunk { live, payload_len } => (live, reader.read(number, file, offset, payload_len).await),
+            Alive::Locator { live } => (live, reader.read(number, file, offset, Locator::LEN as u32).await),
+            Alive::Apart { live, header } => {
+                let payload = reader.apart(number, file, offset, &header).await;
+                (live, payload.map(|payload| (header, payload)))
+            }
         };
-        let read = reader.read(number, file, offset, payload_len, apart).await;
         let (header, payload) = match read {
             Ok(read) => read,
             Err(failure) => {

@@ -39,12 +39,13 @@ fn seal(bytes: &mut [u8], right: u8) {
     let put = |bytes: &mut [u8], at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
     put(bytes, 0, b"HBAT");
     put(bytes, 4, &FORMAT_VERSION.to_le_bytes());
-    put(bytes, 6, &[0; 2]);
+    put(bytes, 6, &[right >> 3 & 1, 0]);
     put(bytes, 8, &SEED.incarnation.to_le_bytes());
     put(bytes, 24, &[0; 8]);
     put(bytes, 36, &(len as u32).to_le_bytes());
     let word = |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes")) as usize;
-    let count = word(bytes, 40) % (copy_at / DIRECTORY_LINE_LEN);
+    let line_len = DIRECTORY_LINE_LEN + if right >> 3 & 1 == 1 { record::HEADER_LEN } else { 0 };
+    let count = word(bytes, 40) % (copy_at / line_len);
     put(bytes, 40, &(count as u32).to_le_bytes());
     let directory_at = copy_at - count * DIRECTORY_LINE_LEN;
     if right & 1 != 0 {

@@ -70,7 +70,7 @@ async fn verify(recovered: &recovery::Recovered, id: base::ids::ChunkId, live: &
         return Err("its record is damaged".into());
     }
     let Some(file) = recovered.files.get(&live.volume) else { return Err("its volume is missing".into()) };
-    let (_, payload) = read::verified_range(file, id, live, 0..u32::MAX).await.map_err(|failure| match failure {
+    let payload = read::whole(file, id, live).await.map_err(|failure| match failure {
         ReadFailure::Io(detail) | ReadFailure::Damaged(detail) => detail,
     })?;
     if base::checksum::crc64(&payload) == live.crc64 { Ok(()) } else { Err("whole-chunk checksum".into()) }

@@ -39,7 +39,7 @@ pub fn stat_of(id: ChunkId, live: &Live) -> ChunkStat {
     ChunkStat { id, len: live.len, crc64: live.crc64, epoch: live.epoch, damaged }
 }
 
-/// A verified part of a chunk; its owner when it is `owned`, and maybe otherwise. When compaction moved it meanwhile, it is
+/// A verified part of a chunk; its owner when it is to be `owned`, unless only its header is damaged, and maybe otherwise. When compaction moved it meanwhile, it is
 /// looked up again.
 pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>, owned: bool) -> Result<ChunkData, StoreError> {
     for _ in 0..MOVES_MAX {
@@ -62,9 +62,13 @@ pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>, owned: bool) -
             let pieces = if piece.is_empty() { Vec::new() } else { vec![piece] };
             return Ok(ChunkData { stat: stat_of(id, &live), owner: None, pieces });
         }
-        let read = match live.apart {
-            1.. if !owned => apart(&file, &live, &range).await.map(|piece| (None, piece)),
-            _ => verified_range(&file, id, &live, range.clone()).await.map(|(owner, piece)| (Some(owner), piece)),
+        let read = match (live.apart, owned) {
+            (0, _) => verified_range(&file, id, &live, range.clone()).await.map(|(owner, piece)| (Some(owner), piece)),
+            (_, false) => apart(&file, &live, &range).await.map(|piece| (None, piece)),
+            (_, true) => match apart(&file, &live, &range).await {
+                Ok(piece) => Ok((owner_of(&file, id, &live).await, piece)),
+                Err(failure) => Err(failure),
+            },
         };
         match read {
             Ok((owner, piece)) => {
@@ -129,7 +133,23 @@ async fn apart(file: &VolumeFile, live: &Live, range: &Range<u32>) -> Result<Byt
     Ok(part(&payload, live, range))
 }
 
-/// Reads and verifies the blocks under `range` (cut at the chunk's end). Gives the owner and the bytes.
+/// What the header says that a payload apart belongs to.
+async fn owner_of(file: &VolumeFile, id: ChunkId, live: &Live) -> Option<OwnerId> {
+    let head = span(file, live.offset, live.offset + HEADER_LEN as u64).await.ok()?;
+    let header = RecordHeader::decode(&head, file.seed, live.offset).ok()?;
+    (header.id == id.to_bytes()).then_some(OwnerId(header.owner))
+}
+
+/// All of a chunk's bytes, verified.
+pub async fn whole(file: &VolumeFile, id: ChunkId, live: &Live) -> Result<Bytes, ReadFailure> {
+    match live.apart {
+        0 => Ok(verified_range(file, id, live, 0..u32::MAX).await?.1),
+        _ => apart(file, live, &(0..u32::MAX)).await,
+    }
+}
+
+/// Reads and verifies the blocks under `range` (cut at the chunk's end) of a chunk whose payload follows its header. Gives the
+/// owner and the bytes.
 pub async fn verified_range(
     file: &VolumeFile,
     id: ChunkId,
@@ -146,7 +166,7 @@ pub async fn verified_range(
     };
     let (from, to) = ((range.start as usize).min(len), (range.end as usize).min(len));
     let to = to.max(from);
-    let payload_at = if live.apart > 0 { apart_at(live.offset, live.apart) } else { live.offset + head_len };
+    let payload_at = live.offset + head_len;
     let blocks = from / CRC_BLOCK..to.div_ceil(CRC_BLOCK);
     let data_from = payload_at + (blocks.start * CRC_BLOCK) as u64;
     let data_to = payload_at + ((blocks.end * CRC_BLOCK) as u64).min(covered);
@@ -162,7 +182,7 @@ pub async fn verified_range(
     };
     let header =
         RecordHeader::decode(&head, file.seed, live.offset).map_err(|e| ReadFailure::Damaged(e.to_string()))?;
-    let expected = (Kind::Chunk, id.to_bytes(), live.len, live.crc64, live.apart);
+    let expected = (Kind::Chunk, id.to_bytes(), live.len, live.crc64, 0);
     if (header.kind, header.id, header.payload_len, header.check, header.apart) != expected {
         return Err(ReadFailure::Damaged("another record is where the chunk should be".into()));
     }
@@ -201,44 +221,65 @@ impl RecordReader {
         RecordReader { window: None, last: None }
     }
 
-    /// The verified header and payload of the journal record at `offset`, whose payload stands `apart` or not.
+    /// The verified header and payload of the journal record at `offset`, whose payload follows its header.
     pub async fn read(
         &mut self,
         number: VolumeNumber,
         file: &VolumeFile,
         offset: u64,
         payload_len: u32,
-        apart: u16,
     ) -> Result<(RecordHeader, Bytes), ReadFailure> {
         if let Some((volume, at, header, payload)) = &self.last
             && (*volume, *at, header.payload_len) == (number, offset, payload_len)
         {
             return Ok((*header, payload.clone()));
         }
-        let len = match apart {
-            0 => record_len(payload_len as usize) as u64,
-            apart => apart_at(offset, apart) + u64::from(payload_len) - offset,
-        };
+        let bytes = self.bytes(number, file, offset, record_len(payload_len as usize) as u64).await?;
+        let (header, payload) =
+            record::verify_record(&bytes, file.seed, offset).map_err(|e| ReadFailure::Damaged(e.to_string()))?;
+        let payload = bytes.slice(payload);
+        self.last = Some((number, offset, header, payload.clone()));
+        Ok((header, payload))
+    }
+
+    /// The payload that stands apart from the record with this header, at `offset`, held against the chunk's checksum. A copy:
+    /// a slice of a few blocks would keep the whole window alive.
+    pub async fn apart(
+        &mut self,
+        number: VolumeNumber,
+        file: &VolumeFile,
+        offset: u64,
+        header: &RecordHeader,
+    ) -> Result<Bytes, ReadFailure> {
+        let from = apart_at(offset, header.apart);
+        let payload = self.bytes(number, file, from, u64::from(header.payload_len)).await?;
+        if crc64(&payload) != header.check || payload.len() < header.payload_len as usize {
+            return Err(ReadFailure::Damaged("whole-chunk checksum".into()));
+        }
+        Ok(Bytes::copy_from_slice(&payload))
+    }
+
+    /// The bytes from `offset` on, fewer at the end of the volume, of a window that is moved there when they are not in it.
+    async fn bytes(
+        &mut self,
+        number: VolumeNumber,
+        file: &VolumeFile,
+        offset: u64,
+        len: u64,
+    ) -> Result<Bytes, ReadFailure> {
         let inside = self.window.as_ref().is_some_and(|(volume, at, data)| {
             *volume == number && offset >= *at && offset + len <= at + data.len() as u64
         });
         if !inside {
             let start = offset - offset % BLOCK as u64;
-            // What follows a record whose payload stands apart has its own behind that one's.
-            let more = if apart > 0 { WINDOW_LEN } else { 0 };
-            let want = (offset - start + len + more).max(WINDOW_LEN).min(file.written_end().saturating_sub(start));
+            let want = (offset - start + len).max(WINDOW_LEN).min(file.written_end().saturating_sub(start));
             let end = start + want.max(offset - start + len);
             let data = span(file, start, align_up(end).min(align_up(file.written_end()))).await?;
             self.window = Some((number, start, data));
         }
         let Some((_, at, data)) = &self.window else { unreachable!("just filled") };
         let from = (offset - at) as usize;
-        let bytes = data.slice(from.min(data.len())..(from + len as usize).min(data.len()));
-        let (header, payload) =
-            record::verify_record(&bytes, file.seed, offset).map_err(|e| ReadFailure::Damaged(e.to_string()))?;
-        let payload = bytes.slice(payload);
-        self.last = Some((number, offset, header, payload.clone()));
-        Ok((header, payload))
+        Ok(data.slice(from.min(data.len())..(from + len as usize).min(data.len())))
     }
 }
 
@@ -270,7 +311,7 @@ pub async fn raft_entry(
 ) -> Result<Bytes, ReadFailure> {
     let damaged = |detail: &str| ReadFailure::Damaged(detail.into());
     let file = files.get(&at.volume).ok_or_else(|| damaged("its volume is missing"))?;
-    let (header, payload) = reader.read(at.volume, file, at.offset(), at.record_payload_len, 0).await?;
+    let (header, payload) = reader.read(at.volume, file, at.offset(), at.record_payload_len).await?;
     if header.group() != group || header.owner != peer.0 {
         return Err(damaged("another record is where the entry should be"));
     }

@@ -286,6 +286,7 @@ mod tests {
             records_end: 64,
             body_crc: 0,
             directory_crc: 0,
+            repeated: false,
             checksum: 0,
         };
         let contents = Contents { intact, ..Contents::default() };

@@ -172,17 +172,19 @@ impl Inode {
         Ok(())
     }
 
-    /// Sets space aside up to `size_bytes`: holes there become zeroes that take room.
+    /// Sets space aside up to `size_bytes`: holes there become zeroes that take room, as far as there is some.
     pub(super) fn reserve(&mut self, size_bytes: u64, room_bytes: u64) -> Result<(), NoRoom> {
         assert!(size_bytes <= FILE_SIZE_MAX, "a simulated file ends at {FILE_SIZE_MAX} bytes");
         let sectors = size_bytes.div_ceil(SECTOR as u64) as usize;
         let holes: Vec<usize> = (0..sectors).filter(|index| self.sector(*index).is_none()).collect();
-        if holes.len() as u64 > room_bytes / SECTOR as u64 {
-            return Err(NoRoom);
-        }
+        let room = usize::try_from(room_bytes / SECTOR as u64).unwrap_or(usize::MAX);
         self.changes += 1;
         let zeroes: Arc<[u8]> = Arc::from(&ZEROES[..]);
-        holes.into_iter().for_each(|index| self.replace(index, Some(zeroes.clone()), false));
+        holes.iter().take(room).for_each(|index| self.replace(*index, Some(zeroes.clone()), false));
+        if let Some(full) = holes.get(room) {
+            self.grow_to((full * SECTOR) as u64);
+            return Err(NoRoom);
+        }
         self.grow_to(size_bytes);
         Ok(())
     }

@@ -53,7 +53,8 @@ pub async fn run(args: BenchDiskArgs) -> Result<ExitCode, Failure> {
     let cannot = || format!("{} cannot be measured", args.data.display());
     let scratch = ScratchDir::create(&args.data, "bench-disk").context(cannot)?;
     let disk = RealDisk::open(scratch.path()).context(cannot)?;
-    let space = (disk.space().context(cannot)?.available_bytes / 4).min(SPACE_BYTES_MAX) / LARGE_BYTES * LARGE_BYTES;
+    let room_bytes = disk.space().context(cannot)?.available_bytes;
+    let space = (room_bytes / 4).min(SPACE_BYTES_MAX) / LARGE_BYTES * LARGE_BYTES;
     if space < LARGE_BYTES * u64::from(LARGE_AT_ONCE) {
         return Err(Failure(format!("{} has too little free space to measure", args.data.display())));
     }
@@ -64,7 +65,7 @@ pub async fn run(args: BenchDiskArgs) -> Result<ExitCode, Failure> {
     cached.write_at(0, vec![random_block(BLOCK as u64)], Flush::Yes).await.context(cannot)?;
     fill(&file, space).await.context(cannot)?;
 
-    let bench = Bench { seconds: args.seconds, space };
+    let bench = Bench { seconds: args.seconds, space, room_bytes };
     let many = args.concurrency;
     let rows = vec![
         bench.write("append and flush, into written space", &file, small, 1, Flush::Yes).await,
@@ -124,6 +125,8 @@ async fn fill(file: &Arc<dyn File>, space: u64) -> std::io::Result<()> {
 pub struct Bench {
     seconds: f64,
     space: u64,
+    /// What was free before anything was measured.
+    pub room_bytes: u64,
 }
 
 impl Bench {

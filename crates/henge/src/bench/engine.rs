@@ -23,12 +23,14 @@ use crate::failure::{Context, Failure};
 const MANY_WRITERS: u32 = 256;
 /// Bytes of small chunks that the reads are drawn from: as fio's rows have.
 const READ_SPACE_BYTES: u64 = 512 << 20;
-/// Large chunks that stay while more are stored, and how many of those before them go at a time: as fio's row goes round in
-/// 1 GiB, so that neither takes new space from the file system any more.
-const KEPT_CHUNKS: u32 = 1024;
-const DELETED_AT_ONCE: u32 = 64;
-/// What has been stored and deleted before, so that the volumes are recycled ones.
+/// Of the row whose bulk volumes are recycled ones, as fio's goes round in a file: size of the volumes, large chunks that stay
+/// while more are stored, how many of those before them go at a time, and how many are stored before one measures.
+const RECYCLED_VOLUME_BYTES: u64 = 256 << 20;
+const KEPT_CHUNKS: u32 = 256;
+const DELETED_AT_ONCE: u32 = 32;
 const WORN_CHUNKS: u32 = 4 * KEPT_CHUNKS;
+/// Free space without which that row is left out.
+const RECYCLED_ROOM_BYTES: u64 = 8 << 30;
 /// What the filling process says once all records are stored.
 const FILLED: &str = "filled";
 /// For so long it goes on writing before it is killed.
@@ -43,12 +45,15 @@ struct Store {
 
 impl Store {
     async fn format(directory: &Path) -> Result<Store, Failure> {
+        Store::format_with(directory, EngineOptions::default()).await
+    }
+
+    async fn format_with(directory: &Path, options: EngineOptions) -> Result<Store, Failure> {
         let cannot = || format!("{} cannot be made a disk", directory.display());
         let disk: Arc<dyn Disk> = Arc::new(RealDisk::open_or_create(directory).context(cannot)?);
         let (env, _) = real_env(FIRST_NODE, tokio::runtime::Handle::current(), Arc::default());
         let (disk_id, cluster) = (DiskId::random(&*env.random), ClusterId::random(&*env.random));
         let identity = DiskIdentity { cluster, disk: disk_id, node: FIRST_NODE };
-        let options = EngineOptions::default();
         Engine::format(&env, Arc::clone(&disk), &identity, &options).await.context(cannot)?;
         let (engine, _) = Engine::open(&env, disk, options).await.context(cannot)?;
         Ok(Store { engine, next: Arc::default() })
@@ -77,15 +82,11 @@ impl Store {
     /// Stores and deletes until new volumes are recycled ones.
     async fn wear(&self, payload: &Payload) -> Result<(), Failure> {
         let cannot = || "the disk cannot be filled".into();
-        let first = self.next.load(Ordering::Relaxed);
-        let gone: Vec<_> = (0..first).map(id_of).collect();
-        self.engine.delete(gone).await.map_err(io::Error::other).context(cannot)?;
-        let upto = first + WORN_CHUNKS;
         let tasks: Vec<_> = (0..LARGE_AT_ONCE)
             .map(|_| {
                 let (store, payload) = (self.clone(), payload.clone());
                 tokio::spawn(async move {
-                    while store.next.load(Ordering::Relaxed) < upto {
+                    while store.next.load(Ordering::Relaxed) < WORN_CHUNKS {
                         store.replace(payload.clone()).await?;
                     }
                     Ok::<_, io::Error>(())
@@ -128,17 +129,23 @@ pub async fn measure(bench: &Bench, parent: &Path, small: u64, at_once: u32) -> 
     let store = Store::format(&directory).await?;
     let large = Payload::random(LARGE_BYTES);
     let payload = Payload::random(small);
-    let fresh =
-        put(bench, &store, "engine: put, durable, on an empty disk", &large, LARGE_AT_ONCE).await.context(cannot)?;
-    store.wear(&large).await?;
     let mut rows = vec![
-        fresh,
-        replace(bench, &store, "engine: put, durable", &large, LARGE_AT_ONCE).await.context(cannot)?,
+        put(bench, &store, "engine: put, durable, on an empty disk", &large, LARGE_AT_ONCE).await.context(cannot)?,
         put(bench, &store, "engine: put, durable", &payload, 1).await.context(cannot)?,
         put(bench, &store, "engine: put, durable", &payload, MANY_WRITERS).await.context(cannot)?,
     ];
     store.engine.close().await;
     std::fs::remove_dir_all(&directory).context(cannot)?;
+    if bench.room_bytes >= RECYCLED_ROOM_BYTES {
+        let directory = parent.join("engine-recycled");
+        let volume_size_bytes = Some(RECYCLED_VOLUME_BYTES);
+        let store =
+            Store::format_with(&directory, EngineOptions { volume_size_bytes, ..EngineOptions::default() }).await?;
+        store.wear(&large).await?;
+        rows.push(replace(bench, &store, "engine: put, durable", &large, LARGE_AT_ONCE).await.context(cannot)?);
+        store.engine.close().await;
+        std::fs::remove_dir_all(&directory).context(cannot)?;
+    }
     // A directory of their own, so that every id up to the last is one of theirs.
     let directory = parent.join("engine-reads");
     let store = Store::format(&directory).await?;

@@ -1,10 +1,14 @@
 //! Batches: what one round of the committer writes to a journal volume.
 //!
-//! header (64 bytes) | records | zeroes | payloads that stand apart | zeroes | directory (24 bytes a record) | copy of the
-//! header (64 bytes)
+//! header (64 bytes) | records | zeroes | directory (24 bytes a record) | copy of the header (64 bytes)
 //!
-//! Payloads of whole blocks stand apart, at block boundaries, in batches with so many of them that it costs little: then a
-//! read needs no more blocks than the payload has.
+//! Or, in batches with so many payloads of whole blocks that it costs little, so that a read of such a payload needs no more
+//! blocks than it has:
+//!
+//! header | records, of which some without payload | zeroes | those payloads | zeroes | copies of all record headers (64 bytes
+//! each) | directory | copy of the header
+//!
+//! Many record headers then share a block. The copies keep the loss of one from being the loss of all.
 //!
 //! The directory names every record, so that one whose own header is damaged is still known by id; the copy of the
 //! header lets recovery find a batch whose first block is damaged. The body checksum covers everything between the
@@ -18,7 +22,7 @@ use bytes::Bytes;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::record::{self, APART_MAX, CRC_BLOCK, Kind, RecordHeader};
+use super::record::{self, APART_MAX, CRC_BLOCK, Kind, RecordHeader, VOLUME_SIZE_MAX};
 use super::{FORMAT_VERSION, Seed};
 
 /// Length of a batch header, and of its copy at the end, in bytes.
@@ -29,6 +33,8 @@ pub const DIRECTORY_LINE_LEN: usize = 24;
 pub const BATCH_LEN_MAX: usize = record::PAYLOAD_MAX + (1 << 20);
 
 const MAGIC: u32 = u32::from_le_bytes(*b"HBAT");
+/// Flag of a batch that repeats its record headers.
+const REPEATED: u16 = 1;
 
 /// Where a batch stands in its volume's chain.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -55,6 +61,8 @@ pub struct BatchHeader {
     pub records_end: u32,
     pub body_crc: u32,
     pub directory_crc: u32,
+    /// The record headers are repeated in front of the directory.
+    pub repeated: bool,
     /// This header's own checksum: what the next batch names as its predecessor.
     pub checksum: u32,
 }
@@ -64,7 +72,7 @@ impl BatchHeader {
         let mut out = Vec::with_capacity(HEADER_LEN);
         out.put_u32(MAGIC);
         out.put_u16(FORMAT_VERSION);
-        out.put_u16(0);
+        out.put_u16(if self.repeated { REPEATED } else { 0 });
         out.put_u64(self.incarnation);
         out.put_u64(self.position.sequence);
         out.put_u32((self.position.offset / BLOCK as u64) as u32);
@@ -110,18 +118,20 @@ impl BatchHeader {
         if checksum != crc32c(&seed.header(offset), covered) {
             return Err(reader.error("batch header checksum"));
         }
-        let directory_len = (count as usize).saturating_mul(DIRECTORY_LINE_LEN);
-        let least = (records_end as usize).saturating_add(directory_len).saturating_add(HEADER_LEN);
+        let repeated = flags == REPEATED;
+        let least = (records_end as usize).saturating_add(tail_len(count as usize, repeated));
         let lengths_fit = (records_end as usize) >= HEADER_LEN
             && least <= len as usize
             && (len as usize).is_multiple_of(BLOCK)
             && len as usize <= BATCH_LEN_MAX;
-        if version != FORMAT_VERSION || flags != 0 || !lengths_fit || durable_block > at_block {
+        let fits_volume = offset.saturating_add(u64::from(len)) <= VOLUME_SIZE_MAX;
+        let known = version == FORMAT_VERSION && flags & !REPEATED == 0;
+        if !known || !lengths_fit || !fits_volume || durable_block > at_block {
             return Err(reader.error("batch header field"));
         }
         let durable_upto = u64::from(durable_block) * BLOCK as u64;
         let position = Position { sequence, offset, durable_upto, predecessor, raft_count };
-        Ok(BatchHeader { incarnation, position, len, count, records_end, body_crc, directory_crc, checksum })
+        Ok(BatchHeader { incarnation, position, len, count, records_end, body_crc, directory_crc, repeated, checksum })
     }
 
     /// The header copy in the last bytes of `block`, the last block of some batch that ends at byte `end`.
@@ -147,6 +157,17 @@ impl BatchHeader {
     pub fn end(&self) -> u64 {
         self.position.offset + u64::from(self.len)
     }
+
+    /// Where in the batch what follows the payloads begins.
+    fn tail_at(&self) -> usize {
+        self.len as usize - tail_len(self.count as usize, self.repeated)
+    }
+}
+
+/// Bytes behind the last payload: copies of the record headers, directory, copy of the batch header.
+const fn tail_len(records: usize, repeated: bool) -> usize {
+    let line = DIRECTORY_LINE_LEN + if repeated { record::HEADER_LEN } else { 0 };
+    records.saturating_mul(line).saturating_add(HEADER_LEN)
 }
 
 /// A record on its way into a batch.
@@ -195,7 +216,8 @@ pub struct Layout {
     /// Of each record, in order.
     places: Vec<Place>,
     records_end: usize,
-    directory_at: usize,
+    /// The record headers are repeated.
+    repeated: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -224,7 +246,7 @@ fn lay_out_packed(records: &[RecordIn]) -> Layout {
     };
     let places = records.iter().map(place).collect();
     let len = packed_len(records.iter().map(RecordIn::cost).sum());
-    Layout { len, places, records_end: at, directory_at: directory_at(len, records.len()) }
+    Layout { len, places, records_end: at, repeated: false }
 }
 
 /// `None` when a payload would be too far from its header.
@@ -246,13 +268,8 @@ fn lay_out_apart(records: &[RecordIn]) -> Option<Layout> {
         places.push(Place { at, apart });
         at += stride(record);
     }
-    let tail = records.len() * DIRECTORY_LINE_LEN + HEADER_LEN;
-    let len = (payload_block * BLOCK + tail).next_multiple_of(BLOCK);
-    Some(Layout { len, places, records_end, directory_at: directory_at(len, records.len()) })
-}
-
-fn directory_at(len: usize, records: usize) -> usize {
-    len - HEADER_LEN - records * DIRECTORY_LINE_LEN
+    let len = (payload_block * BLOCK + tail_len(records.len(), true)).next_multiple_of(BLOCK);
+    Some(Layout { len, places, records_end, repeated: true })
 }
 
 /// A batch, ready to be written at `header.position.offset`.
@@ -277,6 +294,7 @@ pub fn encode(
     let mut buffer = buffers.take(len);
     buffer.set_len(len);
     let out = buffer.as_mut_slice();
+    let mut copies = Vec::new();
     let mut directory = Vec::with_capacity(records.len() * DIRECTORY_LINE_LEN);
     let mut written = Vec::with_capacity(records.len());
     let mut payloads_end = layout.records_end;
@@ -292,6 +310,9 @@ pub fn encode(
             }
             payloads_end = end;
         }
+        if layout.repeated {
+            copies.put_bytes(&header.encode(seed, offset));
+        }
         directory.put_u8(header.kind as u8);
         directory.put_bytes(&[0; 3]);
         directory.put_u32(place.at as u32);
@@ -300,8 +321,11 @@ pub fn encode(
     }
     let copy_at = len - HEADER_LEN;
     // The buffer was used before.
-    out[payloads_end..layout.directory_at].fill(0);
-    out[layout.directory_at..copy_at].copy_from_slice(&directory);
+    let directory_at = copy_at - directory.len();
+    let tail_at = directory_at - copies.len();
+    out[payloads_end..tail_at].fill(0);
+    out[tail_at..directory_at].copy_from_slice(&copies);
+    out[directory_at..copy_at].copy_from_slice(&directory);
     let mut header = BatchHeader {
         incarnation: seed.incarnation,
         position,
@@ -310,6 +334,7 @@ pub fn encode(
         records_end: layout.records_end as u32,
         body_crc: crc32c(&[], &out[HEADER_LEN..copy_at]),
         directory_crc: crc32c(&[], &directory),
+        repeated: layout.repeated,
         checksum: 0,
     };
     let bytes = header.encode(seed);
@@ -375,8 +400,8 @@ pub fn parse(data: &[u8], header: &BatchHeader, seed: Seed) -> Contents {
         return walk(data, header, seed);
     }
     let mut records = Vec::with_capacity(header.count as usize);
-    for line in directory.chunks_exact(DIRECTORY_LINE_LEN) {
-        records.push(parse_line(data, header, seed, line, intact));
+    for (number, line) in directory.chunks_exact(DIRECTORY_LINE_LEN).enumerate() {
+        records.push(parse_line(data, header, seed, (number, line), intact));
     }
     if records.iter().any(Option::is_none) {
         return walk(data, header, seed);
@@ -385,7 +410,13 @@ pub fn parse(data: &[u8], header: &BatchHeader, seed: Seed) -> Contents {
 }
 
 /// The record of a directory line. `None` when the line makes no sense, which a verified directory never has.
-fn parse_line(data: &[u8], header: &BatchHeader, seed: Seed, line: &[u8], intact: bool) -> Option<Parsed> {
+fn parse_line(
+    data: &[u8],
+    header: &BatchHeader,
+    seed: Seed,
+    (number, line): (usize, &[u8]),
+    intact: bool,
+) -> Option<Parsed> {
     let mut reader = Reader::new(line);
     let kind = Kind::from_u8(reader.u8("kind").ok()?)?;
     reader.take(3, "zeroes").ok()?;
@@ -394,7 +425,7 @@ fn parse_line(data: &[u8], header: &BatchHeader, seed: Seed, line: &[u8], intact
     if at > header.records_end as usize {
         return None;
     }
-    let content = content_of(data, header, seed, at, intact).and_then(|(found, payload)| {
+    let content = content_of(data, header, seed, (number, at), intact).and_then(|(found, payload)| {
         if found.kind == kind && found.id == id {
             Ok((found, payload))
         } else {
@@ -404,30 +435,56 @@ fn parse_line(data: &[u8], header: &BatchHeader, seed: Seed, line: &[u8], intact
     Some(Parsed { kind, id, offset: header.position.offset + at as u64, content })
 }
 
-/// The record at byte `at` of the batch, and where in the batch its payload lies.
+/// The record of this number, at byte `at` of the batch, and where in the batch its payload lies.
 fn content_of(
     data: &[u8],
     header: &BatchHeader,
     seed: Seed,
-    at: usize,
+    (number, at): (usize, usize),
     intact: bool,
 ) -> Result<(RecordHeader, Range<usize>), String> {
     let offset = header.position.offset + at as u64;
-    let records_end = header.records_end as usize;
-    let directory_at = directory_at(data.len(), header.count as usize);
-    let record = &data[at..directory_at];
-    let (found, payload) = if intact {
-        let found = RecordHeader::decode(record, seed, offset).map_err(|error| error.to_string())?;
-        let payload = found.payload_range(offset);
-        (found, payload)
+    let record = &data[at..header.tail_at()];
+    let found = if intact {
+        RecordHeader::decode(record, seed, offset).map(|found| (found, found.payload_range(offset)))
     } else {
-        record::verify_record(record, seed, offset).map_err(|error| error.to_string())?
+        record::verify_record(record, seed, offset)
     };
-    // What stands apart lies behind all records, everything else among them.
-    let among = at + payload.end <= records_end;
-    let behind = at + payload.start >= records_end && payload.end <= record.len();
-    let fits = if found.apart == 0 { among } else { behind };
-    if fits { Ok((found, at + payload.start..at + payload.end)) } else { Err("payload length".into()) }
+    let (found, payload) = match found {
+        Ok((found, payload)) => (found, at + payload.start..at + payload.end),
+        Err(error) => by_copy(data, header, seed, (number, at)).ok_or_else(|| error.to_string())?,
+    };
+    if fits(header, at, &found, &payload) { Ok((found, payload)) } else { Err("payload length".into()) }
+}
+
+/// What stands apart lies behind all records and in front of the tail, everything else among the records.
+fn fits(header: &BatchHeader, at: usize, found: &RecordHeader, payload: &Range<usize>) -> bool {
+    let records_end = header.records_end as usize;
+    let apart = payload.start >= records_end && payload.end <= header.tail_at();
+    at + found.stride() <= records_end && (found.apart == 0 || apart)
+}
+
+/// The same by the copy of the record's header; the block checksums are those of the payload that is there.
+fn by_copy(
+    data: &[u8],
+    header: &BatchHeader,
+    seed: Seed,
+    (number, at): (usize, usize),
+) -> Option<(RecordHeader, Range<usize>)> {
+    let offset = header.position.offset + at as u64;
+    let found = copy_of(data, header, seed, number, offset)?;
+    let payload = found.payload_range(offset);
+    let payload = at + payload.start..at + payload.end;
+    let table = record::block_table(seed, &found.id, data.get(payload.clone())?);
+    (crc32c(&[], &table) == found.table_crc).then_some((found, payload))
+}
+
+fn copy_of(data: &[u8], header: &BatchHeader, seed: Seed, number: usize, offset: u64) -> Option<RecordHeader> {
+    if !header.repeated {
+        return None;
+    }
+    let copy = header.tail_at() + number * record::HEADER_LEN;
+    RecordHeader::decode(&data[copy..copy + record::HEADER_LEN], seed, offset).ok()
 }
 
 /// Goes from record to record by their own headers, for a batch whose directory is damaged.
@@ -437,11 +494,13 @@ fn walk(data: &[u8], header: &BatchHeader, seed: Seed) -> Contents {
     let end = header.records_end as usize;
     while at < end && records.len() < header.count as usize {
         let offset = header.position.offset + at as u64;
-        let Ok(found) = RecordHeader::decode(&data[at..end], seed, offset) else {
+        let number = records.len();
+        let found = RecordHeader::decode(&data[at..end], seed, offset).ok();
+        let Some(found) = found.or_else(|| copy_of(data, header, seed, number, offset)) else {
             let unknown = Some(offset..header.position.offset + end as u64);
             return Contents { records, intact: false, unknown };
         };
-        let content = content_of(data, header, seed, at, false);
+        let content = content_of(data, header, seed, (number, at), false);
         records.push(Parsed { kind: found.kind, id: found.id, offset, content });
         at += found.stride();
     }
@@ -579,6 +638,25 @@ mod tests {
             let _ = BatchHeader::decode(&data, SEED, 0);
             let _ = BatchHeader::decode_copy(&data, SEED, 4096);
         }
+    }
+
+    /// Headers of many chunks share a block where their payloads stand apart.
+    #[test]
+    fn a_lost_block_costs_no_more_than_its_payload() {
+        let payloads: Vec<Vec<u8>> = (0..100u8).map(|byte| vec![byte; BLOCK]).collect();
+        let encoded = encoded(&payloads, Some(8));
+        assert!(encoded.records.iter().all(|(header, _)| header.apart > 0));
+        let mut costless = 0;
+        for block in 0..encoded.bytes.len() / BLOCK {
+            let mut bytes = encoded.bytes.to_vec();
+            bytes[block * BLOCK..(block + 1) * BLOCK].fill(0);
+            let (_, contents) = decode(&bytes).expect("one of the two headers is whole");
+            assert!(!contents.intact && contents.unknown.is_none(), "block {block}");
+            let lost = contents.records.iter().filter(|record| record.content.is_err()).count();
+            assert!(contents.records.len() == 100 && lost <= 1, "block {block} costs {lost} records");
+            costless += usize::from(lost == 0);
+        }
+        assert_eq!(costless, encoded.bytes.len() / BLOCK - 100);
     }
 
     #[test]

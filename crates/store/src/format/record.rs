@@ -199,7 +199,8 @@ impl RecordHeader {
         }
         let kind = Kind::from_u8(kind).ok_or_else(|| reader.error("record kind"))?;
         let fits = apart == 0 || kind == Kind::Chunk && may_stand_apart(payload_len as usize) && apart <= APART_MAX;
-        if version != VERSION || reserved != 0 || payload_len as usize > PAYLOAD_MAX || !fits {
+        let len_max = if kind == Kind::Chunk { base::CHUNK_SIZE_MAX } else { PAYLOAD_MAX };
+        if version != VERSION || reserved != 0 || payload_len as usize > len_max || !fits {
             return Err(reader.error("record header field"));
         }
         Ok(RecordHeader { kind, payload_len, id, owner, check, epoch, table_crc, apart })
@@ -362,7 +363,7 @@ mod tests {
     use proptest::prelude::*;
 
     pub fn arbitrary_header() -> impl Strategy<Value = RecordHeader> {
-        (1u8..=13, 0u32..=PAYLOAD_MAX as u32, any::<[u8; 16]>(), any::<(u64, u64, u64, u32)>()).prop_map(
+        (1u8..=13, 0u32..=base::CHUNK_SIZE_MAX as u32, any::<[u8; 16]>(), any::<(u64, u64, u64, u32)>()).prop_map(
             |(kind, payload_len, id, (owner, check, epoch, table_crc))| RecordHeader {
                 kind: Kind::from_u8(kind).unwrap(),
                 payload_len,

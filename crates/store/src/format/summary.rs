@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::Seed;
 use super::raft::{decode_base, outline_of_base};
-use super::record::{Kind, PAYLOAD_MAX, RECORD_ALIGN, RecordHeader, VOLUME_SIZE_MAX};
+use super::record::{APART_MAX, Kind, PAYLOAD_MAX, RECORD_ALIGN, RecordHeader, VOLUME_SIZE_MAX, may_stand_apart};
 
 /// Length of a block of lines in bytes; the last one may be shorter.
 pub const LINES_BLOCK_LEN: usize = 256 << 10;
@@ -248,6 +248,12 @@ fn line_at(data: &[u8]) -> Result<Option<Line<'_>>, DecodeError> {
         (Kind::Chunk, [low, high]) => u16::from_le_bytes([*low, *high]),
         _ => 0,
     };
+    let is_chunk = kind == Kind::Chunk;
+    let fits = apart == 0 && (!is_chunk || kept.is_empty())
+        || (1..=APART_MAX).contains(&apart) && may_stand_apart(payload_len as usize);
+    if !fits || is_chunk && payload_len as usize > base::CHUNK_SIZE_MAX {
+        return Err(reader.error("place of a payload"));
+    }
     let header = RecordHeader { kind, payload_len, id, owner, check, epoch, table_crc: 0, apart };
     Ok(Some(Line { offset, header, kept }))
 }

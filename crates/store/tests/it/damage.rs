@@ -20,6 +20,8 @@ const GROUPS: std::ops::RangeInclusive<u64> = 1..=3;
 fn len_of(number: u32) -> usize {
     match number {
         100.. if number < 200 => 300_000 + number as usize * 777,
+        // Half of them of whole blocks: their payloads stand apart, but for those that are too long.
+        _ if number.is_multiple_of(2) => (number as usize * 431 % 20_000).next_multiple_of(4096),
         _ => number as usize * 431 % 20_000,
     }
 }
