@@ -315,7 +315,8 @@ async fn move_chunks(
     alive: Vec<(ChunkId, u64, Alive)>,
     pacer: &Pacer,
 ) -> Result<(), StoreError> {
-    let mut reader = RecordReader::new();
+    // Payloads that stand apart are ahead of the records: each reader only goes forward.
+    let (mut reader, mut apart) = (RecordReader::new(), RecordReader::new());
     let mut moving: Vec<Pending> = Vec::new();
     let mut len = 0;
     for (id, offset, what) in alive {
@@ -323,7 +324,7 @@ async fn move_chunks(
             Alive::Chunk { live, payload_len } => (live, reader.read(number, file, offset, payload_len).await),
             Alive::Locator { live } => (live, reader.read(number, file, offset, Locator::LEN as u32).await),
             Alive::Apart { live, header } => {
-                let payload = reader.apart(number, file, offset, &header).await;
+                let payload = apart.apart(number, file, offset, &header).await;
                 (live, payload.map(|payload| (header, payload)))
             }
         };

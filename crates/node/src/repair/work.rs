@@ -332,7 +332,8 @@ impl Repairer {
             });
             match self.peers.ask(source.node, ask).await? {
                 (Told::Chunk(done), piece) => {
-                    owner = OwnerId(done.owner);
+                    // Whose header alone is damaged cannot tell.
+                    owner = if owner == OwnerId::default() { OwnerId(done.owner) } else { owner };
                     payload.extend(piece);
                 }
                 _ => return Err((Failure::Invalid, format!("node {} gives no bytes", source.node))),

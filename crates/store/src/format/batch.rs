@@ -22,7 +22,7 @@ use bytes::Bytes;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::record::{self, APART_MAX, CRC_BLOCK, Kind, RecordHeader, VOLUME_SIZE_MAX};
+use super::record::{self, APART_MAX, CRC_BLOCK, Kind, RECORD_ALIGN, RecordHeader, VOLUME_SIZE_MAX};
 use super::{FORMAT_VERSION, Seed};
 
 /// Length of a batch header, and of its copy at the end, in bytes.
@@ -400,8 +400,14 @@ pub fn parse(data: &[u8], header: &BatchHeader, seed: Seed) -> Contents {
         return walk(data, header, seed);
     }
     let mut records = Vec::with_capacity(header.count as usize);
+    let mut least_at = HEADER_LEN;
     for (number, line) in directory.chunks_exact(DIRECTORY_LINE_LEN).enumerate() {
-        records.push(parse_line(data, header, seed, (number, line), intact));
+        let parsed = parse_line(data, header, seed, (number, line), intact);
+        // Records are in the order of their lines, and no two share a place.
+        let at = parsed.as_ref().map_or(0, |parsed| (parsed.offset - header.position.offset) as usize);
+        let is_next = at >= least_at && at.is_multiple_of(RECORD_ALIGN);
+        least_at = at + record::HEADER_LEN;
+        records.push(parsed.filter(|_| is_next));
     }
     if records.iter().any(Option::is_none) {
         return walk(data, header, seed);
@@ -464,7 +470,8 @@ fn fits(header: &BatchHeader, at: usize, found: &RecordHeader, payload: &Range<u
     at + found.stride() <= records_end && (found.apart == 0 || apart)
 }
 
-/// The same by the copy of the record's header; the block checksums are those of the payload that is there.
+/// The same by the copy of the record's header, of one whose payload stands apart: others are read with their headers, and must
+/// be damaged for whoever looks. The block checksums are those of the payload that is there.
 fn by_copy(
     data: &[u8],
     header: &BatchHeader,
@@ -472,7 +479,7 @@ fn by_copy(
     (number, at): (usize, usize),
 ) -> Option<(RecordHeader, Range<usize>)> {
     let offset = header.position.offset + at as u64;
-    let found = copy_of(data, header, seed, number, offset)?;
+    let found = copy_of(data, header, seed, number, offset).filter(|found| found.apart > 0)?;
     let payload = found.payload_range(offset);
     let payload = at + payload.start..at + payload.end;
     let table = record::block_table(seed, &found.id, data.get(payload.clone())?);
