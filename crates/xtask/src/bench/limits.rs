@@ -11,7 +11,9 @@ const FIO: &str = "fio";
 const NGINX_PORT: u16 = 28000;
 
 /// Name, arguments, and which figure of fio's is meant.
-const FIO_ROWS: [(&str, &[&str], Figure); 5] = [
+type FioRow = (&'static str, &'static [&'static str], Figure);
+
+const FIO_ROWS: [FioRow; 5] = [
     ("append 4 KiB, flush each", &["--rw=write", "--bs=4k", "--size=256m", "--fdatasync=1"], Figure::WriteIops),
     (
         "write 4 KiB at random, 32 at once",
@@ -80,48 +82,70 @@ enum Figure {
     WriteMb,
 }
 
+/// One measurement of every row.
+type Round = Vec<(&'static str, Line)>;
+
 pub fn measure(options: &Options, folder: &Path, report: &mut Report) {
-    if options.wants(FIO, "") || FIO_ROWS.iter().any(|(row, ..)| options.wants(FIO, row)) {
-        fio(options, folder, report);
-    }
-    if options.wants(OWN, "") {
-        own_disk(options, folder, report);
-        GATES.iter().for_each(|gate| report.judge(gate));
-    }
+    disk(options, folder, report);
     if super::ROWS.iter().any(|row| row.op == "get" && options.wants("nginx", &row.name())) {
         nginx(options, folder, report);
     }
 }
 
-fn fio(options: &Options, folder: &Path, report: &mut Report) {
-    if !crate::run::exists(FIO) {
-        return report.missing("fio is not on the PATH (apt-get install fio)");
+/// fio and henge's own layers in turns, so that both meet the same minutes of a machine that others use, too.
+fn disk(options: &Options, folder: &Path, report: &mut Report) {
+    let own = options.wants(OWN, "");
+    let mut fio_rows = FIO_ROWS.iter().filter(|(row, ..)| options.wants(FIO, row)).collect::<Vec<_>>();
+    if !fio_rows.is_empty() && !crate::run::exists(FIO) {
+        report.missing("fio is not on the PATH (apt-get install fio)");
+        fio_rows.clear();
     }
-    for (row, arguments, figure) in FIO_ROWS.iter().filter(|(row, ..)| options.wants(FIO, row)) {
-        let output = Command::new(FIO)
-            .args(["--name=limit", "--output-format=json", "--time_based", &format!("--runtime={}", options.seconds)])
-            .arg(format!("--directory={}", folder.display()))
-            .args(*arguments)
-            .output();
-        let parsed = output.ok().and_then(|output| serde_json::from_slice::<serde_json::Value>(&output.stdout).ok());
-        let job = parsed.as_ref().map(|all| &all["jobs"][0]);
-        let value = job.and_then(|job| match figure {
-            Figure::ReadIops => job["read"]["iops"].as_f64(),
-            Figure::WriteIops => job["write"]["iops"].as_f64(),
-            Figure::WriteMb => job["write"]["bw_bytes"].as_f64().map(|bytes| bytes / 1e6),
-        });
-        let unit = if matches!(figure, Figure::WriteMb) { "MB/s" } else { "per s" };
-        match value {
-            Some(value) => report.add(FIO, Line { value, unit, p50_us: job.and_then(p50_us), ..Line::named(row) }),
-            None => report.missing(&format!("fio, {row}: it failed")),
+    let mut rounds: Vec<Round> = Vec::new();
+    for number in 0..if own || !fio_rows.is_empty() { options.repeat } else { 0 } {
+        let mut round = Round::new();
+        for row in &fio_rows {
+            match fio(options, folder, row) {
+                Some(line) => round.push((FIO, line)),
+                None => report.missing(&format!("fio, {}: it failed", row.0)),
+            }
+        }
+        // Files of 1 GiB are in the way of what follows.
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with("limit.") {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+        if own {
+            round.extend(own_disk(options, folder, number == 0, report).into_iter().map(|line| (OWN, line)));
+        }
+        rounds.push(round);
+    }
+    let mut shown = Vec::new();
+    for (subject, line) in rounds.iter().flatten() {
+        if !shown.contains(&(subject, &line.row)) {
+            shown.push((subject, &line.row));
+            let same = rounds.iter().flatten().filter(|(of, other)| of == subject && other.row == line.row);
+            let runs: Vec<Line> = same.map(|(_, line)| line.clone()).collect();
+            report.add(subject, super::table::median(&line.row, &runs).expect("it was measured"));
         }
     }
-    // Files of 1 GiB are in the way of what follows.
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with("limit.") {
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
+    GATES.iter().for_each(|gate| report.judge(gate, &rounds));
+}
+
+fn fio(options: &Options, folder: &Path, (row, arguments, figure): &FioRow) -> Option<Line> {
+    let output = Command::new(FIO)
+        .args(["--name=limit", "--output-format=json", "--time_based", &format!("--runtime={}", options.seconds)])
+        .arg(format!("--directory={}", folder.display()))
+        .args(*arguments)
+        .output();
+    let parsed = output.ok().and_then(|output| serde_json::from_slice::<serde_json::Value>(&output.stdout).ok())?;
+    let job = &parsed["jobs"][0];
+    let (value, unit) = match figure {
+        Figure::ReadIops => (job["read"]["iops"].as_f64()?, "per s"),
+        Figure::WriteIops => (job["write"]["iops"].as_f64()?, "per s"),
+        Figure::WriteMb => (job["write"]["bw_bytes"].as_f64()? / 1e6, "MB/s"),
+    };
+    Some(Line { value, unit, p50_us: p50_us(job), ..Line::named(row) })
 }
 
 /// Median of an operation, with that of its flush where there is one.
@@ -131,37 +155,33 @@ fn p50_us(job: &serde_json::Value) -> Option<f64> {
     Some(operation + median(&job["sync"]["lat_ns"]).unwrap_or(0.0))
 }
 
-fn own_disk(options: &Options, folder: &Path, report: &mut Report) {
-    let output = Command::new(&options.henge)
-        .args(["bench", "disk", "--json", "--seconds", &options.seconds.to_string()])
-        .args(["--records", &options.records.to_string(), "--data"])
-        .arg(folder)
-        .output();
+/// `opening`: also what is done once, whatever is repeated.
+fn own_disk(options: &Options, folder: &Path, opening: bool, report: &mut Report) -> Vec<Line> {
+    let mut command = Command::new(&options.henge);
+    command.args(["bench", "disk", "--json", "--seconds", &options.seconds.to_string(), "--data"]).arg(folder);
+    if opening {
+        command.args(["--records", &options.records.to_string()]);
+    }
+    let output = command.output();
     let parsed = output.ok().and_then(|output| serde_json::from_slice::<serde_json::Value>(&output.stdout).ok());
     let rows = parsed.as_ref().and_then(|rows| rows.as_array().cloned()).unwrap_or_default();
     if rows.is_empty() {
-        return report.missing(&format!("{OWN}: it failed"));
+        report.missing(&format!("{OWN}: it failed"));
     }
-    for row in rows {
-        let number = |name: &str| row[name].as_f64();
-        let what = row["row"].as_str().unwrap_or_default();
-        if let Some(records) = number("records") {
-            report.add(OWN, opened(what, records, &row));
-            continue;
-        }
-        let large = number("bytes").is_some_and(|bytes| bytes >= (1 << 20) as f64);
-        let size = if large { "1 MiB" } else { "4 KiB" };
-        let name = format!("{what}, {size}, {} at once", number("at_once").unwrap_or(0.0));
-        let (value, unit) = if large { (number("mb_per_s"), "MB/s") } else { (number("ops_per_s"), "per s") };
-        let line = Line {
-            value: value.unwrap_or(0.0),
-            unit,
-            p50_us: number("p50_us"),
-            p99_us: number("p99_us"),
-            ..Line::named(&name)
-        };
-        report.add(OWN, line);
+    rows.iter().map(own_line).collect()
+}
+
+fn own_line(row: &serde_json::Value) -> Line {
+    let number = |name: &str| row[name].as_f64();
+    let what = row["row"].as_str().unwrap_or_default();
+    if let Some(records) = number("records") {
+        return opened(what, records, row);
     }
+    let large = number("bytes").is_some_and(|bytes| bytes >= (1 << 20) as f64);
+    let size = if large { "1 MiB" } else { "4 KiB" };
+    let name = format!("{what}, {size}, {} at once", number("at_once").unwrap_or(0.0));
+    let (value, unit) = if large { (number("mb_per_s"), "MB/s") } else { (number("ops_per_s"), "per s") };
+    Line { value: value.unwrap_or(0.0), unit, p50_us: number("p50_us"), p99_us: number("p99_us"), ..Line::named(&name) }
 }
 
 /// The line of a disk that was opened after a kill.

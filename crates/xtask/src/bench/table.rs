@@ -59,6 +59,19 @@ pub enum Limit {
     MedianAtMost(f64),
 }
 
+impl Gate {
+    /// In one round.
+    fn ratio(&self, round: &[(&str, Line)]) -> Option<f64> {
+        let find =
+            |subject, row| round.iter().find(|(of, line)| *of == subject && line.row == row).map(|(_, line)| line);
+        let (line, other) = (find(self.subject, self.row)?, find(self.beside, self.beside_row)?);
+        match self.limit {
+            Limit::ValueAtLeast(_) => Some(line.value / other.value),
+            Limit::MedianAtMost(_) => Some(line.p50_us? / other.p50_us?),
+        }
+    }
+}
+
 /// Where each row of a server is put in relation to: the same row of these, where they were measured.
 const COMPARED: [&str; 2] = ["garage, 3 nodes, flushed", "nginx"];
 
@@ -74,25 +87,21 @@ impl Report {
         self.missing.push(why.to_owned());
     }
 
-    /// Judges a gate whose rows were both measured.
-    pub fn judge(&mut self, gate: &Gate) {
-        let (Some(line), Some(other)) = (self.find(gate.subject, gate.row), self.find(gate.beside, gate.beside_row))
-        else {
-            return;
-        };
-        let (ratio, wanted, holds) = match gate.limit {
-            Limit::ValueAtLeast(least) => {
-                let ratio = line.value / other.value;
-                (ratio, format!("at least {least:.2}"), ratio >= least)
-            }
-            Limit::MedianAtMost(most) => {
-                let (Some(own), Some(others)) = (line.p50_us, other.p50_us) else { return };
-                let ratio = own / others;
-                (ratio, format!("p50 at most {most:.2}"), ratio <= most)
-            }
+    /// Judges a gate by the median of its ratios in those rounds in which both rows were measured.
+    pub fn judge(&mut self, gate: &Gate, rounds: &[Vec<(&str, Line)>]) {
+        let mut ratios: Vec<f64> = rounds.iter().filter_map(|round| gate.ratio(round)).collect();
+        ratios.sort_by(f64::total_cmp);
+        let Some(&ratio) = ratios.get(ratios.len() / 2) else { return };
+        let (wanted, holds) = match gate.limit {
+            Limit::ValueAtLeast(least) => (format!("at least {least:.2}"), ratio >= least),
+            Limit::MedianAtMost(most) => (format!("p50 at most {most:.2}"), ratio <= most),
         };
         let verdict = if holds { "holds" } else { "DOES NOT HOLD" };
-        let text = format!("{}: {:.2} x {}, {} ({wanted}): {verdict}", gate.row, ratio, gate.beside, gate.beside_row);
+        let (lowest, highest) = (ratios[0], ratios[ratios.len() - 1]);
+        let text = format!(
+            "{}: {ratio:.2} ({lowest:.2} to {highest:.2}) x {}, {} ({wanted}): {verdict}",
+            gate.row, gate.beside, gate.beside_row
+        );
         println!("{text}");
         self.gates.push(text);
     }
@@ -191,15 +200,22 @@ mod tests {
     }
 
     #[test]
-    fn gates_are_judged_by_rates_and_by_medians() {
+    fn gates_are_judged_by_rates_and_by_medians_of_the_same_round() {
         let mut report = Report::default();
-        report.add("fio", Line { value: 100.0, p50_us: Some(50.0), ..Line::named("a") });
-        report.add("henge", Line { value: 80.0, p50_us: Some(60.0), ..Line::named("b") });
-        let limits = [0.8, 0.9].map(Limit::ValueAtLeast).into_iter().chain([1.2, 1.1].map(Limit::MedianAtMost));
+        let round = |speed: f64, ratio: f64| {
+            let fio = Line { value: speed * 100.0, p50_us: Some(50.0 / speed), ..Line::named("a") };
+            let own = Line { value: speed * 100.0 * ratio, p50_us: Some(50.0 / speed / ratio), ..Line::named("b") };
+            vec![("fio", fio), ("henge", own)]
+        };
+        // The machine is twice as fast in the second of them, and the last was cut short.
+        let mut rounds = vec![round(1.0, 0.8), round(2.0, 0.8), round(1.0, 0.1), round(1.0, 1.5)];
+        rounds[3].pop();
+        let limits = [0.75, 0.85].map(Limit::ValueAtLeast).into_iter().chain([1.3, 1.2].map(Limit::MedianAtMost));
         for limit in limits {
-            report.judge(&Gate { subject: "henge", row: "b", beside: "fio", beside_row: "a", limit });
+            report.judge(&Gate { subject: "henge", row: "b", beside: "fio", beside_row: "a", limit }, &rounds);
         }
-        report.judge(&Gate { subject: "x", row: "b", beside: "fio", beside_row: "a", limit: Limit::ValueAtLeast(1.0) });
+        let unknown = Gate { subject: "x", row: "b", beside: "fio", beside_row: "a", limit: Limit::ValueAtLeast(1.0) };
+        report.judge(&unknown, &rounds);
         let verdicts: Vec<_> = report.gates.iter().map(|gate| gate.ends_with(": holds")).collect();
         assert_eq!(verdicts, [true, false, true, false]);
     }
