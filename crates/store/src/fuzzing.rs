@@ -51,6 +51,12 @@ fn seal(bytes: &mut [u8], right: u8) {
     if right & 1 != 0 {
         for line in 0..count {
             let at = word(bytes, directory_at + line * DIRECTORY_LINE_LEN + 4) % len;
+            if right >> 3 & 1 == 1 {
+                let copy_at = directory_at - (count - line) * record::HEADER_LEN;
+                let end = copy_at + record::HEADER_LEN - 4;
+                let crc = crc32c(&SEED.header(at as u64), &bytes[copy_at..end]).to_le_bytes();
+                put(bytes, end, &crc);
+            }
             if let Some(header) = bytes.get(at..at + record::HEADER_LEN - 4) {
                 let crc = crc32c(&SEED.header(at as u64), header).to_le_bytes();
                 if at + record::HEADER_LEN <= directory_at {

@@ -50,7 +50,8 @@ impl Live {
     /// Bytes this chunk keeps alive in its journal volume.
     pub fn journal_cost(&self) -> u64 {
         let payload = if self.is_large() { Locator::LEN } else { self.len as usize };
-        (record::record_len(payload) + DIRECTORY_LINE_LEN) as u64
+        let copied = if self.apart > 0 { record::HEADER_LEN } else { 0 };
+        (record::record_len(payload) + copied + DIRECTORY_LINE_LEN) as u64
     }
 
     /// Bytes this chunk keeps alive in its bulk volume.

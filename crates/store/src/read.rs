@@ -12,7 +12,7 @@ use std::sync::Arc;
 use crate::errors::StoreError;
 use crate::format::record::{self, CRC_BLOCK, HEADER_LEN, Kind, RecordHeader, apart_at, record_len, table_len};
 use crate::index::{Health, Live, Slot, VolumeNumber};
-use crate::inner::{Inner, count};
+use crate::inner::{Inner, Shared, count};
 use crate::raft_log::{EntryAt, GroupLog, RaftEntry, RaftLog};
 use crate::report::{ChunkData, ChunkStat};
 use crate::volume_file::VolumeFile;
@@ -39,8 +39,8 @@ pub fn stat_of(id: ChunkId, live: &Live) -> ChunkStat {
     ChunkStat { id, len: live.len, crc64: live.crc64, epoch: live.epoch, damaged }
 }
 
-/// A verified part of a chunk; its owner when it is to be `owned`, unless only its header is damaged, and maybe otherwise. When compaction moved it meanwhile, it is
-/// looked up again.
+/// A verified part of a chunk; its owner when it is to be `owned`, unless only its header cannot be read, and maybe otherwise. When
+/// compaction moved it meanwhile, it is looked up again.
 pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>, owned: bool) -> Result<ChunkData, StoreError> {
     for _ in 0..MOVES_MAX {
         let (live, file) = {
@@ -71,6 +71,7 @@ pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>, owned: bool) -
             },
         };
         match read {
+            Ok((None, _)) if owned && has_moved(&inner.shared(), id, &live) => {}
             Ok((owner, piece)) => {
                 count(&inner.counters.read_bytes, piece.len() as u64);
                 if live.health == Health::Good && !live.is_large() && piece.len() == live.len as usize {
@@ -81,10 +82,7 @@ pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>, owned: bool) -
             }
             Err(failure) => {
                 let mut shared = inner.shared();
-                let now = shared.state.index.get(id);
-                let moved =
-                    !matches!(now, Some(Slot::Live(now)) if (now.volume, now.offset) == (live.volume, live.offset));
-                if moved {
+                if has_moved(&shared, id, &live) {
                     continue;
                 }
                 return Err(match failure {
@@ -98,6 +96,10 @@ pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>, owned: bool) -
         }
     }
     Err(StoreError::Io(format!("chunk {id} kept moving")))
+}
+
+fn has_moved(shared: &Shared, id: ChunkId, from: &Live) -> bool {
+    !matches!(shared.state.index.get(id), Some(Slot::Live(now)) if (now.volume, now.offset) == (from.volume, from.offset))
 }
 
 /// The range of a small chunk that was stored or read lately. What a scrub has found damaged is read from the disk.

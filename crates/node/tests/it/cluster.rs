@@ -10,6 +10,7 @@ use node::{Config, DiskSpec, EventKind, Healing, Node, Tuning, Verdict};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use store::EngineOptions;
 
 use crate::{bytes_of, get, put};
 
@@ -346,7 +347,11 @@ fn slowest_put(cluster: &Cluster, via: NodeId, bucket: &'static str, count: u32)
 }
 
 fn three(seed: u64) -> Cluster {
-    let mut cluster = Cluster::found(seed);
+    three_with(seed, Box::new(tuning))
+}
+
+fn three_with(seed: u64, tuning: Box<dyn Fn(NodeId) -> Tuning>) -> Cluster {
+    let mut cluster = Cluster::found_with(seed, tuning);
     cluster.join();
     cluster.join();
     cluster.wait_for_voters(&[1, 2, 3]);
@@ -457,8 +462,11 @@ fn a_disk_that_hangs_takes_its_node_out_and_no_more() {
 /// The same where the node leads the map's group or the objects': others lead, though it is heard as well as ever.
 #[test]
 fn a_leader_whose_disk_hangs_or_is_full_leads_no_more() {
+    // Nothing is set aside for the logs: the disk has no room for them either.
+    let engine = EngineOptions { ahead_bytes: 0, ..EngineOptions::default() };
+    let tuning = move |node| Tuning { engine: engine.clone(), ..tuning(node) };
     for (seed, group, hangs) in [(31, 0, true), (32, 1, true), (33, 0, false), (34, 1, false)] {
-        let cluster = three(seed);
+        let cluster = three_with(seed, Box::new(tuning.clone()));
         let leader_of =
             |cluster: &Cluster, group: usize| cluster.nodes[&NodeId(1)].status().groups[group].leader as u32;
         cluster.wait("the two groups to have different leaders", Duration::from_secs(60), |cluster| {

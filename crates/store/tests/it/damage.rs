@@ -2,19 +2,21 @@
 //! told from what a crash left half written.
 
 use base::env::RandomExt;
-use base::ids::{GroupId, LogIndex, PeerId, Term};
+use base::ids::{GroupId, LogIndex, OwnerId, PeerId, Term};
 use base::sim::Fault;
 use bytes::Bytes;
+use futures_util::future::join_all;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::Duration;
 use store::{DamagedWhat, DiskState, Engine, RaftEntry, RaftLog, RaftWrite, RecoveryReport, StoreError, inspect};
 
 use crate::bench::{Bench, IDENTITY, NODE, chunk, id, payload};
 use crate::model::applied;
 
-const SMALL: std::ops::Range<u32> = 0..60;
-const LARGE: std::ops::Range<u32> = 100..106;
-const DELETED: std::ops::Range<u32> = 200..210;
+const SMALL: Range<u32> = 0..60;
+const LARGE: Range<u32> = 100..106;
+const DELETED: Range<u32> = 200..210;
 const GROUPS: std::ops::RangeInclusive<u64> = 1..=3;
 
 fn len_of(number: u32) -> usize {
@@ -254,6 +256,44 @@ fn each_kind_of_record_is_named_when_it_is_damaged() {
     let (engine, report) = opened(&bench);
     assert_eq!(report.raft_damaged, []);
     assert_eq!(check(&bench, &engine, &logs), [""; 0]);
+}
+
+/// Many headers share a block when their payloads stand apart from them: the loss of that block, or of the one with their
+/// copies, loses no chunk, and what was found is told.
+#[test]
+fn a_lost_block_of_headers_costs_no_chunk() {
+    const CHUNKS: Range<u32> = 0..40;
+    const LEN: usize = 4096;
+    let is_of_headers = |block: &[u8]| {
+        let names = |number: &u32| block.windows(16).any(|bytes| bytes == id(*number).to_bytes());
+        CHUNKS.filter(names).count() > 20
+    };
+    for which in 0..2 {
+        let bench = Bench::formatted(70);
+        let engine = bench.open();
+        let puts = CHUNKS.map(|number| engine.put(chunk(number, LEN)));
+        assert!(bench.sim.block_on(join_all(puts)).iter().all(Result::is_ok));
+        bench.close(engine);
+        let journal = bench.files("journal").remove(0);
+        let contents = bench.disk.contents(&journal).unwrap();
+        let blocks: Vec<_> =
+            (0..contents.len() / 4096).filter(|at| is_of_headers(&contents[at * 4096..][..4096])).collect();
+        assert_eq!(blocks.len(), 2, "the records, and the copies with the directory");
+        bench.disk.overwrite(&journal, blocks[which] as u64 * 4096, &[0; 4096]);
+        let (engine, report) = bench.try_open().unwrap();
+        assert!(!report.damaged.is_empty() && report.torn_bytes == 0, "{report:?}");
+        for number in CHUNKS {
+            assert_eq!(bench.get(&engine, id(number)).unwrap(), payload(number, LEN), "block {which}, chunk {number}");
+            let owned = bench.sim.block_on(engine.get_owned(id(number), 0..10)).unwrap();
+            assert!(owned.owner.is_none_or(|owner| owner == OwnerId(7)), "{:?}", owned.owner);
+        }
+        bench.sim.block_on(engine.scrub_now()).unwrap();
+        bench.close(engine);
+        let engine = bench.open();
+        for number in CHUNKS {
+            assert_eq!(bench.get(&engine, id(number)).unwrap(), payload(number, LEN), "block {which}, chunk {number}");
+        }
+    }
 }
 
 #[test]
