@@ -5,12 +5,14 @@
 //! ```
 //!
 //! There is no timer on this path: a round starts as soon as the one before is durable, with whatever waits by then.
-//! When nothing waits, a closing batch follows, so that the last round, too, is covered by a later `durable_upto`.
+//! When no records follow, a closing batch does, so that the last round, too, is covered by a later `durable_upto`.
 
 use base::buffer::BLOCK;
+use base::env::{BoxFuture, MonoTime};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use crate::engine;
 use crate::errors::StoreError;
 use crate::format::Seed;
 use crate::format::batch::{self, Encoded, Layout, Position, RecordIn};
@@ -25,7 +27,7 @@ use crate::round::{Round, compose};
 use crate::summary::Composer;
 use crate::volume_file::VolumeFile;
 
-/// How long the queue must be empty before a closing batch is written; well within the 100 ms that are promised.
+/// How long after the last batch of records a closing batch is written; well within the 100 ms that are promised.
 const CLOSING_DELAY: Duration = Duration::from_millis(50);
 /// Kept free at a volume's end: one closing batch and the seal.
 const TAIL_LEN: u64 = 2 * BLOCK as u64;
@@ -47,8 +49,8 @@ pub struct Committer {
     summary: Composer,
     /// The list of live volumes is not durable in this volume yet.
     needs_list: bool,
-    /// The last batch held records and no later one vouches for it.
-    uncovered: bool,
+    /// Since when the last batch holds records and no later one vouches for it.
+    uncovered: Option<MonoTime>,
 }
 
 impl Committer {
@@ -65,7 +67,7 @@ impl Committer {
             follows: cut,
             summary,
             needs_list: true,
-            uncovered: false,
+            uncovered: None,
         };
         committer.write_list().await?;
         Ok(committer)
@@ -74,22 +76,32 @@ impl Committer {
     /// Serves the queue until it is closed and empty.
     pub async fn run(mut self) {
         let cost_max = ROUND_COST_MAX.min(self.inner.volume_size as usize / 4);
+        // Outlives rounds: a timer set anew for each would wake the thread that keeps the timers each time.
+        let mut alarm: Option<BoxFuture<()>> = None;
         loop {
+            let uncovered = self.uncovered.filter(|_| self.inner.broken().is_none());
+            let due = uncovered.map(|since| since + CLOSING_DELAY);
+            if due.is_some_and(|due| self.inner.env.now() >= due) {
+                self.closing_batch().await;
+                continue;
+            }
             let requests = self.inner.queue.take(cost_max);
             if !requests.is_empty() {
                 self.round(requests).await;
             } else if self.inner.queue.is_closed() {
                 break;
-            } else if self.uncovered && self.inner.broken().is_none() {
-                let waited = self.inner.env.timeout(CLOSING_DELAY, self.inner.queue.wake.notified()).await;
-                if waited.is_none() {
-                    self.closing_batch().await;
+            } else if let Some(due) = due {
+                let rung = alarm.get_or_insert_with(|| self.inner.env.clock.sleep_until(due));
+                tokio::select! {
+                    biased;
+                    () = self.inner.queue.wake.notified() => {}
+                    () = rung => alarm = None,
                 }
             } else {
                 self.inner.queue.wake.notified().await;
             }
         }
-        if self.uncovered && self.inner.broken().is_none() {
+        if self.uncovered.is_some() && self.inner.broken().is_none() {
             self.closing_batch().await;
         }
     }
@@ -142,7 +154,7 @@ impl Committer {
             self.write_list().await?;
         }
         let written = self.write_as(records, &layout).await?;
-        self.uncovered = true;
+        self.uncovered = Some(self.inner.env.now());
         count(&self.inner.counters.batches, 1);
         count(&self.inner.counters.records, records.len() as u64);
         Ok(Some(written))
@@ -211,12 +223,14 @@ impl Committer {
         }
         drop(shared);
         self.summary.note(&self.inner.summaries, records_of(&encoded));
-        self.inner.ahead_wake.notify_one();
+        if engine::lacks_space_ahead(&self.inner, &self.file, self.position.offset) {
+            self.inner.ahead_wake.notify_one();
+        }
         Ok(encoded)
     }
 
     async fn closing_batch(&mut self) {
-        self.uncovered = false;
+        self.uncovered = None;
         if self.write(&[]).await.is_ok() {
             count(&self.inner.counters.closing_batches, 1);
         }
@@ -234,6 +248,8 @@ impl Committer {
             shared.spare.push(Spare { name: file.name, size_bytes: file.written_end() });
             return Err(error);
         }
+        // The seal vouches for all that was before it.
+        self.uncovered = None;
         self.follows =
             Cut { incarnation: u64::from(self.number), end: self.position.offset, checksum: self.position.predecessor };
         let mut shared = self.inner.shared();

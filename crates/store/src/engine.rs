@@ -536,6 +536,11 @@ fn spawn(inner: &Inner, alive: &mpsc::Sender<()>, name: &'static str, task: impl
     });
 }
 
+/// Whether less than half of the space that is to be ahead of a journal volume's head is there.
+pub fn lacks_space_ahead(inner: &Inner, file: &VolumeFile, head: u64) -> bool {
+    file.reserved_end() < (head + inner.options.ahead_bytes / 2).min(inner.volume_size)
+}
+
 /// Sets space aside ahead of the journal's head, so that batches need none from the file system.
 async fn reserve_ahead(inner: Arc<Inner>) {
     loop {
@@ -544,10 +549,8 @@ async fn reserve_ahead(inner: Arc<Inner>) {
             let head = shared.state.volumes.get(&shared.journal).map_or(0, |volume| volume.end);
             (shared.files.get(&shared.journal).cloned(), head)
         };
-        let ahead = inner.options.ahead_bytes;
-        let least = (head + ahead / 2).min(inner.volume_size);
-        let upto = (head + ahead).min(inner.volume_size);
-        let is_due = |file: &Arc<VolumeFile>| inner.broken().is_none() && file.reserved_end() < least;
+        let upto = (head + inner.options.ahead_bytes).min(inner.volume_size);
+        let is_due = |file: &Arc<VolumeFile>| inner.broken().is_none() && lacks_space_ahead(&inner, file, head);
         if let Some(file) = file.filter(is_due) {
             match file.reserve(upto).await {
                 Ok(()) => {}
