@@ -4,8 +4,8 @@
 #[path = "../../crates/henge/src/env/job_queue.rs"]
 mod job_queue;
 
-use job_queue::JobQueue;
-use loom::sync::Arc;
+use job_queue::{Bell, JobQueue};
+use loom::sync::{Arc, Condvar};
 use loom::thread;
 
 /// Switches away from a thread that could go on, in one run. Few suffice to meet most mistakes (Musuvathi and Qadeer,
@@ -21,7 +21,10 @@ fn every_job_once(jobs_max: usize, callers: usize, each: usize, takers: usize) {
         let took: Vec<_> = (0..takers)
             .map(|_| {
                 let queue = Arc::clone(&queue);
-                thread::spawn(move || std::iter::from_fn(|| queue.pop()).collect::<Vec<usize>>())
+                thread::spawn(move || {
+                    let own = Bell::new(Condvar::new());
+                    std::iter::from_fn(|| queue.pop(&own)).collect::<Vec<usize>>()
+                })
             })
             .collect();
         let pushed: Vec<_> = (1..callers)

@@ -1,5 +1,6 @@
-//! A disk is a directory of a local file system. Reads, writes and flushes run on the disk's own threads; opening,
-//! listing and renaming, which only start-up and rare maintenance do, run where they are called.
+//! A disk is a directory of a local file system. Reads, writes and flushes run on the disk's own threads, small direct
+//! reads on a few of their own (`direct_reads.rs`); opening, listing and renaming, which only start-up and rare maintenance
+//! do, run where they are called.
 //!
 //! A write and its flush are one hop to a thread. Nothing is copied unless direct I/O cannot use the memory.
 
@@ -18,7 +19,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::oneshot;
 
-use super::workers::Workers;
+use super::direct_reads::{self, Read};
+use super::workers::{Job, Workers, serve_jobs};
+
+/// Threads per disk, beside those of small reads: as many operations as it is asked to do at once. Disks of many queues do most with
+/// many.
+const THREADS_MAX: usize = 32;
 
 /// The file whose lock is the directory's lock. Not listed: it is no file of the engine's.
 const LOCK_NAME: &str = "lock";
@@ -31,7 +37,9 @@ const BOUNCE_BYTES_MAX: usize = 1 << 20;
 
 pub struct RealDisk {
     directory: PathBuf,
-    workers: Arc<Workers>,
+    workers: Arc<Workers<Job>>,
+    /// Where the kernel offers what they need.
+    readers: Option<Arc<Workers<Read>>>,
     buffers: Arc<BufferPool>,
 }
 
@@ -46,8 +54,12 @@ impl RealDisk {
     pub fn open(directory: &Path) -> io::Result<RealDisk> {
         // Found out now rather than in the first operation.
         fs::read_dir(directory)?;
-        let workers = Arc::new(Workers::start()?);
-        Ok(RealDisk { directory: directory.to_owned(), workers, buffers: Arc::default() })
+        let workers = Arc::new(Workers::start(THREADS_MAX, serve_jobs)?);
+        let readers = match direct_reads::is_offered() {
+            true => Some(Arc::new(Workers::start(direct_reads::THREADS_MAX, direct_reads::serve)?)),
+            false => None,
+        };
+        Ok(RealDisk { directory: directory.to_owned(), workers, readers, buffers: Arc::default() })
     }
 
     /// Reads into buffers of this pool instead of one of its own.
@@ -70,12 +82,11 @@ impl Disk for RealDisk {
         let mut options = fs::OpenOptions::new();
         options.read(true).write(true).mode(0o600).create_new(mode == OpenMode::CreateNew);
         let file = options.open(self.path(name))?;
-        if caching == Caching::Direct {
-            try_direct_io(&file)?;
-        }
+        let is_direct = caching == Caching::Direct && try_direct_io(&file)?;
         let buffers = Arc::clone(&self.buffers);
         let inner = Arc::new(Inner { file, caching, buffers, flush_failed: AtomicBool::new(false) });
-        Ok(Arc::new(RealFile { inner, workers: Arc::clone(&self.workers) }))
+        let readers = self.readers.clone().filter(|_| is_direct);
+        Ok(Arc::new(RealFile { inner, workers: Arc::clone(&self.workers), readers }))
     }
 
     fn list(&self) -> io::Result<Vec<FileEntry>> {
@@ -138,32 +149,38 @@ impl Disk for RealDisk {
     }
 }
 
-/// Asks for direct I/O on an open file; a file system without it keeps the file buffered. (Asked for in open(2), a
-/// refusal would leave the new file behind.)
-fn try_direct_io(file: &fs::File) -> io::Result<()> {
-    // SAFETY: fcntl with these commands takes and returns plain integers; the descriptor is open.
-    let outcome = unsafe {
-        let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
-        if flags < 0 { flags } else { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | libc::O_DIRECT) }
+/// Asks for direct I/O on an open file, and says whether it has it; a file system without it keeps the file buffered. (Asked for in open(2), a
+/// refusal would leave the new file behind.) And, where we may, that reads do not write down when they were: a file that is
+/// written and read in turn has its inode written for reads otherwise.
+fn try_direct_io(file: &fs::File) -> io::Result<bool> {
+    let set = |more: libc::c_int| {
+        // SAFETY: fcntl with these commands takes and returns plain integers; the descriptor is open.
+        unsafe {
+            let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+            if flags < 0 { flags } else { libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags | more) }
+        }
     };
-    if outcome >= 0 {
-        return Ok(());
+    set(libc::O_NOATIME);
+    if set(libc::O_DIRECT) >= 0 {
+        return Ok(true);
     }
     match io::Error::last_os_error() {
-        error if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        error if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
         error => Err(error),
     }
 }
 
 struct RealFile {
     inner: Arc<Inner>,
-    workers: Arc<Workers>,
+    workers: Arc<Workers<Job>>,
+    /// Of a file that is read past the page cache.
+    readers: Option<Arc<Workers<Read>>>,
 }
 
-struct Inner {
+pub struct Inner {
     file: fs::File,
     caching: Caching,
-    buffers: Arc<BufferPool>,
+    pub buffers: Arc<BufferPool>,
     /// After a failed flush the kernel forgets what was not written, and the next flush would claim success.
     flush_failed: AtomicBool,
 }
@@ -177,8 +194,12 @@ impl RealFile {
             // Nobody may be waiting any more.
             let _ = done.send(operation(&inner));
         }));
-        Box::pin(async move { outcome.await.expect("a disk thread answers every operation, or the process has ended") })
+        Box::pin(answer(outcome))
     }
+}
+
+async fn answer<T>(outcome: oneshot::Receiver<io::Result<T>>) -> io::Result<T> {
+    outcome.await.expect("a disk thread answers every operation, or the process has ended")
 }
 
 impl File for RealFile {
@@ -187,7 +208,15 @@ impl File for RealFile {
     }
 
     fn read_at(&self, offset: u64, len: usize) -> IoFuture<Bytes> {
-        self.hop(move |inner| inner.read(offset, len))
+        match &self.readers {
+            Some(readers) if len <= direct_reads::LEN_MAX => {
+                self.inner.check_read(offset, len);
+                let (done, outcome) = oneshot::channel();
+                readers.submit(Read { file: Arc::clone(&self.inner), offset, len, done });
+                Box::pin(answer(outcome))
+            }
+            _ => self.hop(move |inner| inner.read(offset, len)),
+        }
     }
 
     fn read_now(&self, offset: u64, len: usize) -> io::Result<Bytes> {
@@ -219,10 +248,18 @@ impl File for RealFile {
 }
 
 impl Inner {
-    fn read(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+    pub fn descriptor(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    fn check_read(&self, offset: u64, len: usize) {
         if self.caching == Caching::Direct {
             assert_eq!((offset % BLOCK as u64, len % BLOCK), (0, 0), "direct reads are whole blocks");
         }
+    }
+
+    pub fn read(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        self.check_read(offset, len);
         let mut buffer = self.buffers.take(len);
         buffer.set_len(len);
         let mut filled = 0;

@@ -5,6 +5,7 @@
 mod clock;
 #[cfg(test)]
 mod conformance;
+mod direct_reads;
 mod disk;
 mod job_queue;
 pub mod net;

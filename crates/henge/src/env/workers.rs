@@ -4,32 +4,31 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::job_queue::JobQueue;
-
-/// Threads per disk: as many operations as a disk is asked to do at once. Disks of many queues do most with many.
-const THREADS_MAX: usize = 32;
+use super::job_queue::{Bell, JobQueue};
 
 /// Operations that may wait for a thread. A caller beyond this waits in place.
 const QUEUE_OPERATIONS_MAX: usize = 1024;
 
-type Job = Box<dyn FnOnce() + Send>;
-
 /// Dropping it lets the threads finish what is queued and end.
-pub struct Workers {
-    queue: Arc<JobQueue<Job>>,
+pub struct Workers<J> {
+    queue: Arc<JobQueue<J>>,
+    serve: fn(&JobQueue<J>),
     threads: AtomicUsize,
+    threads_max: usize,
 }
 
-impl Workers {
-    pub fn start() -> io::Result<Workers> {
-        let workers = Workers { queue: Arc::new(JobQueue::new(QUEUE_OPERATIONS_MAX)), threads: AtomicUsize::new(1) };
+impl<J: Send + 'static> Workers<J> {
+    /// Up to `threads_max` threads, each of which does what `serve` does; the first is started now.
+    pub fn start(threads_max: usize, serve: fn(&JobQueue<J>)) -> io::Result<Workers<J>> {
+        let queue = Arc::new(JobQueue::new(QUEUE_OPERATIONS_MAX));
+        let workers = Workers { queue, serve, threads: AtomicUsize::new(1), threads_max };
         workers.start_thread()?;
         Ok(workers)
     }
 
     /// Queues `job`; first in, first started. Threads are started as they are needed, and stay.
-    pub fn submit(&self, job: Job) {
-        let one_more = |threads| (threads < THREADS_MAX).then_some(threads + 1);
+    pub fn submit(&self, job: J) {
+        let one_more = |threads| (threads < self.threads_max).then_some(threads + 1);
         let lacks_threads = self.queue.push(job);
         if lacks_threads && self.threads.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok() {
             // Where the system has no more threads, those that are there do the work.
@@ -40,23 +39,31 @@ impl Workers {
     }
 
     fn start_thread(&self) -> io::Result<()> {
-        let queue = Arc::clone(&self.queue);
-        std::thread::Builder::new().name("disk".into()).spawn(move || work(&queue)).map(drop)
+        let (queue, serve) = (Arc::clone(&self.queue), self.serve);
+        std::thread::Builder::new().name("disk".into()).spawn(move || or_abort(|| serve(&queue))).map(drop)
     }
 }
 
-impl Drop for Workers {
+impl<J> Drop for Workers<J> {
     fn drop(&mut self) {
         self.queue.close();
     }
 }
 
-fn work(queue: &JobQueue<Job>) {
-    while let Some(job) = queue.pop() {
-        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(job)).is_err() {
-            eprintln!("henge: a disk operation broke an invariant (above); stopping the node");
-            std::process::abort();
-        }
+fn or_abort(serve: impl FnOnce()) {
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(serve)).is_err() {
+        eprintln!("henge: a disk operation broke an invariant (above); stopping the node");
+        std::process::abort();
+    }
+}
+
+pub type Job = Box<dyn FnOnce() + Send>;
+
+/// One job after the other.
+pub fn serve_jobs(queue: &JobQueue<Job>) {
+    let own = Bell::default();
+    while let Some(job) = queue.pop(&own) {
+        job();
     }
 }
 
@@ -65,10 +72,12 @@ mod tests {
     use super::*;
     use std::sync::Barrier;
 
+    const THREADS_MAX: usize = 8;
+
     #[test]
     fn runs_all_that_was_queued_also_beyond_the_bound_and_after_the_drop() {
         let done = Arc::new(AtomicUsize::new(0));
-        let workers = Workers::start().unwrap();
+        let workers = Workers::start(THREADS_MAX, serve_jobs).unwrap();
         for _ in 0..3 * QUEUE_OPERATIONS_MAX {
             let done = Arc::clone(&done);
             workers.submit(Box::new(move || {
@@ -83,7 +92,7 @@ mod tests {
     /// With fewer, this does not end.
     #[test]
     fn as_many_operations_at_once_as_there_may_be_threads_and_no_more() {
-        let workers = Workers::start().unwrap();
+        let workers = Workers::start(THREADS_MAX, serve_jobs).unwrap();
         let all_there = Arc::new(Barrier::new(THREADS_MAX + 1));
         let done = Arc::new(AtomicUsize::new(0));
         for _ in 0..2 * THREADS_MAX {
