@@ -29,7 +29,7 @@ enum What {
     },
 }
 
-pub const KINDS: [&Kind; 4] = [
+pub const KINDS: [&Kind; 6] = [
     &Kind { name: "henge, 1 node", folder: "henge1", what: What::Henge, nodes: 1, base_port: 28100 },
     &Kind { name: "henge, 3 nodes", folder: "henge3", what: What::Henge, nodes: 3, base_port: 28200 },
     &Kind {
@@ -45,6 +45,20 @@ pub const KINDS: [&Kind; 4] = [
         what: What::Garage { flushed: false },
         nodes: 3,
         base_port: 28400,
+    },
+    &Kind {
+        name: "garage, 1 node, flushed",
+        folder: "garage1-flushed",
+        what: What::Garage { flushed: true },
+        nodes: 1,
+        base_port: 28500,
+    },
+    &Kind {
+        name: "garage, 1 node, not flushed",
+        folder: "garage1",
+        what: What::Garage { flushed: false },
+        nodes: 1,
+        base_port: 28600,
     },
 ];
 
@@ -161,7 +175,7 @@ fn wait(why: &str, mut ready: impl FnMut() -> bool) -> Result<(), String> {
     Ok(())
 }
 
-/// Three nodes with three copies, as in Garage's quick start; the layout is one node a zone.
+/// As in Garage's quick start: a copy on each node; the layout is one node a zone.
 fn start_garage(kind: &'static Kind, flushed: bool, folder: &Path) -> Result<Server, String> {
     if !crate::run::exists("garage") {
         return Err("garage is not on the PATH (cargo install garage --version 2.5.0 --locked)".into());
@@ -221,7 +235,7 @@ fn configure_garage(kind: &Kind, number: u32, flushed: bool, folder: &Path) -> R
     let mut file = std::fs::File::create(&path).map_err(|error| format!("{}: {error}", path.display()))?;
     let written = write!(
         file,
-        "metadata_dir = \"{0}/meta\"\ndata_dir = \"{0}/data\"\ndb_engine = \"lmdb\"\nreplication_factor = 3\n\
+        "metadata_dir = \"{0}/meta\"\ndata_dir = \"{0}/data\"\ndb_engine = \"lmdb\"\nreplication_factor = {5}\n\
          metadata_fsync = {flushed}\ndata_fsync = {flushed}\nrpc_bind_addr = \"127.0.0.1:{1}\"\n\
          rpc_public_addr = \"127.0.0.1:{1}\"\nrpc_secret = \"{2}\"\n[s3_api]\ns3_region = \"us-east-1\"\n\
          api_bind_addr = \"127.0.0.1:{3}\"\nroot_domain = \".s3.garage\"\n[admin]\napi_bind_addr = \"127.0.0.1:{4}\"\n",
@@ -229,7 +243,8 @@ fn configure_garage(kind: &Kind, number: u32, flushed: bool, folder: &Path) -> R
         port + 1,
         "1f".repeat(32),
         port,
-        port + 2
+        port + 2,
+        kind.nodes
     );
     written.map_err(|error| format!("{}: {error}", path.display()))?;
     Ok(path.display().to_string())
