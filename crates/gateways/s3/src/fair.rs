@@ -170,16 +170,16 @@ impl State {
                 continue;
             };
             let weight = kind as usize;
-            if self.running + weight > UNITS_MAX {
-                // Nobody overtakes: else a heavy request would wait for ever behind light ones.
-                self.turn.push_front(name);
-                return;
-            }
             let light_max = if self.is_shared { LIGHT_SHARED_MAX } else { UNITS_OF_TENANT_MAX };
             if tenant.running + weight > UNITS_OF_TENANT_MAX || tenant.light + kind.light() > light_max {
                 self.turn.push_back(name);
                 passed_over += 1;
                 continue;
+            }
+            if self.running + weight > UNITS_MAX {
+                // Nobody overtakes: else a heavy request would wait for ever behind light ones.
+                self.turn.push_front(name);
+                return;
             }
             let (_, grant) = tenant.queue.pop_front().expect("its weight was looked at");
             self.waiting -= 1;
@@ -329,6 +329,22 @@ mod tests {
         drop((flood, one));
         let tenants = &places.lock().tenants;
         assert!(tenants.is_empty(), "nothing is left");
+    }
+
+    /// A heavy request of a tenant that has all it may have waits for that tenant's own, and holds up nobody.
+    #[test]
+    fn who_waits_for_its_own_places_does_not_hold_up_others() {
+        let places = Places::default();
+        let take = |tenant: &str, weight| places.take(tenant.to_owned(), weight, &PATIENT);
+        let of = |tenant: &str, weight| now(&places, tenant, weight).expect("there is room");
+        let full: Vec<Place> = (0..UNITS_OF_TENANT_MAX / 8).map(|_| of("full", Weight::Heavy)).collect();
+        let rest: Vec<Place> =
+            (UNITS_OF_TENANT_MAX..UNITS_MAX - 4).map(|i| of(&format!("t{i}"), Weight::Light)).collect();
+        let mut waits = std::pin::pin!(take("full", Weight::Heavy));
+        assert!(waits.as_mut().now_or_never().is_none());
+        assert!(now(&places, "other", Weight::Light).is_some(), "four places are free");
+        drop((full, rest));
+        assert!(waits.now_or_never().is_some_and(|place| place.is_ok()));
     }
 
     #[test]
