@@ -10,7 +10,7 @@ use bytes::Bytes;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::disk::Inner;
 use super::job_queue::{Bell, JobQueue};
@@ -65,10 +65,13 @@ pub struct Read {
     pub offset: u64,
     pub len: usize,
     pub done: oneshot::Sender<io::Result<Bytes>>,
+    /// Of the reads that a disk is asked to do at once.
+    pub place: OwnedSemaphorePermit,
 }
 
 impl Read {
     fn answer(self, outcome: io::Result<Bytes>) {
+        drop(self.place);
         // Nobody may be waiting any more.
         let _ = self.done.send(outcome);
     }

@@ -17,7 +17,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::direct_reads::{self, Read};
 use super::workers::{Job, Workers, serve_jobs};
@@ -25,6 +25,10 @@ use super::workers::{Job, Workers, serve_jobs};
 /// Threads per disk, beside those of small reads: as many operations as it is asked to do at once. Disks of many queues do most with
 /// many.
 const THREADS_MAX: usize = 32;
+
+/// Reads that a disk is asked to do at once, of all kinds: fewer than its queues take, so that who asks never waits for room in
+/// those, where a thread of the runtime would wait with it. Writes are bounded by who writes.
+const READS_MAX: usize = 768;
 
 /// The file whose lock is the directory's lock. Not listed: it is no file of the engine's.
 const LOCK_NAME: &str = "lock";
@@ -40,6 +44,7 @@ pub struct RealDisk {
     workers: Arc<Workers<Job>>,
     /// Where the kernel offers what they need.
     readers: Option<Arc<Workers<Read>>>,
+    reads: Arc<Semaphore>,
     buffers: Arc<BufferPool>,
 }
 
@@ -59,7 +64,8 @@ impl RealDisk {
             true => Some(Arc::new(Workers::start(direct_reads::THREADS_MAX, direct_reads::serve)?)),
             false => None,
         };
-        Ok(RealDisk { directory: directory.to_owned(), workers, readers, buffers: Arc::default() })
+        let reads = Arc::new(Semaphore::new(READS_MAX));
+        Ok(RealDisk { directory: directory.to_owned(), workers, readers, reads, buffers: Arc::default() })
     }
 
     /// Reads into buffers of this pool instead of one of its own.
@@ -86,7 +92,8 @@ impl Disk for RealDisk {
         let buffers = Arc::clone(&self.buffers);
         let inner = Arc::new(Inner { file, caching, buffers, flush_failed: AtomicBool::new(false) });
         let readers = self.readers.clone().filter(|_| is_direct);
-        Ok(Arc::new(RealFile { inner, workers: Arc::clone(&self.workers), readers }))
+        let (workers, reads) = (Arc::clone(&self.workers), Arc::clone(&self.reads));
+        Ok(Arc::new(RealFile { inner, workers, readers, reads }))
     }
 
     fn list(&self) -> io::Result<Vec<FileEntry>> {
@@ -170,11 +177,14 @@ fn try_direct_io(file: &fs::File) -> io::Result<bool> {
     }
 }
 
+#[derive(Clone)]
 struct RealFile {
     inner: Arc<Inner>,
     workers: Arc<Workers<Job>>,
     /// Of a file that is read past the page cache.
     readers: Option<Arc<Workers<Read>>>,
+    /// Places of reads.
+    reads: Arc<Semaphore>,
 }
 
 pub struct Inner {
@@ -186,6 +196,21 @@ pub struct Inner {
 }
 
 impl RealFile {
+    /// Begins a read, which keeps its place until it is done.
+    fn read_in(&self, place: OwnedSemaphorePermit, offset: u64, len: usize) -> IoFuture<Bytes> {
+        match &self.readers {
+            Some(readers) if len <= direct_reads::LEN_MAX => {
+                let (done, outcome) = oneshot::channel();
+                readers.submit(Read { file: Arc::clone(&self.inner), offset, len, done, place });
+                Box::pin(answer(outcome))
+            }
+            _ => self.hop(move |inner| {
+                let _place = place;
+                inner.read(offset, len)
+            }),
+        }
+    }
+
     /// Runs `operation` on one of the disk's threads. It runs also when the future is dropped.
     fn hop<T: Send + 'static>(&self, operation: impl FnOnce(&Inner) -> io::Result<T> + Send + 'static) -> IoFuture<T> {
         let (done, outcome) = oneshot::channel();
@@ -208,14 +233,16 @@ impl File for RealFile {
     }
 
     fn read_at(&self, offset: u64, len: usize) -> IoFuture<Bytes> {
-        match &self.readers {
-            Some(readers) if len <= direct_reads::LEN_MAX => {
-                self.inner.check_read(offset, len);
-                let (done, outcome) = oneshot::channel();
-                readers.submit(Read { file: Arc::clone(&self.inner), offset, len, done });
-                Box::pin(answer(outcome))
+        self.inner.check_read(offset, len);
+        match Arc::clone(&self.reads).try_acquire_owned() {
+            Ok(place) => self.read_in(place, offset, len),
+            Err(_) => {
+                let file = self.clone();
+                Box::pin(async move {
+                    let place = Arc::clone(&file.reads).acquire_owned().await.expect("never closed");
+                    file.read_in(place, offset, len).await
+                })
             }
-            _ => self.hop(move |inner| inner.read(offset, len)),
         }
     }
 
@@ -404,6 +431,27 @@ mod tests {
         let node = sim.node(crate::env::FIRST_NODE);
         let disk = node.disk("disk0");
         sim.block_on(node.run(conformance::check(disk))).expect("the node did not crash");
+    }
+
+    /// Who asks it waits for an answer, and not in place: on this runtime's one thread nothing else would be done any more.
+    #[tokio::test]
+    async fn a_disk_that_hangs_holds_up_nobody_who_reads_from_it() {
+        let directory = crate::scratch::ScratchDir::new("disk-hangs");
+        let disk = RealDisk::open_or_create(directory.path()).unwrap();
+        let file = disk.open("file", OpenMode::CreateNew, Caching::Buffered).unwrap();
+        file.write_at(0, vec![Bytes::from_static(b"bytes")], Flush::No).await.unwrap();
+        let hang = Arc::new(std::sync::Barrier::new(THREADS_MAX + 1));
+        for _ in 0..THREADS_MAX {
+            let hang = Arc::clone(&hang);
+            disk.workers.submit(Box::new(move || _ = hang.wait()));
+        }
+        let reads: Vec<_> = (0..4 * READS_MAX).map(|_| tokio::spawn(file.read_at(0, 5))).collect();
+        reads[READS_MAX + 1].abort();
+        tokio::task::yield_now().await;
+        hang.wait();
+        for (number, read) in reads.into_iter().enumerate().filter(|(number, _)| *number != READS_MAX + 1) {
+            assert_eq!(read.await.unwrap().unwrap(), "bytes", "{number}");
+        }
     }
 
     #[test]
