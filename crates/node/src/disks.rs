@@ -48,6 +48,14 @@ pub enum Operation {
     Read,
 }
 
+/// Who an answer came from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AnsweredBy {
+    Disk,
+    FailedDisk,
+    Memory,
+}
+
 /// An operation under way; counted when it ends, however it ends.
 pub struct UnderWay<'a> {
     meter: &'a DiskMeter,
@@ -186,10 +194,13 @@ impl DiskMeter {
 }
 
 impl UnderWay<'_> {
-    /// The disk has answered.
-    pub fn answered(self, operation: Operation, is_failure: bool) {
+    /// There is an answer: from the disk, or from memory alone, which says nothing about the disk.
+    pub fn answered(self, operation: Operation, by: AnsweredBy) {
         let now = self.env.now();
         let seconds = now.since(self.since).as_secs_f64();
+        if by != AnsweredBy::Memory {
+            self.meter.progressed.store(now.0, Ordering::Release);
+        }
         match operation {
             Operation::Store => {
                 self.meter.store_seconds.observe(seconds);
@@ -197,7 +208,7 @@ impl UnderWay<'_> {
             }
             Operation::Read => self.meter.read_seconds.observe(seconds),
         }
-        if is_failure {
+        if by == AnsweredBy::FailedDisk {
             self.meter.errors.inc();
         }
     }
@@ -205,7 +216,33 @@ impl UnderWay<'_> {
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
-        self.meter.progressed.store(self.env.now().0, Ordering::Release);
         self.meter.in_flight.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base::ids::NodeId;
+    use base::sim::Sim;
+
+    /// What lies in memory is served however long the disk hangs.
+    #[test]
+    fn answers_from_memory_do_not_hide_a_disk_that_hangs() {
+        let sim = Sim::new(1);
+        let env = sim.node(NodeId(1)).env();
+        let meter = DiskMeter::default();
+        let hanging = meter.begin(&env);
+        for _ in 0..5 {
+            sim.run_for(Duration::from_secs(1));
+            meter.begin(&env).answered(Operation::Read, AnsweredBy::Memory);
+            drop(meter.begin(&env));
+        }
+        assert_eq!(meter.stalled_for(env.now()), Duration::from_secs(5));
+        meter.begin(&env).answered(Operation::Read, AnsweredBy::Disk);
+        assert_eq!(meter.stalled_for(env.now()), Duration::ZERO);
+        sim.run_for(Duration::from_secs(1));
+        hanging.answered(Operation::Store, AnsweredBy::FailedDisk);
+        assert_eq!((meter.stalled_for(env.now()), meter.errors.get()), (Duration::ZERO, 1));
     }
 }

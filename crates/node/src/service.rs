@@ -14,12 +14,12 @@ use meta::view::ViewError;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use store::kv::Kv;
-use store::{Engine, NewChunk, StoreError};
+use store::{Engine, NewChunk, PutOutcome, StoreError};
 use tokio::sync::watch;
 
 use crate::arrivals::Arrivals;
 use crate::controller::{self, Control};
-use crate::disks::{Disks, NodeDisk, Operation};
+use crate::disks::{AnsweredBy, Disks, NodeDisk, Operation};
 use crate::events::{EventLog, Events};
 use crate::group::install::{Offered, PageError};
 use crate::group::{Acknowledge, GroupError, GroupHandle};
@@ -400,7 +400,14 @@ impl Service {
         let stored = engine.put(chunk).await;
         // It may have been on its way, or in the disk's queue, while its writer was voted out and the orphans were swept.
         self.arrivals.came(disk.id, id);
-        under_way.answered(Operation::Store, stored.as_ref().is_err_and(is_disk_failure));
+        under_way.answered(
+            Operation::Store,
+            match &stored {
+                Ok(PutOutcome::Stored) => AnsweredBy::Disk,
+                Err(error) if is_disk_failure(error) => AnsweredBy::FailedDisk,
+                Ok(PutOutcome::AlreadyStored) | Err(_) => AnsweredBy::Memory,
+            },
+        );
         if let Err(error) = stored {
             return store_failure(id, &error);
         }
@@ -427,7 +434,14 @@ impl Service {
             true => engine.get_owned(id, get.start..get.end).await,
             false => engine.get(id, get.start..get.end).await,
         };
-        under_way.answered(Operation::Read, read.as_ref().is_err_and(is_disk_failure));
+        under_way.answered(
+            Operation::Read,
+            match &read {
+                Ok(data) if !data.from_memory => AnsweredBy::Disk,
+                Err(error) if is_disk_failure(error) => AnsweredBy::FailedDisk,
+                Ok(_) | Err(_) => AnsweredBy::Memory,
+            },
+        );
         match read {
             Ok(data) => {
                 let owner = data.owner.map_or(0, |owner| owner.0);

@@ -19,6 +19,7 @@ use crate::format::volume::VolumeKind;
 use crate::index::{VolumeNumber, bulk_len};
 use crate::inner::{Inner, count};
 use crate::queue::{Outcome, Place, Request};
+use crate::round::judge_put;
 use crate::volume_file::VolumeFile;
 
 /// Large payloads in flight at once.
@@ -80,6 +81,13 @@ impl Bulk {
 /// Stores a large chunk. Once begun it runs to its end, also when the caller goes away.
 pub async fn store(inner: &Arc<Inner>, chunk: LargeChunk, background: bool) -> Answer {
     let slot = inner.bulk.slots.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+    if chunk.moved_from.is_none() {
+        // Who waited long for an answer has asked again meanwhile: the first one's bytes may be there by now.
+        let judged = judge_put(&inner.shared().state, chunk.header.chunk_id(), chunk.len, chunk.header.check);
+        if judged != Ok(Outcome::Done) {
+            return judged;
+        }
+    }
     let (reply, answer) = oneshot::channel();
     let task_inner = inner.clone();
     inner.env.spawn("store bulk write", async move {

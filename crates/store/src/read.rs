@@ -60,7 +60,7 @@ pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>, owned: bool) -
         };
         if let Some(piece) = cached(inner, &live, &range).filter(|_| !owned) {
             let pieces = if piece.is_empty() { Vec::new() } else { vec![piece] };
-            return Ok(ChunkData { stat: stat_of(id, &live), owner: None, pieces });
+            return Ok(ChunkData { stat: stat_of(id, &live), owner: None, pieces, from_memory: true });
         }
         let read = match (live.apart, owned) {
             (0, _) => verified_range(&file, id, &live, range.clone()).await.map(|(owner, piece)| (Some(owner), piece)),
@@ -78,7 +78,7 @@ pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>, owned: bool) -
                     keep(inner, live.volume, live.offset, &piece);
                 }
                 let pieces = if piece.is_empty() { Vec::new() } else { vec![piece] };
-                return Ok(ChunkData { stat: stat_of(id, &live), owner, pieces });
+                return Ok(ChunkData { stat: stat_of(id, &live), owner, pieces, from_memory: false });
             }
             Err(failure) => {
                 let mut shared = inner.shared();

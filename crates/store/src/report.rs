@@ -67,6 +67,8 @@ pub struct ChunkData {
     pub owner: Option<OwnerId>,
     /// The bytes of the range that was asked for, cut at the chunk's end.
     pub pieces: Vec<bytes::Bytes>,
+    /// The disk was not asked.
+    pub from_memory: bool,
 }
 
 impl ChunkData {
