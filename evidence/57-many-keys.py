@@ -31,8 +31,8 @@ def texts(document, element):
     return re.findall(f"<{element}>([^<]*)</{element}>", document)
 
 
-# All keys of a load lie below one folder of its own.
-run = texts(fetch(delimiter="/"), "Prefix")[-1]
+# All keys of a load lie below one folder of its own; this one's in folders of it.
+run = next(found for found in texts(fetch(delimiter="/"), "Prefix") if found and len(texts(fetch(prefix=found, delimiter="/"), "Prefix")) > 1)
 
 
 def in_order(names, least, count):
@@ -47,17 +47,17 @@ def somewhere():
 
 
 def start():
-    in_order(texts(fetch(list_type=2, max_keys=1000), "Key"), run, min(keys, 1000))
+    in_order(texts(fetch(list_type=2, max_keys=1000, prefix=run), "Key"), run, min(keys, 1000))
 
 
 def middle():
     after = somewhere()
-    in_order(texts(fetch(list_type=2, max_keys=1000, start_after=after), "Key"), after, min(keys // 4, 1000))
+    in_order(texts(fetch(list_type=2, max_keys=1000, prefix=run, start_after=after), "Key"), after, min(keys // 4, 1000))
 
 
 def versions():
     after = somewhere()
-    in_order(texts(fetch(versions="", max_keys=1000, key_marker=after), "Key"), run, min(keys // 4, 1000))
+    in_order(texts(fetch(versions="", max_keys=1000, prefix=run, key_marker=after), "Key"), run, min(keys // 4, 1000))
 
 
 def delimiter():
@@ -67,7 +67,7 @@ def delimiter():
 
 
 def one():
-    in_order(texts(fetch(list_type=2, max_keys=1, start_after=somewhere()), "Key"), run, 1)
+    in_order(texts(fetch(list_type=2, max_keys=1, prefix=run, start_after=somewhere()), "Key"), run, 1)
 
 
 before = memory_mib()
@@ -84,7 +84,7 @@ for kind in (start, middle, versions, delimiter, one):
 if keys <= 1_000_000 or os.environ.get("WALK"):
     begin, count, last, token = time.monotonic(), 0, "", {}
     while True:
-        page = fetch(list_type=2, max_keys=1000, **token)
+        page = fetch(list_type=2, max_keys=1000, prefix=run, **token)
         names = texts(page, "Key")
         if names != sorted(names) or names and names[0] <= last:
             sys.exit("DOES NOT HOLD: the pages are not in order")

@@ -13,7 +13,8 @@ use loom::thread;
 const PREEMPTIONS_MAX: usize = 3;
 
 /// All that was queued is handed out once, in order, and everybody comes to an end: no wake-up is lost.
-fn every_job_once(jobs_max: usize, callers: usize, each: usize, takers: usize) {
+/// `greedy`: who has a job takes more while there are any, and only then waits.
+fn every_job_once(jobs_max: usize, callers: usize, each: usize, takers: usize, greedy: bool) {
     let mut model = loom::model::Builder::new();
     model.preemption_bound = Some(PREEMPTIONS_MAX);
     model.check(move || {
@@ -23,7 +24,14 @@ fn every_job_once(jobs_max: usize, callers: usize, each: usize, takers: usize) {
                 let queue = Arc::clone(&queue);
                 thread::spawn(move || {
                     let own = Bell::new(Condvar::new());
-                    std::iter::from_fn(|| queue.pop(&own)).collect::<Vec<usize>>()
+                    let mut took: Vec<usize> = Vec::new();
+                    while let Some(job) = queue.pop(&own) {
+                        took.push(job);
+                        if greedy {
+                            took.extend(std::iter::from_fn(|| queue.try_pop()));
+                        }
+                    }
+                    took
                 })
             })
             .collect();
@@ -51,15 +59,25 @@ fn every_job_once(jobs_max: usize, callers: usize, each: usize, takers: usize) {
 
 #[test]
 fn one_caller_waits_for_room_and_one_thread_for_work() {
-    every_job_once(1, 1, 3, 1);
+    every_job_once(1, 1, 3, 1, false);
 }
 
 #[test]
 fn two_threads_share_the_work() {
-    every_job_once(2, 1, 3, 2);
+    every_job_once(2, 1, 3, 2, false);
 }
 
 #[test]
 fn two_callers_wait_for_one_place() {
-    every_job_once(1, 2, 2, 1);
+    every_job_once(1, 2, 2, 1, false);
+}
+
+#[test]
+fn a_thread_that_takes_what_there_is_makes_room_for_two_callers() {
+    every_job_once(1, 2, 2, 1, true);
+}
+
+#[test]
+fn two_threads_take_what_there_is() {
+    every_job_once(2, 1, 3, 2, true);
 }

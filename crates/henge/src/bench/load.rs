@@ -1,6 +1,7 @@
 //! `henge bench put` and `get`: many requests at once for a while, through S3 over HTTP as any client.
 
 use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -320,12 +321,16 @@ pub fn put_line(run: &Run, key: String, version: u64, body: &Bytes, result: Outc
 pub async fn get(args: BenchLoadArgs) -> Result<ExitCode, Failure> {
     let mut run = Run::prepare(args).await?;
     let objects = (GET_SET_BYTES_MAX / run.args.size.max(1)).clamp(1, GET_SET_OBJECTS_MAX);
-    for number in 0..objects {
-        let key = key_of(&run, number);
-        let body = payload(&key, 1, run.size());
-        let stored = run.s3.put(&run.args.bucket, &key, body, Payload::Unsigned).await;
-        stored.map_err(|error| Failure(format!("the objects to read cannot be stored: {error}")))?;
-    }
+    let store = |number| {
+        let (run, key) = (&run, key_of(&run, number));
+        async move {
+            let body = payload(&key, 1, run.size());
+            run.s3_of(number as u32).put(&run.args.bucket, &key, body, Payload::Unsigned).await
+        }
+    };
+    let at_once = usize::try_from(run.args.concurrency).unwrap_or(1);
+    let stored = stream::iter(0..objects).map(store).buffer_unordered(at_once).try_collect::<()>().await;
+    stored.map_err(|error| Failure(format!("the objects to read cannot be stored: {error}")))?;
     run.begin();
     let run = Arc::new(run);
     let expected: Vec<u64> =
