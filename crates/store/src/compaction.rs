@@ -39,8 +39,11 @@ const STUBS_MAX: usize = 8;
 const SPARE_MAX: usize = 4;
 /// Bytes of moves in flight at once.
 const MOVES_LEN_MAX: usize = 1 << 20;
-/// How often a log that is being written may spoil its own rewriting.
-const REWRITES_MAX: usize = 8;
+/// How often a log that is being written may spoil its own rewriting. Then it is left to its trims: under load they soon
+/// leave nothing but its hard state and base in a volume, which are written anew beside everything else.
+const REWRITES_MAX: usize = 3;
+/// Of a base and of a hard state that has grown meanwhile, in bytes.
+const RENEWED_LEN_SPARE: usize = 64;
 /// How long a volume that could not be compacted is left alone.
 const DEFER: Duration = Duration::from_secs(30);
 
@@ -228,6 +231,8 @@ async fn move_journal(
     volume: &Volume,
     pacer: &Pacer,
 ) -> Result<Vec<ChunkId>, StoreError> {
+    // First, because it is what fails most: a log that is being written is waited for without reading the volume.
+    move_logs(inner, number).await?;
     let mut alive = Vec::new();
     let (mut tombstones, mut evicted) = (Vec::new(), Vec::new());
     // Records that are damaged, and where some cannot even be named.
@@ -288,7 +293,6 @@ async fn move_journal(
         marks.dedup();
     }
     move_chunks(inner, number, file, alive, pacer).await?;
-    move_logs(inner, number).await?;
     let (mut idle, needed, marks) = {
         let shared = inner.shared();
         let rule = &inner.options.may_drop_tombstone;
@@ -362,7 +366,7 @@ async fn settle(inner: &Inner, moving: &mut Vec<Pending>, len: &mut usize, pacer
     Ok(())
 }
 
-/// Rewrites every log that has something in this volume as one base record.
+/// Sees to it that no log has anything in this volume. One with entries there is rewritten as one base record.
 async fn move_logs(inner: &Arc<Inner>, number: VolumeNumber) -> Result<(), StoreError> {
     let groups: Vec<GroupId> = {
         let shared = inner.shared();
@@ -385,6 +389,12 @@ async fn rewrite_log(inner: &Arc<Inner>, group: GroupId, volume: VolumeNumber) -
             }
             (log.clone(), shared.files.clone())
         };
+        let is_sound = !log.removed && log.damage().is_none();
+        if is_sound && !log.entries_lie_in(volume) {
+            let len_max = log.hard_state.as_ref().map_or(0, |hard_state| hard_state.len()) + RENEWED_LEN_SPARE;
+            inner.queue.run(Request::RaftRenew { group, volume, len_max }, true).await?;
+            continue;
+        }
         let number = log.number;
         let mark = |kind| RecordHeader::raft(kind, group, log.peer, LogIndex(0), Term(0), number + 1);
         let record = if log.removed {
@@ -397,13 +407,17 @@ async fn rewrite_log(inner: &Arc<Inner>, group: GroupId, volume: VolumeNumber) -
         } else {
             let loaded = read::raft_log(&files, group, &log).await;
             let loaded = loaded.map_err(|failure| StoreError::Damaged(format!("group {group}: {failure:?}")))?;
+            if inner.shared().state.raft.get(&group).is_some_and(|log| log.number != number) {
+                continue;
+            }
             base_record(group, &log, &loaded.entries)
         };
         if record.payload_len() > PAYLOAD_MAX.min(inner.volume_size as usize / 4) {
             return Err(StoreError::Invalid(format!("the log of group {group} is too long to rewrite")));
         }
-        count(&inner.counters.compacted_bytes, record.cost() as u64);
+        let cost = record.cost() as u64;
         if inner.queue.run(Request::RaftRewrite { record, number }, true).await? == Outcome::Done {
+            count(&inner.counters.compacted_bytes, cost);
             return Ok(());
         }
     }

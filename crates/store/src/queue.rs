@@ -62,6 +62,13 @@ pub enum Request {
         record: RecordIn,
         number: u64,
     },
+    /// Writes a group's hard state and base once more, those of the two that lie in this volume: also while its log is
+    /// being written. Not when that takes more than `len_max` bytes of payload.
+    RaftRenew {
+        group: GroupId,
+        volume: VolumeNumber,
+        len_max: usize,
+    },
     RaftDamaged {
         group: GroupId,
         reason: String,
@@ -85,6 +92,7 @@ impl Request {
             }
             Request::Raft(write) => write.size_bytes() + 96 * (write.entries.len() + 4),
             Request::RaftRemove(_) | Request::Drop { .. } => 96,
+            Request::RaftRenew { len_max, .. } => len_max + 2 * 104,
             Request::Seal => 0,
             Request::RaftDamaged { reason, .. } => 104 + reason.len(),
         }
@@ -94,7 +102,9 @@ impl Request {
     fn group(&self) -> Option<GroupId> {
         match self {
             Request::Raft(write) => Some(write.group),
-            Request::RaftRemove(group) | Request::RaftDamaged { group, .. } => Some(*group),
+            Request::RaftRemove(group) | Request::RaftDamaged { group, .. } | Request::RaftRenew { group, .. } => {
+                Some(*group)
+            }
             Request::RaftRewrite { record, .. } => Some(record.header.group()),
             _ => None,
         }

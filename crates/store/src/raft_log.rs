@@ -201,9 +201,20 @@ impl GroupLog {
 
     /// Whether all that this group keeps alive in `volume` is the record of its damage.
     pub fn only_damage_in(&self, volume: VolumeNumber) -> bool {
-        let pinned = |which: usize| self.pins[which].is_some_and(|(number, _)| number == volume);
-        let others = pinned(PIN_HARD_STATE) || pinned(PIN_BASE) || self.entries.values().any(|e| e.volume == volume);
-        pinned(PIN_DAMAGED) && !others
+        let others = self.hard_state_lies_in(volume) || self.base_lies_in(volume) || self.entries_lie_in(volume);
+        self.pins[PIN_DAMAGED].is_some_and(|(number, _)| number == volume) && !others
+    }
+
+    pub fn hard_state_lies_in(&self, volume: VolumeNumber) -> bool {
+        self.pins[PIN_HARD_STATE].is_some_and(|(number, _)| number == volume)
+    }
+
+    pub fn base_lies_in(&self, volume: VolumeNumber) -> bool {
+        self.pins[PIN_BASE].is_some_and(|(number, _)| number == volume)
+    }
+
+    pub fn entries_lie_in(&self, volume: VolumeNumber) -> bool {
+        self.entries.values().any(|entry| entry.volume == volume)
     }
 
     /// Volumes that this group keeps alive.
@@ -222,6 +233,7 @@ impl GroupLog {
         payload: &[u8],
         weigh: &mut dyn FnMut(Weight),
     ) {
+        self.begin_anew_after(header, weigh);
         self.number = header.epoch;
         let pin = (volume, record_cost(header.payload_len));
         match header.kind {
@@ -259,6 +271,17 @@ impl GroupLog {
                 self.pin(PIN_BASE, Some(pin), weigh);
             }
             _ => unreachable!("only Raft records are handed to a group"),
+        }
+    }
+
+    /// A removal, and another peer's records, are followed by a base record. A later trim may stand for that base, and
+    /// its volume be gone: then what recovery has met so far was superseded with it.
+    fn begin_anew_after(&mut self, header: &RecordHeader, weigh: &mut dyn FnMut(Weight)) {
+        let follows_a_base = matches!(header.kind, Kind::RaftEntry | Kind::RaftHardState | Kind::RaftTrim);
+        let is_another = self.peer != PeerId(0) && self.peer != PeerId(header.owner);
+        if follows_a_base && (self.removed || is_another) {
+            self.clear(weigh);
+            (self.peer, self.base, self.removed) = (PeerId(header.owner), (LogIndex(0), Term(0)), false);
         }
     }
 
@@ -390,16 +413,18 @@ mod tests {
         weights: std::collections::BTreeMap<VolumeNumber, (i64, i64)>,
         volume: VolumeNumber,
         offset: u64,
+        peer: PeerId,
     }
 
     impl Bench {
         fn new() -> Bench {
-            Bench { log: GroupLog::new(PeerId(1)), weights: Default::default(), volume: 1, offset: 64 }
+            let peer = PeerId(1);
+            Bench { log: GroupLog::new(peer), weights: Default::default(), volume: 1, offset: 64, peer }
         }
 
         fn record(&mut self, kind: Kind, index: u64, term: u64, payload: &[u8]) {
             let number = self.log.number + 1;
-            let mut header = RecordHeader::raft(kind, GroupId(7), PeerId(1), LogIndex(index), Term(term), number);
+            let mut header = RecordHeader::raft(kind, GroupId(7), self.peer, LogIndex(index), Term(term), number);
             header.payload_len = payload.len() as u32;
             let weights = &mut self.weights;
             let mut weigh = |weight: Weight| {
@@ -493,6 +518,30 @@ mod tests {
         bench.record(Kind::RaftHardState, 0, 0, b"next");
         assert!(bench.log.pinned_volumes().all(|volume| volume == 2));
         assert_eq!(bench.weights[&1], (0, 0));
+    }
+
+    /// The volume with the base of a later peer was emptied by its trim and recycled, while that of an earlier peer was
+    /// still there: the log was taken for the earlier one's, or for a removed one.
+    #[test]
+    fn an_earlier_peer_does_not_come_back_when_the_base_of_the_later_one_is_gone() {
+        for removed in [false, true] {
+            let mut bench = Bench::new();
+            bench.record(Kind::RaftHardState, 0, 0, b"earlier");
+            bench.record(Kind::RaftEntry, 1, 1, b"x");
+            bench.record(Kind::RaftEntry, 2, 1, b"x");
+            if removed {
+                bench.record(Kind::RaftRemove, 0, 0, b"");
+            }
+            (bench.volume, bench.peer) = (2, PeerId(2));
+            bench.record(Kind::RaftEntry, 12, 4, b"y");
+            bench.record(Kind::RaftHardState, 0, 0, b"later");
+            bench.record(Kind::RaftTrim, 11, 4, &encode_trim(LogIndex(12)));
+            let log = &bench.log;
+            assert_eq!((log.peer, log.removed, log.damage()), (PeerId(2), false, None));
+            assert_eq!((log.hard_state.as_deref(), log.base), (Some(b"later".as_slice()), (LogIndex(11), Term(4))));
+            assert_eq!(bench.indexes(), [12]);
+            assert_eq!(bench.weights[&1], (0, 0));
+        }
     }
 
     #[test]

@@ -99,6 +99,14 @@ impl<'a> Desk<'a> {
                 round.records.push(record.clone());
                 Ok(Outcome::Done)
             }
+            Request::RaftRenew { group, volume, len_max } => {
+                let records = self.state.raft.get(group).map(|log| renewed(*group, log, *volume)).unwrap_or_default();
+                if records.iter().map(RecordIn::payload_len).sum::<usize>() > *len_max {
+                    return Ok(Outcome::Skipped);
+                }
+                round.records.extend(records);
+                Ok(Outcome::Done)
+            }
             Request::RaftDamaged { group, reason } => {
                 if let Some(log) = self.state.raft.get(group) {
                     let (index, term, number) = (LogIndex(0), Term(0), log.number + 1);
@@ -269,6 +277,27 @@ fn check_entries(write: &RaftWrite, base: LogIndex, last: LogIndex) -> Result<()
         return Err(StoreError::Invalid("entries are not contiguous".into()));
     }
     Ok(())
+}
+
+/// Hard state and base of a log, as far as they lie in this volume, as records of their own.
+fn renewed(group: GroupId, log: &GroupLog, volume: VolumeNumber) -> Vec<RecordIn> {
+    let mut number = log.number;
+    let mut header = |kind, index, term| {
+        number += 1;
+        RecordHeader::raft(kind, group, log.peer, index, term, number)
+    };
+    let mut records = Vec::new();
+    if log.removed || log.damage().is_some() {
+        return records;
+    }
+    if let Some(hard_state) = log.hard_state.clone().filter(|_| log.hard_state_lies_in(volume)) {
+        records.push(RecordIn::new(header(Kind::RaftHardState, LogIndex(0), Term(0)), hard_state));
+    }
+    if log.base_lies_in(volume) {
+        let (index, term) = log.base;
+        records.push(RecordIn::new(header(Kind::RaftTrim, index, term), encode_trim(log.last())));
+    }
+    records
 }
 
 /// A group's whole log as one base record.
