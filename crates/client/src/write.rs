@@ -62,6 +62,7 @@ pub struct ObjectWriter {
     filling: Filling,
     stored: Vec<ChunkRef>,
     in_flight: VecDeque<oneshot::Receiver<Result<ChunkRef, Error>>>,
+    held: Option<Arc<dyn Send + Sync>>,
 }
 
 /// The chunk that is being gathered.
@@ -129,6 +130,7 @@ impl Client {
             filling: Filling::empty(),
             stored: Vec::new(),
             in_flight: VecDeque::new(),
+            held: None,
         }
     }
 }
@@ -147,6 +149,12 @@ impl ObjectWriter {
             }
         }
         Ok(())
+    }
+
+    /// Keeps `held` until nothing of this object is in memory any more, also when the writer is dropped while chunks of
+    /// it are still being stored: what bounds a gateway's memory must count them.
+    pub fn hold(&mut self, held: Arc<dyn Send + Sync>) {
+        self.held = Some(held);
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -246,9 +254,11 @@ impl ObjectWriter {
         store: impl Future<Output = Result<ChunkRef, Error>> + Send + 'static,
     ) {
         let (sender, receiver) = oneshot::channel();
-        let client = self.client.clone();
+        let (client, held) = (self.client.clone(), self.held.clone());
         self.client.shared.env.spawn(name, async move {
-            if let Err(Ok(chunk)) = sender.send(store.await) {
+            let stored = store.await;
+            drop(held);
+            if let Err(Ok(chunk)) = sender.send(stored) {
                 // The writer is gone; so nobody will ever commit this chunk.
                 client.delete_chunks(vec![chunk.id]).await;
             }

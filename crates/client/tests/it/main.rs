@@ -105,6 +105,23 @@ fn a_session_is_in_use_until_the_last_write_that_began_in_it_has_ended() {
     assert_eq!(fake.client.oldest_session(), later(3));
 }
 
+/// A client that breaks off again and again would fill the memory of a gateway that counts requests.
+#[test]
+fn what_a_write_holds_is_held_until_its_last_chunk_is_stored_or_given_up() {
+    let fake = Fake::new(33);
+    let bucket = fake.bucket(All);
+    let held: Arc<()> = Arc::default();
+    fake.state().refuses.insert(3, Failure::Busy);
+    let mut writer = fake.client.write(&bucket, Bytes::from_static(b"broken off"), None);
+    writer.hold(held.clone());
+    fake.run(async move { writer.write(vec![7; base::CHUNK_SIZE_MAX].into()).await }).unwrap();
+    fake.sim().run_for(Duration::from_secs(1));
+    assert_eq!(Arc::strong_count(&held), 2, "the writer is gone, its chunk is still being stored");
+    fake.state().refuses.clear();
+    fake.sim().run_for(Duration::from_secs(2));
+    assert_eq!((Arc::strong_count(&held), fake.holders()), (1, vec![]));
+}
+
 /// The client's map still says that node 3 is down; the answers of the others show a map in which it is back.
 #[test]
 fn a_member_that_came_back_counts_as_soon_as_any_answer_shows_it() {

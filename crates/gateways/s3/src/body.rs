@@ -6,13 +6,14 @@ use client::ObjectReader;
 use futures_util::Stream;
 use http_body::{Frame, SizeHint};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 /// The body of an answer.
 pub struct ResponseBody {
     kind: Kind,
     /// Held until the last byte is handed over.
-    place: Option<Place>,
+    place: Option<Arc<Place>>,
 }
 
 enum Kind {
@@ -41,7 +42,7 @@ pub enum BodyError {
 
 impl ResponseBody {
     /// The place of the request, which goes on while an object streams.
-    pub fn hold(&mut self, place: Place) {
+    pub fn hold(&mut self, place: Arc<Place>) {
         if matches!(self.kind, Kind::Object { .. }) {
             self.place = Some(place);
         }

@@ -237,6 +237,7 @@ mod tests {
             cost: access::Cost::default(),
             success: None,
             announced: Vec::new(),
+            place: None,
         };
         let about = About { key: None, region: "r", version: None, object: None, prefix: None, said, now_ms: NOW_MS };
         context(&request, &about)

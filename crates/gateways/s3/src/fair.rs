@@ -10,6 +10,7 @@ use base::env::{Clock, MonoTime};
 use http::HeaderValue;
 use http::header::RETRY_AFTER;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -69,7 +70,7 @@ pub struct Place {
     tenant: String,
     weight: Weight,
     /// The answer has begun: it waits for its reader now, and nobody for it.
-    has_begun: bool,
+    has_begun: AtomicBool,
 }
 
 impl Places {
@@ -77,7 +78,7 @@ impl Places {
     pub async fn take(&self, tenant: String, weight: Weight, clock: &dyn Clock) -> Result<Place> {
         let granted = self.ask(&tenant, weight, clock.now())?;
         // From here on the place is given back whatever happens: also when the grant and the end of patience cross.
-        let place = Claim { places: self.clone(), tenant, weight, granted };
+        let place = Claim { places: self.clone(), tenant, weight, granted, is_over: false };
         place.wait(clock).await
     }
 
@@ -128,8 +129,8 @@ impl Weight {
 
 impl Place {
     /// The answer begins. From here on its reader decides how long it takes.
-    pub fn begin(&mut self) {
-        if std::mem::replace(&mut self.has_begun, true) {
+    pub fn begin(&self) {
+        if self.has_begun.swap(true, Ordering::AcqRel) {
             return;
         }
         let mut state = self.places.lock();
@@ -197,6 +198,20 @@ impl State {
         }
     }
 
+    /// Takes those out of a tenant's queue who have lost patience or went away.
+    fn leave(&mut self, name: &str) {
+        let Some(tenant) = self.tenants.get_mut(name) else { return };
+        let before = tenant.queue.len();
+        tenant.queue.retain(|(_, grant)| !grant.is_closed());
+        self.waiting -= before - tenant.queue.len();
+        if tenant.queue.is_empty() {
+            self.turn.retain(|waiting| waiting != name);
+            self.forget(name);
+        }
+        // Who went may have been too heavy for what is free, and in front of others.
+        self.grant();
+    }
+
     /// Sends away who came last to the longest queue; of equal ones, to that of `asker`.
     fn refuse_one(&mut self, asker: &str) {
         let longest = self.tenants.iter().max_by_key(|(name, tenant)| (tenant.queue.len(), *name == asker));
@@ -225,6 +240,7 @@ struct Claim {
     tenant: String,
     weight: Weight,
     granted: oneshot::Receiver<()>,
+    is_over: bool,
 }
 
 impl Claim {
@@ -238,27 +254,30 @@ impl Claim {
         if !granted {
             return Err(slow_down());
         }
-        let (places, tenant) = (self.places.clone(), std::mem::take(&mut self.tenant));
-        let place = Place { places, tenant, weight: self.weight, has_begun: false };
         // Taken over: nothing is left to give back.
-        self.granted.close();
-        Ok(place)
+        self.is_over = true;
+        let (places, tenant) = (self.places.clone(), std::mem::take(&mut self.tenant));
+        Ok(Place { places, tenant, weight: self.weight, has_begun: AtomicBool::new(false) })
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        // Granted in the moment in which patience ended, or the request was broken off.
+        if self.is_over {
+            return;
+        }
         self.granted.close();
-        if self.granted.try_recv().is_ok() {
-            self.places.give_back(&self.tenant, self.weight, false);
+        match self.granted.try_recv() {
+            // Granted in the moment in which patience ended, or the request was broken off.
+            Ok(()) => self.places.give_back(&self.tenant, self.weight, false),
+            Err(_) => self.places.lock().leave(&self.tenant),
         }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.places.give_back(&self.tenant, self.weight, self.has_begun);
+        self.places.give_back(&self.tenant, self.weight, *self.has_begun.get_mut());
     }
 }
 
@@ -428,6 +447,10 @@ mod tests {
         let error = refused.err().expect("the queue is full");
         assert_eq!((error.code, error.headers.len()), (Code::SlowDown, 1));
         assert!(now(&places, "other", Weight::Light).is_some(), "others are served");
+        waiting.truncate(1);
+        let mut again = std::pin::pin!(places.take("flood".to_owned(), Weight::Light, &PATIENT));
+        assert!(again.as_mut().now_or_never().is_none(), "who gave up waits no longer: there is room in the queue");
+        assert_eq!(places.lock().waiting, 2);
         drop(waiting);
         assert_eq!(places.lock().running, UNITS_OF_TENANT_MAX, "who gave up holds nothing");
     }

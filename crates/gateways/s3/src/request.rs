@@ -5,6 +5,7 @@ use crate::body::ResponseBody;
 use crate::checksum::{Hashes, Promised};
 use crate::encoding::version_bytes;
 use crate::error::{Code, Result, S3Error};
+use crate::fair::Place;
 use crate::form::Success;
 use crate::operation::Operation;
 use crate::payload::Payload;
@@ -17,6 +18,7 @@ use client::Terms;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{HeaderMap, StatusCode};
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
 /// The longest XML body in bytes: 10,000 parts with a SHA-256 each fit.
 const XML_LENGTH_MAX: u64 = 4 << 20;
@@ -55,6 +57,8 @@ pub struct Request {
     pub success: Option<Success>,
     /// Names of the trailers that will follow the body, in lower case.
     pub announced: Vec<String>,
+    /// Among those that run at once.
+    pub place: Option<Arc<Place>>,
 }
 
 impl Request {

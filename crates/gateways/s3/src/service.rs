@@ -113,7 +113,7 @@ impl Inner {
             match admit(parts, body, &self.gateway.client, &self.options).await {
                 Ok((request, payload)) => {
                     operation = Some(request.operation);
-                    self.serve(&request, payload).await
+                    self.serve(request, payload).await
                 }
                 Err(error) => Err(error),
             }
@@ -132,10 +132,11 @@ impl Inner {
 
 impl Inner {
     /// Runs a request when it is its turn.
-    async fn serve(&self, request: &Request, payload: Payload) -> Result<Reply> {
-        let (tenant, weight) = (tenant_of(request), weight_of(request, &payload));
-        let mut place = self.places.take(tenant, weight, &*self.options.clock).await?;
-        let run = ops::run(&self.gateway, request, payload).await;
+    async fn serve(&self, mut request: Request, payload: Payload) -> Result<Reply> {
+        let (tenant, weight) = (tenant_of(&request), weight_of(&request, &payload));
+        let place = Arc::new(self.places.take(tenant, weight, &*self.options.clock).await?);
+        request.place = Some(place.clone());
+        let run = ops::run(&self.gateway, &request, payload).await;
         place.begin();
         let staleness = terms::staleness(&request.terms);
         match (run, staleness) {
@@ -208,8 +209,9 @@ pub(crate) async fn admit(
     let announced = announced_trailers(&headers);
     let length = content_length(&body, &proof, &headers)?;
     let payload = Payload::new(body, proof, length, announced.clone(), options.clock.clone());
-    let (cost, success) = (Cost::default(), None);
-    Ok((Request { operation, target, query, headers, caller, terms, peer, cost, success, announced }, payload))
+    let (cost, success, place) = (Cost::default(), None, None);
+    let request = Request { operation, target, query, headers, caller, terms, peer, cost, success, announced, place };
+    Ok((request, payload))
 }
 
 /// Turns a browser's form into the PUT that it stands for: its fields are the headers, its file is the body.
@@ -246,6 +248,7 @@ async fn admit_form(
         cost: Cost::default(),
         success: Some(form.success()),
         announced: Vec::new(),
+        place: None,
     };
     Ok((request, payload))
 }

@@ -125,7 +125,7 @@ pub async fn object(gateway: &Gateway, request: &Request) -> Result<Reply> {
     }
     let wanted = request.header(&names::CHECKSUM_ALGORITHM).map(Algorithm::wanted).transpose()?;
     let place = bucket.clone().in_pool(pool);
-    let mut writer = gateway.client.write(&place, request.target.key.clone(), Some(size));
+    let mut writer = gateway.writer(request, &place, request.target.key.clone(), Some(size));
     let copied = match Copied::of_object(&known, wanted) {
         Some(copied) => {
             writer.copy_from(&source.bucket, &source.object, 0..size).await?;
@@ -171,7 +171,7 @@ pub async fn part(gateway: &Gateway, request: &Request) -> Result<Reply> {
     let wanted = Algorithm::named(&upload.checksum_algorithm);
     let known = source.object.attributes.clone().unwrap_or_default();
     let place = bucket.clone().in_pool(upload.attributes.as_ref().map_or(0, |attributes| attributes.pool));
-    let mut writer = gateway.client.write(&place, request.target.key.clone(), Some(length));
+    let mut writer = gateway.writer(request, &place, request.target.key.clone(), Some(length));
     let copied = match Copied::of_part(&known, &range, size_of(&source.object), wanted) {
         Some(copied) => {
             writer.copy_from(&source.bucket, &source.object, range).await?;

@@ -21,13 +21,25 @@ use crate::operation::Operation;
 use crate::payload::Payload;
 use crate::request::{Reply, Request};
 use crate::xml::Writer;
-use client::{BucketInfo, Client, Versioning};
+use bytes::Bytes;
+use client::{BucketInfo, Client, ObjectWriter, Versioning};
 
 /// What every operation works with.
 pub struct Gateway {
     pub client: Client,
     pub region: String,
     pub policies: Policies,
+}
+
+impl Gateway {
+    /// Starts what a request writes. The request's place among those that run is kept until none of it is in memory.
+    fn writer(&self, request: &Request, bucket: &BucketInfo, key: Bytes, size_hint: Option<u64>) -> ObjectWriter {
+        let mut writer = self.client.write(bucket, key, size_hint);
+        if let Some(place) = request.place.clone() {
+            writer.hold(place);
+        }
+        writer
+    }
 }
 
 /// Carries out a request.

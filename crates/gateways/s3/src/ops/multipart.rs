@@ -64,7 +64,7 @@ pub async fn part(gateway: &Gateway, request: &Request, mut payload: Payload) ->
     let promised = Promised::read(&request.headers, &request.announced)?;
     let algorithms = part_algorithms(promised.algorithms(), &upload)?;
     let place = bucket.clone().in_pool(upload.attributes.as_ref().map_or(0, |attributes| attributes.pool));
-    let mut writer = gateway.client.write(&place, request.target.key.clone(), payload.announced_length());
+    let mut writer = gateway.writer(request, &place, request.target.key.clone(), payload.announced_length());
     let sums = store(&mut payload, &mut writer, &promised, algorithms).await?;
     let finish = FinishPart { upload: id, number, etag: sums.etag(), checksums: sums.checksums };
     let part = writer.finish_part(finish).await?;

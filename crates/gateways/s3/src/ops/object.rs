@@ -35,7 +35,7 @@ pub async fn put(gateway: &Gateway, request: &Request, mut payload: Payload) -> 
     let attributes = of_write(gateway, request, &bucket).await?;
     let key = request.target.key.clone();
     let place = bucket.clone().in_pool(attributes.pool);
-    let mut writer = gateway.client.write(&place, key, payload.announced_length());
+    let mut writer = gateway.writer(request, &place, key, payload.announced_length());
     let sums = store(&mut payload, &mut writer, &promised, promised.algorithms()).await?;
     let attributes = Attributes { etag: sums.etag(), checksums: sums.checksums, ..attributes };
     let checksums = attributes.checksums.clone();
