@@ -204,7 +204,9 @@ impl UnderWay<'_> {
         match operation {
             Operation::Store => {
                 self.meter.store_seconds.observe(seconds);
-                self.meter.tail.lock().unwrap_or_else(PoisonError::into_inner).note(now.since(self.since), now);
+                if by != AnsweredBy::Memory {
+                    self.meter.tail.lock().unwrap_or_else(PoisonError::into_inner).note(now.since(self.since), now);
+                }
             }
             Operation::Read => self.meter.read_seconds.observe(seconds),
         }

@@ -250,10 +250,13 @@ fn register_disk(registry: &mut Registry, service: &Service, disk: &NodeDisk) {
     sub.register("disk_read_seconds", "From a read of a chunk to its verified bytes", meter.read_seconds.clone());
     sub.register("disk_errors", "Stores and reads that the disk failed", meter.errors.clone());
     if let Ok(engine) = &disk.engine {
-        gauge(sub, "disk_chunks", "Copies of chunks on the disk", engine.stats().chunks);
-        let scrubbed = meter.last_scrub_ms(engine.stats().scrub_passes, &service.env) / 1000;
+        let stats = engine.stats();
+        gauge(sub, "disk_chunks", "Copies of chunks on the disk", stats.chunks);
+        gauge(sub, "disk_tombstones", "Deleted chunks that the disk still remembers", stats.tombstones);
+        gauge(sub, "disk_volumes", "Volumes on the disk", stats.volumes);
+        let scrubbed = meter.last_scrub_ms(stats.scrub_passes, &service.env) / 1000;
         gauge(sub, "disk_last_scrub_timestamp_seconds", "When all of the disk was last verified, or opened", scrubbed);
-        register_engine(registry, &label, &engine.stats());
+        register_engine(registry, &label, &stats);
     }
 }
 
