@@ -4,7 +4,7 @@
 //! nearly order-free for chunks (a tombstone always wins, copies are equal), and follows log order for Raft.
 
 use base::ids::{ChunkId, GroupId, PeerId, PgEpoch};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::format::record::{Kind, Locator, RecordHeader, split_id};
 use crate::format::volume::VolumeKind;
@@ -27,6 +27,8 @@ pub struct Volume {
     pub live_bytes: i64,
     /// Of the live bytes, those of tombstones.
     pub tombstone_bytes: i64,
+    /// Older journal volumes with (dead) records of chunks that were moved from there into this one.
+    pub elders: BTreeSet<VolumeNumber>,
     /// Bulk: payloads being written whose locators are not durable yet.
     pub pending: u32,
     /// Records nobody can name, or a Raft group's, do not verify: the volume is kept as it is.
@@ -48,6 +50,7 @@ impl Volume {
             live_records: 0,
             live_bytes: 0,
             tombstone_bytes: 0,
+            elders: BTreeSet::new(),
             pending: 0,
             pinned: false,
             damaged_live: 0,
@@ -197,9 +200,16 @@ impl State {
                 return;
             }
             // It comes back. The mark is dead: whatever it stood against is superseded by this record.
-            Some(Slot::Evicted { journal, .. }) => {
+            Some(Slot::Evicted { journal, holder }) => {
                 self.weigh_tombstone(journal, -1);
                 live.copies = true;
+                let all = self.volumes.keys().copied().filter(|number| holder == Holder::Many || *number == journal);
+                let held = match holder {
+                    Holder::One(number) => Some(number),
+                    Holder::None | Holder::Many => None,
+                };
+                let elders: Vec<_> = all.chain(held).collect();
+                self.note_elders(live.journal, elders);
             }
             Some(Slot::Live(old)) => {
                 let differs = (old.len, old.crc64) != (live.len, live.crc64);
@@ -215,6 +225,10 @@ impl State {
                 }
                 self.release(&old);
                 live.copies = old.copies || old.journal != live.journal;
+                if live.copies && old.journal != live.journal {
+                    let its = self.volumes.get(&old.journal).filter(|_| old.copies).map(|volume| volume.elders.clone());
+                    self.note_elders(live.journal, its.into_iter().flatten().chain([old.journal]).collect());
+                }
             }
             None => {}
         }
@@ -222,12 +236,31 @@ impl State {
         self.index.set(id, Slot::Live(live));
     }
 
+    /// A chunk whose record is now in `journal` may have left records in these volumes.
+    fn note_elders(&mut self, journal: VolumeNumber, mut elders: Vec<VolumeNumber>) {
+        elders.retain(|elder| *elder != journal && self.volumes.contains_key(elder));
+        if let Some(volume) = self.volumes.get_mut(&journal) {
+            volume.elders.extend(elders);
+        }
+    }
+
+    /// Who has records of this chunk. A chunk that was moved has left some only where the volume it came from is there
+    /// still, because something else in it stays: one that is compacted whole is gone a moment later.
+    fn holder_of(&self, live: &Live) -> Holder {
+        let is_there = |elder: &VolumeNumber| self.volumes.contains_key(elder);
+        let volume = self.volumes.get(&live.journal);
+        if live.copies && volume.is_none_or(|volume| volume.elders.iter().any(is_there)) {
+            return Holder::Many;
+        }
+        Holder::One(live.journal)
+    }
+
     fn delete(&mut self, id: ChunkId, journal: VolumeNumber) {
         let holder = match self.index.get(id) {
             None => Holder::None,
             Some(Slot::Live(old)) => {
                 self.release(&old);
-                if old.copies { Holder::Many } else { Holder::One(old.journal) }
+                self.holder_of(&old)
             }
             Some(Slot::Deleted { journal: old, holder }) => {
                 self.weigh_tombstone(old, -1);
@@ -249,7 +282,7 @@ impl State {
             Some(Slot::Deleted { .. }) => return,
             Some(Slot::Live(old)) => {
                 self.release(&old);
-                if old.copies { Holder::Many } else { Holder::One(old.journal) }
+                self.holder_of(&old)
             }
             Some(Slot::Evicted { journal: old, holder }) => {
                 self.weigh_tombstone(old, -1);
@@ -433,6 +466,22 @@ mod tests {
         assert_eq!(state.volumes[&1].live_bytes, 0);
         assert_eq!(state.volumes[&2].live_records, 1);
         assert_eq!(state.volumes[&3].live_records, 0);
+    }
+
+    #[test]
+    fn a_moved_chunk_is_held_by_one_volume_once_those_it_came_from_are_gone() {
+        let id = ChunkId::from_u128(5);
+        for (gone, holder) in [(vec![], Holder::Many), (vec![2], Holder::Many), (vec![1, 2], Holder::One(3))] {
+            let mut state = state();
+            for volume in 1..=3 {
+                state.apply(volume, 64, &chunk(5, 100), &[]);
+            }
+            for number in gone {
+                state.drop_volume(number);
+            }
+            state.apply(4, 64, &tombstone(5), &[]);
+            assert_eq!(state.index.get(id), Some(Slot::Deleted { journal: 4, holder }));
+        }
     }
 
     #[test]

@@ -245,6 +245,33 @@ fn a_cold_log_does_not_pin_a_dead_volume() {
     assert_eq!(bench.sim.block_on(engine.raft_load(GroupId(1))).unwrap(), before);
 }
 
+/// What is never deleted keeps the oldest volume for ever; the tombstones of what compaction has moved stayed with it.
+#[test]
+fn tombstones_of_moved_chunks_go_although_an_older_volume_stays() {
+    let bench = Bench::formatted(12);
+    let engine = bench.open();
+    for number in 0..400 {
+        bench.put(&engine, chunk(number, 30_000)).unwrap();
+    }
+    // One in eight is moved while the others go, and goes then.
+    for round in 1..=10 {
+        let numbers = round * 1000..round * 1000 + 400;
+        for number in numbers.clone() {
+            bench.put(&engine, chunk(number, 30_000)).unwrap();
+        }
+        let (moved, others): (Vec<u32>, Vec<u32>) = numbers.partition(|number| number.is_multiple_of(8));
+        bench.delete(&engine, others.into_iter().map(id).collect());
+        bench.sim.run_for(Duration::from_secs(5));
+        bench.delete(&engine, moved.into_iter().map(id).collect());
+        bench.sim.run_for(Duration::from_secs(5));
+    }
+    assert!(engine.stats().compacted_bytes > 100 * 30_000, "{:?}", engine.stats());
+    assert!(engine.stats().tombstones < 150, "{:?}", engine.stats());
+    bench.crash(engine);
+    let engine = bench.open();
+    assert_eq!(engine.stats().chunks, 400);
+}
+
 /// Under load a log is never the same for as long as rewriting it takes. Its vote, which is seldom written, kept the first
 /// volume for ever, and with it all tombstones of the disk.
 #[test]
