@@ -373,14 +373,15 @@ async fn move_logs(inner: &Arc<Inner>, number: VolumeNumber) -> Result<(), Store
         let pinned = |log: &GroupLog| log.pinned_volumes().any(|pinned| pinned == number);
         shared.state.raft.iter().filter(|(_, log)| pinned(log)).map(|(group, _)| *group).collect()
     };
+    let mut moved = Ok(());
     for group in groups {
-        rewrite_log(inner, group, number).await?;
+        moved = moved.and(rewrite_log(inner, group, number).await);
     }
-    Ok(())
+    moved
 }
 
 async fn rewrite_log(inner: &Arc<Inner>, group: GroupId, volume: VolumeNumber) -> Result<(), StoreError> {
-    for _ in 0..REWRITES_MAX {
+    for attempt in 0..=REWRITES_MAX {
         let (log, files) = {
             let shared = inner.shared();
             let Some(log) = shared.state.raft.get(&group) else { return Ok(()) };
@@ -389,6 +390,9 @@ async fn rewrite_log(inner: &Arc<Inner>, group: GroupId, volume: VolumeNumber) -
             }
             (log.clone(), shared.files.clone())
         };
+        if attempt == REWRITES_MAX {
+            break;
+        }
         let is_sound = !log.removed && log.damage().is_none();
         if is_sound && !log.entries_lie_in(volume) {
             let len_max = log.hard_state.as_ref().map_or(0, |hard_state| hard_state.len()) + RENEWED_LEN_SPARE;

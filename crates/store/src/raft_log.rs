@@ -233,7 +233,7 @@ impl GroupLog {
         payload: &[u8],
         weigh: &mut dyn FnMut(Weight),
     ) {
-        self.begin_anew_after(header, weigh);
+        self.miss_base(header);
         self.number = header.epoch;
         let pin = (volume, record_cost(header.payload_len));
         match header.kind {
@@ -274,14 +274,20 @@ impl GroupLog {
         }
     }
 
-    /// A removal, and another peer's records, are followed by a base record. A later trim may stand for that base, and
-    /// its volume be gone: then what recovery has met so far was superseded with it.
-    fn begin_anew_after(&mut self, header: &RecordHeader, weigh: &mut dyn FnMut(Weight)) {
+    /// All that was met so far is superseded: by the base of this peer's log, which lay in a volume that is gone because a
+    /// later trim stands for it.
+    pub fn begin_anew(&mut self, peer: PeerId, weigh: &mut dyn FnMut(Weight)) {
+        self.clear(weigh);
+        (self.peer, self.base, self.removed) = (peer, (LogIndex(0), Term(0)), false);
+    }
+
+    /// A log begins with a base record. Without it, neither a removed log comes back nor does one peer's follow another's.
+    fn miss_base(&mut self, header: &RecordHeader) {
         let follows_a_base = matches!(header.kind, Kind::RaftEntry | Kind::RaftHardState | Kind::RaftTrim);
         let is_another = self.peer != PeerId(0) && self.peer != PeerId(header.owner);
         if follows_a_base && (self.removed || is_another) {
-            self.clear(weigh);
-            (self.peer, self.base, self.removed) = (PeerId(header.owner), (LogIndex(0), Term(0)), false);
+            self.removed = false;
+            self.mark_damaged("the base of the log is lost");
         }
     }
 
@@ -295,6 +301,8 @@ impl GroupLog {
         weigh: &mut dyn FnMut(Weight),
     ) {
         self.number += 1;
+        // Whatever was lost, the log was in use.
+        self.removed &= matches!(kind, Kind::RaftRemove | Kind::RaftDamaged);
         match kind {
             Kind::RaftEntry => {
                 let mut entry = entry_at(Term(0), volume, offset, (0, 0), 0);
@@ -435,6 +443,15 @@ mod tests {
             self.offset += 1024;
         }
 
+        /// As recovery does it that finds the peer of a later log in a list.
+        fn begin_anew(&mut self) {
+            let weights = &mut self.weights;
+            self.log.begin_anew(self.peer, &mut |weight: Weight| {
+                let line = weights.entry(weight.volume).or_default();
+                *line = (line.0 + weight.records, line.1 + weight.bytes);
+            });
+        }
+
         fn indexes(&self) -> Vec<u64> {
             self.log.entries().map(|(index, _)| index.0).collect()
         }
@@ -524,7 +541,9 @@ mod tests {
     /// still there: the log was taken for the earlier one's, or for a removed one.
     #[test]
     fn an_earlier_peer_does_not_come_back_when_the_base_of_the_later_one_is_gone() {
-        for removed in [false, true] {
+        for (removed, rotten, told) in
+            [(false, false, true), (true, false, true), (true, true, true), (true, false, false)]
+        {
             let mut bench = Bench::new();
             bench.record(Kind::RaftHardState, 0, 0, b"earlier");
             bench.record(Kind::RaftEntry, 1, 1, b"x");
@@ -533,14 +552,38 @@ mod tests {
                 bench.record(Kind::RaftRemove, 0, 0, b"");
             }
             (bench.volume, bench.peer) = (2, PeerId(2));
-            bench.record(Kind::RaftEntry, 12, 4, b"y");
+            if told {
+                bench.begin_anew();
+            }
+            if rotten {
+                bench.log.apply_damaged(2, 64, Kind::RaftEntry, LogIndex(12), &mut |_| {});
+            } else {
+                bench.record(Kind::RaftEntry, 12, 4, b"y");
+            }
             bench.record(Kind::RaftHardState, 0, 0, b"later");
             bench.record(Kind::RaftTrim, 11, 4, &encode_trim(LogIndex(12)));
             let log = &bench.log;
-            assert_eq!((log.peer, log.removed, log.damage()), (PeerId(2), false, None));
-            assert_eq!((log.hard_state.as_deref(), log.base), (Some(b"later".as_slice()), (LogIndex(11), Term(4))));
-            assert_eq!(bench.indexes(), [12]);
-            assert_eq!(bench.weights[&1], (0, 0));
+            assert_eq!(log.damage().is_some(), rotten || !told, "{:?}", log.damage());
+            if told {
+                assert_eq!((log.peer, log.removed, bench.indexes()), (PeerId(2), false, vec![12]));
+                assert_eq!((log.hard_state.as_deref(), log.base), (Some(b"later".as_slice()), (LogIndex(11), Term(4))));
+                assert_eq!(bench.weights[&1], (0, 0));
+            }
+        }
+    }
+
+    /// A removed log of which something was lost afterwards counted as removed: its vote was forgotten without a word.
+    #[test]
+    fn what_is_lost_behind_a_removal_is_damage() {
+        for kind in [Kind::RaftBase, Kind::RaftHardState, Kind::RaftEntry, Kind::RaftTrim] {
+            let mut bench = Bench::new();
+            bench.record(Kind::RaftEntry, 1, 1, b"x");
+            bench.record(Kind::RaftRemove, 0, 0, b"");
+            assert_eq!(bench.log.damage(), None);
+            bench.log.apply_damaged(1, 64, Kind::RaftRemove, LogIndex(0), &mut |_| {});
+            assert_eq!(bench.log.damage(), None, "it stays removed");
+            bench.log.apply_damaged(1, 64, kind, LogIndex(3), &mut |_| {});
+            assert!(bench.log.damage().is_some(), "{kind:?}");
         }
     }
 

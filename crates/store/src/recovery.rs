@@ -10,7 +10,7 @@
 //! Nothing is written here: `inspect` uses the same code.
 
 use base::env::{Disk, OpenMode};
-use base::ids::DiskId;
+use base::ids::{DiskId, PeerId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -469,10 +469,17 @@ impl Replay {
         let Ok(groups) = decode_raft_list(payload) else { return };
         for listed in groups {
             let log = self.state.raft.entry(listed.group).or_insert_with(|| GroupLog::new(listed.peer));
-            if self.direct && log.number < listed.number {
-                log.mark_damaged(&format!("{} records are lost", listed.number - log.number));
+            let (lost, number) = (listed.number.saturating_sub(log.number), log.number.max(listed.number));
+            let is_another = log.peer != listed.peer && log.peer != PeerId(0) && listed.peer != PeerId(0);
+            if lost > 0 && self.direct {
+                log.mark_damaged(&format!("{lost} records are lost"));
+            } else if lost > 0 && (log.removed || is_another) {
+                // Only a base comes behind a removal, or between two peers. It lay in one of the volumes in between.
+                self.state.begin_raft_anew(listed.group, listed.peer);
             }
-            log.number = log.number.max(listed.number);
+            if let Some(log) = self.state.raft.get_mut(&listed.group) {
+                log.number = number;
+            }
         }
         if std::mem::take(&mut self.unaccounted) && !self.direct {
             self.state.mark_all_raft_damaged("records of unknown groups are lost");

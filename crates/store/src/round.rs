@@ -287,7 +287,7 @@ fn renewed(group: GroupId, log: &GroupLog, volume: VolumeNumber) -> Vec<RecordIn
         RecordHeader::raft(kind, group, log.peer, index, term, number)
     };
     let mut records = Vec::new();
-    if log.removed || log.damage().is_some() {
+    if log.removed || log.peer == PeerId(0) || log.damage().is_some() {
         return records;
     }
     if let Some(hard_state) = log.hard_state.clone().filter(|_| log.hard_state_lies_in(volume)) {

@@ -113,6 +113,14 @@ impl State {
         log.apply(volume, offset, header, payload, &mut |weight| weigh(volumes, weight));
     }
 
+    /// What is known of a group's log is from before the one that this peer has begun.
+    pub fn begin_raft_anew(&mut self, group: GroupId, peer: PeerId) {
+        let volumes = &mut self.volumes;
+        if let Some(log) = self.raft.get_mut(&group) {
+            log.begin_anew(peer, &mut |weight| weigh(volumes, weight));
+        }
+    }
+
     /// Takes in a record that does not verify, by what its directory line says it is.
     pub fn apply_damaged(&mut self, volume: VolumeNumber, offset: u64, kind: Kind, id: &[u8; 16], detail: &str) {
         let chunk = ChunkId::from_bytes(*id);

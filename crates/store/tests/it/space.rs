@@ -4,7 +4,7 @@ use base::ids::{GroupId, LogIndex, PeerId, Term};
 use base::sim::DiskModel;
 use bytes::Bytes;
 use std::time::Duration;
-use store::{DiskState, Engine, EngineOptions, RaftEntry, RaftWrite, StoreError};
+use store::{DiskState, Engine, EngineOptions, RaftEntry, RaftLog, RaftWrite, StoreError};
 
 use crate::bench::{Bench, chunk, id, payload, small};
 
@@ -243,6 +243,57 @@ fn a_cold_log_does_not_pin_a_dead_volume() {
     bench.crash(engine);
     let engine = bench.open();
     assert_eq!(bench.sim.block_on(engine.raft_load(GroupId(1))).unwrap(), before);
+}
+
+/// A group's log moves on: the volume with the base of a later peer goes, that with the earlier peer's log stays. The base
+/// and the vote are written anew, and the earlier peer, removed or not, does not come back.
+#[test]
+fn the_log_of_a_later_peer_outlives_the_volume_that_it_began_in() {
+    for removed in [false, true] {
+        let bench = Bench::formatted(13);
+        let engine = bench.open();
+        let entry = |index| RaftEntry { index: LogIndex(index), term: Term(3), data: payload(index as u32, 300) };
+        let of = |group, peer, base, entries: Vec<RaftEntry>, hard_state: &'static [u8]| RaftWrite {
+            group: GroupId(group),
+            peer: PeerId(peer),
+            hard_state: Some(Bytes::from_static(hard_state)),
+            reset: (base > 0).then_some((LogIndex(base), Term(3))),
+            entries,
+            ..RaftWrite::default()
+        };
+        let write = |write: RaftWrite| bench.sim.block_on(engine.raft_write(write)).unwrap();
+        write(of(1, 1, 0, (1..=3).map(entry).collect(), b"earlier"));
+        if removed {
+            bench.sim.block_on(engine.raft_remove(GroupId(1))).unwrap();
+        }
+        // Volumes that stay, and then one that goes.
+        let stay = 0..400;
+        for number in stay.clone() {
+            bench.put(&engine, chunk(number, 30_000)).unwrap();
+        }
+        write(of(1, 2, 7, Vec::new(), b"later"));
+        write(of(2, 2, 0, Vec::new(), b"from the beginning"));
+        let began_in = bench.files("journal").last().unwrap().clone();
+        for number in 1000..1400 {
+            bench.put(&engine, chunk(number, 30_000)).unwrap();
+            bench.delete(&engine, vec![id(number)]);
+        }
+        bench.sim.run_for(Duration::from_secs(5));
+        assert!(!bench.files("journal").contains(&began_in), "{:?}", bench.disk.files());
+        let load = |engine: &Engine, group| bench.sim.block_on(engine.raft_load(GroupId(group))).unwrap().unwrap();
+        let before = [load(&engine, 1), load(&engine, 2)];
+        assert_eq!((before[0].peer, before[0].base), (PeerId(2), (LogIndex(7), Term(3))));
+        bench.crash(engine);
+        let (engine, report) = bench.try_open().unwrap();
+        assert_eq!((report.damaged, report.raft_damaged), (vec![], vec![]));
+        assert_eq!([load(&engine, 1), load(&engine, 2)], before);
+        let next = RaftWrite { group: GroupId(1), peer: PeerId(2), entries: vec![entry(8)], ..RaftWrite::default() };
+        bench.sim.block_on(engine.raft_write(next)).unwrap();
+        bench.crash(engine);
+        let engine = bench.open();
+        let after = RaftLog { entries: vec![entry(8)], ..before[0].clone() };
+        assert_eq!((load(&engine, 1), engine.stats().chunks), (after, stay.len() as u64));
+    }
 }
 
 /// What is never deleted keeps the oldest volume for ever; the tombstones of what compaction has moved stayed with it.
