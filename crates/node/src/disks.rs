@@ -204,8 +204,10 @@ impl UnderWay<'_> {
         match operation {
             Operation::Store => {
                 self.meter.store_seconds.observe(seconds);
-                if by != AnsweredBy::Memory {
-                    self.meter.tail.lock().unwrap_or_else(PoisonError::into_inner).note(now.since(self.since), now);
+                // An answer from memory says nothing of the disk, unless it had to wait for it.
+                let took = now.since(self.since);
+                if by != AnsweredBy::Memory || took > slowness::SLOW_MIN {
+                    self.meter.tail.lock().unwrap_or_else(PoisonError::into_inner).note(took, now);
                 }
             }
             Operation::Read => self.meter.read_seconds.observe(seconds),

@@ -252,7 +252,12 @@ fn register_disk(registry: &mut Registry, service: &Service, disk: &NodeDisk) {
     if let Ok(engine) = &disk.engine {
         let stats = engine.stats();
         gauge(sub, "disk_chunks", "Copies of chunks on the disk", stats.chunks);
-        gauge(sub, "disk_tombstones", "Deleted chunks that the disk still remembers", stats.tombstones);
+        gauge(
+            sub,
+            "disk_tombstones",
+            "Chunks that were deleted or have left, which the disk still remembers",
+            stats.tombstones,
+        );
         gauge(sub, "disk_volumes", "Volumes on the disk", stats.volumes);
         let scrubbed = meter.last_scrub_ms(stats.scrub_passes, &service.env) / 1000;
         gauge(sub, "disk_last_scrub_timestamp_seconds", "When all of the disk was last verified, or opened", scrubbed);

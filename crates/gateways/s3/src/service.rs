@@ -7,7 +7,7 @@ use crate::body::ResponseBody;
 use crate::cors;
 use crate::encoding::hex;
 use crate::error::{Code, Result, S3Error};
-use crate::fair::{Places, Weight};
+use crate::fair::{Place, Places, Weight};
 use crate::form::{self, Form};
 use crate::meter::S3Meter;
 use crate::names;
@@ -136,8 +136,9 @@ impl Inner {
         let (tenant, weight) = (tenant_of(&request), weight_of(&request, &payload));
         let place = Arc::new(self.places.take(tenant, weight, &*self.options.clock).await?);
         request.place = Some(place.clone());
+        let waits = Waits(&place);
         let run = ops::run(&self.gateway, &request, payload).await;
-        place.begin();
+        drop(waits);
         let staleness = terms::staleness(&request.terms);
         match (run, staleness) {
             (Ok(mut reply), staleness) => {
@@ -153,6 +154,16 @@ impl Inner {
             }
             (Err(error), None) => Err(error),
         }
+    }
+}
+
+/// Somebody waits for the answer: until it begins, or the request is broken off. What of it is still being stored then
+/// takes memory, and stands in nobody's way.
+struct Waits<'a>(&'a Place);
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.begin();
     }
 }
 
