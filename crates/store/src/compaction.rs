@@ -6,7 +6,7 @@
 
 use base::checksum::crc64;
 use base::env::MonoTime;
-use base::ids::{ChunkId, GroupId, LogIndex, Term};
+use base::ids::{ChunkId, GroupId, LogIndex, PeerId, Term};
 use base::plant::{self, Plant};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -393,7 +393,7 @@ async fn rewrite_log(inner: &Arc<Inner>, group: GroupId, volume: VolumeNumber) -
         if attempt == REWRITES_MAX {
             break;
         }
-        let is_sound = !log.removed && log.damage().is_none();
+        let is_sound = !log.removed && log.peer != PeerId(0) && log.damage().is_none();
         if is_sound && !log.entries_lie_in(volume) {
             let len_max = log.hard_state.as_ref().map_or(0, |hard_state| hard_state.len()) + RENEWED_LEN_SPARE;
             inner.queue.run(Request::RaftRenew { group, volume, len_max }, true).await?;

@@ -275,10 +275,22 @@ impl GroupLog {
     }
 
     /// All that was met so far is superseded: by the base of this peer's log, which lay in a volume that is gone because a
-    /// later trim stands for it.
+    /// later trim stands for it. Where something was damaged, nobody knows whether it was a part of the later log.
     pub fn begin_anew(&mut self, peer: PeerId, weigh: &mut dyn FnMut(Weight)) {
+        if self.damaged.is_some() || self.hard_state_damaged || self.entry_was_damaged {
+            return self.lose(peer, "records of this log or of an earlier one are damaged");
+        }
         self.clear(weigh);
         (self.peer, self.base, self.removed) = (peer, (LogIndex(0), Term(0)), false);
+    }
+
+    /// Records of this peer's log are lost, whatever was here before.
+    pub fn lose(&mut self, peer: PeerId, reason: &str) {
+        if peer != PeerId(0) {
+            self.peer = peer;
+        }
+        self.removed = false;
+        self.mark_damaged(reason);
     }
 
     /// A log begins with a base record. Without it, neither a removed log comes back nor does one peer's follow another's.
@@ -286,8 +298,7 @@ impl GroupLog {
         let follows_a_base = matches!(header.kind, Kind::RaftEntry | Kind::RaftHardState | Kind::RaftTrim);
         let is_another = self.peer != PeerId(0) && self.peer != PeerId(header.owner);
         if follows_a_base && (self.removed || is_another) {
-            self.removed = false;
-            self.mark_damaged("the base of the log is lost");
+            self.lose(PeerId(header.owner), "the base of the log is lost");
         }
     }
 
@@ -569,6 +580,22 @@ mod tests {
                 assert_eq!((log.hard_state.as_deref(), log.base), (Some(b"later".as_slice()), (LogIndex(11), Term(4))));
                 assert_eq!(bench.weights[&1], (0, 0));
             }
+        }
+    }
+
+    /// The base of the later peer's log had rotted in a volume that is there still, and with it the vote.
+    #[test]
+    fn damage_is_not_forgotten_when_another_peer_is_listed() {
+        for what in [Kind::RaftBase, Kind::RaftHardState, Kind::RaftEntry] {
+            let mut bench = Bench::new();
+            bench.record(Kind::RaftHardState, 0, 0, b"earlier");
+            bench.log.apply_damaged(1, 64, what, LogIndex(1), &mut |_| {});
+            (bench.volume, bench.peer) = (4, PeerId(2));
+            bench.begin_anew();
+            bench.record(Kind::RaftEntry, 12, 4, b"y");
+            bench.record(Kind::RaftTrim, 11, 4, &encode_trim(LogIndex(12)));
+            assert!(bench.log.damage().is_some(), "{what:?}");
+            assert_eq!(bench.log.peer, PeerId(2), "a reset by the later peer is no new one's");
         }
     }
 

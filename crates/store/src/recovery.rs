@@ -472,9 +472,10 @@ impl Replay {
             let (lost, number) = (listed.number.saturating_sub(log.number), log.number.max(listed.number));
             let is_another = log.peer != listed.peer && log.peer != PeerId(0) && listed.peer != PeerId(0);
             if lost > 0 && self.direct {
-                log.mark_damaged(&format!("{lost} records are lost"));
+                log.lose(listed.peer, &format!("{lost} records are lost"));
             } else if lost > 0 && (log.removed || is_another) {
-                // Only a base comes behind a removal, or between two peers. It lay in one of the volumes in between.
+                // Only a base comes between two peers, or between a removal and what is not another one. It lay in one of
+                // the volumes that are gone.
                 self.state.begin_raft_anew(listed.group, listed.peer);
             }
             if let Some(log) = self.state.raft.get_mut(&listed.group) {

@@ -147,7 +147,8 @@ impl State {
 
     fn store_damaged(&mut self, id: ChunkId, volume: VolumeNumber, offset: u64) {
         // A good copy elsewhere on this disk (compaction was about to drop one of them) makes this one irrelevant.
-        if matches!(self.index.get(id), Some(Slot::Live(Live { health: Health::Good, .. }))) {
+        if let Some(Slot::Live(good @ Live { health: Health::Good, .. })) = self.index.get(id) {
+            self.note_copy(id, good, volume);
             return;
         }
         let health = Health::Unknown;
@@ -211,12 +212,11 @@ impl State {
             Some(Slot::Evicted { journal, holder }) => {
                 self.weigh_tombstone(journal, -1);
                 live.copies = true;
-                let all = self.volumes.keys().copied().filter(|number| holder == Holder::Many || *number == journal);
-                let held = match holder {
-                    Holder::One(number) => Some(number),
-                    Holder::None | Holder::Many => None,
+                let elders = match holder {
+                    Holder::None => vec![journal],
+                    Holder::One(number) => vec![journal, number],
+                    Holder::Many => self.volumes.keys().copied().collect(),
                 };
-                let elders: Vec<_> = all.chain(held).collect();
                 self.note_elders(live.journal, elders);
             }
             Some(Slot::Live(old)) => {
@@ -225,6 +225,7 @@ impl State {
                     // Refused at run time, so this is damage that happens to verify, or a bug. The first one stays.
                     self.conflicts += 1;
                     self.note_damage(live.journal, live.offset, DamagedWhat::Chunk(id), "other bytes under a known id");
+                    self.note_copy(id, old, live.journal);
                     return;
                 }
                 if (old.volume, old.offset) == (live.volume, live.offset) {
@@ -242,6 +243,12 @@ impl State {
         }
         self.weigh_live(&live, 1);
         self.index.set(id, Slot::Live(live));
+    }
+
+    /// A record of this chunk in `journal` does not count, and will be there when the chunk's tombstone may not be.
+    fn note_copy(&mut self, id: ChunkId, live: Live, journal: VolumeNumber) {
+        self.note_elders(live.journal, vec![journal]);
+        self.index.set(id, Slot::Live(Live { copies: live.copies || journal != live.journal, ..live }));
     }
 
     /// A chunk whose record is now in `journal` may have left records in these volumes.
@@ -490,6 +497,20 @@ mod tests {
             state.apply(4, 64, &tombstone(5), &[]);
             assert_eq!(state.index.get(id), Some(Slot::Deleted { journal: 4, holder }));
         }
+    }
+
+    /// A record that rotted before a crash gave its chunk back, once the good copy, the chunk and its tombstone were gone.
+    #[test]
+    fn a_damaged_record_beside_a_good_copy_keeps_the_tombstone() {
+        let id = ChunkId::from_u128(5);
+        let mut state = state();
+        state.apply(1, 64, &chunk(5, 100), &[]);
+        state.apply_damaged(2, 64, Kind::Chunk, &id.to_bytes(), "flip");
+        state.apply(3, 64, &chunk(5, 100), &[]);
+        state.drop_volume(1);
+        state.apply(4, 64, &tombstone(5), &[]);
+        assert_eq!(state.index.get(id), Some(Slot::Deleted { journal: 4, holder: Holder::Many }));
+        assert!(!state.tombstone_is_idle(id, 4));
     }
 
     #[test]
