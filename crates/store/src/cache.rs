@@ -78,6 +78,17 @@ impl BlockCache {
         shard.slots.push(Slot { address, content: content.clone(), used: false });
     }
 
+    /// Drops all blocks of a run or volume that is gone: nobody asks for them again.
+    pub fn forget(&self, of: u64) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().expect("nothing panics while a shard is locked");
+            while let Some((_, place)) = shard.places.range((of, 0)..=(of, u64::MAX)).next() {
+                let place = *place;
+                shard.remove(place);
+            }
+        }
+    }
+
     pub fn clear(&self) {
         for shard in &self.shards {
             *shard.lock().expect("nothing panics while a shard is locked") = Shard::default();
@@ -114,13 +125,16 @@ impl Shard {
             if std::mem::take(&mut slot.used) {
                 continue;
             }
-            let gone = self.slots.swap_remove(self.hand);
-            self.places.remove(&gone.address);
-            self.bytes -= cost(&gone.content);
-            if let Some(moved) = self.slots.get(self.hand) {
-                self.places.insert(moved.address, self.hand);
-            }
-            return;
+            return self.remove(self.hand);
+        }
+    }
+
+    fn remove(&mut self, place: usize) {
+        let gone = self.slots.swap_remove(place);
+        self.places.remove(&gone.address);
+        self.bytes -= cost(&gone.content);
+        if let Some(moved) = self.slots.get(place) {
+            self.places.insert(moved.address, place);
         }
     }
 }
@@ -132,6 +146,22 @@ fn cost(content: &Bytes) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_gone_is_forgotten_and_nothing_else() {
+        let cache = BlockCache::new((SHARDS * 64) << 10);
+        let content = Bytes::from(vec![1; 1000]);
+        let all: Vec<BlockAddress> = (0..300).map(|i| (i % 3, i * 4096)).collect();
+        all.iter().for_each(|address| cache.insert(*address, &content));
+        let before = cache.bytes();
+        cache.forget(1);
+        assert_eq!(cache.bytes(), before / 3 * 2);
+        assert!(all.iter().all(|address| cache.get(*address).is_some() == (address.0 != 1)));
+        // The hand goes on where places are fewer now.
+        (0..10_000).for_each(|i| cache.insert((7, i), &content));
+        [0, 2, 7].into_iter().for_each(|of| cache.forget(of));
+        assert_eq!(cache.bytes(), 0);
+    }
 
     #[test]
     fn stays_within_its_bound_and_prefers_what_is_used() {

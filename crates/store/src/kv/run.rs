@@ -436,6 +436,7 @@ impl Drop for Run {
             return;
         }
         self.files.run_bytes.fetch_sub(self.meta.size_bytes, Ordering::Relaxed);
+        self.files.cache.forget(self.meta.id);
         // After a failure it is not known which manifest is durable, so nothing is removed any more.
         if self.files.check_writing().is_ok()
             && let Err(error) = self.files.disk.remove(&self.meta.file_name())
