@@ -70,3 +70,5 @@ print(f"from a fifth to the half of the time {low_before} to {high_before} MiB, 
 # Caches and pools fill within minutes: a short run says nothing.
 if minutes >= 10 and (low > low_before * 1.1 or high > high_before * 1.1):
     fail("memory grows: more than a tenth")
+if minutes >= 10 and late > early * 1.3 + 64:
+    fail("memory rises and falls too much, or grows")
