@@ -27,7 +27,7 @@ pub struct Volume {
     pub live_bytes: i64,
     /// Of the live bytes, those of tombstones.
     pub tombstone_bytes: i64,
-    /// Older journal volumes with (dead) records of chunks that were moved from there into this one.
+    /// Other journal volumes with (dead) records of chunks that are in this one: mostly those that they were moved from.
     pub elders: BTreeSet<VolumeNumber>,
     /// Bulk: payloads being written whose locators are not durable yet.
     pub pending: u32,
