@@ -22,8 +22,8 @@ use crate::home::GenerationClock;
 use crate::machine::KvView;
 use crate::service::{Service, Standing};
 
-/// Unflushed state or log that makes a flush worth its writing.
-pub const FLUSH_BYTES: u64 = 32 * MIB;
+/// Unflushed state that makes a flush worth its writing, or twice as many bytes of log. Each takes about three bytes of memory until then.
+pub const FLUSH_BYTES: u64 = 16 * MIB;
 const FLUSH_CHECK: Duration = Duration::from_millis(200);
 /// How long a reader may still need chunks that were deleted: liveness only.
 pub const GARBAGE_GRACE: Duration = Duration::from_secs(15);
