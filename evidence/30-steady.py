@@ -56,11 +56,14 @@ for (size, at_once), load in zip(LOADS, loads):
           f"p99.9 {run['p999_us'] / 1000:.1f} ms, most {run['max_us'] / 1000:.0f} ms; failed {run['failed']}, unknown {run['unknown']}, wrong {run['wrong']}")
     if run["wrong"] or run["unknown"] or run["failed"] or run["not_sent"]:
         fail(f"{size}: {told}")
-    if not least:
-        fail(f"{size}: ten seconds without service, or a run too short to tell")
+    if least < 0.5 * median or not least:
+        fail(f"{size}: ten seconds with less than half of the median, or a run too short to tell")
 after = totals()
 for what, (metric, unit) in BESIDE.items():
-    print(f"{what}: {(after.get(metric, 0) - before.get(metric, 0)) / unit:.0f}")
+    count = (after.get(metric, 0) - before.get(metric, 0)) / unit
+    print(f"{what}: {count:.0f}")
+    if minutes >= 10 and count < 1:
+        fail(f"no {what} beside the load: it says nothing of them")
 tenth = max(len(memory) // 10, 1)
 early, late = sorted(memory[tenth:2 * tenth] or memory)[0], max(memory[-tenth:])
 print(f"memory of three nodes: idle {idle} MiB, after a tenth of the time {early} MiB, in the last tenth at most {late} MiB")

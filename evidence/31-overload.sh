@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Goodput under overload, on three nodes: PUTs of 4 KiB with 16, 64, 128 and 256 at once, then with four times as many as gave the most; how much
-# of the most is left (aim: 80 %), what was refused with 503, how long the slowest answer took, memory. SECONDS_=5 for a first look.
+# Goodput under overload, on three nodes: PUTs of 4 KiB with 16, 64, 128 and 256 at once, then with four times as many as saturate, then with
+# 4,096, more than may wait. Holds when 80 % of the most is left both times, the last is answered with 503 SlowDown in part, and
+# memory stays bounded. SECONDS_=5 for a first look.
 . "$(dirname "$0")/common.sh"
 need python3 curl
 start_dev 3

@@ -203,7 +203,9 @@ impl S3Client {
         let text = String::from_utf8_lossy(&answer.body);
         let word = |name| elements(&text, name).next().map(unescape_xml).unwrap_or_default();
         let message = format!("{} {}", word("Code"), word("Message"));
-        if answer.status.is_server_error() && answer.status != StatusCode::NOT_IMPLEMENTED {
+        // Who is told to slow down was not let in.
+        let refused = answer.status == StatusCode::NOT_IMPLEMENTED || word("Code") == "SlowDown";
+        if answer.status.is_server_error() && !refused {
             return Err(S3Error::Unknown(format!("status {}: {message}", answer.status.as_u16())));
         }
         Err(S3Error::Refused { status: answer.status.as_u16(), message })

@@ -33,6 +33,8 @@ const WORN_CHUNKS: u32 = 4 * KEPT_CHUNKS;
 const RECYCLED_ROOM_BYTES: u64 = 8 << 30;
 /// What the filling process says once all records are stored.
 const FILLED: &str = "filled";
+/// Of the chunks that are found again, one of so many is read and verified.
+const READ_ONE_OF: usize = 1000;
 /// For so long it goes on writing before it is killed.
 const UNTIL_KILLED: Duration = Duration::from_millis(300);
 
@@ -243,8 +245,13 @@ pub async fn measure_open(parent: &Path, args: &BenchDiskArgs, records: u32) -> 
     let took = began.elapsed();
     let resident_bytes = resident_bytes().saturating_sub(before);
     let chunks = engine.stats().chunks;
-    if chunks < u64::from(records) || !report.damaged.is_empty() {
-        return Err(Failure(format!("{chunks} of {records} chunks were found after the kill: {:?}", report.damaged)));
+    // The filler said that all of these are stored.
+    let lost = (0..records).filter(|counter| engine.stat(id_of(*counter)).is_none()).count();
+    if lost > 0 || !report.damaged.is_empty() {
+        return Err(Failure(format!("{lost} of {records} chunks are lost after the kill: {:?}", report.damaged)));
+    }
+    for counter in (0..records).step_by(READ_ONE_OF) {
+        engine.get(id_of(counter), 0..u32::MAX).await.context(|| format!("chunk {counter} after the kill"))?;
     }
     engine.close().await;
     let seconds = took.as_secs_f64();

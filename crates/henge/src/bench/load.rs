@@ -12,7 +12,7 @@ use base::env::Random;
 
 use super::ack_log::{AckLine, AckLog, Op, Outcome, now_ms};
 use super::histogram::Histogram;
-use super::payload::{payload, sha256};
+use super::payload::{payload, sha256, stamped};
 use super::windows::{WINDOW, Windows};
 use crate::admin_commands::print_json;
 use crate::cli::BenchLoadArgs;
@@ -31,6 +31,9 @@ const COUNTED_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// After a request that did not reach the server or broke, before the next.
 pub const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(10);
+/// After the answer that too much is asked: what `Retry-After` says.
+const PAUSE_AFTER_SLOW_DOWN: Duration = Duration::from_secs(1);
+const SLOW_DOWN: u16 = 503;
 
 /// What all workers of a run share.
 pub struct Run {
@@ -88,10 +91,13 @@ impl Tally {
     /// Counts an error and says what it means for the operation.
     pub async fn error(&mut self, error: &S3Error) -> Outcome {
         match error {
-            S3Error::Refused { .. } => {
+            S3Error::Refused { status, .. } => {
                 self.failed += 1;
                 if self.failed == 1 {
                     eprintln!("henge: the first refusal: {error}");
+                }
+                if *status == SLOW_DOWN {
+                    tokio::time::sleep(PAUSE_AFTER_SLOW_DOWN).await;
                 }
                 Outcome::Fail
             }
@@ -287,15 +293,20 @@ fn key_of(run: &Run, number: u64) -> String {
 async fn put_worker(run: Arc<Run>, next: Arc<AtomicU64>, index: u32) -> Result<Tally, Failure> {
     let s3 = run.s3_of(index);
     let mut tally = Tally::new();
-    // Without a log nobody asks which object has which contents; then the client's work is not measured.
-    let same = payload(&run.prefix, 0, run.size());
+    // Without a log nobody asks which object has which contents; then making them is not measured.
+    let mut buffer = payload(&run.prefix, 0, run.size());
     while Instant::now() < run.deadline {
         let number = next.fetch_add(1, Ordering::Relaxed);
         if run.args.objects.is_some_and(|objects| number >= objects) {
             break;
         }
         let key = key_of(&run, number);
-        let body = if run.log.is_some() { payload(&key, 1, run.size()) } else { same.clone() };
+        let body = if run.log.is_some() {
+            payload(&key, 1, run.size())
+        } else {
+            buffer = stamped(buffer, number);
+            buffer.clone()
+        };
         run.log(|| put_line(&run, key.clone(), 1, &body, Outcome::Sent))?;
         let began = Instant::now();
         let answer = s3.put(&run.args.bucket, &key, body.clone(), Payload::Unsigned).await;
@@ -331,18 +342,19 @@ pub async fn get(args: BenchLoadArgs) -> Result<ExitCode, Failure> {
     let at_once = usize::try_from(run.args.concurrency).unwrap_or(1);
     let stored = stream::iter(0..objects).map(store).buffer_unordered(at_once).try_collect::<()>().await;
     stored.map_err(|error| Failure(format!("the objects to read cannot be stored: {error}")))?;
-    run.begin();
-    let run = Arc::new(run);
     let expected: Vec<u64> =
         (0..objects).map(|number| base::checksum::crc64(&payload(&key_of(&run, number), 1, run.size()))).collect();
     let expected = Arc::new(expected);
+    run.begin();
+    let run = Arc::new(run);
     let began = Instant::now();
     let tally = told(&run, |index| get_worker(Arc::clone(&run), Arc::clone(&expected), index)).await?;
     let took = began.elapsed();
+    let outcome = run.finish("get", &tally, took)?;
     if !run.keeps_objects() {
         remove(&run, objects).await?;
     }
-    run.finish("get", &tally, took)
+    Ok(outcome)
 }
 
 async fn get_worker(run: Arc<Run>, expected: Arc<Vec<u64>>, index: u32) -> Result<Tally, Failure> {

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use super::Options;
 use super::table::{Gate, Limit, Line, Report};
-use super::{Options, Row};
 
 const FIO: &str = "fio";
 const NGINX_PORT: u16 = 28000;
@@ -85,10 +85,11 @@ enum Figure {
 /// One measurement of every row.
 type Round = Vec<(&'static str, Line)>;
 
-pub fn measure(options: &Options, folder: &Path, report: &mut Report) {
+pub fn measure(options: &Options, folder: &Path, report: &mut Report) -> Result<(), String> {
     disk(options, folder, report);
-    if super::ROWS.iter().any(|row| row.op == "get" && options.wants("nginx", &row.name())) {
-        nginx(options, folder, report);
+    match super::ROWS.iter().any(|row| row.op == "get" && options.wants("nginx", &row.name())) {
+        true => nginx(options, folder, report),
+        false => Ok(()),
     }
 }
 
@@ -198,32 +199,20 @@ fn opened(what: &str, records: f64, row: &serde_json::Value) -> Line {
 }
 
 /// Files over HTTP, stored through WebDAV: what a read costs when there is nothing but a file and a socket.
-fn nginx(options: &Options, folder: &Path, report: &mut Report) {
+fn nginx(options: &Options, folder: &Path, report: &mut Report) -> Result<(), String> {
     let Some(_server) = Nginx::start(&folder.join("nginx")) else {
-        return report.missing("nginx is not on the PATH, or did not start (apt-get install nginx)");
+        report.missing("nginx is not on the PATH, or did not start (apt-get install nginx)");
+        return Ok(());
     };
     for row in super::ROWS.iter().filter(|row| row.op == "get" && options.wants("nginx", &row.name())) {
-        let runs: Vec<Line> = (0..options.repeat).map_while(|_| get(options, row)).collect();
-        match super::table::median(&row.name(), &runs) {
-            Some(line) => report.add("nginx", line),
-            None => report.missing(&format!("nginx {}: the load failed", row.name())),
-        }
+        super::repeat(options, report, "nginx", row, || {
+            let mut command = super::bench_command(options, row);
+            command.args(["--s3", &format!("127.0.0.1:{NGINX_PORT}")]);
+            command.env("HENGE_ROOT_USER", "nobody").env("HENGE_ROOT_PASSWORD", "anything-long");
+            super::line_of(command, row, || ()).map(|(loaded, ())| loaded.line)
+        })?;
     }
-}
-
-fn get(options: &Options, row: &Row) -> Option<Line> {
-    let (seconds, concurrency) = (options.seconds.to_string(), row.concurrency.to_string());
-    let output = Command::new(&options.henge)
-        .args(["bench", "get", "--json", "--bucket", "bench", "--size", row.size, "--seconds", &seconds])
-        .args(["--concurrency", &concurrency, "--s3", &format!("127.0.0.1:{NGINX_PORT}")])
-        .env("HENGE_ROOT_USER", "nobody")
-        .env("HENGE_ROOT_PASSWORD", "anything-long")
-        .output()
-        .ok()?;
-    let figures: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
-    let number = |name: &str| figures[name].as_f64();
-    let value = number("ops_per_s").filter(|_| number("wrong") == Some(0.0))?;
-    Some(Line { value, unit: "ops/s", p50_us: number("p50_us"), p99_us: number("p99_us"), ..Line::named(&row.name()) })
+    Ok(())
 }
 
 struct Nginx(Child);

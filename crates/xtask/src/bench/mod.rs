@@ -10,7 +10,7 @@ mod servers;
 mod table;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 use meter::Meter;
 use servers::Server;
@@ -129,13 +129,13 @@ fn bench(mut options: Options) -> Result<(), String> {
     }
     let scratch = Scratch::make(&options.data)?;
     let mut report = Report::default();
-    limits::measure(&options, &scratch.0, &mut report);
+    limits::measure(&options, &scratch.0, &mut report)?;
     for kind in servers::KINDS {
         if !ROWS.iter().any(|row| options.wants(kind.name, &row.name())) {
             continue;
         }
         match servers::start(kind, &options, &scratch.0.join(kind.folder)) {
-            Ok(server) => measure(&options, &server, &mut report),
+            Ok(server) => measure(&options, &server, &mut report)?,
             Err(why) => report.missing(&format!("{}: {why}", kind.name)),
         }
     }
@@ -158,50 +158,106 @@ fn build() -> Result<PathBuf, String> {
 }
 
 /// All rows of one server.
-fn measure(options: &Options, server: &Server, report: &mut Report) {
+fn measure(options: &Options, server: &Server, report: &mut Report) -> Result<(), String> {
     report.add(server.kind.name, Line { value: server.idle_rss_mib(), unit: "MiB", ..Line::named("idle, resident") });
     for row in ROWS.iter().filter(|row| options.wants(server.kind.name, &row.name())) {
-        let runs: Vec<_> = (0..options.repeat).map_while(|_| load(options, server, row)).collect();
-        match table::median(&row.name(), &runs) {
-            Some(line) => report.add(server.kind.name, line),
-            None => report.missing(&format!("{} {}: the load failed", server.kind.name, row.name())),
-        }
+        repeat(options, report, server.kind.name, row, || load(options, server, row))?;
     }
     let rss = Line { value: server.rss_mib(), unit: "MiB", ..Line::named("after the load, resident") };
     report.add(server.kind.name, rss);
+    Ok(())
 }
 
-/// One measurement; `None` when the load did not run.
-fn load(options: &Options, server: &Server, row: &Row) -> Option<Line> {
-    let (seconds, concurrency) = (options.seconds.to_string(), row.concurrency.to_string());
-    let mut command = Command::new(&options.henge);
-    command.args(["bench", row.op, "--json", "--bucket", "bench", "--size", row.size]);
-    command.args(["--seconds", &seconds, "--concurrency", &concurrency, "--region", &server.region]);
+/// Measures a row as often as asked. Wrong bytes end everything: figures of a server that answers them mean nothing.
+fn repeat(
+    options: &Options,
+    report: &mut Report,
+    subject: &str,
+    row: &Row,
+    mut one: impl FnMut() -> Result<Line, Fault>,
+) -> Result<(), String> {
+    let mut runs = Vec::new();
+    for _ in 0..options.repeat {
+        match one() {
+            Ok(line) => runs.push(line),
+            Err(Fault::Wrong) => return Err(format!("{subject} {}: WRONG BYTES were read", row.name())),
+            Err(Fault::NotMeasured(why)) => report.missing(&format!("a round of {subject} {}: {why}", row.name())),
+        }
+    }
+    if let Some(line) = table::median(&row.name(), &runs) {
+        report.add(subject, line);
+    }
+    Ok(())
+}
+
+/// Why a round has no figures.
+enum Fault {
+    Wrong,
+    NotMeasured(String),
+}
+
+impl From<String> for Fault {
+    fn from(why: String) -> Fault {
+        Fault::NotMeasured(why)
+    }
+}
+
+/// One measurement.
+fn load(options: &Options, server: &Server, row: &Row) -> Result<Line, Fault> {
+    let mut command = bench_command(options, row);
+    command.args(["--region", &server.region]);
     for endpoint in &server.endpoints {
         command.args(["--s3", endpoint]);
     }
     command.env("HENGE_ROOT_USER", &server.access_key).env("HENGE_ROOT_PASSWORD", &server.secret_key);
     let meter = Meter::start(&server.pids());
-    let output = command.output().ok()?;
-    let used = meter.stop();
-    let figures: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
-    let number = |name: &str| figures[name].as_f64();
-    let ops = number("ops")?;
-    if ops < 1.0 || number("wrong")? > 0.0 {
-        return None;
-    }
+    let (line, used) = line_of(command, row, || meter.stop())?;
     // A read row stores what it reads first: its costs are those of both.
+    let ops = line.ops;
     let own = |value: f64| (row.op == "put").then_some(value);
-    Some(Line {
+    let cpu_us = own(used.cpu_s * 1e6 / ops);
+    let disk_bytes = own(used.written_bytes / (ops * row.bytes as f64));
+    Ok(Line { cpu_us, disk_bytes, ..line.line })
+}
+
+fn bench_command(options: &Options, row: &Row) -> Command {
+    let (seconds, concurrency) = (options.seconds.to_string(), row.concurrency.to_string());
+    let mut command = Command::new(&options.henge);
+    command.args(["bench", row.op, "--json", "--bucket", "bench", "--size", row.size]);
+    command.args(["--seconds", &seconds, "--concurrency", &concurrency]);
+    command
+}
+
+/// What a load said, and how many operations it did.
+struct Loaded {
+    line: Line,
+    ops: f64,
+}
+
+/// Runs a load. `done` is called when it has said its figures, before it removes what it has stored: that is no part of them.
+fn line_of<T>(mut command: Command, row: &Row, done: impl FnOnce() -> T) -> Result<(Loaded, T), Fault> {
+    let mut child = command.stdout(Stdio::piped()).spawn().map_err(|error| error.to_string())?;
+    let output = child.stdout.take().expect("it was asked for");
+    let said = serde_json::Deserializer::from_reader(output).into_iter::<serde_json::Value>().next();
+    let used = done();
+    let status = child.wait().map_err(|error| error.to_string())?;
+    let Some(Ok(figures)) = said else { return Err(Fault::NotMeasured(format!("the load failed: {status}"))) };
+    let number = |name: &str| figures[name].as_f64().ok_or_else(|| format!("the load says nothing of {name}"));
+    if number("wrong")? > 0.0 {
+        return Err(Fault::Wrong);
+    }
+    let line = Line {
         value: number("ops_per_s")?,
         unit: "ops/s",
-        p50_us: number("p50_us"),
-        p99_us: number("p99_us"),
-        cpu_us: own(used.cpu_s * 1e6 / ops),
-        disk_bytes: own(used.written_bytes / (ops * row.bytes as f64)),
+        p50_us: Some(number("p50_us")?),
+        p99_us: Some(number("p99_us")?),
         failed: number("failed")? + number("unknown")? + number("not_sent")?,
         ..Line::named(&row.name())
-    })
+    };
+    match number("ops")? {
+        0.0 => Err(Fault::NotMeasured("no request succeeded".into())),
+        ops => Ok((Loaded { line, ops }, used)),
+    }
 }
 
 /// A private directory, removed at the end.
@@ -219,5 +275,42 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         // What cannot be removed is left for the system.
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAID: &str =
+        r#"{"ops":2,"ops_per_s":4.5,"p50_us":1,"p99_us":2,"failed":1,"unknown":2,"not_sent":3,"wrong":WRONG}"#;
+
+    fn told(script: String, done: impl FnOnce()) -> Result<Loaded, Fault> {
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]);
+        line_of(command, &ROWS[0], done).map(|(loaded, ())| loaded)
+    }
+
+    #[test]
+    fn a_load_is_measured_until_it_says_its_figures_and_not_while_it_removes_its_objects() {
+        let file = std::env::temp_dir().join(format!("henge-bench-done-{}", std::process::id()));
+        let (path, said) = (file.display(), SAID.replace("WRONG", "0"));
+        // It ends when `done` was called; after 20 s it gives up and says so.
+        let script = format!(
+            "echo '{said}'; i=0; until [ -e {path} ]; do i=$((i + 1)); [ $i -lt 2000 ] || {{ touch {path}.late; exit; }}; sleep 0.01; done"
+        );
+        let loaded = told(script, || std::fs::write(&file, "").unwrap()).unwrap_or_else(|_| panic!("it has figures"));
+        std::fs::remove_file(&file).unwrap();
+        assert!(std::fs::remove_file(format!("{path}.late")).is_err(), "it was measured to its end");
+        assert_eq!((loaded.ops, loaded.line.value, loaded.line.failed), (2.0, 4.5, 6.0));
+    }
+
+    #[test]
+    fn wrong_bytes_are_no_missing_round() {
+        let said = |wrong: &str| format!("echo '{}'", SAID.replace("WRONG", wrong));
+        assert!(matches!(told(said("1"), || ()), Err(Fault::Wrong)));
+        assert!(matches!(told("exit 1".into(), || ()), Err(Fault::NotMeasured(_))));
+        let nothing = said("0").replace("\"ops\":2", "\"ops\":0");
+        assert!(matches!(told(nothing, || ()), Err(Fault::NotMeasured(_))));
     }
 }

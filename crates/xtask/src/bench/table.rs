@@ -72,8 +72,11 @@ impl Gate {
     }
 }
 
-/// Where each row of a server is put in relation to: the same row of these, where they were measured.
-const COMPARED: [&str; 2] = ["garage, 3 nodes, flushed", "nginx"];
+/// What the rows of a subject are put in relation to: the same row of these, where they were measured.
+const COMPARED: [(&str, [&str; 3]); 2] = [
+    ("henge, 1 node", ["garage, 1 node, flushed", "garage, 1 node, not flushed", "nginx"]),
+    ("henge, 3 nodes", ["garage, 3 nodes, flushed", "garage, 3 nodes, not flushed", "nginx"]),
+];
 
 impl Report {
     pub fn add(&mut self, subject: &str, line: Line) {
@@ -87,11 +90,17 @@ impl Report {
         self.missing.push(why.to_owned());
     }
 
-    /// Judges a gate by the median of its ratios in those rounds in which both rows were measured.
+    /// Judges a gate by the median of its ratios in those rounds in which both rows were measured; of two in the middle, the worse.
     pub fn judge(&mut self, gate: &Gate, rounds: &[Vec<(&str, Line)>]) {
         let mut ratios: Vec<f64> = rounds.iter().filter_map(|round| gate.ratio(round)).collect();
         ratios.sort_by(f64::total_cmp);
-        let Some(&ratio) = ratios.get(ratios.len() / 2) else { return };
+        if ratios.is_empty() {
+            return;
+        }
+        let ratio = match gate.limit {
+            Limit::ValueAtLeast(_) => ratios[(ratios.len() - 1) / 2],
+            Limit::MedianAtMost(_) => ratios[ratios.len() / 2],
+        };
         let (wanted, holds) = match gate.limit {
             Limit::ValueAtLeast(least) => (format!("at least {least:.2}"), ratio >= least),
             Limit::MedianAtMost(most) => (format!("p50 at most {most:.2}"), ratio <= most),
@@ -99,8 +108,12 @@ impl Report {
         let verdict = if holds { "holds" } else { "DOES NOT HOLD" };
         let (lowest, highest) = (ratios[0], ratios[ratios.len() - 1]);
         let text = format!(
-            "{}: {ratio:.2} ({lowest:.2} to {highest:.2}) x {}, {} ({wanted}): {verdict}",
-            gate.row, gate.beside, gate.beside_row
+            "{}: {ratio:.2} ({lowest:.2} to {highest:.2}, {} of {} rounds) x {}, {} ({wanted}): {verdict}",
+            gate.row,
+            ratios.len(),
+            rounds.len(),
+            gate.beside,
+            gate.beside_row
         );
         println!("{text}");
         self.gates.push(text);
@@ -118,7 +131,7 @@ impl Report {
         );
         for (subject, line) in &self.lines {
             let mut text = show(subject, line);
-            let others = COMPARED.iter().filter(|other| *other != subject && subject.starts_with("henge"));
+            let others = COMPARED.iter().filter(|(of, _)| of == subject).flat_map(|(_, others)| others);
             for (other, found) in others.filter_map(|other| Some((other, self.find(other, &line.row)?))) {
                 text += &format!("  {:.2} x {other}", line.value / found.value);
             }
