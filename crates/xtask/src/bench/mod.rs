@@ -134,8 +134,14 @@ fn bench(mut options: Options) -> Result<(), String> {
         if !ROWS.iter().any(|row| options.wants(kind.name, &row.name())) {
             continue;
         }
-        match servers::start(kind, &options, &scratch.0.join(kind.folder)) {
-            Ok(server) => measure(&options, &server, &mut report)?,
+        let folder = scratch.0.join(kind.folder);
+        match servers::start(kind, &options, &folder) {
+            Ok(server) => {
+                measure(&options, &server, &mut report)?;
+                drop(server);
+                // The next one needs the room. What cannot be removed is left for the end.
+                let _ = std::fs::remove_dir_all(&folder);
+            }
             Err(why) => report.missing(&format!("{}: {why}", kind.name)),
         }
     }
