@@ -287,8 +287,10 @@ pub fn enter(
     authority: &Authority,
     listener: tokio::net::TcpListener,
     advertise: String,
+    bulk_plaintext: bool,
 ) -> Result<(), Failure> {
-    net.enter(club, authority.issue(node, CERTIFICATE_LIFE, since_epoch())?, listener, advertise);
+    let tls = authority.issue(node, CERTIFICATE_LIFE, since_epoch())?;
+    net.enter(club, tls, listener, advertise, bulk_plaintext);
     Ok(())
 }
 

@@ -130,11 +130,18 @@ impl Plan<'_> {
     ) -> Result<(base::Env, Running), Failure> {
         let (env, net) = real_env(standing.node, tokio::runtime::Handle::current(), Arc::clone(&self.buffers));
         env.spawn("age buffers", age_buffers(env.clone()));
+        if self.args.cluster_bulk_plaintext {
+            tracing::warn!(
+                "chunks travel unencrypted between this node and those that were started with --cluster-bulk-plaintext, \
+                 too: whoever can read the cluster's network can read them"
+            );
+        }
         let mut cluster_port = Some(cluster_port);
         let mut enter = |club: Club| match cluster_port.take() {
             Some(port) => {
                 let advertise = self.advertise.clone();
-                membership::enter(&net, standing.node, club, &standing.authority, port, advertise)
+                let plaintext = self.args.cluster_bulk_plaintext;
+                membership::enter(&net, standing.node, club, &standing.authority, port, advertise, plaintext)
             }
             None => Ok(()),
         };

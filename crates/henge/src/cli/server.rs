@@ -36,6 +36,10 @@ pub struct ServerArgs {
     /// Address for other nodes
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9002")]
     pub cluster: SocketAddr,
+    /// On a trusted network: let chunks travel unencrypted between this node and those that were started with this, too.
+    /// Everything else stays encrypted, and all nodes still prove who they are
+    #[arg(long, env = "HENGE_CLUSTER_BULK_PLAINTEXT")]
+    pub cluster_bulk_plaintext: bool,
     /// Also answer for buckets as host names below NAME (virtual-hosted style)
     #[arg(long, value_name = "NAME")]
     pub s3_domain: Option<String>,

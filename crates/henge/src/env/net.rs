@@ -1,7 +1,8 @@
 //! The network between nodes: whole messages over TCP with mutual TLS, one connection per peer and channel and
 //! direction, opened when there is something to say. Messages to oneself are handed over in memory.
 //!
-//! `frame` is what travels, `link` calls, `accept` answers, `hello` is how the two introduce themselves, `tls` who may.
+//! `frame` is what travels, `link` calls, `accept` answers, `hello` is how the two introduce themselves, `tls` who may; `seal`
+//! is for networks on which chunks need no encryption.
 //! A peer that is not heard for three seconds is gone: its connection breaks, and all that waits on it fails at once.
 
 mod accept;
@@ -9,6 +10,7 @@ pub mod frame;
 pub mod hello;
 mod link;
 mod outbox;
+mod seal;
 #[cfg(test)]
 mod tests;
 pub mod tls;
@@ -19,12 +21,14 @@ use base::ids::{ClusterId, NodeId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
-use tokio::net::TcpListener;
+use tokio::io::BufReader;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -91,11 +95,18 @@ struct Membership {
     cluster: ClusterId,
     generation: AtomicU32,
     tls: RwLock<Arc<NodeTls>>,
+    /// Bulk bytes need no encryption where the other side says so, too.
+    bulk_plaintext: bool,
 }
 
 impl Membership {
     fn club(&self) -> Club {
         Club { cluster: self.cluster, generation: self.generation.load(Ordering::Relaxed) }
+    }
+
+    /// Whether bulk bytes on a connection of `channel` may travel unencrypted.
+    fn may_be_plain(&self, channel: Channel) -> bool {
+        self.bulk_plaintext && matches!(channel, Channel::Bulk | Channel::Repair)
     }
 
     fn tls(&self) -> Arc<NodeTls> {
@@ -132,11 +143,13 @@ impl RealNet {
     }
 
     /// From now on this node is a member of `club`, takes connections from `listener` and may call others. `advertise`:
-    /// HOST:PORT under which others reach that listener.
-    pub fn enter(&self, club: Club, tls: NodeTls, listener: TcpListener, advertise: String) {
+    /// HOST:PORT under which others reach that listener. `bulk_plaintext`: chunks may travel unencrypted between this node
+    /// and those that say the same.
+    pub fn enter(&self, club: Club, tls: NodeTls, listener: TcpListener, advertise: String, bulk_plaintext: bool) {
         let Club { cluster, generation } = club;
         let generation = AtomicU32::new(generation);
-        let membership = Membership { advertise, cluster, generation, tls: RwLock::new(Arc::new(tls)) };
+        let tls = RwLock::new(Arc::new(tls));
+        let membership = Membership { advertise, cluster, generation, tls, bulk_plaintext };
         assert!(self.shared.membership.set(membership).is_ok(), "a node enters its cluster once, at start");
         let accepting = accept::accept_all(Arc::clone(&self.shared), listener);
         self.shared.runtime.spawn(super::or_abort("cluster port", accepting));
@@ -211,6 +224,14 @@ impl RealNet {
 }
 
 type Outcome = Result<Frame, NetError>;
+
+/// The connection below TLS that has ended, with nothing read ahead.
+fn only_this(stream: BufReader<TcpStream>) -> io::Result<TcpStream> {
+    match stream.buffer() {
+        [] => Ok(stream.into_inner()),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the peer spoke before its turn")),
+    }
+}
 
 /// The handling of a message to oneself. It runs within its caller, which spares a task and two wake-ups; when the
 /// caller gives up, it goes on in a task of its own: as in a network, the work is not stopped.

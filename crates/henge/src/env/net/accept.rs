@@ -11,7 +11,8 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::io::BufReader;
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
@@ -21,6 +22,7 @@ use tokio_rustls::server::TlsStream;
 use super::frame::{self, Header, Kind};
 use super::hello::{Hello, HelloAnswer};
 use super::outbox::{Message, Outbox};
+use super::seal::{Keys, Sealing};
 use super::{NetShared, READ_AHEAD_BYTES, SEAL_AHEAD_BYTES, tls};
 
 /// Connections of members at once.
@@ -89,18 +91,25 @@ async fn connection(
         }
         Kind::Hello => {
             let admitted = member(net, &stream, head);
-            let (refused, occupied) = match &admitted {
-                Ok(_) => (String::new(), false),
-                Err(refused) => (refused.why.clone(), refused.occupied),
+            let answer = match &admitted {
+                Ok(caller) => HelloAnswer { bulk_plaintext: caller.plain, ..HelloAnswer::default() },
+                Err(refused) => {
+                    HelloAnswer { refused: refused.why.clone(), occupied: refused.occupied, ..HelloAnswer::default() }
+                }
             };
-            let answer = HelloAnswer { refused, occupied }.encode_to_vec().into();
+            let answer = answer.encode_to_vec().into();
             timeout(GREETING_MAX, frame::write_greeting(&mut stream, Kind::HelloAnswer, answer))
                 .await
                 .map_err(late)??;
             let caller = admitted.map_err(|refused| io::Error::other(refused.why))?;
             drop(stranger);
             let _counted = Counted::new(connections)?;
-            Err(serve(net, &caller, stream).await)
+            if !caller.plain {
+                let (reader, writer) = tokio::io::split(stream);
+                return Err(serve(net, &caller, reader, writer, None).await);
+            }
+            let (reader, writer, keys) = timeout(GREETING_MAX, leave_tls(stream)).await.map_err(late)??;
+            Err(serve(net, &caller, reader, writer, Some(keys)).await)
         }
         other => Err(io::Error::other(format!("{other:?} is no greeting"))),
     }
@@ -115,6 +124,16 @@ async fn greet(net: &NetShared, stream: TcpStream) -> io::Result<(Stream, Kind, 
     stream.get_mut().1.set_buffer_limit(Some(SEAL_AHEAD_BYTES));
     let (kind, head) = frame::read_greeting(&mut stream).await?;
     Ok((stream, kind, head))
+}
+
+/// Ends TLS, as the caller was told; its first frame says that it has heard so.
+async fn leave_tls(stream: Stream) -> io::Result<(BufReader<OwnedReadHalf>, OwnedWriteHalf, Keys)> {
+    let (stream, session) = stream.into_inner();
+    let mut keys = Keys::of(&session, false)?;
+    let (reader, writer) = super::only_this(stream)?.into_split();
+    let mut reader = BufReader::with_capacity(READ_AHEAD_BYTES, reader);
+    frame::read_first(&mut reader, &mut keys.opening).await?;
+    Ok((reader, writer, keys))
 }
 
 /// Waits for `answer`, and lets the caller know meanwhile that it is not forgotten.
@@ -132,6 +151,8 @@ struct Caller {
     net: Arc<NetShared>,
     node: NodeId,
     channel: Channel,
+    /// Bulk bytes travel unencrypted: see [`super::seal`].
+    plain: bool,
 }
 
 impl Drop for Caller {
@@ -179,12 +200,19 @@ fn member(net: &Arc<NetShared>, stream: &Stream, head: Bytes) -> Result<Caller, 
     let channel = hello.channel().ok_or_else(|| "an unknown channel".to_owned())?;
     net.callers().enter(node, hello.process).map_err(|why| Refused { occupied: true, ..refused(why) })?;
     net.heard_from(node, &hello.advertise);
-    Ok(Caller { net: Arc::clone(net), node, channel })
+    let plain = hello.bulk_plaintext && membership.may_be_plain(channel);
+    Ok(Caller { net: Arc::clone(net), node, channel, plain })
 }
 
 /// Serves requests until the connection breaks; says why it did.
-async fn serve(net: &Arc<NetShared>, caller: &Caller, stream: Stream) -> io::Error {
-    let (mut reader, writer) = tokio::io::split(stream);
+async fn serve(
+    net: &Arc<NetShared>,
+    caller: &Caller,
+    mut reader: impl AsyncRead + Unpin,
+    writer: impl AsyncWrite + Unpin + Send + 'static,
+    keys: Option<Keys>,
+) -> io::Error {
+    let (sealing, mut opening) = keys.map_or((None, None), |keys| (Some(keys.sealing), Some(keys.opening)));
     let service = Service {
         net: Arc::clone(net),
         from: caller.node,
@@ -198,7 +226,8 @@ async fn serve(net: &Arc<NetShared>, caller: &Caller, stream: Stream) -> io::Err
         io::Error::other("the caller was removed from the cluster")
     };
     let outbox = Arc::clone(&service.outbox);
-    frame::converse(&net.runtime, service.read_loop(&mut reader), outbox, writer, expelled).await
+    let reading = service.read_loop(&mut reader, &mut opening);
+    frame::converse(&net.runtime, reading, outbox, writer, sealing, expelled).await
 }
 
 struct Service {
@@ -211,20 +240,21 @@ struct Service {
 }
 
 impl Service {
-    async fn read_loop(&self, reader: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Error {
+    async fn read_loop(&self, reader: &mut (impl AsyncRead + Unpin), opening: &mut Option<Sealing>) -> io::Error {
         loop {
-            if let Err(error) = self.read_one(reader).await {
+            if let Err(error) = self.read_one(reader, opening).await {
                 return error;
             }
         }
     }
 
-    async fn read_one(&self, reader: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Result<()> {
-        let header = frame::read_header(reader).await?;
+    async fn read_one(&self, reader: &mut (impl AsyncRead + Unpin), opening: &mut Option<Sealing>) -> io::Result<()> {
+        let start = frame::read_start(reader, opening.as_mut()).await?;
+        let header = start.header;
         let kib = header.bulk_len.div_ceil(1024);
         let memory = Arc::clone(&self.request_kib).acquire_many_owned(kib).await;
         let memory = memory.expect("the semaphore is never closed");
-        let body = frame::read_body(reader, header, &self.net.buffers).await?;
+        let body = frame::read_rest(reader, start, &self.net.buffers).await?;
         match header.kind {
             Kind::Request | Kind::OneWay => {}
             Kind::Ping => return Ok(()),

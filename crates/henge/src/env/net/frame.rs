@@ -1,4 +1,5 @@
-//! The framing of a connection between nodes, inside TLS, which vouches for every byte.
+//! The framing of a connection between nodes, inside TLS, which vouches for every byte; or, where bulk bytes travel
+//! unencrypted, sealed as [`super::seal`] says.
 //!
 //! A frame is a header of [`HEADER_LEN`] bytes (integers little-endian), then the head, then the bulk bytes:
 //!
@@ -24,6 +25,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use super::outbox::{Message, Outbox};
+use super::seal::{self, Sealing};
 
 pub const HEADER_LEN: usize = 20;
 pub const HEAD_BYTES_MAX: usize = client::wire::HEAD_BYTES_MAX;
@@ -124,23 +126,56 @@ pub fn fits(frame: &Frame) -> bool {
     frame.head.len() <= HEAD_BYTES_MAX && frame.bulk.iter().map(Bytes::len).sum::<usize>() <= BULK_BYTES_MAX
 }
 
-/// The next header.
-pub async fn read_header(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Header> {
-    let mut raw = [0; HEADER_LEN];
-    fill(reader, &mut raw).await?;
-    Header::decode(&raw)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("malformed frame: {error}")))
+/// A frame up to its bulk bytes.
+pub struct Start {
+    pub header: Header,
+    pub head: Bytes,
+    /// What the CRC-32C of the bulk bytes must be, where TLS does not vouch for them.
+    bulk_crc: Option<u32>,
 }
 
-/// What follows `header`; bulk bytes are read straight into the one buffer that they stay in.
-pub async fn read_body(
+fn malformed(error: impl std::fmt::Display) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("malformed frame: {error}"))
+}
+
+async fn read_header(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Header> {
+    let mut raw = [0; HEADER_LEN];
+    fill(reader, &mut raw).await?;
+    Header::decode(&raw).map_err(malformed)
+}
+
+/// The next frame, up to its bulk bytes; with `opening` where it is sealed.
+pub async fn read_start(reader: &mut (impl AsyncRead + Unpin), opening: Option<&mut Sealing>) -> io::Result<Start> {
+    let Some(opening) = opening else {
+        let header = read_header(reader).await?;
+        let mut head = vec![0; header.head_len as usize];
+        fill(reader, &mut head).await?;
+        return Ok(Start { header, head: head.into(), bulk_crc: None });
+    };
+    let mut len = [0; 4];
+    fill(reader, &mut len).await?;
+    let sealed_len = u32::from_le_bytes(len) as usize;
+    if sealed_len > seal::SEALED_BYTES_MAX {
+        return Err(malformed("longer than allowed"));
+    }
+    let mut sealed = vec![0; sealed_len];
+    fill(reader, &mut sealed).await?;
+    let (bulk_crc, opened) = opening.open(len, &mut sealed)?;
+    let (raw, head) = opened.split_first_chunk().ok_or_else(|| malformed("too short"))?;
+    let header = Header::decode(raw).map_err(malformed)?;
+    if head.len() != header.head_len as usize {
+        return Err(malformed("another head than announced"));
+    }
+    Ok(Start { header, head: Bytes::copy_from_slice(head), bulk_crc: Some(bulk_crc) })
+}
+
+/// The whole frame; bulk bytes are read straight into the one buffer that they stay in.
+pub async fn read_rest(
     reader: &mut (impl AsyncRead + Unpin),
-    header: Header,
+    start: Start,
     buffers: &Arc<BufferPool>,
 ) -> io::Result<Frame> {
-    let mut head = vec![0; header.head_len as usize];
-    fill(reader, &mut head).await?;
-    let bulk = match header.bulk_len as usize {
+    let bulk = match start.header.bulk_len as usize {
         0 => vec![],
         len if len >= ALIGNED_FROM_BYTES => {
             let mut buffer = buffers.take(len);
@@ -154,7 +189,10 @@ pub async fn read_body(
             vec![buffer.into()]
         }
     };
-    Ok(Frame { head: head.into(), bulk })
+    if start.bulk_crc.is_some_and(|crc| crc != seal::crc_of(&bulk)) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "bulk bytes arrived damaged"));
+    }
+    Ok(Frame { head: start.head, bulk })
 }
 
 /// The first frame of a connection, whose sender is not known yet: small, without bulk.
@@ -178,6 +216,20 @@ pub async fn write_greeting(writer: &mut (impl AsyncWrite + Unpin), kind: Kind, 
     writer.flush().await
 }
 
+/// Sends the first sealed frame of a connection: a ping.
+pub async fn write_first(writer: &mut (impl AsyncWrite + Unpin), sealing: &mut Sealing) -> io::Result<()> {
+    write_batch(&[Message::ping()], &mut Vec::new(), writer, Some(sealing)).await
+}
+
+/// Receives it.
+pub async fn read_first(reader: &mut (impl AsyncRead + Unpin), opening: &mut Sealing) -> io::Result<()> {
+    let start = read_start(reader, Some(opening)).await?;
+    match (start.header.kind, start.header.bulk_len) {
+        (Kind::Ping, 0) => Ok(()),
+        _ => Err(malformed("the first one is no ping")),
+    }
+}
+
 /// Fills `out`. An error when the peer is silent for too long.
 async fn fill(reader: &mut (impl AsyncRead + Unpin), out: &mut [u8]) -> io::Result<()> {
     let mut filled = 0;
@@ -192,7 +244,8 @@ async fn fill(reader: &mut (impl AsyncRead + Unpin), out: &mut [u8]) -> io::Resu
     Ok(())
 }
 
-/// Receives by `reading` and sends what comes into `outbox` until one of them breaks, or `ended` says so; answers why.
+/// Receives by `reading` and sends what comes into `outbox`, sealed where there is a `sealing`, until one of them breaks, or
+/// `ended` says so; answers why.
 ///
 /// Each has a task of its own: where both share one, a side that always has something to do starves the other.
 pub async fn converse(
@@ -200,12 +253,13 @@ pub async fn converse(
     reading: impl Future<Output = io::Error>,
     outbox: Arc<Outbox>,
     mut writer: impl AsyncWrite + Unpin + Send + 'static,
+    sealing: Option<Sealing>,
     ended: impl Future<Output = io::Error>,
 ) -> io::Error {
     let (broken, written) = oneshot::channel();
     let writing = runtime.spawn(crate::env::or_abort("connection's writer", async move {
         // Nobody listens any more when the reader broke first.
-        let _ = broken.send(write_loop(&outbox, &mut writer).await);
+        let _ = broken.send(write_loop(&outbox, &mut writer, sealing).await);
     }));
     let error = tokio::select! {
         biased;
@@ -220,12 +274,16 @@ pub async fn converse(
 }
 
 /// Sends what comes into `outbox`, and a ping where nothing comes, until the connection breaks.
-async fn write_loop(outbox: &Outbox, writer: &mut (impl AsyncWrite + Unpin)) -> io::Error {
+async fn write_loop(
+    outbox: &Outbox,
+    writer: &mut (impl AsyncWrite + Unpin),
+    mut sealing: Option<Sealing>,
+) -> io::Error {
     let mut scratch = Vec::with_capacity(COALESCE_BYTES);
     loop {
         let batch = timeout(PING_INTERVAL, outbox.next_batch()).await;
         let batch = batch.unwrap_or_else(|_| vec![Message::ping()]);
-        if let Err(error) = write_batch(&batch, &mut scratch, writer).await {
+        if let Err(error) = write_batch(&batch, &mut scratch, writer, sealing.as_mut()).await {
             return error;
         }
     }
@@ -235,10 +293,24 @@ async fn write_batch(
     batch: &[Message],
     scratch: &mut Vec<u8>,
     writer: &mut (impl AsyncWrite + Unpin),
+    mut sealing: Option<&mut Sealing>,
 ) -> io::Result<()> {
+    let mut header = Vec::with_capacity(HEADER_LEN);
     for message in batch {
-        Header::of(message).encode(scratch);
-        for piece in std::iter::once(&message.frame.head).chain(&message.frame.bulk) {
+        let Frame { head, bulk } = &message.frame;
+        header.clear();
+        Header::of(message).encode(&mut header);
+        let outside = match &mut sealing {
+            Some(sealing) => {
+                sealing.seal(&[&header, head], bulk, scratch);
+                None
+            }
+            None => {
+                scratch.extend_from_slice(&header);
+                Some(head)
+            }
+        };
+        for piece in outside.into_iter().chain(bulk) {
             if scratch.len() + piece.len() <= COALESCE_BYTES {
                 scratch.extend_from_slice(piece);
                 continue;
@@ -250,6 +322,10 @@ async fn write_batch(
     }
     writer.write_all(scratch).await?;
     scratch.clear();
+    // Heads are sealed here, and long ones are rare.
+    if scratch.capacity() > 2 * COALESCE_BYTES {
+        scratch.shrink_to(COALESCE_BYTES);
+    }
     writer.flush().await
 }
 
@@ -278,6 +354,36 @@ mod tests {
 
     #[tokio::test]
     async fn batches_arrive_piece_by_piece_as_they_were_sent() {
+        batches_arrive(None, None).await;
+    }
+
+    #[tokio::test]
+    async fn sealed_batches_arrive_as_they_were_sent() {
+        batches_arrive(Some(Sealing::new(&[3; 32])), Some(Sealing::new(&[3; 32]))).await;
+    }
+
+    #[tokio::test]
+    async fn what_is_wrong_with_a_sealed_frame_ends_the_connection() {
+        let frame = Frame { head: Bytes::from_static(b"head"), bulk: vec![Bytes::from_static(b"bulk")] };
+        let message = Message { kind: Kind::OneWay, id: 7, frame, _held: None };
+        let mut raw = Vec::new();
+        write_batch(&[message], &mut Vec::new(), &mut raw, Some(&mut Sealing::new(&[3; 32]))).await.unwrap();
+        assert!(raw.ends_with(b"bulk") && !raw.windows(4).any(|window| window == b"head"));
+        let read = async |raw: &[u8]| {
+            let (mut raw, mut opening) = (raw, Sealing::new(&[3; 32]));
+            let start = read_start(&mut raw, Some(&mut opening)).await?;
+            read_rest(&mut raw, start, &Arc::default()).await
+        };
+        assert_eq!(read(&raw).await.unwrap().bulk.concat(), b"bulk");
+        for at in 0..raw.len() {
+            let mut altered = raw.clone();
+            altered[at] ^= 0x80;
+            assert!(read(&altered).await.is_err(), "byte {at}");
+            assert!(read(&raw[..at]).await.is_err(), "cut at {at}");
+        }
+    }
+
+    async fn batches_arrive(mut sealing: Option<Sealing>, mut opening: Option<Sealing>) {
         let (mut near, mut far) = tokio::io::duplex(1000);
         let buffers = Arc::default();
         let big = Bytes::from((0..ALIGNED_FROM_BYTES).map(|i| (i % 251) as u8).collect::<Vec<u8>>());
@@ -289,18 +395,22 @@ mod tests {
         ];
         let messages = |frame: &Frame| Message { kind: Kind::OneWay, id: 7, frame: frame.clone(), _held: None };
         let batch: Vec<Message> = frames.iter().map(messages).collect();
-        let writing = tokio::spawn(async move { write_batch(&batch, &mut Vec::new(), &mut near).await.map(|()| near) });
+        let writing = tokio::spawn(async move {
+            let sealing = sealing.as_mut();
+            write_batch(&batch, &mut Vec::new(), &mut near, sealing).await.map(|()| near)
+        });
         for frame in &frames {
-            let header = read_header(&mut far).await.unwrap();
-            assert_eq!((header.kind, header.id), (Kind::OneWay, 7));
-            let read = read_body(&mut far, header, &buffers).await.unwrap();
+            let start = read_start(&mut far, opening.as_mut()).await.unwrap();
+            assert_eq!((start.header.kind, start.header.id), (Kind::OneWay, 7));
+            let read = read_rest(&mut far, start, &buffers).await.unwrap();
             assert_eq!((&read.head, read.bulk.concat()), (&frame.head, frame.bulk.concat()));
             assert!(
                 read.bulk.len() <= 1 && (read.bulk.concat().len() < ALIGNED_FROM_BYTES || is_aligned(&read.bulk[0]))
             );
         }
         drop(writing.await.unwrap().unwrap());
-        assert_eq!(read_header(&mut far).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        let end = read_start(&mut far, opening.as_mut()).await.err().unwrap();
+        assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
     }
 
     #[tokio::test]

@@ -30,6 +30,9 @@ pub struct Hello {
     /// HOST:PORT under which the caller is reached.
     #[prost(string, tag = "7")]
     pub advertise: String,
+    /// The caller would have bulk bytes of this connection travel unencrypted.
+    #[prost(bool, tag = "8")]
+    pub bulk_plaintext: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -40,6 +43,9 @@ pub struct HelloAnswer {
     /// Refused because another process under the same name is connected.
     #[prost(bool, tag = "2")]
     pub occupied: bool,
+    /// So would the answering side: from here on frames are as [`super::seal`] has them.
+    #[prost(bool, tag = "3")]
+    pub bulk_plaintext: bool,
 }
 
 /// What both sides must agree on.
@@ -59,6 +65,7 @@ impl Hello {
             channel: channel_number(channel),
             process,
             advertise: advertise.to_owned(),
+            bulk_plaintext: false,
         }
     }
 

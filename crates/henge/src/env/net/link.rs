@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::io::BufReader;
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
@@ -17,6 +17,7 @@ use tokio_rustls::client::TlsStream;
 use super::frame::{self, Kind};
 use super::hello::{Hello, HelloAnswer};
 use super::outbox::{Message, Outbox};
+use super::seal::{Keys, Sealing};
 use super::{NetShared, READ_AHEAD_BYTES, SEAL_AHEAD_BYTES, tls};
 
 /// How long a TCP connection may take, with the look-up of the name.
@@ -73,6 +74,23 @@ impl Drop for Call {
             self.link.outbox.withdraw(self.id);
         }
     }
+}
+
+/// A connection whose greeting is over.
+enum Stream {
+    Tls(Box<TlsStream<BufReader<TcpStream>>>),
+    /// Bulk bytes travel unencrypted: see [`super::seal`].
+    Plain(TcpStream, Keys),
+}
+
+/// Ends TLS, as the peer has just agreed, and tells it so by a first frame: until then it sends nothing that TLS would not
+/// understand.
+async fn leave_tls(stream: TlsStream<BufReader<TcpStream>>) -> io::Result<Stream> {
+    let (stream, session) = stream.into_inner();
+    let mut keys = Keys::of(&session, true)?;
+    let mut stream = super::only_this(stream)?;
+    frame::write_first(&mut stream, &mut keys.sealing).await?;
+    Ok(Stream::Plain(stream, keys))
 }
 
 /// Whether nobody listens at an address any more: the machine says so, it is not merely silent.
@@ -173,7 +191,7 @@ impl Link {
         }
     }
 
-    async fn connect(&self, net: &Arc<NetShared>, address: &str) -> io::Result<TlsStream<BufReader<TcpStream>>> {
+    async fn connect(&self, net: &Arc<NetShared>, address: &str) -> io::Result<Stream> {
         let Some(membership) = net.membership.get() else {
             return Err(io::Error::other("this node is no member of a cluster yet"));
         };
@@ -185,12 +203,16 @@ impl Link {
             let stream = BufReader::with_capacity(READ_AHEAD_BYTES, stream);
             let mut stream = connector.connect(tls::server_name(self.peer), stream).await?;
             stream.get_mut().1.set_buffer_limit(Some(SEAL_AHEAD_BYTES));
-            let hello = Hello::new(membership.club(), net.node, self.channel, net.process, &membership.advertise);
+            let mut hello = Hello::new(membership.club(), net.node, self.channel, net.process, &membership.advertise);
+            hello.bulk_plaintext = membership.may_be_plain(self.channel);
             frame::write_greeting(&mut stream, Kind::Hello, hello.to_bytes()).await?;
             let (kind, head) = frame::read_greeting(&mut stream).await?;
             let answer = HelloAnswer::decode(head).map_err(io::Error::other)?;
             match answer.refused.as_str() {
-                "" if kind == Kind::HelloAnswer => Ok(stream),
+                "" if kind == Kind::HelloAnswer && answer.bulk_plaintext && hello.bulk_plaintext => {
+                    leave_tls(stream).await
+                }
+                "" if kind == Kind::HelloAnswer && !answer.bulk_plaintext => Ok(Stream::Tls(Box::new(stream))),
                 "" => Err(io::Error::other("the peer does not answer the greeting")),
                 why => {
                     let why = format!("node {} at {address} refuses this node: {why}", self.peer);
@@ -206,32 +228,60 @@ impl Link {
     }
 
     /// Sends and receives until the connection breaks; says why it did.
-    async fn converse(
+    async fn converse(&self, net: &NetShared, stream: Stream, addresses: &mut watch::Receiver<String>) -> io::Error {
+        match stream {
+            Stream::Tls(stream) => {
+                let (reader, writer) = tokio::io::split(*stream);
+                self.converse_by(net, reader, writer, None, addresses).await
+            }
+            Stream::Plain(stream, keys) => {
+                let (reader, writer) = stream.into_split();
+                let reader = BufReader::with_capacity(READ_AHEAD_BYTES, reader);
+                self.converse_by(net, reader, writer, Some(keys), addresses).await
+            }
+        }
+    }
+
+    async fn converse_by(
         &self,
         net: &NetShared,
-        stream: TlsStream<BufReader<TcpStream>>,
+        mut reader: impl AsyncRead + Unpin,
+        writer: impl AsyncWrite + Unpin + Send + 'static,
+        keys: Option<Keys>,
         addresses: &mut watch::Receiver<String>,
     ) -> io::Error {
-        let (mut reader, writer) = tokio::io::split(stream);
+        let (sealing, mut opening) = keys.map_or((None, None), |keys| (Some(keys.sealing), Some(keys.opening)));
         let moved = async {
             // The sender lives as long as `self`.
             let _ = addresses.changed().await;
             io::Error::other("the peer has another address now")
         };
-        frame::converse(&net.runtime, self.read_loop(net, &mut reader), Arc::clone(&self.outbox), writer, moved).await
+        let reading = self.read_loop(net, &mut reader, &mut opening);
+        frame::converse(&net.runtime, reading, Arc::clone(&self.outbox), writer, sealing, moved).await
     }
 
-    async fn read_loop(&self, net: &NetShared, reader: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Error {
+    async fn read_loop(
+        &self,
+        net: &NetShared,
+        reader: &mut (impl AsyncRead + Unpin),
+        opening: &mut Option<Sealing>,
+    ) -> io::Error {
         loop {
-            if let Err(error) = self.read_one(net, reader).await {
+            if let Err(error) = self.read_one(net, reader, opening).await {
                 return error;
             }
         }
     }
 
-    async fn read_one(&self, net: &NetShared, reader: &mut (impl tokio::io::AsyncRead + Unpin)) -> io::Result<()> {
-        let header = frame::read_header(reader).await?;
-        let body = frame::read_body(reader, header, &net.buffers).await?;
+    async fn read_one(
+        &self,
+        net: &NetShared,
+        reader: &mut (impl AsyncRead + Unpin),
+        opening: &mut Option<Sealing>,
+    ) -> io::Result<()> {
+        let start = frame::read_start(reader, opening.as_mut()).await?;
+        let header = start.header;
+        let body = frame::read_rest(reader, start, &net.buffers).await?;
         let answer = match header.kind {
             Kind::Answer => Ok(body),
             Kind::NotTaken => Err(NetError::NotSent),

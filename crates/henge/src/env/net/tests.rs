@@ -32,13 +32,17 @@ impl TestNode {
     }
 
     fn start_as(node: u32, club: Club, tls: NodeTls) -> TestNode {
+        TestNode::start_with(node, club, tls, false)
+    }
+
+    fn start_with(node: u32, club: Club, tls: NodeTls, bulk_plaintext: bool) -> TestNode {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let (env, net) = real_env(NodeId(node), runtime.handle().clone(), Arc::default());
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let _in_runtime = runtime.enter();
-        net.enter(club, tls, TcpListener::from_std(listener).unwrap(), address.clone());
+        net.enter(club, tls, TcpListener::from_std(listener).unwrap(), address.clone(), bulk_plaintext);
         drop(_in_runtime);
         TestNode { env, net, address, runtime: Some(runtime) }
     }
@@ -53,8 +57,12 @@ impl TestNode {
     }
 
     async fn call(&self, to: u32, frame: Frame) -> Result<Frame, NetError> {
+        self.call_over(Channel::Control, to, frame).await
+    }
+
+    async fn call_over(&self, channel: Channel, to: u32, frame: Frame) -> Result<Frame, NetError> {
         let deadline = self.env.now() + Duration::from_secs(60);
-        self.net.call(NodeId(to), Channel::Control, frame, deadline).await
+        self.net.call(NodeId(to), channel, frame, deadline).await
     }
 
     /// Calls until the outcome is `wanted`: after a failure, a link rests for a moment.
@@ -177,6 +185,83 @@ async fn a_peer_that_falls_silent_breaks_the_connection() {
     near.call_until(2, Ok(())).await;
     mute.send_replace(true);
     assert_eq!(near.call(2, hello_frame()).await, Err(NetError::Broken));
+}
+
+#[tokio::test]
+async fn keeps_the_contract_of_net_with_bulk_in_the_clear() {
+    let authority = Authority::make().unwrap();
+    let start =
+        |node| TestNode::start_with(node, CLUB, authority.issue(NodeId(node), CERTIFICATE_LIFE, now()).unwrap(), true);
+    let (near, far) = (start(1), start(2));
+    near.knows(&far);
+    far.knows(&near);
+    conformance::check_net(&near.env, NodeId(1), &far.env, NodeId(2), NodeId(3)).await;
+    let piece = Bytes::from((0..frame::BULK_BYTES_MAX / 2).map(|at| (at % 251) as u8).collect::<Vec<u8>>());
+    for channel in [Channel::Bulk, Channel::Repair] {
+        for len in [0, 1, 4096, piece.len()] {
+            let bulk = vec![piece.slice(..len), piece.slice(len / 2..)];
+            let asked = Frame { head: vec![9; len.min(100_000) + 1].into(), bulk };
+            let answer = near.call_over(channel, 2, asked.clone()).await.unwrap();
+            assert!(answer.bulk.concat() == asked.bulk.concat());
+        }
+    }
+}
+
+/// What a listener on the wire sees of one call over `channel`, and of the answer: head, bulk bytes.
+async fn overheard(channel: Channel, near_plain: bool, far_plain: bool) -> (bool, bool) {
+    let authority = Authority::make().unwrap();
+    let start = |node, plain| {
+        TestNode::start_with(node, CLUB, authority.issue(NodeId(node), CERTIFICATE_LIFE, now()).unwrap(), plain)
+    };
+    let (near, far) = (start(1, near_plain), start(2, far_plain).serving());
+    let relay = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    near.net.learn_peers(&[(NodeId(2), relay.local_addr().unwrap().to_string())]);
+    let far_address = far.address.clone();
+    let heard = Arc::new(Mutex::new([Vec::new(), Vec::new()]));
+    let tape = Arc::clone(&heard);
+    tokio::spawn(async move {
+        let (a, _) = relay.accept().await.unwrap();
+        let b = TcpStream::connect(far_address).await.unwrap();
+        let ((mut from_a, mut to_a), (mut from_b, mut to_b)) = (a.into_split(), b.into_split());
+        let (there, back) = (Arc::clone(&tape), tape);
+        tokio::join!(pass_on(&mut from_a, &mut to_b, 0, &there), pass_on(&mut from_b, &mut to_a, 1, &back));
+    });
+    let asked =
+        Frame { head: Bytes::from_static(b"what is said"), bulk: vec![Bytes::from(b"what is stored ".repeat(10_000))] };
+    let answer = near.call_over(channel, 2, asked.clone()).await.unwrap();
+    assert!(answer.bulk.concat() == asked.bulk.concat());
+    let heard = heard.lock().unwrap();
+    let seen = |what: &[u8]| heard.each_ref().map(|bytes| bytes.windows(what.len()).any(|window| window == what));
+    let (head, bulk) = (seen(b"what is said"), seen(b"what is stored"));
+    assert_eq!(bulk[0], bulk[1], "both ways alike");
+    (head[0] || head[1], bulk[0])
+}
+
+async fn pass_on(
+    from: &mut (impl tokio::io::AsyncRead + Unpin),
+    to: &mut (impl tokio::io::AsyncWrite + Unpin),
+    way: usize,
+    tape: &Mutex<[Vec<u8>; 2]>,
+) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(len @ 1..) = from.read(&mut buffer).await {
+        tape.lock().unwrap()[way].extend_from_slice(&buffer[..len]);
+        if to.write_all(&buffer[..len]).await.is_err() {
+            return;
+        }
+    }
+}
+
+#[tokio::test]
+async fn only_bulk_between_two_that_both_allow_it_can_be_overheard() {
+    for channel in [Channel::Bulk, Channel::Repair] {
+        assert_eq!(overheard(channel, true, true).await, (false, true), "{channel:?}");
+        assert_eq!(overheard(channel, true, false).await, (false, false), "{channel:?}");
+        assert_eq!(overheard(channel, false, true).await, (false, false), "{channel:?}");
+    }
+    for channel in [Channel::Control, Channel::Raft] {
+        assert_eq!(overheard(channel, true, true).await, (false, false), "{channel:?}");
+    }
 }
 
 #[tokio::test]
