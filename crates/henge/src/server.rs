@@ -133,7 +133,7 @@ impl Plan<'_> {
         if self.args.cluster_bulk_plaintext {
             tracing::warn!(
                 "chunks travel unencrypted between this node and those that were started with --cluster-bulk-plaintext, \
-                 too: whoever can read the cluster's network can read them"
+                 too: whoever can read or alter the cluster's network can read or alter them"
             );
         }
         let mut cluster_port = Some(cluster_port);

@@ -85,10 +85,12 @@ impl Committer {
                 self.closing_batch().await;
                 continue;
             }
+            // In this order: what is pushed before it is closed is served.
+            let is_closed = self.inner.queue.is_closed();
             let requests = self.inner.queue.take(cost_max);
             if !requests.is_empty() {
                 self.round(requests).await;
-            } else if self.inner.queue.is_closed() {
+            } else if is_closed {
                 break;
             } else if let Some(due) = due {
                 let rung = alarm.get_or_insert_with(|| self.inner.env.clock.sleep_until(due));

@@ -36,9 +36,9 @@ pub struct ServerArgs {
     /// Address for other nodes
     #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:9002")]
     pub cluster: SocketAddr,
-    /// On a trusted network: let chunks travel unencrypted between this node and those that were started with this, too.
-    /// Everything else stays encrypted, and all nodes still prove who they are
-    #[arg(long, env = "HENGE_CLUSTER_BULK_PLAINTEXT")]
+    /// On a network that nobody else can read or alter: let chunks travel unencrypted between this node and those that were
+    /// started with this, too. Everything else stays encrypted, and all nodes still prove who they are
+    #[arg(long, env = "HENGE_CLUSTER_BULK_PLAINTEXT", value_parser = clap::builder::BoolishValueParser::new())]
     pub cluster_bulk_plaintext: bool,
     /// Also answer for buckets as host names below NAME (virtual-hosted style)
     #[arg(long, value_name = "NAME")]

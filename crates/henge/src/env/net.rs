@@ -225,7 +225,8 @@ impl RealNet {
 
 type Outcome = Result<Frame, NetError>;
 
-/// The connection below TLS that has ended, with nothing read ahead.
+/// The connection below TLS that has ended, where the peer waited for its turn. What TLS itself had read ahead is dropped: the
+/// first sealed frame then does not verify.
 fn only_this(stream: BufReader<TcpStream>) -> io::Result<TcpStream> {
     match stream.buffer() {
         [] => Ok(stream.into_inner()),

@@ -146,27 +146,36 @@ async fn read_header(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Header
 
 /// The next frame, up to its bulk bytes; with `opening` where it is sealed.
 pub async fn read_start(reader: &mut (impl AsyncRead + Unpin), opening: Option<&mut Sealing>) -> io::Result<Start> {
-    let Some(opening) = opening else {
-        let header = read_header(reader).await?;
-        let mut head = vec![0; header.head_len as usize];
-        fill(reader, &mut head).await?;
-        return Ok(Start { header, head: head.into(), bulk_crc: None });
-    };
+    if let Some(opening) = opening {
+        return read_sealed(reader, opening, seal::SEALED_BYTES_MAX).await;
+    }
+    let header = read_header(reader).await?;
+    let mut head = vec![0; header.head_len as usize];
+    fill(reader, &mut head).await?;
+    Ok(Start { header, head: head.into(), bulk_crc: None })
+}
+
+async fn read_sealed(
+    reader: &mut (impl AsyncRead + Unpin),
+    opening: &mut Sealing,
+    sealed_max: usize,
+) -> io::Result<Start> {
     let mut len = [0; 4];
     fill(reader, &mut len).await?;
     let sealed_len = u32::from_le_bytes(len) as usize;
-    if sealed_len > seal::SEALED_BYTES_MAX {
-        return Err(malformed("longer than allowed"));
+    if !(seal::SEALED_BYTES_MIN..=sealed_max).contains(&sealed_len) {
+        return Err(malformed("shorter or longer than allowed"));
     }
     let mut sealed = vec![0; sealed_len];
     fill(reader, &mut sealed).await?;
     let (bulk_crc, opened) = opening.open(len, &mut sealed)?;
     let (raw, head) = opened.split_first_chunk().ok_or_else(|| malformed("too short"))?;
-    let header = Header::decode(raw).map_err(malformed)?;
-    if head.len() != header.head_len as usize {
+    let (header, head_len) = (Header::decode(raw).map_err(malformed)?, head.len());
+    if head_len != header.head_len as usize {
         return Err(malformed("another head than announced"));
     }
-    Ok(Start { header, head: Bytes::copy_from_slice(head), bulk_crc: Some(bulk_crc) })
+    sealed.truncate(4 + HEADER_LEN + head_len);
+    Ok(Start { header, head: Bytes::from(sealed).slice(4 + HEADER_LEN..), bulk_crc: Some(bulk_crc) })
 }
 
 /// The whole frame; bulk bytes are read straight into the one buffer that they stay in.
@@ -223,7 +232,7 @@ pub async fn write_first(writer: &mut (impl AsyncWrite + Unpin), sealing: &mut S
 
 /// Receives it.
 pub async fn read_first(reader: &mut (impl AsyncRead + Unpin), opening: &mut Sealing) -> io::Result<()> {
-    let start = read_start(reader, Some(opening)).await?;
+    let start = read_sealed(reader, opening, seal::SEALED_BYTES_MIN).await?;
     match (start.header.kind, start.header.bulk_len) {
         (Kind::Ping, 0) => Ok(()),
         _ => Err(malformed("the first one is no ping")),
@@ -381,6 +390,25 @@ mod tests {
             assert!(read(&altered).await.is_err(), "byte {at}");
             assert!(read(&raw[..at]).await.is_err(), "cut at {at}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_first_sealed_frame_is_a_ping() {
+        let (mut raw, frame) = (Vec::new(), Frame { head: Bytes::from_static(b"head"), bulk: vec![] });
+        write_first(&mut raw, &mut Sealing::new(&[3; 32])).await.unwrap();
+        assert!(read_first(&mut raw.as_slice(), &mut Sealing::new(&[3; 32])).await.is_ok());
+        for (kind, frame) in [(Kind::Ping, frame), (Kind::OneWay, Frame::default())] {
+            let mut raw = Vec::new();
+            let message = Message { kind, id: 0, frame, _held: None };
+            write_batch(&[message], &mut Vec::new(), &mut raw, Some(&mut Sealing::new(&[3; 32]))).await.unwrap();
+            assert!(read_first(&mut raw.as_slice(), &mut Sealing::new(&[3; 32])).await.is_err(), "{kind:?}");
+        }
+        // A head that is not as long as its header says.
+        let header = Header { kind: Kind::OneWay, head_len: 5, bulk_len: 0, id: 0 };
+        let (mut encoded, mut raw) = (Vec::new(), Vec::new());
+        header.encode(&mut encoded);
+        Sealing::new(&[3; 32]).seal(&[&encoded, b"head"], &[], &mut raw);
+        assert!(read_start(&mut raw.as_slice(), Some(&mut Sealing::new(&[3; 32]))).await.is_err());
     }
 
     async fn batches_arrive(mut sealing: Option<Sealing>, mut opening: Option<Sealing>) {

@@ -5,7 +5,7 @@
 //! 7.5), one for each direction. Then TLS ends. Of each frame, header and head are sealed with AES-256-GCM under the number
 //! of the frame in its direction: nobody else can say anything, repeat it or leave something out, and what is not bulk stays
 //! secret. The bulk bytes follow as they are. Their CRC-32C is sealed with the head, which notices what went wrong by
-//! accident; one who alters packets on purpose could alter bulk bytes.
+//! accident. One who alters packets on purpose can alter bulk bytes so that no checksum notices, here or later.
 //!
 //! | length | field |
 //! |---|---|
@@ -22,8 +22,10 @@ use std::io;
 use super::frame::{HEAD_BYTES_MAX, HEADER_LEN};
 
 pub const TAG_LEN: usize = 16;
+/// What is sealed of a frame without head, with the tag.
+pub const SEALED_BYTES_MIN: usize = 4 + HEADER_LEN + TAG_LEN;
 /// What is sealed at most, with the tag.
-pub const SEALED_BYTES_MAX: usize = 4 + HEADER_LEN + HEAD_BYTES_MAX + TAG_LEN;
+pub const SEALED_BYTES_MAX: usize = SEALED_BYTES_MIN + HEAD_BYTES_MAX;
 
 const LABEL: &[u8] = b"EXPORTER-henge-bulk";
 const FROM_CALLER: &[u8] = b"from the caller";
@@ -81,15 +83,13 @@ impl Sealing {
         out.extend_from_slice(tag.expect("far below the limit of GCM").as_ref());
     }
 
-    /// Opens what was sealed, in place: CRC-32C of the bulk bytes, and header and head.
+    /// Opens what was sealed, at least [`SEALED_BYTES_MIN`] bytes, in place: CRC-32C of the bulk bytes, and header and head.
     pub fn open<'a>(&mut self, sealed_len: [u8; 4], sealed: &'a mut [u8]) -> io::Result<(u32, &'a [u8])> {
         let nonce = self.next_nonce();
         let forged = |_| io::Error::new(io::ErrorKind::InvalidData, "a frame does not verify");
         let opened: &'a [u8] = self.key.open_in_place(nonce, Aad::from(sealed_len), sealed).map_err(forged)?;
-        let (crc, rest) = opened
-            .split_first_chunk()
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a frame is too short"))?;
-        Ok((u32::from_le_bytes(*crc), rest))
+        let (crc, rest) = opened.split_at_checked(4).ok_or_else(|| forged(ring::error::Unspecified))?;
+        Ok((u32::from_le_bytes(crc.try_into().expect("four bytes")), rest))
     }
 }
 
@@ -101,7 +101,11 @@ pub fn crc_of(bulk: &[Bytes]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tls::{self, Authority, CERTIFICATE_LIFE};
     use super::*;
+    use base::ids::NodeId;
+    use rustls::{ClientConnection, ServerConnection};
+    use std::time::SystemTime;
 
     fn sealed(sealing: &mut Sealing, bulk: &[Bytes]) -> Vec<u8> {
         let mut out = b"before".to_vec();
@@ -133,7 +137,44 @@ mod tests {
             altered[at] ^= 1;
             assert!(open(&mut Sealing::new(&[7; 32]), &altered).is_err(), "byte {at}");
         }
-        let short = |len: usize| Sealing::new(&[7; 32]).open([0; 4], &mut vec![0; len]).is_err();
-        assert!((0..40).all(short));
+        // A peer with the right key that seals less than it must.
+        let mut out = Vec::new();
+        let tag = Sealing::new(&[7; 32]).key.seal_in_place_separate_tag(
+            Nonce::assume_unique_for_key([0; 12]),
+            Aad::from([19, 0, 0, 0]),
+            &mut [1, 2, 3],
+        );
+        out.extend_from_slice(tag.unwrap().as_ref());
+        assert!(Sealing::new(&[7; 32]).open([19, 0, 0, 0], &mut out).is_err());
+    }
+
+    /// Key and nonce must never be the same for both directions.
+    #[test]
+    fn each_side_opens_what_the_other_seals_and_never_its_own() {
+        let authority = Authority::make().unwrap();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let issue = |node| authority.issue(NodeId(node), CERTIFICATE_LIFE, now).unwrap();
+        let mut caller = ClientConnection::new(issue(1).client, tls::server_name(NodeId(2))).unwrap();
+        let mut answerer = ServerConnection::new(issue(2).server).unwrap();
+        while caller.is_handshaking() || answerer.is_handshaking() {
+            let mut wire = Vec::new();
+            while caller.wants_write() {
+                caller.write_tls(&mut wire).unwrap();
+            }
+            answerer.read_tls(&mut wire.as_slice()).unwrap();
+            answerer.process_new_packets().unwrap();
+            wire.clear();
+            while answerer.wants_write() {
+                answerer.write_tls(&mut wire).unwrap();
+            }
+            caller.read_tls(&mut wire.as_slice()).unwrap();
+            caller.process_new_packets().unwrap();
+        }
+        let keys = || (Keys::of(&caller, true).unwrap(), Keys::of(&answerer, false).unwrap());
+        let ((mut near, mut far), (mut again, _)) = (keys(), keys());
+        let (there, back) = (sealed(&mut near.sealing, &[]), sealed(&mut far.sealing, &[]));
+        assert_ne!(there, back);
+        assert!(open(&mut far.opening, &there).is_ok() && open(&mut near.opening, &back).is_ok());
+        assert!(open(&mut again.opening, &there).is_err(), "its own words, sent back");
     }
 }

@@ -202,7 +202,7 @@ async fn keeps_the_contract_of_net_with_bulk_in_the_clear() {
             let bulk = vec![piece.slice(..len), piece.slice(len / 2..)];
             let asked = Frame { head: vec![9; len.min(100_000) + 1].into(), bulk };
             let answer = near.call_over(channel, 2, asked.clone()).await.unwrap();
-            assert!(answer.bulk.concat() == asked.bulk.concat());
+            assert!(answer.head == asked.head && answer.bulk.concat() == asked.bulk.concat());
         }
     }
 }
