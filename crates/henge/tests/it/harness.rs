@@ -85,8 +85,11 @@ impl Server {
 
     pub fn start_with(data: &Path, args: &[&str], environment: &[(&str, &str)]) -> Server {
         let mut command = henge();
-        command.args(["server", "--s3", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--cluster", "127.0.0.1:0", "--data"]);
+        command.args(["server", "--s3", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data"]);
         command.arg(data).args(args).envs(environment.iter().copied());
+        if !args.contains(&"--cluster") {
+            command.args(["--cluster", "127.0.0.1:0"]);
+        }
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         // Pipes that nobody reads would stop the server when they are full.
         let log = Arc::default();

@@ -1,9 +1,12 @@
 //! A second node: how it comes into the cluster, and what keeps others out.
 
 use crate::harness::{Server, TestDir, henge, stderr, stdout, wait_for};
+use crate::s3_client::S3;
 use serde_json::Value;
-use std::net::TcpListener;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 fn cluster_address(server: &Server) -> String {
     server.cluster["nodes"][0]["cluster"].as_str().unwrap().to_owned()
@@ -115,6 +118,74 @@ fn who_may_not_join_is_told_why_and_nothing_is_half_done() {
     assert!(stderr(&other_root).contains("not the cluster's root credentials"), "{}", stderr(&other_root));
     let second = Server::start_with(&data, &["--join", &address], &[("HENGE_JOIN_TOKEN", &good)]);
     assert_eq!(nodes(&second).len(), 2);
+}
+
+/// Passes on what comes to an address of its own, and keeps it.
+struct Relay {
+    address: String,
+    heard: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Relay {
+    fn to(target: String) -> Relay {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let relay = Relay { address: listener.local_addr().unwrap().to_string(), heard: Arc::default() };
+        let tape = Arc::clone(&relay.heard);
+        std::thread::spawn(move || {
+            for near in listener.incoming() {
+                let (near, Ok(far)) = (near.unwrap(), TcpStream::connect(&target)) else { continue };
+                for (from, to) in [(near.try_clone(), far.try_clone()), (Ok(far), Ok(near))] {
+                    let (from, to, tape) = (from.unwrap(), to.unwrap(), Arc::clone(&tape));
+                    std::thread::spawn(move || pass_on(from, to, &tape));
+                }
+            }
+        });
+        relay
+    }
+
+    fn has_heard(&self, what: &[u8]) -> bool {
+        self.heard.lock().unwrap().windows(what.len()).any(|window| window == what)
+    }
+}
+
+fn pass_on(mut from: TcpStream, mut to: TcpStream, tape: &Mutex<Vec<u8>>) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(len @ 1..) = from.read(&mut buffer) {
+        tape.lock().unwrap().extend_from_slice(&buffer[..len]);
+        if to.write_all(&buffer[..len]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+}
+
+#[test]
+fn chunks_are_overheard_only_where_both_nodes_were_told_that_they_may_be() {
+    const WHAT: &[u8] = b"who reads along reads this ";
+    const LEN: usize = 600_000;
+    for (flags, variable) in [(["--cluster-bulk-plaintext"].as_slice(), "true"), (&[], "yes"), (&[], "false")] {
+        let directory = TestDir::new("plaintext");
+        let first = Server::start_with(&directory.path().join("1"), flags, &[]);
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let relay = Relay::to(port.clone());
+        let address = cluster_address(&first);
+        let join = ["--join", &address, "--cluster", &port, "--advertise", &relay.address];
+        let environment = [("HENGE_JOIN_TOKEN", &*token(&first, "1h")), ("HENGE_CLUSTER_BULK_PLAINTEXT", variable)];
+        let second = Server::start_with(&directory.path().join("2"), &join, &environment);
+        assert_eq!(second.log().contains("unencrypted"), variable != "false", "{}", second.log());
+
+        let s3 = S3::of(&first);
+        assert_eq!(s3.send("PUT", "/words", &[], b"").status, 200);
+        let body = WHAT.repeat(LEN / WHAT.len());
+        let mut number = 0;
+        wait_for("chunks between the nodes", || {
+            number += 1;
+            assert_eq!(s3.send("PUT", &format!("/words/{number}"), &[], &body).status, 200);
+            assert!(s3.send("GET", &format!("/words/{number}"), &[], b"").body == body);
+            (relay.heard.lock().unwrap().len() > LEN).then_some(())
+        });
+        assert_eq!(relay.has_heard(WHAT), !flags.is_empty(), "{flags:?} {variable}");
+    }
 }
 
 #[test]
