@@ -80,7 +80,7 @@ impl Drop for Call {
 enum Stream {
     Tls(Box<TlsStream<BufReader<TcpStream>>>),
     /// Bulk bytes travel unencrypted: see [`super::seal`].
-    Plain(TcpStream, Keys),
+    Plain(TcpStream, Box<Keys>),
 }
 
 /// Ends TLS, as the peer has just agreed, and tells it so by a first frame: until then it sends nothing that TLS would not
@@ -90,7 +90,7 @@ async fn leave_tls(stream: TlsStream<BufReader<TcpStream>>) -> io::Result<Stream
     let mut keys = Keys::of(&session, true)?;
     let mut stream = super::only_this(stream)?;
     frame::write_first(&mut stream, &mut keys.sealing).await?;
-    Ok(Stream::Plain(stream, keys))
+    Ok(Stream::Plain(stream, Box::new(keys)))
 }
 
 /// Whether nobody listens at an address any more: the machine says so, it is not merely silent.
@@ -237,7 +237,7 @@ impl Link {
             Stream::Plain(stream, keys) => {
                 let (reader, writer) = stream.into_split();
                 let reader = BufReader::with_capacity(READ_AHEAD_BYTES, reader);
-                self.converse_by(net, reader, writer, Some(keys), addresses).await
+                self.converse_by(net, reader, writer, Some(*keys), addresses).await
             }
         }
     }
