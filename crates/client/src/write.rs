@@ -309,10 +309,15 @@ impl ObjectWriter {
 
 impl Drop for ObjectWriter {
     fn drop(&mut self) {
-        // Chunks in flight see the closed channel and clean up after themselves.
-        let abandoned = std::mem::take(&mut self.stored);
+        let stored = std::mem::take(&mut self.stored);
+        // Chunks in flight see the closed channel and clean up after themselves; what has come through it already is dealt with here.
+        let uncollected = self.in_flight.iter_mut().filter_map(|receiver| {
+            receiver.close();
+            receiver.try_recv().ok()?.ok()
+        });
+        let abandoned: Vec<_> = stored.into_iter().chain(uncollected).map(|chunk| chunk.id).collect();
         if !abandoned.is_empty() {
-            self.client.delete_in_background(abandoned.iter().map(|chunk| chunk.id).collect());
+            self.client.delete_in_background(abandoned);
         }
     }
 }

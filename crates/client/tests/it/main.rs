@@ -122,6 +122,23 @@ fn what_a_write_holds_is_held_until_its_last_chunk_is_stored_or_given_up() {
     assert_eq!((Arc::strong_count(&held), fake.holders()), (1, vec![]));
 }
 
+/// Stored, and not yet asked for by the writer, when the client breaks off: nobody would ever delete them.
+#[test]
+fn chunks_that_are_stored_already_go_with_their_writer() {
+    let fake = Fake::new(34);
+    let bucket = fake.bucket(All);
+    let mut writer = fake.client.write(&bucket, Bytes::from_static(b"broken off"), None);
+    let writer = fake.run(async move {
+        writer.write(vec![7; 2 * base::CHUNK_SIZE_MAX].into()).await.unwrap();
+        writer
+    });
+    fake.sim().run_for(Duration::from_secs(1));
+    assert_eq!(fake.holders(), [1, 1, 2, 2, 3, 3]);
+    drop(writer);
+    fake.sim().run_for(Duration::from_secs(2));
+    assert_eq!(fake.holders(), vec![]);
+}
+
 /// The client's map still says that node 3 is down; the answers of the others show a map in which it is back.
 #[test]
 fn a_member_that_came_back_counts_as_soon_as_any_answer_shows_it() {
