@@ -73,7 +73,7 @@ impl Newest {
 
     /// No answer so far has shown a newer map than `map`.
     pub fn is_newest(&self, map: &MapView) -> bool {
-        map.version().0 >= self.shown.load(Ordering::Acquire)
+        map.version().0 >= self.shown.load(Ordering::SeqCst)
     }
 }
 
@@ -168,8 +168,8 @@ impl Client {
         if version <= newest.get().version().0 {
             return;
         }
-        newest.shown.fetch_max(version, Ordering::AcqRel);
-        if !newest.fetching.swap(true, Ordering::AcqRel) {
+        newest.shown.fetch_max(version, Ordering::SeqCst);
+        if !newest.fetching.swap(true, Ordering::SeqCst) {
             let client = self.clone();
             self.shared.env.spawn("fetch the map", async move { client.catch_up(by).await });
         }
@@ -182,20 +182,27 @@ impl Client {
         let mut from = by;
         let mut contact = 0;
         env.sleep(FETCH_PAUSE).await;
-        while !newest.is_newest(&self.map()) {
+        loop {
+            if newest.is_newest(&self.map()) {
+                newest.fetching.store(false, Ordering::SeqCst);
+                // What was shown between the look and the store found a fetch under way.
+                if newest.is_newest(&self.map()) || newest.fetching.swap(true, Ordering::SeqCst) {
+                    return;
+                }
+            }
             if let Some(map) = self.fetch_map(from).await {
                 self.learn_map(map);
                 continue;
             }
             if !backoff.wait(env).await {
                 // The next answer that shows a newer map starts anew.
-                break;
+                newest.fetching.store(false, Ordering::SeqCst);
+                return;
             }
             let contacts = self.contacts(GROUP_ZERO);
             from = contacts[contact % contacts.len()];
             contact += 1;
         }
-        newest.fetching.store(false, Ordering::Release);
     }
 
     /// Asks another node, any, once, for the map that it has.
