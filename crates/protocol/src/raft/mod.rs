@@ -187,6 +187,8 @@ pub struct RaftPeer {
     election_timeout_ticks: usize,
     drawn_for: (u64, StateRole),
     hard_state_taken: HardState,
+    /// The ready that it was in, until that is durable.
+    hard_state_due: Option<u64>,
     /// As of the last applied change or restored snapshot, which is that of `configuration_index`.
     configuration: Configuration,
     configuration_index: LogIndex,
@@ -230,6 +232,7 @@ impl RaftPeer {
             election_timeout_ticks: ELECTION_TICKS,
             drawn_for: (u64::MAX, StateRole::Follower),
             hard_state_taken: restored.hard_state,
+            hard_state_due: None,
             configuration_index: restored.applied_index(),
             configuration: restored.configuration,
             waiting: restored.waiting,
@@ -581,7 +584,7 @@ impl RaftPeer {
         let kept_to = installing.and_then(|installing| installing.kept_to);
         let is_new = |entry: &&eraftpb::Entry| kept_to.is_none_or(|kept_to| entry.index > kept_to);
         let hard_state = taken.hs().map(|hs| HardState { term: Term(hs.term), vote: PeerId(hs.vote) });
-        let ready = Ready {
+        let mut ready = Ready {
             number: taken.number(),
             restored,
             keeps_log: kept_to.is_some(),
@@ -594,6 +597,12 @@ impl RaftPeer {
         };
         if let Some(hard_state) = ready.hard_state {
             self.hard_state_taken = hard_state;
+            self.hard_state_due = Some(ready.number);
+        }
+        if self.hard_state_due.is_some() {
+            // Who asks others for their votes has a durable term before they answer. A group's only voter asks nobody: learners must not
+            // hear of a term that it may have forgotten after a crash, and would lead in again with other entries.
+            ready.messages_after_flush.splice(..0, ready.messages.drain(..));
         }
         if let Some((index, term, _)) = &ready.restored {
             self.node.mut_store().reset(index.0, term.0);
@@ -610,6 +619,7 @@ impl RaftPeer {
 
     /// Everything in readies up to `number` is durable; with a restored snapshot, so is the state.
     pub fn persisted(&mut self, number: u64) {
+        self.hard_state_due = self.hard_state_due.filter(|due| *due > number);
         match self.installing {
             None => {
                 self.node.on_persist_ready(number);

@@ -68,6 +68,33 @@ fn the_only_voter_leads_at_once_and_commits_only_what_is_durable() {
     assert_eq!(reads, vec![ReadGrant { context: 7, index }]);
 }
 
+/// It asks nobody for a vote, so nothing else makes its term durable before others hear of it.
+#[test]
+fn a_learner_hears_of_a_term_of_the_only_voter_when_it_is_durable() {
+    let mut restored = fresh(1, &[1]);
+    restored.configuration.learners = vec![PeerId(2)];
+    restored.configuration.nodes.insert(PeerId(2), NodeId(2));
+    restored.configuration.peer_last = PeerId(2);
+    let mut peer = RaftPeer::new(restored, random(1)).unwrap();
+    peer.campaign();
+    let first = peer.take_ready().unwrap();
+    assert!(first.hard_state.is_some() && first.messages.is_empty(), "{:?}", first.messages);
+    peer.propose(Bytes::from_static(b"\x01a")).unwrap();
+    let mut told = first.messages_after_flush;
+    let mut last = first.number;
+    while let Some(ready) = peer.take_ready() {
+        assert!(ready.messages.is_empty(), "{:?}", ready.messages);
+        told.extend(ready.messages_after_flush);
+        last = ready.number;
+    }
+    assert!(!told.is_empty() && told.iter().all(|message| message.to() == PeerId(2)));
+    peer.persisted(last);
+    for _ in 0..HEARTBEAT_TICKS {
+        peer.tick();
+    }
+    assert!(!peer.take_ready().unwrap().messages.is_empty(), "from now on at once");
+}
+
 #[test]
 fn a_restarted_peer_continues_after_what_was_applied() {
     let mut restored = fresh(1, &[1]);
