@@ -303,10 +303,16 @@ impl Service {
         if !is_unasked && let Err(error) = group.barrier().await {
             return group_failure(error);
         }
-        match meta::object::query(&KvView::of(&self.kv), id, query) {
+        match self.query_rows(id, query) {
             Ok(answer) => Answer::of(Told::ShardAnswer(answer)),
             Err(error) => self.unreadable(&group, &error).await,
         }
+    }
+
+    /// All of an answer from the rows of one moment: a snapshot of another replica may be about to replace them.
+    fn query_rows(&self, id: GroupId, query: meta::object::command::ShardQuery) -> Result<ShardAnswer, ViewError> {
+        let rows = self.kv.snapshot();
+        meta::object::query(&KvView::over(&*rows), id, query)
     }
 
     /// From what the replica here has applied. What it cannot answer another replica can.
@@ -323,7 +329,7 @@ impl Service {
         }
         // Before the rows are read: they may become newer meanwhile, never older.
         let staleness = group.staleness(self.env.now());
-        match meta::object::query(&KvView::of(&self.kv), id, query) {
+        match self.query_rows(id, query) {
             Ok(answer) => {
                 let staleness_ms = staleness.map(|staleness| staleness.as_millis() as u64);
                 Answer { staleness_ms, ..Answer::of(Told::ShardAnswer(answer)) }

@@ -12,7 +12,7 @@ use super::list::{check_bucket, list_objects, list_uploads, list_versions};
 use super::scan::Cursor;
 use super::uploads::decode_part;
 use super::versions::{NULL_VERSION, named, newest};
-use crate::group::{self, GroupState, decode_row, read_row};
+use crate::group::{self, GroupState, Install, decode_row, read_row};
 use crate::keys::{self, Key};
 use crate::view::{View, ViewError};
 
@@ -22,6 +22,9 @@ const PAGE_CHUNKS_BYTES: usize = 1 << 20;
 /// Answers `query` from the rows of `group`.
 pub fn query(view: &dyn View, group: GroupId, query: ShardQuery) -> Result<ShardAnswer, ViewError> {
     let state = group::load(view, group)?;
+    if state.install() == Install::Incomplete {
+        return Err(ViewError::Io(format!("the rows of group {group} are being replaced")));
+    }
     let found = if query.range_epoch != 0 && query.range_epoch != state.range_epoch {
         refuse(Reason::WrongRange, "the range has another epoch")
     } else {

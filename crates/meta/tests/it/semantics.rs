@@ -4,8 +4,10 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use meta::group::{self, Install};
 use meta::object::command::*;
-use meta::view::{Row, View, ViewError};
+use meta::object::query;
+use meta::view::{Changes, Row, View, ViewError, commit};
 
 use crate::shard::*;
 
@@ -378,7 +380,7 @@ fn all_rows_of_a_group_lie_in_its_ranges() {
     let slot = Some(SlotRef { node: 1, generation: 1, slot: 0, sequence: 1 });
     let command = Some(ShardCommand::CloseSession(CloseSession { node: 1, floor: 1 }));
     shard.entry(ShardEntry { slot, range_epoch: 1, fence: None, command });
-    let state = meta::group::load(&shard.rows, GROUP).unwrap();
+    let state = group::load(&shard.rows, GROUP).unwrap();
     let ranges = meta::group::row_ranges(GROUP, &state);
     assert!(ranges.windows(2).all(|pair| pair[0].1 <= pair[1].0));
     for key in shard.rows.keys() {
@@ -426,4 +428,19 @@ fn the_null_version_is_found_while_it_is_overwritten() {
         let found = shard.read_counted(&view, ShardRead::GetObject(get));
         assert!(matches!(found, ShardFound::Object(_)), "{reads_before}: {found:?}");
     }
+}
+
+#[test]
+fn rows_that_are_being_replaced_answer_nothing() {
+    let mut shard = Shard::new(Versioning::Off);
+    shard.put("k", "e");
+    let asked = || ShardQuery {
+        range_epoch: 1,
+        read: Some(ShardRead::ListObjects(ListObjects { bucket: BUCKET, limit: 10, ..ListObjects::default() })),
+    };
+    assert!(query(&shard.rows, GROUP, asked()).is_ok());
+    let state = group::load(&shard.rows, GROUP).unwrap();
+    let marked = group::mark(GROUP, &state, Install::Incomplete);
+    commit(&mut shard.rows, Changes(vec![marked]));
+    assert!(matches!(query(&shard.rows, GROUP, asked()), Err(ViewError::Io(_))));
 }
