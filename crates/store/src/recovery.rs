@@ -78,7 +78,8 @@ pub async fn recover(disk: &Arc<dyn Disk>, disk_id: DiskId, source: Source) -> R
         match replay(&plan, disk.as_ref(), &files, &names).await {
             Ok(done) if !plan.forget(&done.0.dropped) => break done,
             Ok(_) => {}
-            Err(volume) => plan.disbelieve(volume),
+            Err(Stopped::Disbelieved(volume)) => plan.disbelieve(volume),
+            Err(Stopped::Unread(error)) => return Err(error),
         }
     };
     let Replay { mut state, mut report, summarised, .. } = replay;
@@ -95,14 +96,22 @@ pub async fn recover(disk: &Arc<dyn Disk>, disk_id: DiskId, source: Source) -> R
     Ok(Recovered { state, files, spare, cut, summarised, stale_summaries, unsealed, report })
 }
 
+/// Why records are not all read.
+enum Stopped {
+    /// The summary of this volume is not what it seemed.
+    Disbelieved(VolumeNumber),
+    /// The disk does not read what may be the newest of them.
+    Unread(StoreError),
+}
+
 /// Reads every record that counts by this plan. Gives where the journal was cut, too, and the volumes whose ends were
-/// found rather than listed. Fails with the volume whose summary turns out not to be what it seemed.
+/// found rather than listed.
 async fn replay(
     plan: &Plan,
     disk: &dyn Disk,
     files: &BTreeMap<VolumeNumber, Arc<VolumeFile>>,
     names: &[VolumeName],
-) -> Result<(Replay, Cut, Vec<VolumeNumber>), VolumeNumber> {
+) -> Result<(Replay, Cut, Vec<VolumeNumber>), Stopped> {
     let mut replay = Replay::new(plan);
     for incarnation in names.iter().map(incarnation_of) {
         replay.state.next_incarnation = replay.state.next_incarnation.max(incarnation.saturating_add(1));
@@ -114,12 +123,21 @@ async fn replay(
     for (number, extent) in &plan.journals {
         let file = &files[number];
         replay.begin(*number);
-        if let Some(end) = summarised(plan, &mut replay, disk, file, *number, *extent).await? {
+        let by_summary = summarised(plan, &mut replay, disk, file, *number, *extent).await;
+        if let Some(end) = by_summary.map_err(Stopped::Disbelieved)? {
             cut = Cut { incarnation: u64::from(*number), end: end.volume_end, checksum: end.checksum };
             continue;
         }
         let extent = extent.unwrap_or(Extent::Open(file.written_end()));
         let end = scan(&file.file, file.seed, extent, &mut |item| replay.item(item)).await;
+        if let (Extent::Open(_), Some(why)) = (extent, &end.unread) {
+            let name = &file.name;
+            let what = format!(
+                "{name}, where its end is looked for ({why}): what cannot be read may have been acknowledged, so nothing is cut; \
+                 start again when the disk reads, or replace it"
+            );
+            return Err(Stopped::Unread(StoreError::Io(what)));
+        }
         replay.end(extent, &end);
         if end.last.is_some() || matches!(extent, Extent::Sealed(_)) {
             let checksum = end.last.map_or(0, |last| last.checksum);

@@ -118,6 +118,8 @@ pub struct ScanEnd {
     pub last: Option<BatchHeader>,
     /// Bytes between the end and the last byte that is not zero space, when a crash cut a batch.
     pub torn_bytes: u64,
+    /// Why some of what lies behind the end that was found could not be read: it may be more of what counts.
+    pub unread: Option<String>,
 }
 
 /// Walks a volume and hands every item that counts to `visit`.
@@ -135,7 +137,7 @@ pub async fn scan_paced(
 ) -> ScanEnd {
     let (Extent::Sealed(limit) | Extent::Open(limit)) = extent;
     let limit = limit - limit % BLOCK as u64;
-    let mut reader = Reader { file, window: Bytes::new(), window_at: 0, limit, pacer };
+    let mut reader = Reader { file, window: Bytes::new(), window_at: 0, limit, pacer, unread: None };
     let mut judge = Judge::new(extent);
     let mut last = None;
     let mut previous: Option<BatchHeader> = None;
@@ -186,7 +188,8 @@ pub async fn scan_paced(
         }
     }
     let end = judge.cut().unwrap_or(at).min(limit);
-    ScanEnd { end, last, torn_bytes: seen_upto.saturating_sub(end) }
+    let unread = reader.unread.filter(|unread| unread.upto > end).map(|unread| unread.why);
+    ScanEnd { end, last, torn_bytes: seen_upto.saturating_sub(end), unread }
 }
 
 fn follows(previous: Option<&BatchHeader>, header: &BatchHeader) -> bool {
@@ -230,6 +233,14 @@ struct Reader<'a> {
     window_at: u64,
     limit: u64,
     pacer: Option<&'a Pacer>,
+    unread: Option<Unread>,
+}
+
+/// What the disk did not read.
+struct Unread {
+    /// Where the last of it ends.
+    upto: u64,
+    why: String,
 }
 
 impl Reader<'_> {
@@ -239,8 +250,14 @@ impl Reader<'_> {
         let inside = at >= self.window_at && at + len <= self.window_at + self.window.len() as u64;
         if !inside {
             let want = len.max(WINDOW_LEN).min(self.limit.saturating_sub(at)).max(len);
-            self.window = read_tolerant(self.file, at, want).await;
+            let (window, unread) = read_blocks(self.file, at, want).await;
+            self.window = window;
             self.window_at = at;
+            if let Some(unread) = unread
+                && self.unread.as_ref().is_none_or(|before| before.upto < unread.upto)
+            {
+                self.unread = Some(unread);
+            }
             if let Some(pacer) = self.pacer {
                 pacer.took(want).await;
             }
@@ -252,23 +269,31 @@ impl Reader<'_> {
 
 /// Reads whole blocks; blocks that cannot be read, or lie behind the file's end, come as zeroes.
 pub async fn read_tolerant(file: &Arc<dyn File>, at: u64, len: u64) -> Bytes {
+    read_blocks(file, at, len).await.0
+}
+
+/// The same; and what could not be read.
+async fn read_blocks(file: &Arc<dyn File>, at: u64, len: u64) -> (Bytes, Option<Unread>) {
     let len = len as usize;
     match file.read_at(at, len).await {
-        Ok(data) if data.len() == len => return data,
+        Ok(data) if data.len() == len => return (data, None),
         Ok(data) => {
             let mut padded = BytesMut::from(data.as_ref());
             padded.resize(len, 0);
-            return padded.freeze();
+            return (padded.freeze(), None);
         }
         Err(_) => {}
     }
     let mut out = BytesMut::zeroed(len);
+    let mut unread = None;
     for (number, block) in out.chunks_mut(BLOCK).enumerate() {
-        if let Ok(data) = file.read_at(at + (number * BLOCK) as u64, BLOCK).await {
-            block[..data.len()].copy_from_slice(&data);
+        let block_at = at + (number * BLOCK) as u64;
+        match file.read_at(block_at, BLOCK).await {
+            Ok(data) => block[..data.len()].copy_from_slice(&data),
+            Err(error) => unread = Some(Unread { upto: block_at + BLOCK as u64, why: error.to_string() }),
         }
     }
-    out.freeze()
+    (out.freeze(), unread)
 }
 
 #[cfg(test)]

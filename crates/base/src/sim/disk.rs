@@ -49,6 +49,8 @@ struct State {
     prng: Prng,
     model: DiskModel,
     faults: [FaultSetting; FAULT_COUNT],
+    /// From this byte of the file on.
+    unreadable: Option<(InodeRef, u64)>,
     capacity_bytes: u64,
     vanished: bool,
     /// Nothing that begins before is done before, in virtual nanoseconds.
@@ -101,6 +103,7 @@ impl SimDisk {
             prng: Prng::derived(core.seed, label.as_bytes()),
             model: DiskModel::default(),
             faults: Default::default(),
+            unreadable: None,
             capacity_bytes: CAPACITY_DEFAULT_BYTES,
             vanished: false,
             hangs_until_nanos: 0,
@@ -340,6 +343,10 @@ impl State {
         self.counts.reads += 1;
         if self.strikes(Fault::ReadError) {
             return Err(io::Error::other("injected: the read failed"));
+        }
+        let is_sick = |(sick, from): &(InodeRef, u64)| Arc::ptr_eq(sick, inode) && offset + len as u64 > *from;
+        if self.unreadable.as_ref().is_some_and(is_sick) {
+            return Err(io::Error::other("injected: the disk cannot read this"));
         }
         let rots = self.strikes(Fault::BitRot);
         let mut inode = lock(inode);

@@ -350,6 +350,26 @@ fn a_torn_tail_is_no_damage_and_a_missing_volume_is() {
     }
 }
 
+/// What cannot be read is not taken for the end of what was written: that would be cut, though it was acknowledged.
+#[test]
+fn a_disk_that_does_not_read_its_newest_records_is_not_opened_and_loses_nothing() {
+    let (bench, logs) = filled(52);
+    let journal = bench.files("journal").pop().unwrap();
+    let contents = bench.disk.contents(&journal).unwrap();
+    let end = contents.iter().rposition(|byte| *byte != 0).unwrap() as u64 / 4096 * 4096;
+    for from in [0, end / 2 / 4096 * 4096, end] {
+        bench.disk.set_unreadable(Some((&journal, from)));
+        let refused = bench.try_open().map(|_| ());
+        assert!(matches!(&refused, Err(StoreError::Io(why)) if why.contains("replace it")), "from {from}: {refused:?}");
+        assert_eq!(bench.disk.contents(&journal).unwrap(), contents);
+    }
+    bench.disk.set_unreadable(None);
+    let (engine, report) = bench.try_open().unwrap();
+    assert_eq!((report.damaged, report.torn_bytes), (vec![], 0));
+    assert_eq!(check(&bench, &engine, &logs), [""; 0]);
+    bench.close(engine);
+}
+
 #[test]
 fn volumes_of_another_disk_do_not_verify_here() {
     let (bench, _) = filled(60);

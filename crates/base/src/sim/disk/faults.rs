@@ -161,6 +161,12 @@ impl SimDisk {
         self.state().faults[fault as usize].rate_ppm = rate_ppm;
     }
 
+    /// Reads of this file fail that reach behind a byte of it, until they may again (`None`).
+    pub fn set_unreadable(&self, place: Option<(&str, u64)>) {
+        let unreadable = place.map(|(name, from)| (self.inode(name), from));
+        self.state().unreadable = unreadable;
+    }
+
     /// The disk answers every operation with an error until it is there again; its contents stay.
     pub fn set_vanished(&self, vanished: bool) {
         self.state().vanished = vanished;
