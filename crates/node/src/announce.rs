@@ -135,9 +135,10 @@ impl Announcer {
                 "the cluster has voted this node out while it was silent; it comes back under a new generation"
             );
             self.service.standing.send_replace(Standing::Fenced);
-            if let Err(why) = self.renew().await {
-                self.service.standing.send_replace(Standing::Ended(why));
-                return;
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                () = self.renew_patiently() => {}
             }
             tokio::select! {
                 biased;
@@ -231,6 +232,22 @@ impl Announcer {
             self.clock.raise().await.map_err(|error| format!("the generation cannot be raised: {error}"))?;
         self.client.renew_session(Session { node: self.identity.node, generation });
         Ok(())
+    }
+
+    /// A node is voted out when its disk is full, too; then the generation can be raised only when there is room again.
+    async fn renew_patiently(&self) {
+        let (own, mut pause) = (self.identity.node, RETRY_MIN);
+        let mut told = None;
+        while let Err(why) = self.renew().await {
+            let what = format!("node {own} stays out of service: {why}");
+            if told.as_ref() != Some(&what) {
+                tracing::warn!("{what}");
+                self.service.events.record(EventKind::Other, own, what.clone());
+                told = Some(what);
+            }
+            self.env.sleep(pause).await;
+            pause = (pause * 2).min(RETRY_MAX);
+        }
     }
 
     /// Retries what may succeed later. Answers the version of the map that the local replica must have reached before

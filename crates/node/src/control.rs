@@ -32,7 +32,7 @@ use std::time::Duration;
 const TAILS_MAX: usize = 256;
 /// Groups whose reports are kept.
 const GROUPS_MAX: usize = 4096;
-/// Wall clocks further apart than this are told to the operator; nothing else depends on them.
+/// Wall clocks further apart than this are told to the operator, and lifecycle rules are not judged by one that is so far from most others.
 pub const CLOCK_OFFSET_MAX: Duration = Duration::from_secs(60);
 
 /// Word of a node comes ten times a second; three deadlines of at least 150 ms make it suspect.
@@ -93,6 +93,9 @@ impl Default for Observations {
 #[derive(Clone, Debug, Default)]
 struct Heard {
     clock_offset_ms: i64,
+    /// What its wall clock said, and when this was heard.
+    wall_ms: u64,
+    at: MonoTime,
     done: BTreeSet<Done>,
     /// Whom it does not hear although others do.
     cut: BTreeSet<NodeId>,
@@ -128,7 +131,7 @@ impl Observations {
         let cut = report.cut.iter().copied().map(NodeId).collect();
         let tail = |tail: &DiskTail| Some((disk_id(&tail.disk)?, Duration::from_micros(tail.tail_us)));
         let tails = report.tails.iter().take(TAILS_MAX).filter_map(tail).collect();
-        let heard = Heard { clock_offset_ms, done, cut, unfit: report.unfit, tails };
+        let heard = Heard { clock_offset_ms, wall_ms: report.wall_ms, at: now, done, cut, unfit: report.unfit, tails };
         let before = self.nodes.insert(from, heard);
         let was_suspect = before.is_some_and(|before| is_suspect(before.clock_offset_ms));
         let turn = self.detector.hear(from, now);
@@ -224,6 +227,28 @@ impl Observations {
     /// By how much the wall clocks of other nodes are ahead of the own, in milliseconds.
     pub fn clock_offsets_ms(&self) -> BTreeMap<NodeId, i64> {
         self.nodes.iter().map(|(node, heard)| (*node, heard.clock_offset_ms)).collect()
+    }
+
+    /// Why nothing is to be deleted by the wall clock of `own`, which says `wall_ms`: it and the nodes whose clocks are near are no majority of
+    /// those that have said theirs, or no other has. What they said goes on with the time since, so that a jump is noticed before they say more.
+    pub fn doubts_clock(&self, map: &ClusterMap, own: NodeId, now: MonoTime, wall_ms: u64) -> Option<String> {
+        let others = map.nodes.iter().filter(|row| row.state().serves() && row.id != own.0);
+        let others: Vec<Option<&Heard>> = others.map(|row| self.nodes.get(&NodeId(row.id))).collect();
+        if others.is_empty() {
+            return None;
+        }
+        let theirs = |heard: &Heard| heard.wall_ms.saturating_add(now.since(heard.at).as_millis() as u64);
+        let heard: Vec<u64> = others.into_iter().flatten().map(theirs).collect();
+        let far_ms = CLOCK_OFFSET_MAX.as_millis() as u64;
+        let far = heard.iter().filter(|theirs| theirs.abs_diff(wall_ms) > far_ms).count();
+        let (near, all) = (1 + heard.len() - far, 1 + heard.len());
+        match heard.len() {
+            0 => Some("no other node has said what its clock says".into()),
+            _ if 2 * near > all => None,
+            others => {
+                Some(format!("the clocks of {far} of {others} other nodes are far from this node's: set the clocks"))
+            }
+        }
     }
 
     /// Nodes that serve and should not. All that are silent; those that are unfit, and one end of each broken link, only as
@@ -864,5 +889,24 @@ mod tests {
         assert!(!seen.hear(NodeId(2), wrong.clone(), at(0), 100_000).wrong_clock);
         assert!(!seen.hear(NodeId(3), wrong, at(0), 140_000).wrong_clock);
         assert_eq!(seen.clock_offsets_ms()[&NodeId(2)], 100_000);
+    }
+
+    #[test]
+    fn a_clock_that_no_majority_shares_is_doubted() {
+        let three = map(3);
+        let mut seen = Observations::default();
+        let doubts =
+            |seen: &Observations, now, wall_ms| seen.doubts_clock(&three, NodeId(1), at(now), wall_ms).is_some();
+        assert_eq!(seen.doubts_clock(&map(1), NodeId(1), at(0), 0), None, "alone, there is no other");
+        assert!(doubts(&seen, 0, 0), "who knows");
+        let report = |wall_ms| NodeReport { wall_ms, ..NodeReport::default() };
+        seen.hear(NodeId(2), report(1_000_000), at(0), 1_000_000);
+        assert!(!doubts(&seen, 0, 1_000_000));
+        assert!(doubts(&seen, 0, 1_100_000), "one says so, the other so");
+        seen.hear(NodeId(3), report(1_100_000), at(0), 1_000_000);
+        assert!(!doubts(&seen, 0, 1_000_000) && !doubts(&seen, 0, 1_100_000), "one of the two is near");
+        assert!(doubts(&seen, 0, 500_000) && doubts(&seen, 0, 2_000_000));
+        // Nobody has said anything since; their clocks go on.
+        assert!(!doubts(&seen, 500_000, 1_500_000) && doubts(&seen, 500_000, 1_000_000));
     }
 }

@@ -2,6 +2,8 @@
 //! it in commands. What is done is decided by the shard ([`meta::object::lifecycle`]); so a worker may die, run twice or
 //! run late, and a new leader's begins anew.
 //!
+//! A clock that is far from those of most other nodes deletes nothing: the rules wait until it is set.
+//!
 //! Transitions it makes itself: the bytes are stored in the other pool, and a command puts their new names in the place of
 //! the old ones, if these are still there.
 //!
@@ -191,6 +193,11 @@ async fn search(
         }
         pools.stuck.clone_from(&moving.stuck);
         let at = Moment { now_ms: client.wall_ms(), day_ms: pace.day_ms };
+        let map = service.map.borrow().clone();
+        let doubt = service.control.observations().doubts_clock(&map, service.node, env.now(), at.now_ms);
+        if let Some(why) = doubt {
+            return Err(Error::Unavailable(why));
+        }
         let page = match expire::due(&KvView::of(&service.kv), group, bucket, &pools, &place, at) {
             Ok(page) => page,
             Err(error) => return Err(service.lost_rows(group, &error).await),

@@ -350,7 +350,7 @@ fn three(seed: u64) -> Cluster {
     three_with(seed, Box::new(tuning))
 }
 
-fn three_with(seed: u64, tuning: Box<dyn Fn(NodeId) -> Tuning>) -> Cluster {
+pub fn three_with(seed: u64, tuning: Box<dyn Fn(NodeId) -> Tuning>) -> Cluster {
     let mut cluster = Cluster::found_with(seed, tuning);
     cluster.join();
     cluster.join();
@@ -488,6 +488,27 @@ fn a_leader_whose_disk_hangs_or_is_full_leads_no_more() {
         cluster.wait_for_safety(well);
         assert_eq!(state_of(&cluster, well, sick), NodeState::Up, "seed {seed}");
     }
+}
+
+/// What fills the disk of a node's metadata fills that of its own directory, too, where the generation is to be written under which it comes back.
+#[test]
+fn a_node_without_room_for_its_generation_waits_for_it() {
+    let cluster = three(35);
+    let (sick, well) = (NodeId(3), NodeId(1));
+    let data = cluster.sim.disk(sick, "data");
+    data.set_room(0);
+    cluster.sim.pause(sick);
+    cluster.wait("the silent node to be voted down", Duration::from_secs(10), |cluster| {
+        state_of(cluster, well, sick) == NodeState::Down
+    });
+    cluster.sim.resume(sick);
+    cluster.sim.run_for(Duration::from_secs(10));
+    assert_eq!(state_of(&cluster, well, sick), NodeState::Down);
+    data.set_unlimited();
+    cluster.wait("the node to come back", Duration::from_secs(5), |cluster| {
+        state_of(cluster, well, sick) == NodeState::Up
+    });
+    cluster.wait_for_safety(well);
 }
 
 /// A disk that is only slow: others lead within seconds, everything goes on, and when it is as fast as before it is used

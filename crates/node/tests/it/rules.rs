@@ -7,6 +7,7 @@ use node::{LifecyclePace, Node, Tuning};
 use prost::Message;
 use std::time::Duration;
 
+use crate::cluster::three_with;
 use crate::{bytes_of, config, get, put};
 
 const NODE: NodeId = NodeId(1);
@@ -51,6 +52,34 @@ fn objects_expire_when_their_day_has_come_and_not_before() {
         assert!(get(&client, &bucket, "new/a").await.is_ok(), "no rule speaks of it");
     }))
     .expect("nothing crashes here");
+}
+
+/// The clock of the node that looks for what is due jumps by ten days.
+#[test]
+fn a_clock_that_most_others_contradict_expires_nothing() {
+    let cluster = three_with(15, Box::new(|_| tuning()));
+    let leader = NodeId(cluster.nodes[&NODE].status().groups[1].leader as u32);
+    let there = async |client: client::Client| {
+        let bucket = client.bucket("logs").await.expect("it is there");
+        get(&client, &bucket, "a").await
+    };
+    let client = cluster.client(leader);
+    cluster.on(leader, async move {
+        let bucket = client.create_bucket("logs", "root").await.expect("the name is free");
+        let rule = LifecycleRule { id: "r".into(), enabled: true, expire_days: Some(2), ..LifecycleRule::default() };
+        let value = Some(LifecycleRules { rules: vec![rule] }.encode_to_vec().into());
+        client.set_configuration(&bucket, ConfigurationKind::Lifecycle, value, None).await.expect("set");
+        put(&client, &bucket, "a", bytes_of(5000, 1)).await.expect("stored");
+    });
+    let jump_ms = 10 * DAY.as_millis() as i64;
+    cluster.sim.jump_wall(leader, jump_ms);
+    cluster.sim.run_for(DAY);
+    assert_eq!(cluster.on(leader, there(cluster.client(leader))), Ok(bytes_of(5000, 1).to_vec()));
+    cluster.sim.jump_wall(leader, -jump_ms);
+    cluster.sim.run_for(DAY);
+    assert!(cluster.on(leader, there(cluster.client(leader))).is_ok(), "two days are not over");
+    cluster.sim.run_for(DAY + Duration::from_secs(60));
+    assert_eq!(cluster.on(leader, there(cluster.client(leader))), Err(Error::NoSuchKey));
 }
 
 #[test]
