@@ -67,6 +67,14 @@ impl Item {
         }
     }
 
+    /// What it takes; where nothing was found, at least the block in which a batch would begin.
+    fn range(&self) -> Range<u64> {
+        match self {
+            Item::Batch(batch) => self.start()..batch.header.end(),
+            Item::Gap(range) => range.start..range.end.max(range.start + BLOCK as u64),
+        }
+    }
+
     fn is_whole(&self) -> bool {
         matches!(self, Item::Batch(batch) if batch.contents.intact && batch.headers_whole)
     }
@@ -103,9 +111,9 @@ impl Judge {
         certain
     }
 
-    /// Where the volume must be cut: the first item that never became certain.
-    pub fn cut(&self) -> Option<u64> {
-        self.undecided.front().map(Item::start)
+    /// The first item that never became certain: the volume must be cut before it.
+    pub fn cut(&self) -> Option<Range<u64>> {
+        self.undecided.front().map(Item::range)
     }
 }
 
@@ -118,7 +126,8 @@ pub struct ScanEnd {
     pub last: Option<BatchHeader>,
     /// Bytes between the end and the last byte that is not zero space, when a crash cut a batch.
     pub torn_bytes: u64,
-    /// Why some of what lies behind the end that was found could not be read: it may be more of what counts.
+    /// Why some of the batch at the end that was found could not be read: it may count, and more behind it. (Without it, nothing behind it
+    /// was acknowledged: batches become durable one after the other.)
     pub unread: Option<String>,
 }
 
@@ -137,7 +146,7 @@ pub async fn scan_paced(
 ) -> ScanEnd {
     let (Extent::Sealed(limit) | Extent::Open(limit)) = extent;
     let limit = limit - limit % BLOCK as u64;
-    let mut reader = Reader { file, window: Bytes::new(), window_at: 0, limit, pacer, unread: None };
+    let mut reader = Reader { file, window: Bytes::new(), window_at: 0, limit, pacer, unread: Unread::default() };
     let mut judge = Judge::new(extent);
     let mut last = None;
     let mut previous: Option<BatchHeader> = None;
@@ -187,8 +196,9 @@ pub async fn scan_paced(
             visit(item);
         }
     }
-    let end = judge.cut().unwrap_or(at).min(limit);
-    let unread = reader.unread.filter(|unread| unread.upto > end).map(|unread| unread.why);
+    let cut = judge.cut();
+    let end = cut.as_ref().map_or(at, |item| item.start).min(limit);
+    let unread = cut.filter(|item| reader.unread.touches(item)).map(|_| reader.unread.why);
     ScanEnd { end, last, torn_bytes: seen_upto.saturating_sub(end), unread }
 }
 
@@ -233,14 +243,31 @@ struct Reader<'a> {
     window_at: u64,
     limit: u64,
     pacer: Option<&'a Pacer>,
-    unread: Option<Unread>,
+    unread: Unread,
 }
 
 /// What the disk did not read.
+#[derive(Default)]
 struct Unread {
-    /// Where the last of it ends.
-    upto: u64,
+    /// Runs of blocks.
+    runs: Vec<Range<u64>>,
+    /// The last error.
     why: String,
+}
+
+impl Unread {
+    fn note(&mut self, block_at: u64, why: &std::io::Error) {
+        let end = block_at + BLOCK as u64;
+        match self.runs.last_mut() {
+            Some(last) if (last.start..=last.end).contains(&block_at) => last.end = last.end.max(end),
+            _ => self.runs.push(block_at..end),
+        }
+        self.why = why.to_string();
+    }
+
+    fn touches(&self, place: &Range<u64>) -> bool {
+        self.runs.iter().any(|run| run.start < place.end && place.start < run.end)
+    }
 }
 
 impl Reader<'_> {
@@ -250,14 +277,8 @@ impl Reader<'_> {
         let inside = at >= self.window_at && at + len <= self.window_at + self.window.len() as u64;
         if !inside {
             let want = len.max(WINDOW_LEN).min(self.limit.saturating_sub(at)).max(len);
-            let (window, unread) = read_blocks(self.file, at, want).await;
-            self.window = window;
+            self.window = read_blocks(self.file, at, want, &mut self.unread).await;
             self.window_at = at;
-            if let Some(unread) = unread
-                && self.unread.as_ref().is_none_or(|before| before.upto < unread.upto)
-            {
-                self.unread = Some(unread);
-            }
             if let Some(pacer) = self.pacer {
                 pacer.took(want).await;
             }
@@ -269,31 +290,30 @@ impl Reader<'_> {
 
 /// Reads whole blocks; blocks that cannot be read, or lie behind the file's end, come as zeroes.
 pub async fn read_tolerant(file: &Arc<dyn File>, at: u64, len: u64) -> Bytes {
-    read_blocks(file, at, len).await.0
+    read_blocks(file, at, len, &mut Unread::default()).await
 }
 
-/// The same; and what could not be read.
-async fn read_blocks(file: &Arc<dyn File>, at: u64, len: u64) -> (Bytes, Option<Unread>) {
+/// The same, noting what could not be read.
+async fn read_blocks(file: &Arc<dyn File>, at: u64, len: u64, unread: &mut Unread) -> Bytes {
     let len = len as usize;
     match file.read_at(at, len).await {
-        Ok(data) if data.len() == len => return (data, None),
+        Ok(data) if data.len() == len => return data,
         Ok(data) => {
             let mut padded = BytesMut::from(data.as_ref());
             padded.resize(len, 0);
-            return (padded.freeze(), None);
+            return padded.freeze();
         }
         Err(_) => {}
     }
     let mut out = BytesMut::zeroed(len);
-    let mut unread = None;
     for (number, block) in out.chunks_mut(BLOCK).enumerate() {
         let block_at = at + (number * BLOCK) as u64;
         match file.read_at(block_at, BLOCK).await {
             Ok(data) => block[..data.len()].copy_from_slice(&data),
-            Err(error) => unread = Some(Unread { upto: block_at + BLOCK as u64, why: error.to_string() }),
+            Err(error) => unread.note(block_at, &error),
         }
     }
-    (out.freeze(), unread)
+    out.freeze()
 }
 
 #[cfg(test)]
@@ -327,7 +347,7 @@ mod tests {
         let mut judge = Judge::new(Extent::Open(1 << 20));
         assert_eq!(starts(&judge.take(batch(0, 0, true))), [0]);
         assert_eq!(starts(&judge.take(batch(4096, 4096, false))), [0; 0]);
-        assert_eq!(judge.cut(), Some(4096));
+        assert_eq!(judge.cut().map(|item| item.start), Some(4096));
     }
 
     #[test]
@@ -345,7 +365,7 @@ mod tests {
         judge.take(batch(0, 0, true));
         assert!(judge.take(batch(4096, 4096, false)).is_empty());
         assert!(judge.take(batch(8192, 4096, true)).is_empty());
-        assert_eq!(judge.cut(), Some(4096));
+        assert_eq!(judge.cut().map(|item| item.start), Some(4096));
     }
 
     #[test]

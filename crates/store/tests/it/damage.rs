@@ -363,8 +363,11 @@ fn a_disk_that_does_not_read_its_newest_records_is_not_opened_and_loses_nothing(
         assert!(matches!(&refused, Err(StoreError::Io(why)) if why.contains("replace it")), "from {from}: {refused:?}");
         assert_eq!(bench.disk.contents(&journal).unwrap(), contents);
     }
-    bench.disk.set_unreadable(None);
+    // Space that nobody has written to yet, behind a place that can be read and where nothing begins.
+    assert!(contents.len() as u64 > end + 3 * 4096);
+    bench.disk.set_unreadable(Some((&journal, end + 2 * 4096)));
     let (engine, report) = bench.try_open().unwrap();
+    bench.disk.set_unreadable(None);
     assert_eq!((report.damaged, report.torn_bytes), (vec![], 0));
     assert_eq!(check(&bench, &engine, &logs), [""; 0]);
     bench.close(engine);
