@@ -267,9 +267,11 @@ impl ObjectWriter {
     }
 
     async fn collect_one(&mut self) -> Result<(), Error> {
-        let Some(receiver) = self.in_flight.pop_front() else { return Ok(()) };
-        let chunk = receiver.await.map_err(|_| Error::Unavailable("the node is shutting down".into()))??;
-        self.stored.push(chunk);
+        let Some(receiver) = self.in_flight.front_mut() else { return Ok(()) };
+        // It stays in its place while it is waited for: should the request end meanwhile, the chunk is found there.
+        let stored = receiver.await;
+        self.in_flight.pop_front();
+        self.stored.push(stored.map_err(|_| Error::Unavailable("the node is shutting down".into()))??);
         Ok(())
     }
 
