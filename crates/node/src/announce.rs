@@ -138,7 +138,10 @@ impl Announcer {
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return,
-                () = self.renew_patiently() => {}
+                renewed = self.renew_patiently() => if let Err(why) = renewed {
+                    self.service.standing.send_replace(Standing::Ended(why));
+                    return;
+                }
             }
             tokio::select! {
                 biased;
@@ -234,8 +237,9 @@ impl Announcer {
         Ok(())
     }
 
-    /// A node is voted out when its disk is full, too; then the generation can be raised only when there is room again.
-    async fn renew_patiently(&self) {
+    /// A node is voted out when its disk is full, too; then the generation can be raised only when there is room again. Fails when meanwhile
+    /// somebody else has announced itself as this node.
+    async fn renew_patiently(&self) -> Result<(), String> {
         let (own, mut pause) = (self.identity.node, RETRY_MIN);
         let mut told = None;
         while let Err(why) = self.renew().await {
@@ -247,7 +251,11 @@ impl Announcer {
             }
             self.env.sleep(pause).await;
             pause = (pause * 2).min(RETRY_MAX);
+            if let Some(why) = self.usurped(&self.newest_map()).await {
+                return Err(why);
+            }
         }
+        Ok(())
     }
 
     /// Retries what may succeed later. Answers the version of the map that the local replica must have reached before

@@ -34,6 +34,8 @@ const TAILS_MAX: usize = 256;
 const GROUPS_MAX: usize = 4096;
 /// Wall clocks further apart than this are told to the operator, and lifecycle rules are not judged by one that is so far from most others.
 pub const CLOCK_OFFSET_MAX: Duration = Duration::from_secs(60);
+/// What a node said of its clock longer ago does not count: much less than the offset, so that it need not be added.
+const CLOCK_AGE_MAX: Duration = Duration::from_secs(10);
 
 /// Word of a node comes ten times a second; three deadlines of at least 150 ms make it suspect.
 pub const DETECTION: detector::Rules = detector::Rules {
@@ -230,20 +232,20 @@ impl Observations {
     }
 
     /// Why nothing is to be deleted by the wall clock of `own`, which says `wall_ms`: it and the nodes whose clocks are near are no majority of
-    /// those that have said theirs, or no other has. What they said goes on with the time since, so that a jump is noticed before they say more.
+    /// those that have said theirs lately, or no other has.
     pub fn doubts_clock(&self, map: &ClusterMap, own: NodeId, now: MonoTime, wall_ms: u64) -> Option<String> {
         let others = map.nodes.iter().filter(|row| row.state().serves() && row.id != own.0);
         let others: Vec<Option<&Heard>> = others.map(|row| self.nodes.get(&NodeId(row.id))).collect();
         if others.is_empty() {
             return None;
         }
-        let theirs = |heard: &Heard| heard.wall_ms.saturating_add(now.since(heard.at).as_millis() as u64);
-        let heard: Vec<u64> = others.into_iter().flatten().map(theirs).collect();
+        let heard = others.into_iter().flatten().filter(|heard| now.since(heard.at) <= CLOCK_AGE_MAX);
+        let heard: Vec<u64> = heard.map(|heard| heard.wall_ms).collect();
         let far_ms = CLOCK_OFFSET_MAX.as_millis() as u64;
         let far = heard.iter().filter(|theirs| theirs.abs_diff(wall_ms) > far_ms).count();
         let (near, all) = (1 + heard.len() - far, 1 + heard.len());
         match heard.len() {
-            0 => Some("no other node has said what its clock says".into()),
+            0 => Some("no other node has said lately what its clock says".into()),
             _ if 2 * near > all => None,
             others => {
                 Some(format!("the clocks of {far} of {others} other nodes are far from this node's: set the clocks"))
@@ -906,7 +908,7 @@ mod tests {
         seen.hear(NodeId(3), report(1_100_000), at(0), 1_000_000);
         assert!(!doubts(&seen, 0, 1_000_000) && !doubts(&seen, 0, 1_100_000), "one of the two is near");
         assert!(doubts(&seen, 0, 500_000) && doubts(&seen, 0, 2_000_000));
-        // Nobody has said anything since; their clocks go on.
-        assert!(!doubts(&seen, 500_000, 1_500_000) && doubts(&seen, 500_000, 1_000_000));
+        assert!(!doubts(&seen, 10_000, 1_010_000));
+        assert!(doubts(&seen, 11_000, 1_011_000), "nobody has said anything lately");
     }
 }
