@@ -207,6 +207,8 @@ fn start_garage(kind: &'static Kind, flushed: bool, folder: &Path) -> Result<Ser
     let mut ids = Vec::new();
     for config in &configs {
         wait("a node did not start", || garage(config, &["node", "id", "-q"]).is_ok_and(|id| !id.is_empty()))?;
+        // That was read from its disk; this it answers itself.
+        wait("a node did not answer", || garage(config, &["status"]).is_ok())?;
         ids.push(garage(config, &["node", "id", "-q"])?.trim().to_owned());
     }
     for (number, id) in ids.iter().enumerate() {
