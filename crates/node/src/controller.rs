@@ -17,12 +17,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
-use crate::control::{self, DETECTION, Observations, Rules};
+use crate::control::{self, Rules};
 use crate::disks::NodeDisk;
 use crate::events::{EventKind, EventLog};
 use crate::fence_agent::{self, FenceAgent, Shots};
 use crate::group::{Acknowledge, GroupHandle};
 use crate::machine::{Command, Reply};
+use crate::observations::{self, DETECTION, Observations};
 use crate::service::Service;
 
 const CONTROL_INTERVAL: Duration = Duration::from_millis(50);
@@ -115,7 +116,7 @@ pub async fn report(env: Env, service: Arc<Service>, client: Client, mut stop: w
         let frame = |report| wire::frame(&client.request(Ask::NodeReport(report)), Vec::new());
         let (brief, whole) = (frame(brief), frame(report.clone()));
         let watchers = watchers(&service, &client);
-        let observers = control::observers_of(service.node, &service.map.borrow(), &watchers);
+        let observers = observations::observers_of(service.node, &service.map.borrow(), &watchers);
         for node in observers.into_iter().filter(|node| *node != service.node && !watchers.contains(node)) {
             env.net.send(node, Channel::Control, brief.clone());
         }

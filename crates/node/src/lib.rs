@@ -20,6 +20,7 @@ mod home;
 mod lifecycle;
 mod machine;
 mod metrics;
+mod observations;
 pub mod offline;
 mod repair;
 mod replicas;
