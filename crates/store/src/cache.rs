@@ -21,6 +21,12 @@ pub struct BlockCache {
     misses: AtomicU64,
 }
 
+/// What was asked for lately and not found, as marks in a table that later ones overwrite. A block that is asked for again
+/// while its mark stands is worth keeping; one that is read in passing drives nothing out.
+pub struct Missed {
+    marks: Vec<AtomicU64>,
+}
+
 #[derive(Default)]
 struct Shard {
     places: BTreeMap<BlockAddress, usize>,
@@ -110,9 +116,27 @@ impl BlockCache {
     }
 
     fn shard(&self, address: BlockAddress) -> &Mutex<Shard> {
-        let mixed = (address.0.rotate_left(32) ^ address.1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        &self.shards[(mixed >> 60) as usize % SHARDS]
+        &self.shards[(mixed(address) >> 60) as usize % SHARDS]
     }
+}
+
+impl Missed {
+    /// With room for so many marks.
+    pub fn new(marks: usize) -> Missed {
+        Missed { marks: (0..marks).map(|_| AtomicU64::new(0)).collect() }
+    }
+
+    /// Whether the mark of this block stands. Leaves it there.
+    pub fn again(&self, address: BlockAddress) -> bool {
+        // Never the mark of an empty place.
+        let mark = mixed(address) | 1;
+        let place = (mark >> 32) as usize % self.marks.len();
+        self.marks[place].swap(mark, Ordering::Relaxed) == mark
+    }
+}
+
+fn mixed(address: BlockAddress) -> u64 {
+    (address.0.rotate_left(32) ^ address.1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 impl Shard {
@@ -161,6 +185,18 @@ mod tests {
         (0..10_000).for_each(|i| cache.insert((7, i), &content));
         [0, 2, 7].into_iter().for_each(|of| cache.forget(of));
         assert_eq!(cache.bytes(), 0);
+    }
+
+    #[test]
+    fn what_is_missed_again_soon_is_told_from_what_is_read_in_passing() {
+        let missed = Missed::new(512);
+        let blocks = |from: u64, to: u64| (from..to).map(|i| (i % 7, i << 20));
+        assert!(!missed.again((0, 0)) && missed.again((0, 0)) && missed.again((0, 0)));
+        assert!(blocks(1, 20_000).all(|address| !missed.again(address)), "a long pass");
+        assert!(!missed.again((0, 0)), "so much was read since");
+        let again = |_| blocks(0, 100).filter(|address| missed.again(*address)).count();
+        let rounds: Vec<usize> = (0..2).map(again).collect();
+        assert!(rounds[0] == 1 && rounds[1] > 60, "{rounds:?}");
     }
 
     #[test]

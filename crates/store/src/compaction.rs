@@ -195,6 +195,7 @@ fn recycle(inner: &Inner, number: VolumeNumber, file: &VolumeFile) {
     };
     inner.summaries.forget(number);
     inner.cache.forget(u64::from(number));
+    inner.large_cache.forget(u64::from(number));
     // What stays behind after a failure is removed, or found and used, at the next start.
     let _ = summary_file::remove(inner.disk.as_ref(), file.seed.incarnation);
     let size_bytes = file.written_end();

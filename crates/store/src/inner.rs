@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
 
 use crate::bulk::Bulk;
-use crate::cache::BlockCache;
+use crate::cache::{BlockCache, Missed};
 use crate::errors::{StoreError, is_no_space};
 use crate::format::Seed;
 use crate::format::batch::Apart;
@@ -49,6 +49,8 @@ pub struct EngineOptions {
     pub scrub_interval_s: u64,
     /// Memory for the contents of small chunks that were stored or read last; 0: none.
     pub cache_bytes: usize,
+    /// Memory for the contents of larger chunks, up to 1 MiB, that are read again and again; 0: none.
+    pub large_cache_bytes: usize,
     pub may_drop_tombstone: TombstoneRule,
 }
 
@@ -63,10 +65,14 @@ impl Default for EngineOptions {
             scrub_bytes_per_s: 16 << 20,
             scrub_interval_s: 24 * 3600,
             cache_bytes: 0,
+            large_cache_bytes: 0,
             may_drop_tombstone: Arc::new(|_| true),
         }
     }
 }
+
+/// Larger chunks whose misses are remembered: some times more than their cache holds of the largest.
+const MISSED: usize = 512;
 
 /// An emptied volume's file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -104,6 +110,9 @@ pub struct Inner {
     pub summaries: Summaries,
     pub counters: Counters,
     pub cache: BlockCache,
+    pub large_cache: BlockCache,
+    /// Of chunks that the cache of larger ones lacked.
+    pub missed: Missed,
     pub ahead_wake: Notify,
     pub compaction_wake: Notify,
     pub empties_wake: Notify,
@@ -125,7 +134,7 @@ impl Inner {
         shared: Shared,
         lock: Box<dyn Send + Sync>,
     ) -> Inner {
-        let cache = BlockCache::new(options.cache_bytes);
+        let (cache, large_cache) = (BlockCache::new(options.cache_bytes), BlockCache::new(options.large_cache_bytes));
         Inner {
             env,
             disk,
@@ -141,6 +150,8 @@ impl Inner {
             summaries: Summaries::default(),
             counters: Counters::default(),
             cache,
+            large_cache,
+            missed: Missed::new(MISSED),
             ahead_wake: Notify::new(),
             compaction_wake: Notify::new(),
             empties_wake: Notify::new(),

@@ -21,8 +21,10 @@ use crate::volume_file::VolumeFile;
 const ONE_READ_LEN: u64 = 64 << 10;
 /// How often a read looks again when compaction moved the chunk under it.
 const MOVES_MAX: usize = 8;
-/// Longest payload that is kept in memory.
+/// Longest payload that is kept in memory when it is stored or read.
 const CACHED_LEN_MAX: usize = 16 << 10;
+/// Longest payload that is kept in memory when it is read again: longer ones come from a disk nearly as fast.
+const CACHED_LARGE_LEN_MAX: usize = 1 << 20;
 /// Bytes of a Raft log read at once.
 const WINDOW_LEN: u64 = 1 << 20;
 
@@ -74,8 +76,8 @@ pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>, owned: bool) -
             Ok((None, _)) if owned && has_moved(&inner.shared(), id, &live) => {}
             Ok((owner, piece)) => {
                 count(&inner.counters.read_bytes, piece.len() as u64);
-                if live.health == Health::Good && !live.is_large() && piece.len() == live.len as usize {
-                    keep(inner, live.volume, live.offset, &piece);
+                if live.health == Health::Good && piece.len() == live.len as usize {
+                    keep_read(inner, &live, &piece);
                 }
                 let pieces = if piece.is_empty() { Vec::new() } else { vec![piece] };
                 return Ok(ChunkData { stat: stat_of(id, &live), owner, pieces, from_memory: false });
@@ -102,12 +104,13 @@ fn has_moved(shared: &Shared, id: ChunkId, from: &Live) -> bool {
     !matches!(shared.state.index.get(id), Some(Slot::Live(now)) if (now.volume, now.offset) == (from.volume, from.offset))
 }
 
-/// The range of a small chunk that was stored or read lately. What a scrub has found damaged is read from the disk.
+/// The range of a chunk that is kept in memory. What a scrub has found damaged is read from the disk.
 fn cached(inner: &Inner, live: &Live, range: &Range<u32>) -> Option<Bytes> {
-    if live.health != Health::Good || live.is_large() || live.len as usize > CACHED_LEN_MAX {
+    if live.health != Health::Good || live.len as usize > CACHED_LARGE_LEN_MAX {
         return None;
     }
-    let kept = inner.cache.get((u64::from(live.volume), live.offset))?;
+    let cache = if live.len as usize <= CACHED_LEN_MAX { &inner.cache } else { &inner.large_cache };
+    let kept = cache.get((u64::from(live.volume), live.offset))?;
     (kept.len() == live.len as usize).then(|| part(&kept, live, range))
 }
 
@@ -120,6 +123,17 @@ fn part(payload: &Bytes, live: &Live, range: &Range<u32>) -> Bytes {
 pub fn keep(inner: &Inner, volume: VolumeNumber, offset: u64, payload: &[u8]) {
     if payload.len() <= CACHED_LEN_MAX && inner.options.cache_bytes > 0 {
         inner.cache.insert((u64::from(volume), offset), &Bytes::copy_from_slice(payload));
+    }
+}
+
+/// Keeps the verified payload of a chunk that was read from the disk: of a small one always, of a larger one when it was read
+/// not long before, too. A copy: the buffer it was read into is used again, and may be twice as long.
+fn keep_read(inner: &Inner, live: &Live, payload: &[u8]) {
+    keep(inner, live.volume, live.offset, payload);
+    let address = (u64::from(live.volume), live.offset);
+    let is_larger = payload.len() > CACHED_LEN_MAX && payload.len() <= CACHED_LARGE_LEN_MAX;
+    if is_larger && inner.options.large_cache_bytes > 0 && inner.missed.again(address) {
+        inner.large_cache.insert(address, &Bytes::copy_from_slice(payload));
     }
 }
 

@@ -9,9 +9,11 @@ use futures_util::future::join_all;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
-use store::{DamagedWhat, DiskState, Engine, RaftEntry, RaftLog, RaftWrite, RecoveryReport, StoreError, inspect};
+use store::{
+    DamagedWhat, DiskState, Engine, EngineOptions, RaftEntry, RaftLog, RaftWrite, RecoveryReport, StoreError, inspect,
+};
 
-use crate::bench::{Bench, IDENTITY, NODE, chunk, id, payload};
+use crate::bench::{Bench, IDENTITY, NODE, chunk, id, payload, small};
 use crate::model::applied;
 
 const SMALL: Range<u32> = 0..60;
@@ -256,6 +258,49 @@ fn each_kind_of_record_is_named_when_it_is_damaged() {
     let (engine, report) = opened(&bench);
     assert_eq!(report.raft_damaged, []);
     assert_eq!(check(&bench, &engine, &logs), [""; 0]);
+}
+
+/// What is read again comes from memory from the third time on; neither a deletion, nor damage that a scrub found, nor new
+/// bytes on the disk are hidden by that.
+#[test]
+fn larger_chunks_in_memory_hide_nothing() {
+    let bench = Bench::formatted(27);
+    let (engine, _) = bench.try_open_with(EngineOptions { large_cache_bytes: 128 << 20, ..small() }).unwrap();
+    let lengths = [(1, 100_000), (2, 300_000), (3, 1 << 20)];
+    let read = |number: u32, len: usize, range: std::ops::Range<u32>| {
+        let data = bench.sim.block_on(engine.get(id(number), range.clone())).unwrap();
+        let from_memory = data.from_memory;
+        let whole = payload(number, len);
+        assert_eq!(data.into_bytes(), whole.slice(range.start as usize..len.min(range.end as usize)), "{number}");
+        from_memory
+    };
+    for (number, len) in lengths {
+        bench.put(&engine, chunk(number, len)).unwrap();
+        let rounds = [0..1000, 0..1000, 0..u32::MAX, 0..u32::MAX, 0..u32::MAX, 20_000..90_000];
+        let from_memory = rounds.map(|range| read(number, len, range));
+        assert_eq!(from_memory, [false, false, false, false, true, true], "{number}: parts are not kept");
+    }
+    // One too long.
+    bench.put(&engine, chunk(4, (1 << 20) + 1)).unwrap();
+    assert_eq!([(); 4].map(|()| read(4, (1 << 20) + 1, 0..u32::MAX)), [false; 4]);
+
+    let owner = bench.sim.block_on(engine.get_owned(id(1), 0..u32::MAX)).unwrap();
+    assert!(!owner.from_memory && owner.owner.is_some(), "repair reads the disk");
+    for (number, len) in &lengths[1..] {
+        let (file, at) = find(&bench, "bulk", &payload(*number, *len)[..64]);
+        bench.disk.flip(&file, at + 200_000, 1);
+        assert!(read(*number, *len, 0..u32::MAX), "it was verified when it was kept");
+    }
+    assert_eq!(bench.sim.block_on(engine.scrub_now()).unwrap().damaged, 2);
+    for (number, len) in &lengths[1..] {
+        assert!(matches!(bench.get(&engine, id(*number)), Err(StoreError::Damaged(_))));
+        bench.put(&engine, chunk(*number, *len)).unwrap();
+        assert_eq!([(); 3].map(|()| read(*number, *len, 0..u32::MAX)), [false, false, true], "where it stands now");
+    }
+    bench.delete(&engine, vec![id(1), id(3)]);
+    assert_eq!(bench.get(&engine, id(1)), Err(StoreError::Deleted));
+    assert_eq!(bench.get(&engine, id(3)), Err(StoreError::Deleted));
+    assert!(read(2, 300_000, 0..u32::MAX));
 }
 
 /// Many headers share a block when their payloads stand apart from them: the loss of that block, or of the one with their
