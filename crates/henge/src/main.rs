@@ -29,6 +29,7 @@ mod join;
 mod listener;
 mod local_cluster;
 mod membership;
+mod memory;
 mod metadata;
 mod node_commands;
 mod nodes;

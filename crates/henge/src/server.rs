@@ -26,6 +26,7 @@ use crate::failure::{Context, Failure};
 use crate::fence_command::FenceCommand;
 use crate::listener;
 use crate::membership::{self, Applicant, Standing};
+use crate::memory;
 use crate::predecessor;
 use crate::report::Report;
 use crate::root_user::{Follower, RootUser};
@@ -176,6 +177,7 @@ impl Plan<'_> {
 
     fn tuning(&self) -> node::Tuning {
         let mut tuning = node::Tuning::default();
+        tuning.engine.large_cache_bytes = memory::for_large_chunks(self.disks.len());
         if let Some(program) = &self.args.fence_command {
             tuning.fence_agent = Some(Arc::new(FenceCommand { program: program.clone() }));
         }

@@ -121,8 +121,6 @@ impl Default for Healing {
 
 /// Memory of each disk for the small chunks that were stored or read last: as many as the key-value store's blocks.
 const CHUNK_CACHE_BYTES: usize = 64 << 20;
-/// Memory of each disk for larger chunks that are read again and again. Direct I/O leaves nothing in the page cache.
-const LARGE_CHUNK_CACHE_BYTES: usize = 128 << 20;
 
 /// As every store of metadata is opened.
 pub(crate) fn key_value_options() -> KvOptions {
@@ -132,11 +130,7 @@ pub(crate) fn key_value_options() -> KvOptions {
 impl Default for Tuning {
     fn default() -> Tuning {
         Tuning {
-            engine: EngineOptions {
-                cache_bytes: CHUNK_CACHE_BYTES,
-                large_cache_bytes: LARGE_CHUNK_CACHE_BYTES,
-                ..EngineOptions::default()
-            },
+            engine: EngineOptions { cache_bytes: CHUNK_CACHE_BYTES, ..EngineOptions::default() },
             key_value: key_value_options(),
             flush_bytes: workers::FLUSH_BYTES,
             garbage_grace: workers::GARBAGE_GRACE,

@@ -71,8 +71,10 @@ impl Default for EngineOptions {
     }
 }
 
-/// Larger chunks whose misses are remembered: some times more than their cache holds of the largest.
-const MISSED: usize = 512;
+/// Larger chunks whose misses are remembered, at least; and for how many bytes of their cache there is one: four times as many
+/// as it holds of the longest.
+const MISSED_MIN: usize = 512;
+const MISSED_EACH_BYTES: usize = 256 << 10;
 
 /// An emptied volume's file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,6 +136,7 @@ impl Inner {
         shared: Shared,
         lock: Box<dyn Send + Sync>,
     ) -> Inner {
+        let missed = MISSED_MIN.max(options.large_cache_bytes / MISSED_EACH_BYTES);
         let (cache, large_cache) = (BlockCache::new(options.cache_bytes), BlockCache::new(options.large_cache_bytes));
         Inner {
             env,
@@ -151,7 +154,7 @@ impl Inner {
             counters: Counters::default(),
             cache,
             large_cache,
-            missed: Missed::new(MISSED),
+            missed: Missed::new(missed),
             ahead_wake: Notify::new(),
             compaction_wake: Notify::new(),
             empties_wake: Notify::new(),
