@@ -259,6 +259,7 @@ fn register_disk(registry: &mut Registry, service: &Service, disk: &NodeDisk) {
             stats.tombstones,
         );
         gauge(sub, "disk_volumes", "Volumes on the disk", stats.volumes);
+        gauge(sub, "disk_cached_bytes", "Memory that contents of the disk's chunks take", stats.cached_bytes);
         let scrubbed = meter.last_scrub_ms(stats.scrub_passes, &service.env) / 1000;
         gauge(sub, "disk_last_scrub_timestamp_seconds", "When all of the disk was last verified, or opened", scrubbed);
         register_engine(registry, &label, &stats);
@@ -266,7 +267,7 @@ fn register_disk(registry: &mut Registry, service: &Service, disk: &NodeDisk) {
 }
 
 fn register_engine(registry: &mut Registry, label: &DiskLabel, stats: &EngineStats) {
-    let rows: [(&str, &str, u64); 15] = [
+    let rows: [(&str, &str, u64); 17] = [
         ("store_flushes", "Flushes of volumes", stats.flushes),
         ("store_batches", "Batches written to the journal", stats.batches),
         ("store_records", "Records written to the journal", stats.records),
@@ -282,6 +283,8 @@ fn register_engine(registry: &mut Registry, label: &DiskLabel, stats: &EngineSta
         ("store_compacted_bytes", "Bytes rewritten by compaction", stats.compacted_bytes),
         ("store_scrub_passes", "Scrub passes completed", stats.scrub_passes),
         ("store_scrubbed_bytes", "Bytes verified by scrubs", stats.scrubbed_bytes),
+        ("store_cache_hits", "Looks for a chunk in memory that found it", stats.cache_hits),
+        ("store_cache_misses", "Looks for a chunk in memory that did not find it", stats.cache_misses),
     ];
     let sub = registry.sub_registry_with_label(("disk".into(), label.disk.clone().into()));
     for (name, help, value) in rows {

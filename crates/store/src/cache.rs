@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-const SHARDS: usize = 16;
+const SHARDS_MAX: usize = 16;
+/// A cache of less is not divided: a shard keeps no block that would take more than a quarter of it.
+const SHARD_BYTES_MIN: usize = 16 << 20;
 /// Bytes a block takes beside its content, roughly.
 const BLOCK_OVERHEAD_BYTES: usize = 128;
 
@@ -44,9 +46,18 @@ struct Slot {
 
 impl BlockCache {
     pub fn new(bytes_max: usize) -> BlockCache {
+        BlockCache::with_shards(bytes_max, SHARDS_MAX)
+    }
+
+    /// For blocks of up to 4 MiB, when there is room for four of them.
+    pub fn for_large(bytes_max: usize) -> BlockCache {
+        BlockCache::with_shards(bytes_max, (bytes_max / SHARD_BYTES_MIN).clamp(1, SHARDS_MAX))
+    }
+
+    fn with_shards(bytes_max: usize, shards: usize) -> BlockCache {
         BlockCache {
-            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
-            shard_bytes_max: bytes_max / SHARDS,
+            shards: (0..shards).map(|_| Mutex::default()).collect(),
+            shard_bytes_max: bytes_max / shards,
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
         }
@@ -65,12 +76,17 @@ impl BlockCache {
         found
     }
 
-    /// Keeps a block, at the cost of others. A block that would take a large part of its shard is not kept.
+    /// Whether a block of so many bytes would be kept: not one that would take a large part of its shard.
+    pub fn has_room_for(&self, len: usize) -> bool {
+        len + BLOCK_OVERHEAD_BYTES <= self.shard_bytes_max / 4
+    }
+
+    /// Keeps a block that it [has room for](Self::has_room_for), at the cost of others.
     pub fn insert(&self, address: BlockAddress, content: &Bytes) {
-        let cost = cost(content);
-        if cost > self.shard_bytes_max / 4 {
+        if !self.has_room_for(content.len()) {
             return;
         }
+        let cost = cost(content);
         let mut shard = self.shard(address).lock().expect("nothing panics while a shard is locked");
         if shard.places.contains_key(&address) {
             return;
@@ -116,7 +132,7 @@ impl BlockCache {
     }
 
     fn shard(&self, address: BlockAddress) -> &Mutex<Shard> {
-        &self.shards[(mixed(address) >> 60) as usize % SHARDS]
+        &self.shards[(mixed(address) >> 32) as usize % self.shards.len()]
     }
 }
 
@@ -173,7 +189,7 @@ mod tests {
 
     #[test]
     fn what_is_gone_is_forgotten_and_nothing_else() {
-        let cache = BlockCache::new((SHARDS * 64) << 10);
+        let cache = BlockCache::new((SHARDS_MAX * 64) << 10);
         let content = Bytes::from(vec![1; 1000]);
         let all: Vec<BlockAddress> = (0..300).map(|i| (i % 3, i * 4096)).collect();
         all.iter().for_each(|address| cache.insert(*address, &content));
@@ -185,6 +201,18 @@ mod tests {
         (0..10_000).for_each(|i| cache.insert((7, i), &content));
         [0, 2, 7].into_iter().for_each(|of| cache.forget(of));
         assert_eq!(cache.bytes(), 0);
+    }
+
+    #[test]
+    fn a_cache_for_large_blocks_keeps_them_however_small_it_is() {
+        for mib in [4, 5, 23, 64, 375, 4096] {
+            let cache = BlockCache::for_large((mib << 20) + 1024);
+            assert!(cache.has_room_for(1 << 20), "{mib}");
+            let content = Bytes::from(vec![1; 1 << 20]);
+            (0..3 * mib.min(64)).for_each(|i| cache.insert((9, i as u64 * 4096), &content));
+            assert!(cache.bytes() >= 3 << 20 && cache.bytes() <= (mib as u64 + 1) << 20, "{mib}: {}", cache.bytes());
+        }
+        assert!(!BlockCache::for_large(0).has_room_for(0));
     }
 
     #[test]
@@ -201,7 +229,7 @@ mod tests {
 
     #[test]
     fn stays_within_its_bound_and_prefers_what_is_used() {
-        let cache = BlockCache::new((SHARDS * 64) << 10);
+        let cache = BlockCache::new((SHARDS_MAX * 64) << 10);
         let hot = (0, 0);
         let content = Bytes::from(vec![1; 1000]);
         cache.insert(hot, &content);
@@ -212,8 +240,8 @@ mod tests {
                 assert_eq!(found, (offset / 2).to_le_bytes().repeat(100));
             }
         }
-        assert!(cache.bytes() <= ((SHARDS * 64) << 10) as u64);
-        assert!(cache.bytes() >= ((SHARDS * 60) << 10) as u64);
+        assert!(cache.bytes() <= ((SHARDS_MAX * 64) << 10) as u64);
+        assert!(cache.bytes() >= ((SHARDS_MAX * 60) << 10) as u64);
         cache.insert((2, 0), &Bytes::from(vec![0; 40 << 10]));
         assert_eq!(cache.get((2, 0)), None);
         cache.clear();

@@ -371,6 +371,11 @@ impl Engine {
     pub fn stats(&self) -> EngineStats {
         let mut stats = EngineStats::default();
         self.inner.counters.fill(&mut stats);
+        for cache in [&self.inner.cache, &self.inner.large_cache] {
+            stats.cached_bytes += cache.bytes();
+            stats.cache_hits += cache.hits();
+            stats.cache_misses += cache.misses();
+        }
         let shared = self.inner.shared();
         stats.chunks = shared.state.index.live_count();
         stats.tombstones = shared.state.index.tombstone_count();

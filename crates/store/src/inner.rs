@@ -72,9 +72,9 @@ impl Default for EngineOptions {
 }
 
 /// Larger chunks whose misses are remembered, at least; and for how many bytes of their cache there is one: four times as many
-/// as it holds of the longest.
+/// as it holds of the shortest.
 const MISSED_MIN: usize = 512;
-const MISSED_EACH_BYTES: usize = 256 << 10;
+const MISSED_EACH_BYTES: usize = 64 << 10;
 
 /// An emptied volume's file.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -137,7 +137,8 @@ impl Inner {
         lock: Box<dyn Send + Sync>,
     ) -> Inner {
         let missed = MISSED_MIN.max(options.large_cache_bytes / MISSED_EACH_BYTES);
-        let (cache, large_cache) = (BlockCache::new(options.cache_bytes), BlockCache::new(options.large_cache_bytes));
+        let (cache, large_cache) =
+            (BlockCache::new(options.cache_bytes), BlockCache::for_large(options.large_cache_bytes));
         Inner {
             env,
             disk,

@@ -76,7 +76,7 @@ pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>, owned: bool) -
             Ok((None, _)) if owned && has_moved(&inner.shared(), id, &live) => {}
             Ok((owner, piece)) => {
                 count(&inner.counters.read_bytes, piece.len() as u64);
-                if live.health == Health::Good && piece.len() == live.len as usize {
+                if live.health == Health::Good && !owned && piece.len() == live.len as usize {
                     keep_read(inner, &live, &piece);
                 }
                 let pieces = if piece.is_empty() { Vec::new() } else { vec![piece] };
@@ -127,12 +127,13 @@ pub fn keep(inner: &Inner, volume: VolumeNumber, offset: u64, payload: &[u8]) {
 }
 
 /// Keeps the verified payload of a chunk that was read from the disk: of a small one always, of a larger one when it was read
-/// not long before, too. A copy: the buffer it was read into is used again, and may be twice as long.
+/// not long before, too. A copy: the buffer it was read into is used again, and may be twice as long. What repair reads, with
+/// its owner, is not kept: users may never ask for it.
 fn keep_read(inner: &Inner, live: &Live, payload: &[u8]) {
     keep(inner, live.volume, live.offset, payload);
     let address = (u64::from(live.volume), live.offset);
     let is_larger = payload.len() > CACHED_LEN_MAX && payload.len() <= CACHED_LARGE_LEN_MAX;
-    if is_larger && inner.options.large_cache_bytes > 0 && inner.missed.again(address) {
+    if is_larger && inner.large_cache.has_room_for(payload.len()) && inner.missed.again(address) {
         inner.large_cache.insert(address, &Bytes::copy_from_slice(payload));
     }
 }

@@ -183,6 +183,11 @@ pub struct EngineStats {
     pub compacted_bytes: u64,
     pub scrub_passes: u64,
     pub scrubbed_bytes: u64,
+    /// Memory that contents of chunks take now.
+    pub cached_bytes: u64,
+    /// Looks for a chunk there that found it, and that did not.
+    pub cache_hits: u64,
+    pub cache_misses: u64,
 }
 
 /// What a scrub pass read and found.

@@ -265,8 +265,9 @@ fn each_kind_of_record_is_named_when_it_is_damaged() {
 #[test]
 fn larger_chunks_in_memory_hide_nothing() {
     let bench = Bench::formatted(27);
-    let (engine, _) = bench.try_open_with(EngineOptions { large_cache_bytes: 128 << 20, ..small() }).unwrap();
-    let lengths = [(1, 100_000), (2, 300_000), (3, 1 << 20)];
+    let options = || EngineOptions { large_cache_bytes: 8 << 20, apart_worth: 8, ..small() };
+    let (engine, _) = bench.try_open_with(options()).unwrap();
+    let lengths = [(1, 98_304), (2, 300_000), (3, 1 << 20)];
     let read = |number: u32, len: usize, range: std::ops::Range<u32>| {
         let data = bench.sim.block_on(engine.get(id(number), range.clone())).unwrap();
         let from_memory = data.from_memory;
@@ -301,6 +302,10 @@ fn larger_chunks_in_memory_hide_nothing() {
     assert_eq!(bench.get(&engine, id(1)), Err(StoreError::Deleted));
     assert_eq!(bench.get(&engine, id(3)), Err(StoreError::Deleted));
     assert!(read(2, 300_000, 0..u32::MAX));
+    bench.crash(engine);
+    let (engine, _) = bench.try_open_with(options()).unwrap();
+    let data = bench.sim.block_on(engine.get(id(2), 0..u32::MAX)).unwrap();
+    assert!(!data.from_memory, "memory does not outlive the process");
 }
 
 /// Many headers share a block when their payloads stand apart from them: the loss of that block, or of the one with their

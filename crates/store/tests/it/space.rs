@@ -50,6 +50,46 @@ fn written_and_deleted_ten_times_over_the_space_comes_back() {
     assert_eq!(engine.state(), DiskState::Healthy);
 }
 
+/// Volumes are emptied, moved and used again under what is kept in memory: it goes with them, and never hides what stands
+/// there now.
+#[test]
+fn what_is_kept_in_memory_follows_chunks_that_move_and_goes_with_their_volumes() {
+    let bench = Bench::formatted(9);
+    let (engine, _) = bench.try_open_with(EngineOptions { large_cache_bytes: 64 << 20, ..limited(40) }).unwrap();
+    let len_of = |number: u32| if number.is_multiple_of(3) { 500_000 } else { 20_000 };
+    let check = |kept: &[u32]| {
+        for number in kept.iter().chain(kept).chain(kept) {
+            assert_eq!(bench.get(&engine, id(*number)).unwrap(), payload(*number, len_of(*number)), "{number}");
+        }
+    };
+    let mut kept: Vec<u32> = Vec::new();
+    for round in 0..6 {
+        let new: Vec<u32> = (round * 40..round * 40 + 40).collect();
+        for number in &new {
+            bench.put(&engine, chunk(*number, len_of(*number))).unwrap();
+        }
+        check(&new);
+        check(&kept);
+        // Every eighth stays, so that volumes have to be moved to be emptied.
+        let (stays, goes): (Vec<u32>, Vec<u32>) =
+            new.iter().chain(&kept).partition(|number| (*number + 8 - round).is_multiple_of(8));
+        bench.delete(&engine, goes.into_iter().map(id).collect());
+        bench.sim.run_for(Duration::from_secs(2));
+        kept = stays;
+        check(&kept);
+    }
+    let stats = engine.stats();
+    assert!(stats.compacted_volumes > 10 && stats.cache_hits > 200 && stats.cache_misses > 200, "{stats:?}");
+    bench.delete(&engine, kept.into_iter().map(id).collect());
+    // What is written to is not emptied: go on to other volumes.
+    for number in 1000..1200 {
+        bench.put(&engine, chunk(number, if number < 1010 { 500_000 } else { 20_000 })).unwrap();
+    }
+    bench.sim.run_for(Duration::from_secs(5));
+    let cached = engine.stats().cached_bytes;
+    assert!(stats.cached_bytes > 0 && cached == 0, "{} before, {cached} now", stats.cached_bytes);
+}
+
 #[test]
 fn a_full_disk_reads_deletes_and_votes_and_takes_writes_again_after_deletes() {
     for len in [30_000, 800_000] {
