@@ -49,8 +49,8 @@ impl<'a> Stage<'a> {
     /// The node is killed, its disk works again, with only what was flushed; and it is started.
     fn replace_disk(&mut self, node: usize, arena: &Arena) -> Result<(), Failure> {
         self.cluster.kill(node);
-        let left = image::cut(&self.images[node - 1..node], Survivors::Nothing, &mut arena.random()).images;
-        let left = left.into_iter().next().expect("one disk was cut");
+        let left = image::cut(&self.images[node - 1..node], Survivors::Nothing, &mut arena.random()).disks;
+        let left = left.into_iter().next().expect("one disk was cut").image;
         drop(self.mounts.remove(node - 1));
         self.images[node - 1] = Arc::new(left);
         self.mounts.insert(node - 1, mount(&self.images[node - 1], &self.folder, node)?);

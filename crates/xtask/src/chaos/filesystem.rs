@@ -6,9 +6,10 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,7 +78,9 @@ impl Mounted {
     pub fn mount(kind: Kind, image: Arc<Image>, point: &Path) -> Result<Mounted, Failure> {
         std::fs::create_dir_all(point).tried(|| format!("{}", point.display()))?;
         let server = Server::start(&point.with_extension("device"), image)?;
-        kind.mount(&server.file(), point)?;
+        let kernel = KernelLog::from_now_on();
+        kind.mount(&server.file(), point)
+            .map_err(|failure| Failure(format!("{failure}; the kernel said: {}", kernel.file_systems())))?;
         Ok(Mounted { point: point.to_owned(), server })
     }
 
@@ -96,6 +99,38 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         // It was unmounted already, or its users are on their way out.
         let _ = unmount(&self.point, libc::MNT_DETACH);
+    }
+}
+
+/// What the kernel says (`/dev/kmsg`, as in the kernel's Documentation/ABI/testing/dev-kmsg).
+struct KernelLog(io::Result<File>);
+
+/// Messages that are told.
+const MESSAGES_MAX: usize = 20;
+
+impl KernelLog {
+    fn from_now_on() -> KernelLog {
+        let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg");
+        KernelLog(opened.and_then(|mut file| file.seek(SeekFrom::End(0)).map(|_| file)))
+    }
+
+    /// What it said of file systems on loop devices meanwhile. Others may be mounted at the same time.
+    fn file_systems(self) -> String {
+        let mut file = match self.0 {
+            Ok(file) => file,
+            Err(error) => return format!("/dev/kmsg cannot be read: {error}"),
+        };
+        let mut messages = Vec::new();
+        let mut record = [0; 8192];
+        // Each read gives one message; it fails when there is no more, or when some were overwritten.
+        while let Ok(len @ 1..) = file.read(&mut record) {
+            let text = String::from_utf8_lossy(&record[..len]);
+            let text = text.split_once(';').map_or("", |(_, text)| text).lines().next().unwrap_or_default();
+            if text.contains("(loop") && messages.len() < MESSAGES_MAX {
+                messages.push(text.to_owned());
+            }
+        }
+        messages.join(" | ")
     }
 }
 

@@ -203,9 +203,30 @@ impl Clone for Image {
 
 /// What is left after a power cut.
 pub struct Cut {
-    pub images: Vec<Image>,
+    pub disks: Vec<Left>,
     /// Writes that were not flushed at that moment.
     pub unflushed: usize,
+}
+
+/// What a power cut leaves of a disk.
+#[derive(Clone)]
+pub struct Left {
+    pub image: Image,
+    /// What a disk that tears no page would have kept of the same writes: each piece as its first sector went.
+    pub untorn: Image,
+}
+
+impl Left {
+    /// Of a disk that was not cut.
+    pub fn of(image: Image) -> Left {
+        Left { untorn: image.clone(), image }
+    }
+
+    /// Whether the cut tore the page in which this sector is.
+    pub fn is_torn(&self, sector: u64) -> bool {
+        let start = (sector as usize * SECTOR) / PAGE * PAGE;
+        self.image.read(start, PAGE).ok() != self.untorn.read(start, PAGE).ok()
+    }
 }
 
 /// The power fails on all disks at one instant.
@@ -217,36 +238,50 @@ pub fn cut(disks: &[Arc<Image>], survivors: Survivors, random: &mut Random) -> C
         for (page, flushed) in &state.flushed.0 {
             current[*page] = flushed.clone();
         }
-        survive(&mut current, &state.since, survivors, random);
-        Image { len_bytes: disk.len_bytes, state: Mutex::new(State { current, ..State::default() }) }
+        let mut untorn = current.clone();
+        for (write, kept) in state.since.iter().zip(kept_of(&state.since, survivors, random)) {
+            let mut at = 0;
+            for run in kept.chunk_by(|one, next| one == next) {
+                let end = (at + run.len() * SECTOR).min(write.data.len());
+                if run[0] {
+                    apply(&mut current, write.offset + at, &write.data[at..end]);
+                }
+                at = end;
+            }
+            for (page, within, len) in pieces(write.offset, write.data.len()) {
+                let at = page * PAGE + within - write.offset;
+                if kept[at / SECTOR] {
+                    apply(&mut untorn, write.offset + at, &write.data[at..at + len]);
+                }
+            }
+        }
+        let image =
+            |current| Image { len_bytes: disk.len_bytes, state: Mutex::new(State { current, ..State::default() }) };
+        Left { image: image(current), untorn: image(untorn) }
     });
-    Cut { images: left.collect(), unflushed }
+    Cut { disks: left.collect(), unflushed }
 }
 
-fn survive(pages: &mut Vec<Page>, writes: &[Write], survivors: Survivors, random: &mut Random) {
+/// Which sectors of each write are kept.
+fn kept_of(writes: &[Write], survivors: Survivors, random: &mut Random) -> Vec<Vec<bool>> {
     let whole = match survivors {
         Survivors::Nothing => 0,
         Survivors::First => random.below(writes.len() as u64 + 1) as usize,
         _ => writes.len(),
     };
-    for (index, write) in writes.iter().enumerate() {
+    let kept = writes.iter().enumerate().map(|(index, write)| {
+        let sectors = write.data.len().div_ceil(SECTOR);
         match survivors {
-            Survivors::AnyWrites if random.chance(50) => {}
-            Survivors::AnySectors => {
-                for (sector, data) in write.data.chunks(SECTOR).enumerate() {
-                    if random.chance(50) {
-                        apply(pages, write.offset + sector * SECTOR, data);
-                    }
-                }
-            }
+            Survivors::AnyWrites => vec![random.chance(50); sectors],
+            Survivors::AnySectors => (0..sectors).map(|_| random.chance(50)).collect(),
             Survivors::First if index == whole => {
-                let sectors = write.data.len() as u64 / SECTOR as u64;
-                apply(pages, write.offset, &write.data[..random.below(sectors + 1) as usize * SECTOR]);
+                let first = random.below(sectors as u64 + 1) as usize;
+                (0..sectors).map(|sector| sector < first).collect()
             }
-            _ if index < whole => apply(pages, write.offset, &write.data),
-            _ => {}
+            _ => vec![index < whole; sectors],
         }
-    }
+    });
+    kept.collect()
 }
 
 fn apply(pages: &mut impl IndexMut<usize, Output = Page>, offset: usize, data: &[u8]) {
@@ -307,10 +342,10 @@ mod tests {
         let live = [[2; 8].as_slice(), &[3; 12], &[1; 4]].concat();
         assert_eq!(sectors(&disk), live);
         let left = cut(from_ref(&disk), Survivors::Nothing, &mut random);
-        assert_eq!((sectors(&left.images[0]), left.unflushed), (vec![1; 24], 2));
-        assert_eq!(sectors(&cut(from_ref(&disk), Survivors::Everything, &mut random).images[0]), live);
+        assert_eq!((sectors(&left.disks[0].image), left.unflushed), (vec![1; 24], 2));
+        assert_eq!(sectors(&cut(from_ref(&disk), Survivors::Everything, &mut random).disks[0].image), live);
         disk.flush().unwrap();
-        assert_eq!(sectors(&cut(from_ref(&disk), Survivors::Nothing, &mut random).images[0]), live);
+        assert_eq!(sectors(&cut(from_ref(&disk), Survivors::Nothing, &mut random).disks[0].image), live);
         assert_eq!(sectors(&disk), live, "the live disk does not notice");
     }
 
@@ -320,7 +355,7 @@ mod tests {
         // As if the second write had come while the first was being flushed.
         disk.lock().settle(1);
         let left = cut(from_ref(&disk), Survivors::Nothing, &mut Random::new(1));
-        assert_eq!(sectors(&left.images[0]), [[2; 12].as_slice(), &[1; 12]].concat());
+        assert_eq!(sectors(&left.disks[0].image), [[2; 12].as_slice(), &[1; 12]].concat());
         assert_eq!(left.unflushed, 1);
         disk.flush().unwrap();
         assert!(!disk.has_unflushed() && disk.lock().flushed.0.is_empty());
@@ -333,7 +368,7 @@ mod tests {
         for seed in 0..100 {
             for survivors in [Survivors::First, Survivors::AnyWrites, Survivors::AnySectors] {
                 let left = cut(from_ref(&disk), survivors, &mut Random::new(seed));
-                let found = sectors(&left.images[0]);
+                let found = sectors(&left.disks[0].image);
                 for (index, value) in found.iter().enumerate() {
                     let possible: &[u8] = match index {
                         0..8 => &[1, 2],
@@ -344,6 +379,15 @@ mod tests {
                     assert!(possible.contains(value), "sector {index} holds {value} after {survivors:?}");
                 }
                 seen_torn |= found[0] != found[7];
+                // Sectors 0 to 7 are a page, and the writes meet in the next.
+                let untorn = sectors(&left.disks[0].untorn);
+                assert!(untorn[..8].iter().all(|value| *value == found[0]), "{survivors:?}: {untorn:?}");
+                assert!(untorn[16..20].iter().all(|value| *value == found[16]), "{survivors:?}: {untorn:?}");
+                assert_eq!(left.disks[0].is_torn(7), found[..8] != untorn[..8], "{survivors:?}: {found:?}");
+                assert!(!left.disks[0].is_torn(24), "nothing was written there");
+                if matches!(survivors, Survivors::AnyWrites) {
+                    assert_eq!(found, untorn);
+                }
             }
         }
         assert!(seen_torn);
