@@ -262,6 +262,9 @@ fn buckets(profile: Profile) -> Vec<BucketPlan> {
 const STORM_PG_BITS: u8 = 5;
 /// Where a spoilt disk may forget what was deleted, sessions are closed within the story.
 const STORM_RENEWAL: Duration = Duration::from_secs(20);
+/// Memory for chunks of nodes that have some: more than some stories fill, and less than others.
+const CHUNK_CACHE_BYTES: usize = 2 << 20;
+const LARGE_CHUNK_CACHE_BYTES: usize = 8 << 20;
 /// What a disk holds that is to be filled.
 const DISK_FULL_BYTES: u64 = 96 * MIB;
 
@@ -301,6 +304,8 @@ pub struct Plan {
     pub large_per_myriad: u64,
     /// Most small chunks are of whole blocks, and lie apart from their headers however few they are.
     pub whole_blocks: bool,
+    /// Chunks that were stored or read lately come from memory, or none do.
+    pub keeps_chunks: bool,
     /// What each disk may hold.
     pub disk_bytes: u64,
     /// Messages are lost, repeated and late.
@@ -324,6 +329,7 @@ impl Plan {
         Plan {
             profile,
             whole_blocks: keys % 4 == 0,
+            keeps_chunks: keys % 2 == 1 || profile == Profile::Wear,
             nodes: match profile {
                 Profile::Calm => [3, 5][random.below(2) as usize],
                 _ => profile.nodes(),
@@ -413,6 +419,8 @@ impl Plan {
                 volume_size_bytes: Some(6 * MIB),
                 ahead_bytes: 256 * KIB,
                 scrub_interval_s: 2,
+                cache_bytes: if self.keeps_chunks { CHUNK_CACHE_BYTES } else { 0 },
+                large_cache_bytes: if self.keeps_chunks { LARGE_CHUNK_CACHE_BYTES } else { 0 },
                 apart_worth: if self.whole_blocks { 0 } else { EngineOptions::default().apart_worth },
                 ..EngineOptions::default()
             },
