@@ -264,7 +264,7 @@ const STORM_PG_BITS: u8 = 5;
 const STORM_RENEWAL: Duration = Duration::from_secs(20);
 /// Memory for chunks of nodes that have some: more than some stories fill, and less than others.
 const CHUNK_CACHE_BYTES: usize = 2 << 20;
-const LARGE_CHUNK_CACHE_BYTES: usize = 8 << 20;
+const LARGE_CHUNK_CACHE_BYTES: usize = 1 << 20;
 /// What a disk holds that is to be filled.
 const DISK_FULL_BYTES: u64 = 96 * MIB;
 
@@ -326,10 +326,10 @@ impl Plan {
             Profile::Renewal | Profile::Overtaken => 12,
             _ => 3 + random.below(10),
         };
-        Plan {
+        let mut plan = Plan {
             profile,
             whole_blocks: keys % 4 == 0,
-            keeps_chunks: keys % 2 == 1 || profile == Profile::Wear,
+            keeps_chunks: false,
             nodes: match profile {
                 Profile::Calm => [3, 5][random.below(2) as usize],
                 _ => profile.nodes(),
@@ -374,18 +374,22 @@ impl Plan {
             }),
             feature_level: if profile == Profile::Upgrade { LEVEL_BEFORE } else { FEATURE_LEVEL },
             disk_bytes: if profile == Profile::DiskFull { DISK_FULL_BYTES } else { 16 << 30 },
-        }
+        };
+        // Of what was drawn already, so that seeds stay what they were.
+        plan.keeps_chunks = plan.clients % 2 == 1;
+        plan
     }
 
     /// For the timeline.
     pub fn in_words(&self) -> String {
         let network = if self.is_rough { "a network that loses, repeats and delays" } else { "a quiet network" };
         format!(
-            "a story of kind {}: {} nodes with {} disks each, {network}; {} clients with {} on {} keys in {} \
+            "a story of kind {}: {} nodes with {} disks each, which {}, {network}; {} clients with {} on {} keys in {} \
              buckets; at most {} troubles; lost after {:?}",
             self.profile.name(),
             self.nodes,
             self.disks,
+            if self.keeps_chunks { "keep chunks in memory" } else { "read all from disks" },
             self.clients,
             if self.profile.is_story() {
                 "as much as comes".into()

@@ -110,7 +110,7 @@ fn cached(inner: &Inner, live: &Live, range: &Range<u32>) -> Option<Bytes> {
         return None;
     }
     let cache = if live.len as usize <= CACHED_LEN_MAX { &inner.cache } else { &inner.large_cache };
-    // What it would not keep it was not asked for.
+    // Too long for this cache: no miss.
     if !cache.has_room_for(live.len as usize) {
         return None;
     }

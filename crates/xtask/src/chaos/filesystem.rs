@@ -105,8 +105,26 @@ impl Drop for Mounted {
 /// What the kernel says (`/dev/kmsg`, as in the kernel's Documentation/ABI/testing/dev-kmsg).
 struct KernelLog(io::Result<File>);
 
-/// Messages that are told.
+/// Messages that are told, what stands between them, and at their end when there are more.
 const MESSAGES_MAX: usize = 20;
+const BETWEEN: &str = " | ";
+const MORE: &str = "and more";
+
+/// The blocks, as numbers of sectors, whose checksums the kernel calls wrong in what it said of a mount that failed. `None`
+/// if it complains of anything else, or if not all is known.
+pub fn blocks_of_bad_checksum(said: &str) -> Option<Vec<u64>> {
+    let mut blocks = Vec::new();
+    for message in said.split(BETWEEN) {
+        if message.contains("Metadata CRC error detected") {
+            let (_, number) = message.split_once(" block 0x")?;
+            let digits: String = number.chars().take_while(char::is_ascii_hexdigit).collect();
+            blocks.push(u64::from_str_radix(&digits, 16).ok()?);
+        } else if message.contains("Metadata corruption") || message == MORE {
+            return None;
+        }
+    }
+    (!blocks.is_empty()).then_some(blocks)
+}
 
 impl KernelLog {
     fn from_now_on() -> KernelLog {
@@ -126,11 +144,15 @@ impl KernelLog {
         while let Ok(len @ 1..) = file.read(&mut record) {
             let text = String::from_utf8_lossy(&record[..len]);
             let text = text.split_once(';').map_or("", |(_, text)| text).lines().next().unwrap_or_default();
-            if text.contains("(loop") && messages.len() < MESSAGES_MAX {
+            if text.contains("(loop") {
                 messages.push(text.to_owned());
             }
         }
-        messages.join(" | ")
+        if messages.len() > MESSAGES_MAX {
+            messages.truncate(MESSAGES_MAX);
+            messages.push(MORE.into());
+        }
+        messages.join(BETWEEN)
     }
 }
 
@@ -354,6 +376,24 @@ mod tests {
         assert_eq!(len(op::OPEN, &[]), Some(16));
         assert_eq!(len(op::STATFS, &[]), Some(80));
         assert_eq!(len(999, &[]), None);
+    }
+
+    #[test]
+    fn the_kernel_names_its_torn_blocks() {
+        let bad = "XFS (loop0): Metadata CRC error detected at xfs_dir3_block_read_verify+0x71/0x100, xfs_dir3_block block 0x1c0 ";
+        let said = |messages: &[&str]| blocks_of_bad_checksum(&messages.join(BETWEEN));
+        let last = "XFS (loop0): log mount/recovery failed: error -74, block 0x7";
+        assert_eq!(
+            said(&["mount failed; the kernel said: XFS (loop0): Starting recovery", bad, last]),
+            Some(vec![0x1c0])
+        );
+        assert_eq!(said(&[last]), None);
+        assert_eq!(said(&[bad, last, MORE]), None);
+        assert_eq!(
+            said(&[bad, "XFS (loop0): Metadata corruption detected at xfs_agf_verify, xfs_agf block 0x1"]),
+            None
+        );
+        assert_eq!(said(&["XFS (loop0): Metadata CRC error detected at xfs_agf_read_verify", last]), None);
     }
 
     #[test]

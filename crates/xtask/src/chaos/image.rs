@@ -224,8 +224,19 @@ impl Left {
 
     /// Whether the cut tore the page in which this sector is.
     pub fn is_torn(&self, sector: u64) -> bool {
-        let start = (sector as usize * SECTOR) / PAGE * PAGE;
-        self.image.read(start, PAGE).ok() != self.untorn.read(start, PAGE).ok()
+        self.page_of(sector).is_some_and(|page| self.image.lock().current[page] != self.untorn.lock().current[page])
+    }
+
+    /// As if the cut had not torn that page.
+    pub fn mend(&mut self, sector: u64) {
+        if let Some(page) = self.page_of(sector) {
+            self.image.lock().current[page] = self.untorn.lock().current[page].clone();
+        }
+    }
+
+    fn page_of(&self, sector: u64) -> Option<usize> {
+        let page = (sector / (PAGE / SECTOR) as u64) as usize;
+        (page < self.image.len_bytes as usize / PAGE).then_some(page)
     }
 }
 
@@ -383,8 +394,13 @@ mod tests {
                 let untorn = sectors(&left.disks[0].untorn);
                 assert!(untorn[..8].iter().all(|value| *value == found[0]), "{survivors:?}: {untorn:?}");
                 assert!(untorn[16..20].iter().all(|value| *value == found[16]), "{survivors:?}: {untorn:?}");
-                assert_eq!(left.disks[0].is_torn(7), found[..8] != untorn[..8], "{survivors:?}: {found:?}");
-                assert!(!left.disks[0].is_torn(24), "nothing was written there");
+                let mut mended = left.disks[0].clone();
+                assert_eq!(mended.is_torn(7), found[..8] != untorn[..8], "{survivors:?}: {found:?}");
+                assert!(!mended.is_torn(24) && !mended.is_torn(u64::MAX), "nothing was written there");
+                mended.mend(7);
+                mended.mend(u64::MAX);
+                assert_eq!(sectors(&mended.image), [&untorn[..8], &found[8..]].concat());
+                assert!(!mended.is_torn(0));
                 if matches!(survivors, Survivors::AnyWrites) {
                     assert_eq!(found, untorn);
                 }
