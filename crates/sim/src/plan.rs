@@ -262,7 +262,8 @@ fn buckets(profile: Profile) -> Vec<BucketPlan> {
 const STORM_PG_BITS: u8 = 5;
 /// Where a spoilt disk may forget what was deleted, sessions are closed within the story.
 const STORM_RENEWAL: Duration = Duration::from_secs(20);
-/// Memory for chunks of nodes that have some: more than some stories fill, and less than others.
+/// Memory for chunks of nodes that have some: more than some stories fill, and less than others. Chunks of more than 256 KiB
+/// are not kept.
 const CHUNK_CACHE_BYTES: usize = 2 << 20;
 const LARGE_CHUNK_CACHE_BYTES: usize = 1 << 20;
 /// What a disk holds that is to be filled.

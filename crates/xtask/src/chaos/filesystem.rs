@@ -111,7 +111,7 @@ const BETWEEN: &str = " | ";
 const MORE: &str = "and more";
 
 /// The blocks, as numbers of sectors, whose checksums the kernel calls wrong in what it said of a mount that failed. `None`
-/// if it complains of anything else, or if not all is known.
+/// if it calls metadata corrupt for another reason, or said more than is here.
 pub fn blocks_of_bad_checksum(said: &str) -> Option<Vec<u64>> {
     let mut blocks = Vec::new();
     for message in said.split(BETWEEN) {

@@ -40,7 +40,7 @@ const LOOK_INTERVAL: Duration = Duration::from_micros(50);
 const CUT_AGAIN_PERCENT: u64 = 25;
 const CUT_AGAIN_AFTER_MS: (u64, u64) = (10, 400);
 
-/// XFS may not mount after a cut that tore one of its blocks (`docs/chaos.md`): of so many cuts at most one.
+/// XFS may not mount after a cut that tore one of its blocks (`docs/chaos.md`): one disk at most for so many cuts.
 const REFUSED_ONE_OF: u64 = 10;
 
 /// Small enough to ride inside commands, small chunks of the journal, large payloads of bulk volumes.
@@ -279,7 +279,7 @@ impl<'a> Rig<'a, '_> {
 
     /// The blocks because of which the kernel cannot mount a disk: XFS takes a block of its own, of which the cut kept the
     /// first sectors and not the others, for written whole. No server has touched that disk since, and none can. With these
-    /// blocks whole it must mount, and is judged like all others. Empty if there is any other reason.
+    /// blocks whole it must mount, or name others, and is judged like all others. Empty if there is any other reason.
     fn torn_metadata(&self, disk: &Left, refusal: &Failure) -> Vec<u64> {
         let blocks = filesystem::blocks_of_bad_checksum(&refusal.0).filter(|_| self.kind == Kind::Xfs);
         blocks.filter(|blocks| blocks.iter().all(|sector| disk.is_torn(*sector))).unwrap_or_default()
