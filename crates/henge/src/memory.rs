@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-/// The share of it that goes to larger chunks which were read lately: direct I/O leaves nothing in the page cache.
+/// The share of it that goes to larger chunks which are read again and again: direct I/O leaves nothing in the page cache.
 const LARGE_CHUNKS_SHARE: u64 = 64;
 
 /// Memory for larger chunks, in bytes, of each of so many disks; none where the system does not say how much there is.

@@ -49,7 +49,7 @@ pub struct EngineOptions {
     pub scrub_interval_s: u64,
     /// Memory for the contents of small chunks that were stored or read last; 0: none.
     pub cache_bytes: usize,
-    /// Memory for the contents of larger chunks, up to 1 MiB, that were read lately; 0: none.
+    /// Memory for the contents of larger chunks, up to 1 MiB, that are read again and again; 0: none.
     pub large_cache_bytes: usize,
     pub may_drop_tombstone: TombstoneRule,
 }
@@ -71,8 +71,8 @@ impl Default for EngineOptions {
     }
 }
 
-/// Larger chunks whose misses are remembered, at least; and for how many bytes of their cache there is one: sixteen times as
-/// many as it holds of the longest, a quarter of what it holds of the shortest.
+/// Larger chunks whose misses are remembered, at least; and for how many bytes of their cache there is one: four times as many
+/// as it holds of the shortest.
 const MISSED_MIN: usize = 512;
 const MISSED_EACH_BYTES: usize = 64 << 10;
 

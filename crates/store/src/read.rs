@@ -23,7 +23,7 @@ const ONE_READ_LEN: u64 = 64 << 10;
 const MOVES_MAX: usize = 8;
 /// Longest payload that is kept in memory when it is stored or read.
 const CACHED_LEN_MAX: usize = 16 << 10;
-/// Longest payload that is kept in memory when it is read: longer ones come from a disk nearly as fast.
+/// Longest payload that is kept in memory when it is read again: longer ones come from a disk nearly as fast.
 const CACHED_LARGE_LEN_MAX: usize = 1 << 20;
 /// Bytes of a Raft log read at once.
 const WINDOW_LEN: u64 = 1 << 20;
@@ -60,7 +60,7 @@ pub async fn chunk(inner: &Inner, id: ChunkId, range: Range<u32>, owned: bool) -
         let Some(file) = file else {
             return Err(StoreError::Damaged(format!("chunk {id}: its volume is missing")));
         };
-        if !owned && let Some(piece) = cached(inner, &live, &range) {
+        if let Some(piece) = cached(inner, &live, &range).filter(|_| !owned) {
             let pieces = if piece.is_empty() { Vec::new() } else { vec![piece] };
             return Ok(ChunkData { stat: stat_of(id, &live), owner: None, pieces, from_memory: true });
         }
@@ -110,10 +110,6 @@ fn cached(inner: &Inner, live: &Live, range: &Range<u32>) -> Option<Bytes> {
         return None;
     }
     let cache = if live.len as usize <= CACHED_LEN_MAX { &inner.cache } else { &inner.large_cache };
-    // Too long for this cache: no miss.
-    if !cache.has_room_for(live.len as usize) {
-        return None;
-    }
     let kept = cache.get((u64::from(live.volume), live.offset))?;
     (kept.len() == live.len as usize).then(|| part(&kept, live, range))
 }
@@ -130,18 +126,15 @@ pub fn keep(inner: &Inner, volume: VolumeNumber, offset: u64, payload: &[u8]) {
     }
 }
 
-/// Keeps the verified payload of a chunk that was read from the disk: of a small one always, of a larger one while there is
-/// space, and then when it was read not long before, too. A copy: the buffer it was read into is used again, and may be twice
-/// as long. What repair reads, with its owner, is not kept: users may never ask for it.
+/// Keeps the verified payload of a chunk that was read from the disk: of a small one always, of a larger one when it was read
+/// not long before, too. A copy: the buffer it was read into is used again, and may be twice as long. What repair reads, with
+/// its owner, is not kept: users may never ask for it.
 fn keep_read(inner: &Inner, live: &Live, payload: &[u8]) {
     keep(inner, live.volume, live.offset, payload);
     let address = (u64::from(live.volume), live.offset);
-    let (cache, len) = (&inner.large_cache, payload.len());
-    if len <= CACHED_LEN_MAX || len > CACHED_LARGE_LEN_MAX || !cache.has_room_for(len) {
-        return;
-    }
-    if cache.has_space_for(address, len) || inner.missed.again(address) {
-        cache.insert(address, &Bytes::copy_from_slice(payload));
+    let is_larger = payload.len() > CACHED_LEN_MAX && payload.len() <= CACHED_LARGE_LEN_MAX;
+    if is_larger && inner.large_cache.has_room_for(payload.len()) && inner.missed.again(address) {
+        inner.large_cache.insert(address, &Bytes::copy_from_slice(payload));
     }
 }
 
