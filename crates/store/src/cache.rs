@@ -49,7 +49,7 @@ impl BlockCache {
         BlockCache::with_shards(bytes_max, SHARDS_MAX)
     }
 
-    /// For blocks of up to 4 MiB, when there is room for four of them.
+    /// For blocks of up to 1 MiB, when there is room for a little more than four of them.
     pub fn for_large(bytes_max: usize) -> BlockCache {
         BlockCache::with_shards(bytes_max, (bytes_max / SHARD_BYTES_MIN).clamp(1, SHARDS_MAX))
     }

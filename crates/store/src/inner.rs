@@ -71,8 +71,8 @@ impl Default for EngineOptions {
     }
 }
 
-/// Larger chunks whose misses are remembered, at least; and for how many bytes of their cache there is one: four times as many
-/// as it holds of the shortest.
+/// Larger chunks whose misses are remembered, at least; and for how many bytes of their cache there is one: sixteen times as
+/// many as it holds of the longest, a quarter of what it holds of the shortest.
 const MISSED_MIN: usize = 512;
 const MISSED_EACH_BYTES: usize = 64 << 10;
 
