@@ -378,10 +378,18 @@ impl Replicas {
         self.groups.write().unwrap_or_else(PoisonError::into_inner).remove(&handle.id);
     }
 
-    /// Removes a replica's state, then its log. The state first: a log without state is known to be unfinished.
+    /// Removes a replica's state, then its log. The state first: a log without state is known to be unfinished. Rows go range by
+    /// range, and damage may keep the group's own where others went: so that one says first that none of them counts any more.
     async fn forget(&self, id: GroupId) -> Result<(), String> {
         let failed = |why: String| format!("the replica of group {id} cannot be removed: {why}");
-        let state = group::load(&KvView::over(&*self.kv), id).unwrap_or_default();
+        let loaded = group::load(&KvView::over(&*self.kv), id);
+        let nothing = loaded.as_ref().is_ok_and(|state| *state == GroupState::default());
+        let state = loaded.unwrap_or_default();
+        if !nothing {
+            let mark = change_out(group::mark(id, &state, Install::Incomplete));
+            self.kv.commit(vec![mark]).map_err(|error| failed(error.to_string()))?;
+            self.kv.flush().await.map_err(|error| failed(error.to_string()))?;
+        }
         if let Err(why) = erase_all(&self.kv, group::row_ranges(id, &state)).await {
             tracing::warn!("the state of group {id} is hidden by damage together with other rows: {why}");
             self.erase_all_but_the_sound().await.map_err(failed)?;
